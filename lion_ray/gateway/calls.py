@@ -1,0 +1,95 @@
+"""A call to an endpoint, its key, and the two ways it can end.
+
+Invariants:
+- The key is the SHA-256 of the canonical request: model, messages, sampling and a sample ordinal, and nothing else.
+  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract 1).
+- Everything here pickles and is immutable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+Message = dict[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``, as in OpenAI's chat completions API."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for one chat completion."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    """Sent, and part of the key, only where the endpoint's config says `send_seed`."""
+    json_schema: dict[str, Any] | None = None
+    """Sent, and part of the key, only where the endpoint's config says `json_schema`."""
+    ordinal: int = 0
+    """Tells wanted repetitions of one request apart (a second sample, a verdict asked again)."""
+    role: str = ""
+    """teacher, referee or generator: for accounts, never part of the key."""
+
+    def body(self, model: str) -> dict[str, Any]:
+        """The request as chat completions take it, without the fields' endpoint-specific names."""
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": list(self.messages),
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }
+        if self.seed is not None:
+            body["seed"] = self.seed
+        if self.json_schema is not None:
+            body["json_schema"] = self.json_schema
+        return body
+
+    def key(self, model: str) -> str:
+        """64 hex digits that name this request in every journal."""
+        canonical = orjson.dumps([self.body(model), self.ordinal], option=orjson.OPT_SORT_KEYS)
+        return hashlib.sha256(canonical).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an endpoint answered, and was paid for: journaled before anyone sees it. `text` may be empty."""
+
+    key: str
+    text: str
+    finish_reason: str
+    """stop | length | content_filter | …, as the endpoint said."""
+    model: str
+    """The model the endpoint says it used."""
+    endpoint: str
+    """The endpoint's name in the config."""
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    """From sending the attempt that succeeded to having its answer."""
+    cost_usd: float | None = None
+    replayed: bool = False
+    """True where it came out of the journal and nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that ended without a completion, for a reason that lies in its data or outlasted every attempt.
+
+    Never journaled: the next run tries it again.
+    """
+
+    key: str
+    reason: str
+    """Short and countable: ``rejected by the endpoint``, ``timed out``, ``server error`` …"""
+    detail: str
+    """What the endpoint said, shortened; never holds a key."""
+
+
+Outcome = Completion | Failure

@@ -1,0 +1,131 @@
+"""The tables that travel between the actors, and the ids in them.
+
+Invariants:
+- An instruction's id is the hash of its text: the same text has the same id in every run and on every machine.
+- A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row says why in `reason`.
+- An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract 6).
+- Seeds depend on what they are for, never on order, time or process (contract 3).
+
+This module knows nothing of Ray, models or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+OK = "ok"
+QUARANTINED = "quarantined"
+
+INSTRUCTION = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        # Where it came from: `seed` (the user's pool), `hard` or `easy` (generated from such a parent).
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("parent", pa.string()),
+        # The iteration that generated it; 0 for the user's own.
+        pa.field("iteration", pa.int32(), nullable=False),
+    ]
+)
+"""A row of the Train Pool, the Cache Pool or the held-out set."""
+
+ANSWER = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("text", pa.string(), nullable=False),  # "" where there is none
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("version", pa.string()),  # the checkpoint's, for the student
+        pa.field("endpoint", pa.string()),  # the API's name in the config, for the teacher
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("cost_usd", pa.float64()),  # null: no price known
+        pa.field("call", pa.string()),  # the journal's key
+    ]
+)
+"""What the teacher or the student said to one instruction."""
+
+VERDICT = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("teacher_score", pa.float64()),  # mean of the orders, 1 to 10
+        pa.field("student_score", pa.float64()),
+        # [teacher, student], in each order; null where that order gave no score.
+        pa.field("teacher_first", pa.list_(pa.float64())),
+        pa.field("student_first", pa.list_(pa.float64())),
+        pa.field("review_teacher_first", pa.string()),
+        pa.field("review_student_first", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("endpoint", pa.string()),
+        pa.field("version", pa.string()),  # the judged student's
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("cost_usd", pa.float64()),
+        pa.field("calls", pa.list_(pa.string())),
+    ]
+)
+"""The referee's judgement of one teacher answer against one student answer."""
+
+CANDIDATE = pa.schema(
+    [
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # hard | easy
+        pa.field("parent", pa.string(), nullable=False),
+        pa.field("request", pa.int64(), nullable=False),  # its place in the order of requests
+        pa.field("status", pa.string(), nullable=False),  # ok: accepted
+        pa.field("reason", pa.string()),
+        pa.field("call", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("cost_usd", pa.float64()),
+    ]
+)
+"""A generated instruction, accepted or rejected with a reason."""
+
+
+def instruction_id(text: str) -> str:
+    """The content hash that names an instruction: 16 hex digits (64 bits) of SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**31) that depends on `parts` alone, such as (run seed, iteration, instruction id)."""
+    joined = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], "big") % 2**31
+
+
+def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of `schema`; a missing key is null, an unknown one is a mistake of ours and raises."""
+    rows = list(rows)
+    names = set(schema.names)
+    for row in rows:
+        if unknown := set(row) - names:
+            raise ValueError(f"not in the schema: {sorted(unknown)}")
+    result = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    for field in schema:
+        if not field.nullable and result[field.name].null_count:
+            raise ValueError(f"{field.name} must not be null")
+    return result
+
+
+def shards(pool: pa.Table, rows: int) -> Iterator[pa.Table]:
+    """Slices of at most `rows` rows, each with buffers of its own (a plain slice would ship the whole pool)."""
+    for start in range(0, pool.num_rows, rows):
+        yield pool.slice(start, rows).combine_chunks() if pool.num_rows <= rows else _compact(pool.slice(start, rows))
+
+
+def _compact(piece: pa.Table) -> pa.Table:
+    return piece.take(pa.array(range(piece.num_rows), pa.int64()))
+
+
+def ok_rows(answers: pa.Table) -> pa.Table:
+    """The rows that may be trained on or scored."""
+    return answers.filter(pa.compute.equal(answers["status"], OK))
