@@ -155,7 +155,7 @@ class StudentConfig(Section):
     model: str
     """The model to start from: a folder, a hub name, or bundled:NAME."""
     prompt: str = "chat"
-    """How an instruction becomes a prompt: chat (the model's own chat template), instruction (Lion's), or a .txt file."""
+    """How an instruction becomes a prompt: chat (the model's chat template), instruction (Lion's), or a .txt file."""
     temperature: float = Field(0.7, ge=0, le=2)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -317,5 +317,7 @@ class RunConfig(Section):
         for role in ("teacher", "referee", "generator"):
             name = getattr(self, role).endpoint
             if name not in self.endpoints:
-                raise ValueError(f"{role}.endpoint: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})")
+                raise ValueError(
+                    f"{role}.endpoint: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})"
+                )
         return self

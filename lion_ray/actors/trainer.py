@@ -1,0 +1,195 @@
+"""Imitation under Ray Train: hands `training.fit` its rows, Ray Train's report and its last checkpoint.
+
+Invariants:
+- A fit is named by the iteration, so a retried one is restored where it was, and a finished one is not run again.
+- The weights arrive in the run folder whole: written aside, moved, and counted only once the stage's manifest is there.
+- The fine-tuning itself knows no Ray; this file knows no torch beyond the number of its threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as TrainRunConfig
+from ray.train.torch import TorchTrainer
+
+from lion_ray.actors.student import ModelRef
+from lion_ray.errors import LionError, TrainingError
+from lion_ray.inference import gpu_build
+from lion_ray.records import OK
+from lion_ray.store import RunStore
+
+if TYPE_CHECKING:
+    from lion_ray.stages import Manifest, Run
+
+CANARY_PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "List three prime numbers.",
+    "Explain in a few words why the sky is blue.",
+)
+CANARY_TOKENS = 16
+
+
+def trains_on_gpu(use_gpu: bool | None) -> bool:
+    return gpu_build() if use_gpu is None else use_gpu
+
+
+async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
+    """Fine-tune `start` on the Train Pool's answers; the model is then in ``iteration-k/checkpoint/model``.
+
+    Returns:
+        What `training.fit.train` measured: steps, tokens per second, held-out loss before and after, and so on.
+
+    Raises:
+        TrainingError: the workers failed more often than `max_restarts`.
+    """
+    config = run.config.imitation
+    folder = f"iteration-{iteration}/checkpoint"
+    job = {
+        "store": run.store,
+        "base_dir": run.base_dir,
+        "start": start,
+        "target": f"{folder}/model",
+        "rows": [(shard.instructions, shard.answers) for shard in run.pool(iteration - 1)],
+        "heldout": [(shard.instructions, shard.answers) for shard in run.pool("heldout")],
+        "config": config,
+        "prompt": run.config.student.prompt,
+        "serve_dtype": run.config.student.dtype,
+        "seed": run.config.seed + iteration,
+        "threads": max(1, (os.cpu_count() or 1) // config.workers),
+    }
+    gpu = trains_on_gpu(config.use_gpu)
+    resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=resources),
+        run_config=TrainRunConfig(
+            name=f"iteration-{iteration}",
+            storage_path=run.store.path("fits") if run.store.is_local else f"{run.store.root}/fits",
+            failure_config=FailureConfig(max_failures=config.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    progress_file = f"{folder}/progress.json"
+    began = time.time()
+    with run.progress.stage(f"iteration {iteration}: fine-tuning", 0, "steps") as shown:
+
+        def look() -> None:
+            if (seen := run.store.read_json(progress_file)) is not None:
+                shown.total = seen["steps"]
+                shown.update(seen["step"], f"loss {seen['loss']:.3f}")
+
+        fit = asyncio.create_task(asyncio.to_thread(_fit, trainer))
+        while not (await asyncio.wait([fit], timeout=2.0))[0]:
+            look()
+        fit.result()
+        metrics = run.store.read_json(f"{folder}/model/training.json")
+        if metrics is None:
+            raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
+        shown.total = metrics["steps"]
+        shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
+    return metrics | {"stage_seconds": round(time.time() - began, 2)}
+
+
+def _arrow(metrics: dict[str, Any]) -> str:
+    before, after = metrics.get("heldout_loss_before"), metrics.get("heldout_loss_after")
+    return "not measured" if before is None or after is None else f"{before:.3f} → {after:.3f}"
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", None) or {0: error}
+        first = next(iter(failures.values()))
+        if isinstance(first, LionError):
+            raise type(first)(str(first)) from None
+        raise TrainingError(f"fine-tuning failed: {_last_line(first)}") from None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:400]
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """One Ray Train worker: fetch, train, and on rank 0 move the result into the run folder."""
+    import torch
+
+    from lion_ray.training.fit import train
+    from lion_ray.training.spec import TrainSpec
+
+    store: RunStore = job["store"]
+    context = ray.train.get_context()
+    leads = context.get_world_rank() == 0
+    if not torch.cuda.is_available():
+        torch.set_num_threads(job["threads"])
+    # Beside its final place where that is a local folder, so that adopting it is one rename.
+    output = Path(store.path(job["target"])) if store.is_local else Path(tempfile.mkdtemp()) / "model"
+    spec = TrainSpec.of(
+        job["config"],
+        model_dir=str(job["start"].fetch(store, job["base_dir"])),
+        output_dir=str(output),
+        prompt=job["prompt"],
+        base_dir=str(job["base_dir"]),
+        seed=job["seed"],
+        serve_dtype=job["serve_dtype"],
+        canary_prompts=CANARY_PROMPTS,
+        canary_tokens=CANARY_TOKENS,
+    )
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        if leads and "step" in metrics:
+            store.write_json(f"{Path(job['target']).parent}/progress.json", metrics)
+        if checkpoint is None:
+            return
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))
+
+    last = ray.train.get_checkpoint()
+    restore = Path(tempfile.mkdtemp(prefix="lion-ray-restore-")) if last else None
+    try:
+        if last is not None:
+            last.to_directory(str(restore))
+        train(
+            spec,
+            rows=read_rows(store, job["rows"]),
+            heldout_rows=read_rows(store, job["heldout"]),
+            report=report,
+            restore=restore,
+        )
+    finally:
+        if restore is not None:
+            shutil.rmtree(restore, ignore_errors=True)
+    if leads:
+        store.adopt_folder(output, job["target"])
+
+
+def read_rows(store: RunStore, parts: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Instructions joined with their answers; what was quarantined is never trained on (contract 4)."""
+    rows: list[dict[str, Any]] = []
+    for instructions, answers in parts:
+        asked: pa.Table = store.read_table(instructions)
+        given: pa.Table = store.read_table(answers)
+        for question, answer in zip(asked.to_pylist(), given.to_pylist(), strict=True):
+            if question["id"] != answer["id"]:
+                raise TrainingError(f"{answers} does not answer {instructions}")
+            if answer["status"] == OK:
+                rows.append(
+                    {
+                        "instruction": question["text"],
+                        "answer": answer["text"],
+                        "finish_reason": answer["finish_reason"],
+                    }
+                )
+    return rows

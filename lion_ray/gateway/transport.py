@@ -1,0 +1,113 @@
+"""One attempt at a chat completion over HTTP.
+
+Invariants:
+- `Transport.chat` makes one request and returns a Reply or raises a TransportError; it never retries or waits.
+- No exception, message or reply that leaves a transport holds the API key, not even as an exception's context.
+
+This module knows nothing of the journal, of concurrency or of time between attempts; what a status or a body means is
+`wire`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import openai
+
+from lion_ray.config import EndpointConfig
+from lion_ray.gateway.wire import (
+    CONNECTION_LOST,
+    GARBLED,
+    TIMED_OUT,
+    Refused,
+    Reply,
+    Transient,
+    TransportError,
+    Unreachable,
+    parse_reply,
+    shorten,
+    status_error,
+)
+
+
+class Transport(Protocol):
+    """One way to send chat completions to one endpoint."""
+
+    async def chat(self, body: dict[str, Any]) -> Reply:
+        """Send `body` (see `wire_body`) once. Raises TransportError."""
+
+    async def close(self) -> None:
+        """Give back connections."""
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class OpenAITransport:
+    """The `openai` package's client, without its retries."""
+
+    def __init__(self, config: EndpointConfig, base_url: str, api_key: str | None) -> None:
+        """`api_key` None: the endpoint asks for none."""
+        self._key = api_key
+        self._total_s = config.timeout_s
+        timeout = openai.Timeout(config.timeout_s, connect=config.connect_timeout_s)
+        self._client = openai.AsyncOpenAI(
+            api_key=api_key or "none",
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            # A proxy from the environment cannot reach this machine's loopback.
+            http_client=openai.DefaultAsyncHttpxClient(
+                base_url=base_url, timeout=timeout, trust_env=not is_loopback(base_url)
+            ),
+        )
+
+    async def chat(self, body: dict[str, Any]) -> Reply:
+        error: TransportError
+        try:
+            async with asyncio.timeout(self._total_s):
+                response = await self._client.chat.completions.with_raw_response.create(**body)
+            return parse_reply(self._redact_bytes(response.content))
+        except TimeoutError:
+            error = Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
+        except openai.APIStatusError as cause:
+            error = status_error(cause.status_code, cause.response.headers, self._redact(cause.response.text))
+        except openai.APIConnectionError as cause:
+            error = self._connection_error(cause)
+        # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
+        raise error
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _connection_error(self, error: openai.APIConnectionError) -> TransportError:
+        cause = error.__cause__
+        # By name: the openai package has changed its HTTP library before, and these names stayed.
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        detail = shorten(self._redact(f"{type(cause).__name__}: {cause}"))
+        if names & {"ConnectError", "ConnectTimeout", "ProxyError"}:
+            return Unreachable(detail)
+        if names & {"UnsupportedProtocol", "TooManyRedirects"}:
+            return Refused("address", detail)
+        if isinstance(error, openai.APITimeoutError):
+            return Transient(TIMED_OUT, detail)
+        if "DecodingError" in names or ("RemoteProtocolError" in names and re.search("body|chunked", str(cause))):
+            return Transient(GARBLED, f"cut off: {detail}")
+        return Transient(CONNECTION_LOST, detail)
+
+    def _redact(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def _redact_bytes(self, data: bytes) -> bytes:
+        return data.replace(self._key.encode(), b"***") if self._key else data

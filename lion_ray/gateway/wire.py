@@ -1,0 +1,254 @@
+"""What chat completions look like on the wire: the body to send, the reply in an answer, what a failure means.
+
+Invariants:
+- The kind of TransportError is the whole of the client's knowledge about what went wrong.
+- Plain functions of bytes, statuses and headers that know nothing of an HTTP library, so every transport agrees.
+
+This module opens no connection and knows no key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+import orjson
+
+from lion_ray.config import EndpointConfig
+from lion_ray.gateway.calls import Call
+
+TIMED_OUT = "timed out"
+SERVER_ERROR = "server error"
+GARBLED = "garbled answer"
+CONNECTION_LOST = "connection lost"
+UNREACHABLE = "unreachable"
+REJECTED = "rejected by the endpoint"
+
+Fault = Literal["key", "model", "address", "quota"]
+
+_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_DETAIL_CHARS = 300
+
+
+class TransportError(Exception):
+    """Base of what `Transport.chat` raises. `detail` is one line for people."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mistake
+    """The endpoint asks for a pause: `retry_after_s` seconds, or None where it does not say how long."""
+
+    def __init__(self, retry_after_s: float | None, detail: str = "") -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Transient(TransportError):  # noqa: N818
+    """The same request may succeed later; `retry_after_s` where the endpoint said when."""
+
+    def __init__(self, reason: str, detail: str, retry_after_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class Unreachable(Transient):
+    """No connection came about."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(UNREACHABLE, detail)
+
+
+class Rejected(TransportError):  # noqa: N818
+    """This request will never succeed; others may."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Refused(TransportError):  # noqa: N818
+    """The endpoint refuses every request, because of its `fault`: key, model, address or quota."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault: Fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A chat completion as the endpoint gave it. Token counts are 0 where it named none."""
+
+    text: str
+    finish_reason: str
+    model: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def as_sent(call: Call, config: EndpointConfig) -> Call:
+    """The call without what the endpoint is not sent; its key is taken from this, so it names what was bought."""
+    return dataclasses.replace(
+        call,
+        seed=call.seed if config.send_seed else None,
+        json_schema=call.json_schema if config.json_schema else None,
+    )
+
+
+def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
+    """The JSON body under the names the endpoint uses; `call` as `as_sent` returns it."""
+    body = call.body(config.model)
+    body[config.max_tokens_field] = body.pop("max_tokens")
+    if (schema := body.pop("json_schema", None)) is not None:
+        # OpenAI allows 64 letters, digits, - and _ in a schema's name.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title", "answer")))[:64] or "answer"
+        json_schema = {"name": name, "schema": schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
+    return body
+
+
+def parse_reply(data: bytes) -> Reply:
+    """The reply in a body that came with HTTP 200. Raises Transient(GARBLED) where there is none."""
+    try:
+        body = _loads(data)
+    except ValueError:
+        raise Transient(GARBLED, f"HTTP 200, but not JSON: {_excerpt(data)}") from None
+    choices = body.get("choices") if isinstance(body, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(body, dict) or not isinstance(choice, dict) or not isinstance(message, dict):
+        # Some gateways report errors this way: {"error": {"message": ...}} with status 200.
+        raise Transient(GARBLED, f"HTTP 200, but no choices: {_message(body) or _excerpt(data)}")
+    usage = body.get("usage")
+    return Reply(
+        text=_text(message.get("content")),
+        finish_reason=_text(choice.get("finish_reason")) or "unknown",
+        model=_text(body.get("model")),
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+        cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
+    )
+
+
+def status_error(status: int, headers: Mapping[str, str], text: str) -> TransportError:
+    """What a status of 400 or more means. `headers` is case-insensitive; `text` is the body, free of the key."""
+    try:
+        body: Any = _loads(text.encode("utf-8", "replace"))
+    except ValueError:
+        body = None
+    message = _message(body) or shorten(text)
+    error = body.get("error") if isinstance(body, dict) else None
+    codes = {str(error.get("code")), str(error.get("type"))} if isinstance(error, dict) else set()
+    detail = f"HTTP {status}: {message}" if message else f"HTTP {status}"
+    lower = message.lower()
+    if status == 402 or (status in (403, 429) and codes & _QUOTA):
+        return Refused("quota", detail)
+    if status == 429:
+        if lower.startswith("request too large"):
+            # More tokens than a whole minute's limit: waiting would never end.
+            return Rejected(REJECTED, detail)
+        return RateLimited(retry_after(headers), detail)
+    if status == 403 and ("moderation" in lower or "flagged" in lower):
+        # Some gateways answer so to one input, not to a key.
+        return Rejected(REJECTED, detail)
+    if status in (401, 403):
+        return Refused("key", detail)
+    if status in (404, 405):
+        return Refused("model" if "model" in lower or "model_not_found" in codes else "address", detail)
+    if status in (408, 409, 425) or status >= 500:
+        return Transient(SERVER_ERROR, detail, retry_after(headers))
+    return Rejected(REJECTED, detail)
+
+
+def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds the endpoint asks to wait (RFC 9110, 10.2.3; milliseconds in OpenAI's retry-after-ms), or None.
+
+    A date is measured from the answer's own Date, as the endpoint's clock may differ from ours.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    until = _date(value)
+    if until is None:
+        return None
+    sent = _date(headers.get("date"))
+    if sent is None:
+        sent = time.time() if now is None else now
+    return max(0.0, until - sent)
+
+
+def shorten(text: str) -> str:
+    """One line of at most 300 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= _DETAIL_CHARS else line[: _DETAIL_CHARS - 1] + "…"
+
+
+def _loads(data: bytes) -> Any:
+    """Parse JSON. orjson refuses lone surrogates, which some endpoints send escaped; the text is still paid for."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def _text(content: object) -> str:
+    """A string as it can be stored; a message's content may also be null or a list of parts."""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    text = content if isinstance(content, str) else ""
+    # A lone surrogate cannot be stored as UTF-8.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _count(usage: Any, *path: str) -> int:
+    """A number of tokens at `path`, 0 where the endpoint gives none: never a reason to throw a paid answer away."""
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return usage if isinstance(usage, int) else 0
+
+
+def _excerpt(data: bytes) -> str:
+    return shorten(data.decode("utf-8", "replace"))
+
+
+def _message(body: Any) -> str:
+    """The message in an error's body, in the shapes that endpoints use; "" where there is none."""
+    if not isinstance(body, dict):
+        return ""
+    error = body.get("error", body)
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or ""
+    return shorten(error if isinstance(error, str) else json.dumps(error))
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def _date(value: str | None) -> float | None:
+    try:
+        moment = parsedate_to_datetime(value or "")
+    except ValueError:
+        return None
+    # HTTP dates are in UTC, also where they do not say so.
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

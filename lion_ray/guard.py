@@ -1,0 +1,77 @@
+"""Ends child processes whose parent was killed.
+
+A process that is killed cannot stop its children, and neither vLLM's engine core nor its API server notices that
+its parent is gone: they would hold memory and GPUs for ever. A guard is a tiny process that holds the read end of a
+pipe; its parent writes the process ids to watch, and when the pipe closes, because the parent ended in whatever way,
+the guard kills those that still live.
+
+Invariants:
+- It kills only processes it was told of, and only while they are still the same process (their start time agrees).
+- It imports nothing but the standard library, so it starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def start_time(pid: int) -> str | None:
+    """When process `pid` started, in the kernel's ticks; None where it is gone. See proc(5), field 22 of stat."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rsplit(")", 1)[1].split()[19]
+
+
+class Guard:
+    """The parent's side: tell it which processes must not outlive this one."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C or a killed process group must not take the guard first
+            text=True,
+        )
+
+    def watch(self, *pids: int) -> None:
+        assert self._process.stdin is not None
+        for pid in pids:
+            if started := start_time(pid):
+                self._process.stdin.write(f"{pid} {started}\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """Kill what is watched and still lives, now."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """The process ids of `pid`'s children, their children, and so on."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
+def main() -> None:
+    watched = [line.split() for line in sys.stdin]
+    for pid, started in watched:
+        for victim in [*descendants(int(pid)), int(pid)] if start_time(int(pid)) == started else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

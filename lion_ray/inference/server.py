@@ -1,0 +1,121 @@
+"""A vLLM OpenAI-compatible server on loopback, started and stopped by the run.
+
+Invariants:
+- It binds to 127.0.0.1 only, on a port that was free.
+- It does not outlive the process that started it, however that process ends (see `guard`).
+- `start` returns only once the server answers; if it cannot, the error quotes the log's last words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+
+from lion_ray.config import ServeConfig
+from lion_ray.errors import EndpointError
+from lion_ray.guard import Guard
+from lion_ray.inference.engine import cpu_environment
+
+
+class ModelServer:
+    """A child process that serves one model at ``base_url``."""
+
+    def __init__(self, config: ServeConfig, model_dir: str, model_name: str) -> None:
+        self._config = config
+        self._model_dir = model_dir
+        self._model_name = model_name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard = Guard()
+        self.base_url = ""
+        self.log_path = Path(tempfile.mkdtemp(prefix="lion-ray-server-")) / "server.log"
+
+    def command(self, port: int) -> list[str]:
+        config = self._config
+        arguments = {
+            "--model": self._model_dir,
+            "--served-model-name": self._model_name,
+            "--host": "127.0.0.1",
+            "--port": str(port),
+            "--dtype": config.dtype,
+            "--max-model-len": str(config.max_model_len),
+            "--max-num-seqs": str(config.max_num_seqs),
+            "--load-format": "safetensors",
+        }
+        if config.num_gpus:
+            arguments["--gpu-memory-utilization"] = str(config.gpu_memory_utilization)
+            arguments["--tensor-parallel-size"] = str(config.num_gpus)
+        flags = ["--enforce-eager"] if config.enforce_eager else []
+        pairs = [word for pair in arguments.items() for word in pair]
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *flags]
+
+    async def start(self, say: Callable[[str], None]) -> str:
+        """Start the server and wait for its first answer; returns its base URL.
+
+        Raises:
+            EndpointError: it ended, or did not answer in time.
+        """
+        port = free_port()
+        environment = dict(os.environ)
+        if not self._config.num_gpus:
+            environment |= cpu_environment(os.cpu_count() or 1)
+            environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._config.kv_cache_gib)))
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below
+                self.command(port), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        self._guard.watch(self._process.pid)
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        say(f"starting a server for {self._model_name} at {self.base_url}")
+        try:
+            async with asyncio.timeout(self._config.start_timeout_s), aiohttp.ClientSession() as session:
+                while not await self._answers(session):
+                    if self._process.poll() is not None:
+                        raise EndpointError(f"the server for {self._model_name} ended: {self._last_words()}")
+                    await asyncio.sleep(0.5)
+        except TimeoutError:
+            raise EndpointError(
+                f"the server for {self._model_name} did not answer within {self._config.start_timeout_s:.0f} s: "
+                f"{self._last_words()}"
+            ) from None
+        return self.base_url
+
+    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        try:
+            async with session.get(f"{self.base_url}/models") as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    def _last_words(self) -> str:
+        lines = [line for line in self.log_path.read_text(errors="replace").split("\n") if line.strip()]
+        errors = [line for line in lines if "Error" in line]
+        return f"{(errors or lines or ['it said nothing'])[-1].strip()[:300]} (log: {self.log_path})"
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        """End the server and what it started, and wait until they are gone."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._guard.close()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,172 @@
+"""What an iteration came to, read from its manifests: for the terminal, for JSON, for `status`.
+
+Invariants:
+- Everything here is derived from the run folder, so `status` says the same from anywhere, during and after a run.
+- A number that was not measured is None and shown as a dash, never as 0.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from lion_ray.store import RunStore
+
+Manifest = dict[str, Any]
+
+CAPTION = "loss: nats per token on held-out teacher answers; quality: student's scores / teacher's, 95 % interval"
+HEADINGS = (
+    "iteration",
+    "train",
+    "cache",
+    "hard / easy",
+    "new",
+    "accepted",
+    "quarantined",
+    "loss before → after",
+    "quality, held-out",
+    "quality, cache",
+    "minutes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IterationResult:
+    """One iteration; number 0 is the student as it came."""
+
+    iteration: int
+    train_rows: int | None = None
+    cache_rows: int | None = None
+    hard: int | None = None
+    easy: int | None = None
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """By stage and reason: rows that were neither trained on nor scored."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """By kind: requests, accepted, rejected by reason."""
+    loss_before: float | None = None
+    """Mean cross-entropy of held-out teacher answers, nats per token, float32."""
+    loss_after: float | None = None
+    loss_served: float | None = None
+    """The same with the weights as the engines hold them (student.dtype)."""
+    quality_cache: dict[str, float] | None = None
+    """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
+    quality_heldout: dict[str, float] | None = None
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By stage: seconds, calls, prompt and completion tokens."""
+    model: str | None = None
+    """The checkpoint's folder."""
+
+    def sentence(self) -> str:
+        """One line for a log."""
+        parts = [f"iteration {self.iteration}" if self.iteration else "the student as it came"]
+        if self.loss_after is not None:
+            parts.append(f"held-out loss {_number(self.loss_before)} → {_number(self.loss_after)}")
+        if self.quality_heldout:
+            parts.append(f"relative quality {_quality(self.quality_heldout)} on held-out")
+        if self.hard is not None:
+            parts.append(f"{self.hard} hard, {self.easy} easy")
+        accepted = {kind: entry["accepted"] for kind, entry in self.generation.items()}
+        if accepted:
+            parts.append(f"{sum(accepted.values())} new instructions")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(store: RunStore, iteration: int) -> IterationResult:
+    """Gather an iteration's manifests; what is not there yet stays None."""
+    folder = f"iteration-{iteration}"
+
+    def manifest(stage: str) -> Manifest:
+        return store.stage(stage).manifest() or {}
+
+    training = manifest(f"{folder}/checkpoint")
+    verdicts = manifest(f"{folder}/verdicts")
+    heldout = manifest(f"{folder}/heldout/verdicts")
+    generated = manifest(f"pool-{iteration}") if iteration else {}
+    answers = manifest(f"answers-{iteration - 1}") if iteration else manifest("answers-heldout")
+    named = {
+        "teacher answers": answers,
+        "fine-tuning": training,
+        "judging": verdicts,
+        "judging held-out": heldout,
+        "generating": generated,
+    }
+    return IterationResult(
+        iteration=iteration,
+        train_rows=answers.get("rows") if iteration else None,
+        cache_rows=verdicts.get("rows"),
+        hard=verdicts.get("hard"),
+        easy=verdicts.get("easy"),
+        quarantined={
+            f"{stage}: {reason}": count
+            for stage, entry in named.items()
+            for reason, count in (entry.get("quarantined") or entry.get("dropped") or {}).items()
+        },
+        generation=generated.get("kinds", {}),
+        loss_before=training.get("heldout_loss_before"),
+        loss_after=training.get("heldout_loss_after"),
+        loss_served=training.get("heldout_loss_served"),
+        quality_cache=verdicts.get("relative_quality"),
+        quality_heldout=heldout.get("relative_quality"),
+        stages={
+            stage: {
+                key: entry[key]
+                for key in ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd", "steps", "tokens")
+                if entry.get(key) is not None
+            }
+            for stage, entry in named.items()
+            if entry
+        },
+        model=store.path(f"{folder}/checkpoint/model") if training else None,
+    )
+
+
+def results(store: RunStore) -> list[IterationResult]:
+    """Every iteration the folder knows, from 0."""
+    config = (store.read_json("run.json") or {}).get("config", {})
+    found = [summarise(store, iteration) for iteration in range(config.get("iterations", 0) + 2)]
+    return [result for result in found if result.stages]
+
+
+def results_table(found: list[IterationResult]) -> Table:
+    """The table a person reads at the end."""
+    table = Table(title="What came out", caption=CAPTION)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for one in found:
+        requests = sum(entry["requests"] for entry in one.generation.values())
+        accepted = sum(entry["accepted"] for entry in one.generation.values())
+        table.add_row(
+            str(one.iteration) if one.iteration else "0 (as it came)",
+            _number(one.train_rows),
+            _number(one.cache_rows),
+            "–" if one.hard is None else f"{one.hard} / {one.easy}",
+            str(accepted) if one.generation else "–",
+            f"{accepted / requests:.0%} of {requests}" if requests else "–",
+            str(sum(one.quarantined.values())),
+            "–" if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
+            _quality(one.quality_heldout),
+            _quality(one.quality_cache),
+            f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
+        )
+    return table
+
+
+def write_result(store: RunStore, result: IterationResult) -> None:
+    """The iteration's result as JSON, beside what it was made from."""
+    store.write_json(f"iteration-{result.iteration}/result.json", json.loads(json.dumps(result.to_json())))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value}"
+
+
+def _quality(value: dict[str, float] | None) -> str:
+    return "–" if not value else f"{value['ratio']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"

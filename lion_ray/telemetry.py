@@ -1,0 +1,137 @@
+"""Progress, as a person wants it: bars in a terminal, plain lines in a log, and a file that `status` reads.
+
+Invariants:
+- A plain log never holds control characters, and says something at least every `QUIET_S` seconds of a long stage.
+- Waiting is shown as what it is, with what is waited for (contract 5).
+
+This module knows nothing of Ray or of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+T = TypeVar("T")
+QUIET_S = 15.0
+
+
+class Stage:
+    """A stage under way: `total` units of `unit`, `done` of them finished."""
+
+    def __init__(self, progress: Progress, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.note = ""
+        self.started = time.time()
+        self._progress = progress
+        self._task: Any = None
+
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return time.time() - self.started
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more units are done; `note` says what else there is to know, in a few words."""
+        self.update(self.done + count, note)
+
+    def update(self, done: int, note: str = "") -> None:
+        self.done = done
+        self.note = note or self.note
+        self._progress._changed(self)
+
+
+class Progress:
+    """Where the run's words go."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        stream = stream or sys.stdout
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.started = time.time()
+        self.stages: list[Stage] = []
+        self._bars: Bars | None = None
+        self._last_line = 0.0
+        if self.console.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]} {task.fields[note]}", style="dim"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bars.start()
+
+    def say(self, message: str) -> None:
+        """One line, with the time since the start."""
+        self._last_line = time.time()
+        seconds = int(self._last_line - self.started)
+        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {message}", markup=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
+        """Show a stage while it runs, and how long it took when it is done."""
+        stage = Stage(self, name, total, unit)
+        self.stages.append(stage)
+        if self._bars:
+            stage._task = self._bars.add_task(name, total=total or None, unit=unit, note="")
+        else:
+            self.say(f"{name}: {total} {unit}" if total else name)
+        try:
+            yield stage
+        finally:
+            self.stages.remove(stage)
+            if self._bars:
+                self._bars.remove_task(stage._task)
+        note = f"; {stage.note}" if stage.note else ""
+        self.say(f"{name}: done, {stage.done} {unit} in {stage.seconds():.0f} s{note}")
+
+    def _changed(self, stage: Stage) -> None:
+        if self._bars:
+            self._bars.update(stage._task, completed=stage.done, note=stage.note)
+        elif time.time() - self._last_line > QUIET_S:
+            left = stage.seconds() / stage.done * (stage.total - stage.done) if stage.done else 0
+            about = f", about {left:.0f} s left" if stage.done and stage.total else ""
+            note = f"; {stage.note}" if stage.note else ""
+            self.say(f"{stage.name}: {stage.done} of {stage.total} {stage.unit}{about}{note}")
+
+    async def waiting(self, work: Awaitable[T], what: str) -> T:
+        """Await `work`, saying every `QUIET_S` seconds that it is waited for."""
+        task = asyncio.ensure_future(work)
+        started = time.time()
+        while True:
+            finished, _ = await asyncio.wait([task], timeout=QUIET_S)
+            if finished:
+                return task.result()
+            self.say(f"{what} ({time.time() - started:.0f} s)")
+
+    async def follow(self, work: Awaitable[T], stage: Stage, look: Callable[[], Awaitable[int]]) -> None:
+        """Show how far `work` has come, as `look` tells it, until it is done."""
+        task = asyncio.ensure_future(work)
+        while not (await asyncio.wait([task], timeout=2.0))[0]:
+            stage.update(await look())
+        task.result()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is under way now, for the run folder's progress file."""
+        return {
+            "time": time.time(),
+            "stages": [
+                {"name": s.name, "done": s.done, "total": s.total, "unit": s.unit, "seconds": s.seconds()}
+                for s in self.stages
+            ],
+        }
+
+    def close(self) -> None:
+        if self._bars:
+            self._bars.stop()

@@ -1,0 +1,166 @@
+"""The one way from an instruction, or an answer, to token ids: training and inference both use it (contract 7).
+
+Invariants:
+- The frame around an instruction is tokenized apart from the instruction, so the ids of a prompt do not depend on who
+  asks for them, and the instruction cannot change the frame.
+- Instructions and answers are data: a special token's text inside them (``<|im_end|>``, ``</s>``) becomes ordinary
+  tokens, never the special one.
+- An answer ends with the end token if and only if it is complete. For a chat model that is the token its template
+  puts after an assistant's turn, else the tokenizer's end-of-sequence token.
+- The chat template decides about the beginning-of-sequence token. Text templates put it first wherever the tokenizer
+  has one distinct from end-of-sequence: Gemma babbles without it, and some converted tokenizers never add it.
+
+This module knows tokenizers; it does not know models, lengths or labels.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lion_ray.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SLOT = "{instruction}"
+INSTRUCTION_FRAME = f"### Instruction:\n{SLOT}\n\n### Response:"
+"""The frame of the paper's student, without a system text."""
+
+# Private-use characters: no template trims, splits or escapes them, and no template contains them.
+_USER = "\ue0f1u\ue0f2"
+_ASSISTANT = "\ue0f1a\ue0f2"
+# Templates that print today's date (Llama 3.1 and later) take it from here: a prompt must not change overnight.
+_DATE = "26 Jul 2024"
+
+
+class Prompter:
+    """Token ids of prompts and answers, for one tokenizer and one way to prompt.
+
+    `prompt` is ``chat`` (the tokenizer's chat template, one user turn), ``instruction`` (the paper's frame) or a path
+    to a UTF-8 ``.txt`` file, relative to `base_dir`, that holds ``{instruction}`` exactly once and is otherwise taken
+    as it stands. Raises ConfigError for a prompt that is none of these, ModelError for a tokenizer that cannot do it.
+
+    `end_id` ends a complete answer; `stop_token_ids` are the ids on which generation should stop (it is among them).
+    """
+
+    @classmethod
+    def load(cls, model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> Prompter:
+        """With the tokenizer in folder `model_dir`; ModelError where there is none that can be loaded."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"no tokenizer can be loaded from {model_dir}: {_first_line(error)}") from error
+        return cls(tokenizer, prompt, base_dir)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, base_dir: str | Path = ".") -> None:
+        self.tokenizer = tokenizer
+        eos = tokenizer.eos_token_id
+        if prompt == "chat":
+            before, after, closing = _chat_frame(tokenizer)
+            start: list[int] = []
+        else:
+            before, after, closing = *_text_frame(prompt, Path(base_dir)), ""
+            bos = tokenizer.bos_token_id
+            start = [bos] if bos is not None and bos != eos else []
+
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(tokenizer.all_special_ids)
+        # Ordinary text may well be unknown to a tokenizer.
+        special.discard(tokenizer.unk_token_id)
+
+        end = next((i for i in self._encode(closing, split=False) if i in special), eos)
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so an answer could never end")
+        self.end_id: int = end
+        self.stop_token_ids: list[int] = [end] if eos is None or eos == end else [end, eos]
+
+        self._special = special | {end}
+        texts = {tokenizer.convert_ids_to_tokens(i) for i in self._special}
+        self._special_text = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t))
+        self._spaced = self._adds_leading_space()
+        self._before = start + self._encode(before, split=False)
+        self._after = self._continue(after, split=False)
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """The ids to generate from: frame, instruction, frame."""
+        return self._before + self._data(instruction) + self._after
+
+    def completion_ids(self, text: str, *, complete: bool) -> list[int]:
+        """The ids of an answer, with the end token if and only if it is complete."""
+        return self._data(text) + ([self.end_id] if complete else [])
+
+    def _data(self, text: str) -> list[int]:
+        ids = self._continue(text, split=True)
+        if self._special.isdisjoint(ids):
+            return ids
+        # A tokenizer that knows no better way: its special texts are cut after their first character.
+        cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
+        ids = [i for a, b in zip(cuts, cuts[1:], strict=False) for i in self._continue(text[a:b], split=True)]
+        if not self._special.isdisjoint(ids):
+            raise ModelError("the tokenizer cannot write a special token's text as ordinary tokens")
+        return ids
+
+    def _encode(self, text: str, *, split: bool) -> list[int]:
+        # `split` is given every time: the fast tokenizers remember the last value.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
+
+    def _continue(self, text: str, *, split: bool) -> list[int]:
+        """Encodes text that follows other text.
+
+        SentencePiece-like tokenizers (Llama 2) put a space before whatever they are given. Given a newline as well,
+        they put it before that, and the newline's ids can be taken off again.
+        """
+        if self._spaced and text:
+            lead = self._encode("\n", split=split)
+            ids = self._encode("\n" + text, split=split)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        return self._encode(text, split=split)
+
+    def _adds_leading_space(self) -> bool:
+        lead, both = self._encode("\n", split=False), self._encode("\na", split=False)
+        return both[: len(lead)] == lead and both[len(lead) :] != self._encode("a", split=False)
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """The template's text before and after a user's words, and what it puts after an assistant's."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ModelError("the model has no chat template: use `student.prompt: instruction`, or a template file")
+    user = {"role": "user", "content": _USER}
+    assistant = {"role": "assistant", "content": _ASSISTANT}
+    try:
+        opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, date_string=_DATE)
+        closed = tokenizer.apply_chat_template([user, assistant], tokenize=False, date_string=_DATE)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelError(f"the model's chat template fails on one user turn: {_first_line(error)}") from error
+    parts = str(opened).split(_USER)
+    if len(parts) != 2:
+        raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
+    return parts[0], parts[1], str(closed).rpartition(_ASSISTANT)[2]
+
+
+def _text_frame(prompt: str, base_dir: Path) -> tuple[str, str]:
+    if prompt == "instruction":
+        text = INSTRUCTION_FRAME
+    elif prompt.endswith(".txt"):
+        path = base_dir / prompt
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the prompt template {path} cannot be read: {_first_line(error)}") from error
+    else:
+        raise ConfigError(f"prompt: '{prompt}' is neither chat nor instruction nor a .txt file")
+    if text.count(SLOT) != 1:
+        raise ConfigError(f"the prompt template {prompt} must hold {SLOT} exactly once, not {text.count(SLOT)} times")
+    before, _, after = text.partition(SLOT)
+    return before, after
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -1,0 +1,353 @@
+"""The journal keeps its promise: acknowledged means durable, and nothing damaged is ever served."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.journal import SUFFIX, Journal
+from lion_ray.gateway.record import decode_record, encode_record
+from tests.gateway.support import completion, key
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class BlockedJournal(Journal):
+    """Its fsync waits until the test lets it go."""
+
+    entered: threading.Event
+    release: threading.Event
+    syncs: int
+
+    def block(self) -> None:
+        self.entered, self.release, self.syncs = threading.Event(), threading.Event(), 0
+
+    def _sync(self, fd: int) -> None:
+        self.syncs += 1
+        self.entered.set()
+        self.release.wait()
+        super()._sync(fd)
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+async def filled(folder: Path, numbers: range) -> None:
+    journal = Journal.open(str(folder))
+    for number in numbers:
+        await journal.put(completion(number), "teacher")
+    await journal.close()
+
+
+async def served(journal: Journal, numbers: range) -> list[int]:
+    return [n for n in numbers if await journal.get(key(n)) == replace(completion(n), replayed=True)]
+
+
+@pytest.mark.parametrize("text", ["", "two\nlines\r\n\x0b\u2028 and \x00", "狮子 🦁 \U0010ffff", "a" * 100_000])
+async def test_a_record_comes_back_as_it_was_put(tmp_path: Path, text: str) -> None:
+    journal = Journal.open(str(tmp_path / "new" / "folder"))
+    put = completion(1, text)
+    await journal.put(put, "referee")
+    again = Journal.open(str(tmp_path / "new" / "folder"))
+    for reader in (journal, again):
+        assert await reader.get(put.key) == replace(put, replayed=True)
+        assert (len(reader), put.key in reader, reader.dropped) == (1, True, 0)
+        assert await reader.get(key(2)) is None
+        await reader.close()
+
+
+async def test_nothing_is_acknowledged_or_served_before_it_is_on_disk(tmp_path: Path) -> None:
+    journal = BlockedJournal.open(str(tmp_path))
+    assert isinstance(journal, BlockedJournal)
+    journal.block()
+    put = asyncio.create_task(journal.put(completion(1), "teacher"))
+    await asyncio.to_thread(journal.entered.wait)
+    assert not put.done()
+    assert await journal.get(key(1)) is None
+    journal.release.set()
+    await put
+    assert await journal.get(key(1)) is not None
+    await journal.close()
+
+
+async def test_records_that_wait_together_share_one_fsync(tmp_path: Path) -> None:
+    journal = BlockedJournal.open(str(tmp_path))
+    assert isinstance(journal, BlockedJournal)
+    journal.block()
+    first = asyncio.create_task(journal.put(completion(0), "teacher"))
+    await asyncio.to_thread(journal.entered.wait)
+    others = [asyncio.create_task(journal.put(completion(n), "teacher")) for n in range(1, 51)]
+    await asyncio.sleep(0)
+    journal.release.set()
+    await asyncio.gather(first, *others)
+    assert journal.syncs == 2
+    assert await served(journal, range(51)) == list(range(51))
+    await journal.close()
+
+
+async def test_a_cancelled_caller_does_not_stop_its_record(tmp_path: Path) -> None:
+    journal = BlockedJournal.open(str(tmp_path))
+    assert isinstance(journal, BlockedJournal)
+    journal.block()
+    put = asyncio.create_task(journal.put(completion(1), "teacher"))
+    await asyncio.to_thread(journal.entered.wait)
+    put.cancel()
+    journal.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await put
+    await journal.close()
+    assert key(1) in Journal.open(str(tmp_path))
+
+
+async def test_a_torn_tail_is_dropped_wherever_it_was_cut(tmp_path: Path) -> None:
+    await filled(tmp_path, range(3))
+    (segment,) = segments(tmp_path)
+    whole = segment.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for cut in range(last, len(whole)):
+        segment.write_bytes(whole[:cut])
+        journal = Journal.open(str(tmp_path))
+        assert await served(journal, range(3)) == [0, 1]
+        assert journal.dropped == (cut > last)
+
+
+async def test_damage_costs_the_damaged_record_and_no_other(tmp_path: Path) -> None:
+    await filled(tmp_path, range(5))
+    (segment,) = segments(tmp_path)
+    whole = segment.read_bytes()
+    start = whole.index(b"\n", whole.index(b"\n") + 1) + 1
+    end = whole.index(b"\n", start)
+    for position in range(start, end):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x01
+        segment.write_bytes(damaged)
+        journal = Journal.open(str(tmp_path))
+        kept = await served(journal, range(5))
+        # A flipped bit may make a newline out of a byte: then the record falls into two damaged ones.
+        assert (kept, journal.dropped) in (([0, 1, 3, 4], 1), ([0, 1, 3, 4], 2))
+        assert len(journal) == 4
+
+
+async def test_damage_after_opening_is_found_when_read(tmp_path: Path) -> None:
+    await filled(tmp_path, range(2))
+    journal = Journal.open(str(tmp_path))
+    (segment,) = segments(tmp_path)
+    segment.write_bytes(segment.read_bytes().replace(b"answer 1", b"answer 9"))
+    assert await journal.get(key(1)) is None
+    assert (journal.dropped, key(1) in journal) == (1, False)
+    assert await served(journal, range(2)) == [0]
+
+
+async def test_a_record_that_is_being_written_is_served_once_it_is_whole(tmp_path: Path) -> None:
+    await filled(tmp_path, range(1))
+    line = encode_record(completion(1), "teacher")
+    (segment,) = segments(tmp_path)
+    with segment.open("ab") as file:
+        file.write(line[:50])
+        file.flush()
+        journal = Journal.open(str(tmp_path))
+        assert (len(journal), journal.dropped) == (1, 1)
+        file.write(line[50:])
+    await journal.refresh()
+    assert await served(journal, range(2)) == [0, 1]
+    assert journal.dropped == 0
+
+
+async def test_writers_share_a_folder(tmp_path: Path) -> None:
+    one, two = Journal.open(str(tmp_path)), Journal.open(str(tmp_path))
+    puts = [journal.put(completion(n), "teacher") for n, journal in enumerate([one, two] * 50)]
+    await asyncio.gather(*puts)
+    assert len(segments(tmp_path)) == 2
+    assert await served(one, range(100)) == list(range(0, 100, 2))
+    await one.refresh()
+    assert await served(one, range(100)) == list(range(100))
+    await one.refresh()
+    assert len(one) == 100
+    await one.close()
+    await two.close()
+    assert await served(Journal.open(str(tmp_path)), range(100)) == list(range(100))
+
+
+async def test_the_first_of_two_records_stands_for_every_reader(tmp_path: Path) -> None:
+    older, newer = Journal.open(str(tmp_path)), Journal.open(str(tmp_path))
+    await newer.put(completion(1, "the newer writer's"), "teacher")
+    await older.put(completion(1, "the older writer's"), "teacher")
+    for _ in range(2):
+        found = await Journal.open(str(tmp_path)).get(key(1))
+        assert found is not None
+        assert found.text == "the older writer's"
+
+
+async def test_segments_roll(tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path), segment_bytes=1000)
+    for number in range(20):
+        await journal.put(completion(number), "teacher")
+    await journal.close()
+    sizes = [path.stat().st_size for path in segments(tmp_path)]
+    assert len(sizes) > 3
+    assert max(sizes) < 1000 + 400
+    assert await served(Journal.open(str(tmp_path)), range(20)) == list(range(20))
+
+
+async def test_a_storage_that_refuses_writes_is_told_to_every_waiter(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    journal = Journal.open(str(folder))
+    shutil.rmtree(folder)
+    results = await asyncio.gather(*(journal.put(completion(n), "teacher") for n in range(5)), return_exceptions=True)
+    for result in results:
+        assert isinstance(result, InfrastructureError)
+        assert str(folder) in str(result)
+        assert "No such file" in str(result)
+    assert len(journal) == 0
+    folder.mkdir()
+    await journal.put(completion(9), "teacher")
+    await journal.close()
+    assert await served(Journal.open(str(folder)), range(10)) == [9]
+
+
+async def test_a_folder_that_cannot_be_is_refused_at_opening(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InfrastructureError, match="file"):
+            Journal.open(str(root))
+    with pytest.raises(InfrastructureError, match="nosuchscheme"):
+        Journal.open("nosuchscheme://bucket/journal")
+
+
+async def test_a_closed_journal_takes_nothing_and_has_kept_what_it_took(tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path))
+    put = asyncio.create_task(journal.put(completion(1), "teacher"))
+    await asyncio.sleep(0)
+    await journal.close()
+    await put
+    with pytest.raises(InfrastructureError, match="closed"):
+        await journal.put(completion(2), "teacher")
+    await journal.close()
+
+
+async def test_a_url_names_the_same_folder(tmp_path: Path) -> None:
+    await filled(tmp_path, range(2))
+    journal = Journal.open(tmp_path.as_uri())
+    assert await served(journal, range(2)) == [0, 1]
+
+
+async def test_objects_each_commit_is_one_and_readers_find_all(tmp_path: Path) -> None:
+    # Not a LocalFileSystem to the journal: it may only write whole objects.
+    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    journal = Journal.open("bucket/prefix", filesystem=store, gather_s=0.0)
+    await asyncio.gather(*(journal.put(completion(n), "teacher") for n in range(10)))
+    await journal.put(completion(10), "teacher")
+    assert len(segments(tmp_path / "bucket" / "prefix")) == 2
+    assert await served(journal, range(11)) == list(range(11))
+    other = Journal.open("bucket/prefix", filesystem=store, gather_s=0.0)
+    assert await served(other, range(11)) == list(range(11))
+    await other.put(completion(11), "teacher")
+    await journal.refresh()
+    assert await served(journal, range(12)) == list(range(12))
+    shutil.rmtree(tmp_path / "bucket")
+    with pytest.raises(InfrastructureError, match="bucket/prefix"):
+        await journal.put(completion(12), "teacher")
+    await journal.close()
+    await other.close()
+
+
+def test_a_key_that_is_none_is_our_mistake() -> None:
+    with pytest.raises(ValueError, match="64 hex"):
+        encode_record(replace(completion(1), key="short"), "teacher")
+
+
+def test_a_record_may_hold_more_than_this_version_knows() -> None:
+    line = encode_record(completion(1), "teacher").rstrip(b"\n")
+    assert b'"role":"teacher"' in line
+    assert decode_record(line) == replace(completion(1), replayed=True)
+
+
+WRITER = """
+import asyncio, sys
+from lion_ray.gateway.journal import Journal
+from tests.gateway.support import completion
+
+async def main():
+    journal = Journal.open(sys.argv[1])
+    async def put(number):
+        await journal.put(completion(number), "teacher")
+        print(number, flush=True)
+    await asyncio.gather(*(put(number) for number in range(500)))
+    print("end", flush=True)
+    await asyncio.Event().wait()
+"""
+
+
+async def test_sigkill_loses_no_acknowledged_record(tmp_path: Path) -> None:
+    # One record a commit, so that the kill falls between commits and not after the only one.
+    script = WRITER.replace(
+        "await asyncio.gather(*(put(number) for number in range(500)))", "for n in range(500): await put(n)"
+    )
+    for stop_after in (1, 100, 333):
+        folder = tmp_path / str(stop_after)
+        acknowledged = _kill_writer(script, folder, stop_after)
+        assert len(acknowledged) >= stop_after
+        journal = Journal.open(str(folder))
+        assert await served(journal, range(500)) == acknowledged or len(journal) == len(acknowledged) + 1
+        assert set(acknowledged) <= set(await served(journal, range(500)))
+
+
+async def test_sigkill_in_the_middle_of_500_concurrent_puts(tmp_path: Path) -> None:
+    acknowledged = _kill_writer(WRITER, tmp_path, 50)
+    assert set(acknowledged) <= set(await served(Journal.open(str(tmp_path)), range(500)))
+
+
+def _kill_writer(script: str, folder: Path, stop_after: int) -> list[int]:
+    """Kill a writing process once it has acknowledged so many records; what it had acknowledged by then."""
+    command = [sys.executable, "-c", script + "\nasyncio.run(main())", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        acknowledged = [int(writer.stdout.readline()) for _ in range(stop_after)]
+        os.kill(writer.pid, signal.SIGKILL)
+        rest = writer.stdout.read().split("\n")
+    # The last line may have been cut by the kill.
+    return acknowledged + [int(line) for line in rest[:-1] if line.isdigit()]
+
+
+async def test_a_disk_that_fills_up_in_the_middle_of_a_record_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import asyncio, resource, sys
+        from lion_ray.errors import InfrastructureError
+        from lion_ray.gateway.journal import Journal
+        from tests.gateway.support import completion
+
+        async def main():
+            journal = Journal.open(sys.argv[1])
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+            for number in range(100):
+                try:
+                    await journal.put(completion(number), "teacher")
+                    print(number)
+                except InfrastructureError as error:
+                    assert "File too large" in str(error), error
+                    print("refused", number, file=sys.stderr)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        asyncio.run(main())
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    acknowledged = [int(line) for line in result.stdout.split()]
+    assert result.stderr.startswith("refused")
+    assert len(acknowledged) == 99
+    journal = Journal.open(str(tmp_path))
+    assert await served(journal, range(100)) == acknowledged
+    assert journal.dropped == 1

@@ -1,0 +1,134 @@
+"""The novelty index against a plain dynamic programme, at the threshold, and outside ASCII."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from lion_ray.algorithm.novelty import NoveltyIndex, f_measure, tokens
+
+ALPACA_SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "alpaca" / "alpaca_sample_5000.jsonl"
+
+
+def reference_f(left: list[str], right: list[str]) -> float:
+    """ROUGE-L F from the textbook's table."""
+    lcs = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
+    for i, a in enumerate(left, start=1):
+        for j, b in enumerate(right, start=1):
+            lcs[i][j] = lcs[i - 1][j - 1] + 1 if a == b else max(lcs[i - 1][j], lcs[i][j - 1])
+    if lcs[-1][-1] == 0:
+        return 0.0
+    precision, recall = lcs[-1][-1] / len(right), lcs[-1][-1] / len(left)
+    return 2 * precision * recall / (precision + recall)
+
+
+def made_texts(count: int) -> list[str]:
+    """Texts of 0 to 14 words out of six, so that many scores fall on and around the threshold."""
+    rng = random.Random(7)
+    return [" ".join(rng.choices("abcdef", k=rng.randrange(15))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7, 1.0])
+def test_agrees_with_the_table_on_made_texts(threshold: float) -> None:
+    known, queries = made_texts(300)[:200], made_texts(300)[200:]
+    index = NoveltyIndex(known, threshold)
+    novel = 0
+    for query in queries:
+        scores = [reference_f(query.split(), text.split()) for text in known]
+        ranked = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))
+        assert index.nearest(query, k=12) == ranked[:12]
+        assert index.is_novel(query) == (max(scores) <= threshold)
+        novel += index.is_novel(query)
+    if threshold == 0.7:
+        assert 10 < novel < 90, "both decisions must occur"
+
+
+def test_agrees_with_the_table_on_real_texts() -> None:
+    if not ALPACA_SAMPLE.exists():
+        pytest.skip(f"needs the shared data: {ALPACA_SAMPLE} is absent")
+    lines = ALPACA_SAMPLE.read_text(encoding="utf-8").split("\n")[:330]
+    texts = [json.loads(line)["instruction"] for line in lines]
+    split = [re.findall("[a-z0-9]+", text.lower()) for text in texts]
+    index = NoveltyIndex(texts[:300])
+    for query, words in zip(texts[300:], split[300:], strict=True):
+        scores = [reference_f(words, other) for other in split[:300]]
+        ranked = sorted(enumerate(scores), key=lambda pair: (-pair[1], pair[0]))
+        assert index.nearest(query) == ranked[:10]
+        assert index.is_novel(query) == (max(scores) <= 0.7)
+
+
+def test_exactly_the_threshold_is_novel_and_rounding_decides() -> None:
+    # 7 of 10 words shared: P = R = 0.7, and 2PR/(P+R) rounds to 0.7 itself.
+    index = NoveltyIndex(["a b c d e f g h i j"])
+    assert f_measure(7, 10, 10) == 0.7
+    assert index.is_novel("a b c d e f g x y z")
+    assert not index.is_novel("a b c d e f g h y z")
+    # 7 of 9 and 11 are 0.7 too as numbers, but not as floats: rouge_score calls this text known.
+    assert f_measure(7, 9, 11) > 0.7
+    assert not NoveltyIndex(["a b c d e f g h i j k"]).is_novel("a b c d e f g x y")
+
+
+def test_order_matters_and_repetition_counts() -> None:
+    index = NoveltyIndex(["one two three four"])
+    assert index.nearest("four three two one") == [(0, 0.25)]
+    assert index.nearest("one one one one") == [(0, 0.25)]
+
+
+def test_added_texts_become_known_and_keep_their_place() -> None:
+    index = NoveltyIndex()
+    assert len(index) == 0
+    assert index.nearest("anything") == []
+    assert index.is_novel("name a river")
+    for text in ("name a river", "name a mountain", "name a river", ""):
+        index.add(text)
+    assert len(index) == 4
+    assert not index.is_novel("Name a river!")
+    assert [position for position, _ in index.nearest("name a river", k=3)] == [0, 2, 1]
+    assert index.nearest("name a river", k=0) == []
+
+
+def test_a_text_without_tokens_resembles_nothing() -> None:
+    index = NoveltyIndex(["", "?!", "word"])
+    assert index.is_novel("")
+    assert index.is_novel("... ---")
+    assert index.nearest("?!", k=2) == [(0, 0.0), (1, 0.0)]
+
+
+def test_two_unknown_words_are_not_the_same_word_as_a_known_one() -> None:
+    index = NoveltyIndex(["alpha beta"])
+    assert index.nearest("gamma delta") == [(0, 0.0)]
+
+
+def test_ascii_tokens_are_rouge_scores() -> None:
+    text = "Don't use snake_case: x1+y2\t(or A-1)\n\x0b``it''"
+    assert tokens(text) == ["don", "t", "use", "snake", "case", "x1", "y2", "or", "a", "1", "it"]
+    every = "".join(map(chr, range(128)))
+    assert tokens(every) == re.findall("[a-z0-9]+", every.lower())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It’s a naïve café — №5", ["it", "s", "a", "naïve", "café", "no5"]),
+        ("cafe\u0301", ["café"]),
+        ("Straße in МОСКВЕ", ["strasse", "in", "москве"]),
+        ("हिन्दी में लिखो", ["हिन्दी", "में", "लिखो"]),
+        ("한국어로 시를 쓰세요.", ["한국어로", "시를", "쓰세요"]),
+        ("用Python写一个函数。", ["用", "python", "写", "一", "个", "函", "数"]),
+        ("カタカナー", ["カ", "タ", "カ", "ナ", "ー"]),
+        ("ที่นี่", ["ที่", "นี่"]),
+        ("❤️ 🐥 ★", []),
+    ],
+)
+def test_other_scripts_keep_their_letters(text: str, expected: list[str]) -> None:
+    assert tokens(text) == expected
+
+
+def test_chinese_texts_are_told_apart() -> None:
+    index = NoveltyIndex(["请解释为什么天空是蓝色的"])
+    assert not index.is_novel("请解释为什么天空是蓝色的？")
+    assert index.is_novel("写一首关于秋天和落叶的短诗")

@@ -1,0 +1,174 @@
+"""Draws, filters, cleaning and the size of waves: all pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from lion_ray.algorithm.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
+from lion_ray.records import INSTRUCTION, instruction_id, table
+
+
+def pool_of(*texts: str) -> pa.Table:
+    rows = [{"id": instruction_id(text), "text": text, "source": "seed", "iteration": 0} for text in texts]
+    return table(rows, INSTRUCTION)
+
+
+def test_a_draw_depends_on_what_it_is_for_and_nothing_else() -> None:
+    pool = pool_of(*(f"text {number}" for number in range(1000)))
+
+    def draws(seed: int = 1, iteration: int = 1, kind: str = "hard") -> list[str]:
+        return [
+            draw_seed(pool, seed=seed, iteration=iteration, kind=kind, request=request)["id"] for request in range(20)
+        ]
+
+    first = draws()
+    assert draws() == first
+    assert draw_seed(pool, seed=1, iteration=1, kind="hard", request=7)["id"] == first[7], "not of earlier draws"
+    assert len({tuple(first), tuple(draws(seed=2)), tuple(draws(iteration=2)), tuple(draws(kind="easy"))}) == 4
+
+
+def test_draws_are_uniform_and_with_replacement() -> None:
+    pool = pool_of("a", "b", "c", "d")
+    counts = Counter(draw_seed(pool, seed=0, iteration=1, kind="easy", request=n)["text"] for n in range(4000))
+    assert sorted(counts) == ["a", "b", "c", "d"]
+    # 1,000 expected of each, standard deviation 27.
+    assert all(860 < count < 1140 for count in counts.values())
+
+
+def test_a_draw_is_a_whole_row_and_an_empty_pool_has_none() -> None:
+    row = draw_seed(pool_of("only"), seed=0, iteration=1, kind="hard", request=3)
+    assert row == {"id": instruction_id("only"), "text": "only", "source": "seed", "parent": None, "iteration": 0}
+    with pytest.raises(ValueError, match="no hard"):
+        draw_seed(pool_of(), seed=0, iteration=1, kind="hard", request=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "reason"),
+    [
+        ("Name three rivers in Africa", "stop", None),
+        ("Write it: 写一首诗", "stop", None),
+        ("3 apples cost 2 euros; what does one cost?", "stop", None),
+        ("", "stop", "empty"),
+        (" \n", "stop", "empty"),
+        ("Name three rivers in", "length", "cut off at the length limit"),
+        ("Name three rivers in", "content_filter", "cut off by the endpoint's content filter"),
+        ("Follow the Instructions on the box", "stop", "mentions 'instruction'"),
+        ("Name three rivers", "stop", "fewer than 4 words"),
+        ("don't-do it's", "stop", "fewer than 4 words"),
+        ("A: 写诗", "stop", "fewer than 4 words"),
+        ("(optional) name three rivers", "stop", "starts with punctuation"),
+        ("写一首关于秋天的诗", "stop", "starts with a non-ASCII character"),
+        ("“Name” is a word: define it", "stop", "starts with a non-ASCII character"),
+    ],
+)
+def test_filters(text: str, finish_reason: str, reason: str | None) -> None:
+    assert filter_candidate(text, finish_reason, min_words=4) == reason
+
+
+def test_the_least_number_of_words_is_the_callers() -> None:
+    assert filter_candidate("Name three rivers", "stop", min_words=3) is None
+    assert filter_candidate("Name three rivers here now", "stop", min_words=6) == "fewer than 6 words"
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "  Name a river.\n",
+        '"Name a river."',
+        "“Name a river.”",
+        "'Name a river.'",
+        "**Name a river.**",
+        "Instruction: Name a river.",
+        "New Instruction:\nName a river.",
+        "**New instruction:** Name a river.",
+        "**New instruction**: Name a river.",
+        "### Instruction:\nName a river.",
+        "### Instruction\n\nName a river.",
+        "#Created Prompt#:\nName a river.",
+        "Instruction 2: Name a river.",
+        "1. Name a river.",
+        "- Name a river.",
+        '1. "Instruction: Name a river."',
+        "Sure! Here is a new instruction:\n\nName a river.",
+        "Sure, here's a brand-new question from the same field:\nName a river.",
+        "Brand new task: Name a river.",
+    ],
+)
+def test_formatting_is_taken_off(wrapped: str) -> None:
+    assert clean_candidate(wrapped) == "Name a river."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"Stop" or "halt": which is stronger?',
+        "'Stop' or 'halt'",
+        "**Bold** and **brave**",
+        "1. Boil the water.\n2. Add the tea.\nWhich step is missing?",
+        "- red\n- blue\nMix these colours.",
+        "-5 plus 3 is what?",
+        "1.5 litres of milk cost 2 euros. What does one cost?",
+        "2024 was a leap year. When is the next?",
+        "Question the claim that cats are solitary.",
+        "Here is a task list: buy milk, call Bob. Put it in order.",
+        "Task: ",
+        "Fill in {0} and {name}.\x0bThen stop.",
+        "",
+    ],
+)
+def test_the_text_itself_is_left_alone(text: str) -> None:
+    assert clean_candidate(text) == text.strip()
+
+
+def test_an_apostrophe_does_not_keep_quotation_marks_on() -> None:
+    assert clean_candidate("'Explain why it isn't raining.'") == "Explain why it isn't raining."
+
+
+def simulate(wanted: int, max_attempts: int, one_in: int, ceiling: int = 64) -> tuple[int, int, list[int]]:
+    accepted = attempted = 0
+    waves = []
+    while size := wave_size(
+        wanted=wanted, accepted=accepted, attempted=attempted, max_attempts=max_attempts, ceiling=ceiling
+    ):
+        waves.append(size)
+        accepted += sum(number % one_in == 0 for number in range(attempted, attempted + size))
+        attempted += size
+    return accepted, attempted, waves
+
+
+def test_waves_end_with_enough_or_at_the_limit() -> None:
+    accepted, attempted, waves = simulate(wanted=100, max_attempts=1000, one_in=3)
+    assert accepted >= 100
+    assert attempted <= 300 + 3 * 8, "no more than needed, but for the last wave"
+    assert max(waves) <= 64
+    assert simulate(wanted=100, max_attempts=130, one_in=50)[1] == 130
+
+
+def test_nothing_beyond_what_is_wanted_before_a_rejection_was_seen() -> None:
+    assert wave_size(wanted=30, accepted=0, attempted=0, max_attempts=300, ceiling=1000) == 30
+    assert wave_size(wanted=30, accepted=9, attempted=9, max_attempts=300, ceiling=1000) == 21
+
+
+@pytest.mark.parametrize(
+    ("state", "size"),
+    [
+        ({"wanted": 10, "accepted": 10, "attempted": 20}, 0),
+        ({"wanted": 10, "accepted": 12, "attempted": 20}, 0),
+        ({"wanted": 10, "accepted": 0, "attempted": 100}, 0),
+        ({"wanted": 0, "accepted": 0, "attempted": 0}, 0),
+        ({"wanted": 10, "accepted": 9, "attempted": 9}, 8),  # the floor
+        ({"wanted": 10, "accepted": 9, "attempted": 97}, 3),  # what the limit leaves
+        ({"wanted": 10, "accepted": 4, "attempted": 9}, 12),  # 6 missing at a rate of 5 in 10
+        ({"wanted": 10, "accepted": 0, "attempted": 40}, 50),  # the ceiling
+    ],
+)
+def test_wave_sizes(state: dict[str, int], size: int) -> None:
+    assert wave_size(**state, max_attempts=100, ceiling=50) == size
+
+
+def test_a_wave_without_room_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="ceiling"):
+        wave_size(wanted=1, accepted=0, attempted=0, max_attempts=1, ceiling=0)

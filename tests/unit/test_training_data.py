@@ -1,0 +1,124 @@
+"""From rows to batches: what is dropped, what ends, what order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lion_ray.errors import DataError
+from lion_ray.tokens import Prompter
+from lion_ray.training.data import (
+    Row,
+    Sample,
+    as_row,
+    collate,
+    count_steps,
+    digest,
+    encode,
+    pack,
+    read_rows,
+    step_batches,
+)
+from tests.tiny import make_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompter():
+    return Prompter(make_tiny_tokenizer(), "chat")
+
+
+def test_every_row_is_a_sample_or_counted(prompter):
+    room = len(prompter.prompt_ids("q")) + len(prompter.completion_ids("yes", complete=True))
+    rows = [
+        Row("q", "yes", "stop"),
+        {"instruction": "q", "answer": "yes", "finish_reason": "length"},
+        ("q", "yes", "content_filter"),
+        ("q", "  \n", "stop"),
+        ("q", "a longer answer " * 5, "stop"),
+        ("long " * 100, "yes", "stop"),
+        ("q", "yes", None),
+    ]
+    samples, dropped = encode(rows, prompter, room, "drop")
+    assert len(samples) == 2
+    assert dropped == {"answer cut off": 3, "empty answer": 1, "prompt too long": 1}
+    samples, dropped = encode(rows, prompter, room, "keep")
+    assert [sample.ids[-1] == prompter.end_id for sample in samples] == [True, False, False, False, True]
+    assert max(len(sample.ids) for sample in samples) <= room
+    assert dropped == {"empty answer": 1, "prompt too long": 1}
+
+
+def test_an_answer_whose_end_token_does_not_fit_is_cut_off(prompter):
+    room = len(prompter.prompt_ids("q")) + len(prompter.completion_ids("yes", complete=False))
+    assert encode([Row("q", "yes")], prompter, room, "drop") == ([], {"answer cut off": 1})
+    [sample], _ = encode([Row("q", "yes")], prompter, room, "keep")
+    assert sample.ids[-1] != prompter.end_id
+
+
+def test_a_prompt_that_leaves_no_room_is_dropped(prompter):
+    length = len(prompter.prompt_ids("q"))
+    assert encode([Row("q", "yes")], prompter, length, "keep")[1] == {"prompt too long": 1}
+    assert len(encode([Row("q", "yes")], prompter, length + 1, "keep")[0]) == 1
+
+
+def test_steps_are_counted_as_the_paper_does():
+    assert count_steps(52_002, 3, 128) == 1_219
+    assert count_steps(6_000, 3, 128) == 141
+    assert len(list(step_batches(6_000, 3, 128, seed=1))) == 141
+
+
+def test_every_epoch_takes_every_sample_once_in_its_own_order():
+    batches = list(step_batches(10, 3, 4, seed=7))
+    assert [len(batch) for batch in batches] == [4] * 7 + [2]
+    stream = [i for batch in batches for i in batch]
+    epochs = [stream[k : k + 10] for k in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert batches == list(step_batches(10, 3, 4, seed=7))
+    assert batches != list(step_batches(10, 3, 4, seed=8))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 8])
+def test_a_resumed_fit_sees_the_rest_of_the_same_order(start):
+    assert list(step_batches(10, 3, 4, seed=7, start=start)) == list(step_batches(10, 3, 4, seed=7))[start:]
+
+
+def test_packing_loses_nothing_and_overfills_nothing():
+    samples = [Sample(list(range(n)), 1) for n in (9, 3, 7, 10, 2, 5, 5, 1)]
+    rows = pack(samples, 10)
+    assert all(sum(len(sample.ids) for sample in row) <= 10 for row in rows)
+    assert Counter(len(s.ids) for row in rows for s in row) == Counter(len(s.ids) for s in samples)
+    assert len(rows) == 5  # 42 tokens: the fewest rows there can be
+
+
+def test_a_batch_labels_answers_and_restarts_positions():
+    rows = [[Sample([1, 2, 3, 4], 2), Sample([5, 6], 1)], [Sample([7, 8, 9], 1)]]
+    batch = collate(rows)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 1, 2]]
+    assert batch.targets.tolist() == [3, 4, 6, 8, 9]
+    # The token before each target predicts it.
+    assert batch.input_ids.flatten()[batch.positions].tolist() == [2, 3, 5, 7, 8]
+
+
+def test_a_share_without_rows_is_a_batch_without_labels():
+    batch = collate([])
+    assert batch.input_ids.shape == (1, 1)
+    assert batch.targets.shape == (0,)
+
+
+def test_a_digest_tells_samples_apart():
+    one = [Sample([1, 2, 3], 1)]
+    assert digest(one) == digest([Sample([1, 2, 3], 1)])
+    assert len({digest(one), digest([Sample([1, 2, 3], 2)]), digest([Sample([1], 1), Sample([2, 3], 1)])}) == 3
+
+
+def test_rows_are_read_with_file_and_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a\\u2028", "answer": "b", "finish_reason": "length"}\n{"instruction": "a"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2"):
+        read_rows(path)
+    path.write_text('{"instruction": "a", "answer": "b"}\n')
+    assert read_rows(path) == [Row("a", "b", "stop")]
+    with pytest.raises(TypeError):
+        as_row(("a", None))  # type: ignore[arg-type]
