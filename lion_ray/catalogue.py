@@ -39,6 +39,8 @@ class BundledModel:
     """The type to save the weights in: float32 for a model that is trained."""
     turn_end: str | None
     """The token that ends a chat turn; None for a base model, which has no chat template."""
+    tied: bool = True
+    """The model as published uses one matrix for its input and its output, even where the file holds two roundings."""
     adds_bos: bool = False
     """The model needs its BOS token before every text, and the GGUF's tokenizer does not say so."""
 

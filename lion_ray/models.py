@@ -13,6 +13,7 @@ This module knows nothing of runs; importing it imports neither torch nor transf
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -250,8 +251,14 @@ def convert(entry: BundledModel, gguf: Path, out: Path) -> None:
         trust_remote_code=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    if entry.tied and not model.config.tie_word_embeddings:
+        # The file rounds the one matrix twice, for the output more finely: that one serves for both.
+        model.get_input_embeddings().weight = model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
     if entry.adds_bos:
-        tokenizer.add_bos_token = True
+        # mypy takes it for read-only: the tokenizer decorates its property and its setter with another in between.
+        setattr(tokenizer, "add_bos_token", True)  # noqa: B010
     if entry.turn_end is not None:
         if tokenizer.chat_template is None:
             raise ModelError(f"{entry.name}: the file holds no chat template")
@@ -293,6 +300,10 @@ def _one_line(text: str, limit: int = 500) -> str:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["convert", name, gguf, out]:
+            import gguf as gguf_package
+
+            # transformers parses the whole file thrice (config, weights, tokenizer): a third of the time goes there.
+            setattr(gguf_package, "GGUFReader", functools.cache(gguf_package.GGUFReader))  # noqa: B010
             convert(_entry(name), Path(gguf), Path(out))
         case _:
             raise SystemExit("usage: python -m lion_ray.models convert NAME GGUF FOLDER")

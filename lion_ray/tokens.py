@@ -15,6 +15,7 @@ This module knows tokenizers; it does not know models, lengths or labels.
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,7 @@ class Prompter:
             return ids
         # A tokenizer that knows no better way: its special texts are cut after their first character.
         cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
-        ids = [i for a, b in zip(cuts, cuts[1:], strict=False) for i in self._continue(text[a:b], split=True)]
+        ids = [i for a, b in itertools.pairwise(cuts) for i in self._continue(text[a:b], split=True)]
         if not self._special.isdisjoint(ids):
             raise ModelError("the tokenizer cannot write a special token's text as ordinary tokens")
         return ids

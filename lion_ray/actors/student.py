@@ -86,6 +86,11 @@ class StudentEngine:
     async def processes(self) -> list[int]:
         return self._engine.processes()
 
+    @ray.method(concurrency_group="health")
+    async def busy(self) -> bool:
+        """Whether a shard is being answered now."""
+        return self._engine.busy
+
     async def shutdown(self) -> None:
         await asyncio.to_thread(self._engine.shutdown)
 

@@ -9,12 +9,12 @@ Invariants:
 How a text is read, in this order:
 1. A first line that is nothing but two numbers (or a number on each of the first two lines) is the verdict.
 2. A text that is a JSON object is read by its keys and by nothing else.
-3. Otherwise each *written* score counts: a line that begins with an assistant's label, a score line under an
-   assistant's heading, a tuple or pair announced as scores, a JSON key. The last one of each assistant holds, since a
-   judge explains before it decides. A heading such as "Scores:" starts the verdict and voids the labels above it,
-   which may be the answers' results ("Assistant 1: 6").
-4. Only without those, scores in running text count: "I would give Assistant 1 a score of 8 and …".
-Text in quotation marks or quoted lines ("> …") is never a verdict of 3 or 4. A score on another scale than 10 is none.
+3. Otherwise each *announced* score counts: a label with the word score or a scale of ten, or under a heading such as
+   "Scores:"; a score line under an assistant's heading; a tuple or pair called scores; a JSON key.
+4. Without those, scores in running text: "I would give Assistant 1 a score of 8 and …".
+5. Without those, bare labels: "Assistant 1: 8". They come last, as they may be the answers' results.
+Of several scores for one assistant the last holds, since a judge explains before it decides. Text in quotation marks
+or quoted lines ("> …") is no verdict in 3 to 5. A score on another scale than ten is none.
 
 This module knows nothing of prompts, models or tables.
 """
@@ -36,7 +36,10 @@ _NUM = r"(?<![\w.,/-])([0-9]{1,3}(?:\.[0-9]{1,3})?)(?![\w%]|\.[0-9])"
 _OF_TEN = r"(?: ?/ ?10(?:\.0)?(?![\w.]*[0-9])| out of (?:10|ten)\b)"
 _SCALE = rf"{_OF_TEN}?(?: ?points?\b)?"
 # What may stand behind a score. An operator, a unit or one more number means that it was something else.
-_END = r"(?= ?$| ?[;.!\]}\"|]| ?\((?![0-9])|,(?! ?[0-9])| ?[-–—:] ?(?![0-9 ])| (?:and|but|because|due|for|while|with|assistant|score)\b)"
+_END = (
+    r"(?= ?$| ?[;.!\]}\"|]| ?\((?![0-9])|,(?! ?[0-9])| ?[-–—:] ?(?![0-9 ])|"
+    r" (?:and|but|because|due|for|while|with|assistant|score)\b)"
+)
 _VALUE = _NUM + _SCALE + _END
 _JOIN = r"(?: ?(?:,|;|&|\||\band\b|\bto\b|\bvs\.?|\bversus\b) ?| )"
 _PAIR = rf"{_NUM}{_SCALE}{_JOIN}(?!0[0-9])([0-9]{{1,3}}(?:\.[0-9]{{1,3}})?)(?![\w%]|[.,][0-9]){_SCALE}"
@@ -48,7 +51,8 @@ _IS = rf"(?: ?[:=] ?| ?[-–—] | (?:is|gets|receives|scores) )(?:(?:an? )?{_MA
 _BARE_PAIR = re.compile(rf"((?:final |overall )?(?:{_MARK}|output|tuple) ?[:=]? ?)?[(\[]?{_PAIR}[)\]]?[.;]?", re.I)
 _LONE = re.compile(rf"{_NUM}{_SCALE}[.,;]?", re.I)
 _LABEL = re.compile(
-    rf"(?:(?:\bthe )?(?:final |overall |total )?{_MARK} (?:of|for) {_WHO}|{_WHO}{_NOUN}(?: \(?{_MARK}\)?)?){_IS}{_VALUE}",
+    rf"(?:(?:\bthe )?(?:final |overall |total )?{_MARK} (?:of|for) {_WHO}|"
+    rf"{_WHO}{_NOUN}(?: \(?{_MARK}\)?)?){_IS}{_VALUE}",
     re.I,
 )
 # A line whose label says "score" and whose number is not one out of ten: no verdict can be read from it.
@@ -60,7 +64,10 @@ _LABEL_ABOVE = re.compile(
 )
 _SECTION = re.compile(rf"^\[?{_WHO}", re.I)
 _SECTION_SCORE = re.compile(rf"^(?:overall |final |total )?(?:score|rating|grade) ?[:=] ?{_VALUE}", re.I)
-_HEADING = re.compile(rf"\b{_MARK}\b[^:]{{0,80}}:$", re.I)
+_ANNOUNCES = re.compile(rf"\b{_MARK}\b|[0-9]{_OF_TEN}", re.I)
+_HEADING = re.compile(
+    rf"^(?!.{{0,80}}\b(?:expla|reason|justif|rationale))(?=.{{0,400}}:$).*\b{_MARK}\b[^:]{{0,80}}:$", re.I
+)
 _ANNOUNCED = re.compile(
     rf"(?:\b{_MARK}\b|^(?:the |final |my )*(?:output|tuple)\b|\b(?:output|python) tuple\b)[^0-9.()\[\]]{{0,40}}"
     rf"(?:assistants? 1 and (?:assistant )?2[^0-9.()\[\]]{{0,30}})?[(\[]{_PAIR}[)\]]",
@@ -73,8 +80,8 @@ _ABOUT_POINTS = re.compile(r"\b(?:points?|endpoints?|coordinates?|vert(?:ex|ices
 # Running text. Between an assistant and its score only these words may stand: "than", "if" or another clause may
 # make the score another's, or no score at all.
 _FILLER = (
-    r"(?: ?\(|,| (?:would|will|gets?|receives?|received|earns?|earned|is|was|be|given|awarded|assigned|as|at|with|to|the|"
-    r"a|an|overall|final|total|higher|lower|slightly|perfect|high|low|full|also|answer|response|submission|solution|"
+    r"(?: ?\(|,| (?:would|will|gets?|receives?|received|earns?|earned|is|was|be|given|awarded|assigned|as|at|with|"
+    r"to|the|a|an|overall|final|total|higher|lower|slightly|perfect|high|low|full|also|answer|response|submission|solution|"
     r"code|work|performance|output)\b){0,8}"
 )
 _GIVEN = re.compile(rf"{_WHO}{_FILLER} (?:score|rating|grade|scores|rates)(?: of| is|:)?(?: an?)? {_VALUE}", re.I)
@@ -85,13 +92,13 @@ _RATED = re.compile(
 )
 _GIVES = re.compile(rf"\b(?:score|rating|grade) of {_NUM}{_SCALE} (?:to|for) {_WHO}", re.I)
 _BOTH = re.compile(
-    rf"\bboth\b(?:[^.;:!?0-9]|(?<=assistant )[12]){{0,60}} "
+    rf"\bboth\b(?:(?! (?:would|could|might|may|if)\b)[^.;:!?0-9]|(?<=assistant )[12]){{0,60}} "
     rf"(?:(?:score|rating|grade)s? of |(?=[0-9.]{{1,4}}{_OF_TEN})){_NUM}{_SCALE}(?! ?(?:and|,|to) ?[0-9])",
     re.I,
 )
 _THEIRS = re.compile(
-    rf"\b(?:scores|ratings|grades)\b[^0-9.;!?(]{{0,40}}(?:assistants? 1 and (?:assistant )?2[^0-9.;!?(]{{0,30}})?{_PAIR}"
-    rf"(?=,? ?(?:respectively|for\b|[.;]|$))",
+    rf"\b(?:scores|ratings|grades)\b[^0-9.;!?(]{{0,40}}(?:assistants? 1 and (?:assistant )?2[^0-9.;!?(]{{0,30}})?"
+    rf"{_PAIR}(?=,? ?(?:respectively|for\b|[.;]|$))",
     re.I,
 )
 
@@ -120,10 +127,11 @@ def parse_scores(text: str) -> Pair | None:
         return _checked(float(one[1]), float(two[1]))
     if lines[0].startswith("{"):
         return _last_of_each(_json_scores(" ".join(lines)), cut_off=False)
-    written = list(_written(lines))
-    if {who for who, _ in written} >= {1, 2}:
-        return _last_of_each(written, cut_off=True)
-    return _last_of_each(_told(lines), cut_off=False)
+    announced, bare_labels = _written(lines)
+    for scores, cut_off in ((announced, True), (_told(lines), False), (bare_labels, True)):
+        if {who for who, _ in scores} == {1, 2}:
+            return _last_of_each(scores, cut_off=cut_off)
+    return None
 
 
 def in_range(pair: Pair | None) -> bool:
@@ -216,10 +224,11 @@ def _unquoted(line: str) -> str:
     return _QUOTED.sub(lambda match: match[1] if match[1] and not re.search(r"[a-z]", match[1], re.I) else "", line)
 
 
-def _written(lines: Sequence[str]) -> Iterator[_Score]:
-    """Every written score (rule 3), in the order of the text."""
+def _written(lines: Sequence[str]) -> tuple[list[_Score], list[_Score]]:
+    """The announced scores (rule 3) and the bare labels before any announcement (rule 5), in the order of the text."""
     scores: list[_Score] = []
-    section, judged = 0, False
+    bare: list[_Score] = []
+    section, judged, announced = 0, False, False
     for index, raw in enumerate(lines):
         line = _unquoted(raw)
         above = lines[index - 1] if index else ""
@@ -229,7 +238,8 @@ def _written(lines: Sequence[str]) -> Iterator[_Score]:
         judged = judged or "assistant" in above.lower()
         found = list(_labelled(line))
         if found:
-            scores += found
+            announced = announced or bool(_ANNOUNCES.search(line))
+            (scores if announced else bare).extend(found)
         elif match := _UNREADABLE.match(line):
             scores.append((int(match[1] or match[2]), float("nan")))
         elif (match := _LABEL_ABOVE.match(above)) and (number := _LONE.fullmatch(line)):
@@ -240,11 +250,14 @@ def _written(lines: Sequence[str]) -> Iterator[_Score]:
             scores += [(1, float(match[1])), (2, float(match[2]))]
         elif match := _pair_alone(line, above, judged, last):
             scores += [(1, float(match[2])), (2, float(match[3]))]
-        elif '"' in raw and (keyed := _json_scores(raw)):
+        elif '"' in raw and (keyed := _json_scores(raw + ("" if last else lines[index + 1][:1]))):
             scores += keyed
         elif _HEADING.search(line) and not _LABEL_ABOVE.match(line):
+            # The verdict starts here: what was labelled above was about something else, and a cut leaves nothing.
+            announced = True
             scores.clear()
-    yield from scores
+            bare.clear()
+    return scores, bare
 
 
 def _labelled(line: str) -> Iterator[_Score]:

@@ -54,6 +54,7 @@ class Engine:
         self._llm: AsyncLLM | None = None
         self._guard = Guard()
         self._requests = 0
+        self._answering = 0
         self.version = ""
 
     async def start(self, model_dir: Path, version: str) -> None:
@@ -108,6 +109,11 @@ class Engine:
             raise EngineError("the student engine has not started")
         return self._llm
 
+    @property
+    def busy(self) -> bool:
+        """Whether answers are being written now."""
+        return self._answering > 0
+
     def processes(self) -> list[int]:
         """The process ids of the engine's own processes, the core first."""
         return descendants(os.getpid())
@@ -119,7 +125,11 @@ class Engine:
             EngineError: the engine died; nothing of the shard is lost, since nothing of it was committed.
         """
         rows = shard.select(["id", "text"]).to_pylist()
-        answers = await asyncio.gather(*(self._answer_row(row["id"], row["text"], iteration) for row in rows))
+        self._answering += 1
+        try:
+            answers = await asyncio.gather(*(self._answer_row(row["id"], row["text"], iteration) for row in rows))
+        finally:
+            self._answering -= 1
         return table(answers, ANSWER)
 
     async def _answer_row(self, row_id: str, text: str, iteration: int) -> dict[str, Any]:

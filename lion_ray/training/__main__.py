@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from lion_ray.errors import LionError
 from lion_ray.training.data import read_rows
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     distributed = "WORLD_SIZE" in os.environ
     try:
         spec = TrainSpec.load(arguments[0])
+        disable_progress_bar()
         if distributed:
             _join()
         progress = Path(f"{spec.output_dir}.progress")

@@ -88,10 +88,10 @@ def as_row(row: Mapping[str, str | None] | Sequence[str | None]) -> Row:
     """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
     if isinstance(row, Mapping):
         row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"))
-    instruction, answer, finish_reason = row
-    if not isinstance(instruction, str) or not isinstance(answer, str):
+    result = Row(*row)  # type: ignore[arg-type]
+    if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
         raise TypeError("instruction and answer must be texts")
-    return Row(instruction, answer, finish_reason)
+    return result
 
 
 def encode(

@@ -1,0 +1,171 @@
+"""Small whole runs for tests: the real command line in a process of its own, a tiny student, a stub for the API.
+
+What is waited for is a state of the run folder or of the stub, never a time. Only processes started here are ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lion_ray.guard import descendants
+from lion_ray.store import RunStore
+from tests.stub_api import fetch_stats
+from tests.tiny import make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate", "bakery")
+MODEL = "stub-model"
+
+
+def write_pool(path: Path, rows: int, *, start: int = 0) -> None:
+    lines = [
+        f'{{"instruction": "Describe item {n} of the {KINDS[n % len(KINDS)]} list in {n + 3} words."}}'
+        for n in range(start, start + rows)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@dataclass
+class Job:
+    """A run's files and how to start it."""
+
+    folder: Path
+    base_url: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Values by section, over the ones below."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "student").exists():
+            make_tiny_model(self.folder / "student", initializer_range=0.5)
+            write_pool(self.folder / "pool.jsonl", 20)
+            write_pool(self.folder / "heldout.jsonl", 4, start=100)
+        config: dict[str, Any] = {
+            "run_name": "job",
+            "storage_path": str(self.folder / "runs"),
+            "iterations": 1,
+            "data": {"pool": "pool.jsonl", "heldout": "heldout.jsonl"},
+            "endpoints": {
+                "default": {
+                    "base_url": self.base_url,
+                    "model": MODEL,
+                    "api_key_env": None,
+                    "max_concurrency": 2,
+                    # Every wanted repetition then has a body of its own, so the stub can count what was bought twice.
+                    "send_seed": True,
+                    "max_backoff_s": 0.2,
+                }
+            },
+            "teacher": {"max_tokens": 40},
+            "referee": {"prompt": "scores", "max_tokens": 16},
+            "student": {
+                "model": "student",
+                "dtype": "float32",
+                "max_tokens": 12,
+                "max_model_len": 256,
+                "max_num_seqs": 8,
+                "enforce_eager": True,
+            },
+            "imitation": {
+                "epochs": 4,
+                "batch_size": 2,
+                "max_length": 192,
+                "learning_rate": 1e-3,
+                "precision": "fp32",
+                "checkpoint_every_steps": 5,
+                "truncated": "keep",
+            },
+            "generation": {"hard": 4, "easy": 4},
+            "placement": "dedicated",
+            "shard_rows": 4,
+            "max_shards_in_flight": 2,
+        }
+        for key, value in self.changes.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
+        self.path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "job.yaml"
+
+    @property
+    def store(self) -> RunStore:
+        return RunStore(str(self.folder / "runs" / "job"))
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "job.log"
+
+    def start(self, *overrides: str) -> subprocess.Popen[bytes]:
+        """Start the run; its words go to `log`."""
+        command = [sys.executable, "-m", "lion_ray", "run", str(self.path), *overrides]
+        # A cluster that happens to be on this machine is not ours to use.
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, env=environment | self.environment, start_new_session=True
+            )
+
+    def finish(self, *overrides: str) -> None:
+        """Run to the end; anything but success fails with the log."""
+        process = self.start(*overrides)
+        try:
+            code = process.wait()
+        except BaseException:
+            kill(process)
+            raise
+        assert code == 0, self.words()
+
+    def words(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def run_until(self, condition: Callable[[], bool]) -> subprocess.Popen[bytes]:
+        """Start the run and return it once `condition` holds; it must not end before."""
+        process = self.start()
+        try:
+            while not condition():
+                assert process.poll() is None, f"the run ended with {process.returncode} too soon:\n{self.words()}"
+                time.sleep(0.005)  # between looks at a file; what is waited for is the condition
+        except BaseException:
+            kill(process)
+            raise
+        return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> list[int]:
+    """SIGKILL a run's driver alone, as a machine's out-of-memory killer would; returns what it had started."""
+    children = descendants(process.pid)
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return children
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Which of these processes still run (zombies do not)."""
+
+    def runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except OSError:
+            return False
+
+    return [pid for pid in pids if runs(pid)]
+
+
+def requests(base_url: str) -> int:
+    """Requests that the stub has seen."""
+    total: int = fetch_stats(base_url)["total"]
+    return total

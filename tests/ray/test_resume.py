@@ -1,0 +1,125 @@
+"""A run killed in every stage and started again ends as one that was never killed, and buys nothing twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from lion_ray.store import RunStore
+from tests.ray.harness import Job, alive, kill, requests
+from tests.stub_api import fetch_stats, stub_process
+
+LATENCY = ("--lion", "--latency-ms", "40")
+
+
+def journaled(store: RunStore) -> Counter[str]:
+    """How often each call's completion is in the journal, torn tails left out."""
+    found: Counter[str] = Counter()
+    for path in Path(store.path("journal")).iterdir():
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            found[orjson.loads(line[9:])["key"]] += 1
+    return found
+
+
+def table_of(store: RunStore, stage: str) -> pa.Table:
+    manifest = store.stage(stage).manifest()
+    assert manifest is not None, f"{stage} was not committed"
+    return store.stage(stage).read(manifest["parts"])
+
+
+def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
+    """For each stage, when a run is in the middle of it."""
+    store = job.store
+
+    def committed(stage: str) -> bool:
+        return store.exists(f"{stage}/manifest.json")
+
+    def training() -> bool:
+        seen = store.read_json("iteration-1/checkpoint/progress.json")
+        return seen is not None and seen["step"] >= 12 and not committed("iteration-1/checkpoint")
+
+    def generating() -> bool:
+        if not committed("iteration-1/verdicts"):
+            return False
+        # The first look remembers where generation began.
+        started = began.setdefault("requests", requests(job.base_url))
+        return requests(job.base_url) > started and not committed("pool-1")
+
+    began: dict[str, int] = {}
+    return {
+        "answering": lambda: bool(store.stage("answers-0").part_indexes()) and not committed("answers-0"),
+        "training": training,
+        "judging": lambda: (
+            bool(store.stage("iteration-1/verdicts").part_indexes()) and not committed("iteration-1/verdicts")
+        ),
+        "generating": generating,
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    with stub_process(*LATENCY) as base_url:
+        job = Job(tmp_path_factory.mktemp("undisturbed"), base_url)
+        job.finish()
+        assert not fetch_stats(base_url)["repeated"], "one run bought the same call twice"
+    return job
+
+
+def test_killed_in_every_stage(tmp_path: Path, undisturbed: Job) -> None:
+    with stub_process(*LATENCY) as base_url:
+        job = Job(tmp_path, base_url)
+        for stage, condition in stage_conditions(job).items():
+            process = job.run_until(condition)
+            children = kill(process)
+            before = journaled(job.store)
+            assert not job.store.exists("iteration-2/result.json"), f"the run was over before it was killed in {stage}"
+            while alive(children):  # nothing outlives a killed driver: no engine, no server, no Ray process
+                pass
+            assert max(before.values(), default=1) == 1
+        known = set(before)
+        job.finish()
+        after = journaled(job.store)
+        twice = {key for key in known if after[key] > 1}
+        assert not twice, "a journaled call was sent again"
+        repeated = fetch_stats(base_url)["repeated"]
+        # Only what was in flight at a kill may have been bought twice: two calls at most, four kills.
+        assert sum(repeated.values()) - len(repeated) <= 2 * 4
+
+    for stage in ("pool-0", "pool-1", "pool-heldout", "answers-0", "answers-1", "iteration-1/student"):
+        assert table_of(job.store, stage).equals(table_of(undisturbed.store, stage)), f"{stage} differs"
+    for name in ("iteration-1/verdicts/hard.parquet", "iteration-1/verdicts/easy.parquet"):
+        assert job.store.read_table(name).equals(undisturbed.store.read_table(name)), f"{name} differs"
+    weights = "iteration-2/checkpoint/model/model.safetensors"
+    assert job.store.read_bytes(weights) == undisturbed.store.read_bytes(weights), "the final weights differ"
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(undisturbed: Job) -> None:
+    files = {path: path.stat().st_mtime_ns for path in Path(undisturbed.store.path()).rglob("manifest.json")}
+    # The stub is gone: a run that sent a single call would fail.
+    undisturbed.finish()
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_what_came_out(undisturbed: Job) -> None:
+    store = undisturbed.store
+    result = store.read_json("iteration-1/result.json")
+    assert result["train_rows"] == result["cache_rows"] == 20
+    assert result["hard"] + result["easy"] + sum(result["quarantined"].values()) == 20
+    assert result["loss_after"] < result["loss_before"]
+    kinds = result["generation"]
+    assert kinds["hard"]["accepted"] == kinds["easy"]["accepted"] == 4
+    pool = table_of(store, "pool-1")
+    assert Counter(pool["source"].to_pylist()) == {"hard": 4, "easy": 4}
+    hard = set(store.read_table("iteration-1/verdicts/hard.parquet")["id"].to_pylist())
+    parents = {row["parent"] for row in pool.to_pylist() if row["source"] == "hard"}
+    assert parents <= hard
+    answers = table_of(store, "iteration-1/student")
+    assert set(answers["version"].to_pylist()) == {"iteration-1"}
+    last = store.read_json("iteration-2/result.json")
+    assert last["train_rows"] == 8
+    assert last["quality_heldout"]["ratio"] > 0

@@ -1,0 +1,145 @@
+"""The pool of engines, on a real Ray with real vLLM engines and a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+
+from lion_ray.actors.student import ModelRef, StudentPool
+from lion_ray.config import StudentConfig
+from lion_ray.errors import EngineError
+from lion_ray.guard import start_time
+from lion_ray.records import INSTRUCTION, instruction_id, table
+from lion_ray.store import RunStore
+from lion_ray.telemetry import Progress
+from tests.tiny import make_tiny_model
+from tests.trained import make_trained
+
+CONFIG = StudentConfig(
+    model="base",
+    dtype="float32",
+    max_tokens=24,
+    max_model_len=128,
+    max_num_seqs=16,
+    enforce_eager=True,
+    num_cpus=1,
+)
+
+
+def shard(rows: int, *more: str) -> pa.Table:
+    texts = [f"Describe item {n}." for n in range(rows)] + list(more)
+    return table(({"id": instruction_id(t), "text": t, "source": "seed", "iteration": 0} for t in texts), INSTRUCTION)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """A run folder with a base model, two trained checkpoints, and one that lies about its weights."""
+    folder = tmp_path_factory.mktemp("run")
+    make_tiny_model(folder / "base", initializer_range=0.5)
+    for version, seed in (("one", 1), ("two", 2)):
+        make_trained(folder / "base", folder / version / "model", seed=seed)
+    shutil.copytree(folder / "one", folder / "lying")
+    shutil.copy(folder / "two" / "model" / "model.safetensors", folder / "lying" / "model" / "model.safetensors")
+    return RunStore(str(folder))
+
+
+@pytest.fixture
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def pool(cluster: None, store: RunStore) -> Callable[..., StudentPool]:
+    def make(**changes: object) -> StudentPool:
+        config = CONFIG.model_copy(update=changes)
+        return StudentPool(config, run_name=os.urandom(4).hex(), store=store, base_dir=Path(store.root), seed=0)
+
+    return make
+
+
+BASE = ModelRef("base", source="base")
+ONE = ModelRef("one", folder="one/model")
+TWO = ModelRef("two", folder="two/model")
+LYING = ModelRef("lying", folder="lying/model")
+
+
+async def test_answers_refresh_and_a_lying_checkpoint(pool: Callable[..., StudentPool], said: io.StringIO) -> None:
+    progress = Progress(said)
+    students = pool()
+    rows = shard(6, "word " * 200)
+    try:
+        await students.load(BASE, progress)
+        base = ray.get(await students.answer(ray.put(rows), 1))
+        assert base["id"].to_pylist() == rows["id"].to_pylist()
+        *answered, long = base.to_pylist()
+        assert {row["status"] for row in answered} == {"ok"}
+        assert (long["status"], long["reason"], long["text"]) == ("quarantined", "prompt too long", "")
+        assert ray.get(await students.answer(ray.put(rows), 1)).equals(base), "the same seeds, the same answers"
+        again = ray.get(await students.answer(ray.put(rows), 2))
+        assert again["text"].to_pylist() != base["text"].to_pylist(), "another iteration, other seeds"
+
+        await students.load(ONE, progress)
+        one = ray.get(await students.answer(ray.put(rows), 1))
+        await students.load(TWO, progress)
+        two = ray.get(await students.answer(ray.put(rows), 1))
+        assert set(one["version"].to_pylist()) == {"one"}
+        assert set(two["version"].to_pylist()) == {"two"}
+        texts = [column["text"].to_pylist() for column in (base, one, two)]
+        assert texts[0] != texts[1] != texts[2]
+        assert students.boots == 1, "refreshing boots nothing"
+
+        # Weights that are not the ones the canary was made with: booted afresh, and still refused.
+        with pytest.raises(EngineError, match="does not answer like the trained model"):
+            await students.load(LYING, progress)
+        assert students.boots == 2
+        assert "the canary disagrees" in said.getvalue()
+    finally:
+        await students.stop()
+
+
+async def test_a_killed_engine_is_replaced_with_the_current_checkpoint(
+    pool: Callable[..., StudentPool], said: io.StringIO
+) -> None:
+    progress = Progress(said)
+    students = pool(max_tokens=100)
+    rows = [shard(8), shard(4)]
+    try:
+        await students.load(BASE, progress)
+        await students.load(ONE, progress)
+        (actor,) = students.actors
+        undisturbed = [ray.get(await students.answer(ray.put(one), 1)) for one in rows]
+        processes = await actor.processes.remote()
+        asked = [asyncio.create_task(students.answer(ray.put(one), 1)) for one in rows]
+        while not await actor.busy.remote():  # each look is a round trip to the actor
+            pass
+        for pid in processes:  # the engine's core and whatever else it runs; the actor itself lives
+            os.kill(pid, signal.SIGKILL)
+        answers = [ray.get(reference) for reference in await asyncio.gather(*asked)]
+        assert [one.num_rows for one in answers] == [8, 4]
+        assert all(status == "ok" for one in answers for status in one["status"].to_pylist())
+        assert [one["text"].to_pylist() for one in answers] == [one["text"].to_pylist() for one in undisturbed]
+        assert set(answers[0]["version"].to_pylist()) == {"one"}, "the current checkpoint, not the first"
+        assert students.boots == 2
+        assert "died" in said.getvalue()
+    finally:
+        await students.stop()
+    assert not [pid for pid in processes if start_time(pid)]
+
+
+async def test_stopping_leaves_no_process(pool: Callable[..., StudentPool], said: io.StringIO) -> None:
+    students = pool()
+    await students.load(BASE, Progress(said))
+    processes = await students.actors[0].processes.remote()
+    assert processes
+    await students.stop()
+    assert students.actors == []
+    assert not [pid for pid in processes if start_time(pid)]

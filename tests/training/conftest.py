@@ -1,0 +1,99 @@
+"""A tiny model, rows to learn from, and a way to run a fit in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lion_ray.training.spec import TrainSpec
+from tests.tiny import make_tiny_model
+
+WORKER = Path(__file__).with_name("worker.py")
+ROWS = [
+    {"instruction": f"Say number {i}.", "answer": "The number is " + " ".join([str(i)] * (3 + i % 9)) + "."}
+    for i in range(24)
+]
+HELDOUT = [{"instruction": f"Say number {i}.", "answer": f"The number is {i}."} for i in range(30, 36)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def make_spec(tiny, tmp_path):
+    """A spec for a fit of 12 steps in float32; keyword arguments override it."""
+
+    def make(name="out", **changes):
+        fields = {
+            "model_dir": str(tiny),
+            "output_dir": str(tmp_path / name),
+            "rows": write_rows(tmp_path / "rows.jsonl", ROWS),
+            "heldout": write_rows(tmp_path / "heldout.jsonl", HELDOUT),
+            "epochs": 3,
+            "learning_rate": 1e-3,
+            "batch_size": 6,
+            "max_length": 128,
+            "precision": "fp32",
+            "micro_batch_rows": 2,
+            "checkpoint_every_steps": 5,
+            "canary_prompts": ("Say number 3.", "Hello?"),
+            "canary_tokens": 6,
+        }
+        return TrainSpec(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def run_fit(tmp_path):
+    """Run `worker.py` in `processes` processes; returns their exit codes and the folder of kept checkpoints."""
+
+    def run(spec, processes=1, **job):
+        keep = tmp_path / f"keep-{Path(spec.output_dir).name}"
+        keep.mkdir(exist_ok=True)
+        spec.save(keep / "spec.json")
+        (keep / "job.json").write_text(json.dumps({"spec": str(keep / "spec.json"), "keep": str(keep), **job}))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        running = []
+        for rank in range(processes):
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
+            if processes > 1:
+                environment |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            arguments = [sys.executable, str(WORKER), str(keep / "job.json")]
+            running.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+        errors = [process.communicate()[1] for process in running]
+        for process, error in zip(running, errors, strict=True):
+            if process.returncode > 0:
+                print(error)
+        return [process.returncode for process in running], keep
+
+    return run
+
+
+def weights(folder):
+    """Every tensor of a model folder, by name."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "model.safetensors")

@@ -1,0 +1,149 @@
+"""Fits that are killed, fits in two processes, and a disk that is full."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lion_ray.config import LoraConfig
+from lion_ray.errors import TrainingError
+from lion_ray.training.fit import train
+from tests.training.conftest import ROWS, weights
+
+LORA = LoraConfig(rank=4, dropout=0.2)
+
+
+def same_bits(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes"),
+    [
+        (1, {"precision": "bf16"}),
+        (1, {"lora": LORA}),
+        (2, {"sharding": "full"}),
+        (2, {"sharding": "none", "lora": LORA}),
+    ],
+    ids=["1", "1-lora", "2-sharded", "2-replicated-lora"],
+)
+def test_a_killed_fit_ends_with_the_same_bits(make_spec, run_fit, tmp_path, processes, changes):
+    codes, _ = run_fit(make_spec("whole", **changes), processes)
+    assert codes == [0] * processes
+    spec = make_spec("killed", **changes)
+    codes, keep = run_fit(spec, processes, kill_at=10)
+    assert -signal.SIGKILL in codes
+    assert not (tmp_path / "killed").exists()
+    codes, _ = run_fit(spec, processes, restore=str(keep / "step-10"))
+    assert codes == [0] * processes
+    assert same_bits(tmp_path / "whole", tmp_path / "killed")
+    metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("whole", "killed")]
+    for key in ("tokens", "fill", "first_loss", "last_loss", "heldout_loss_before", "heldout_loss_after"):
+        assert metrics[0][key] == metrics[1][key]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharding": "full"},
+        {"sharding": "full", "activation_checkpointing": True, "lora": LoraConfig(rank=4)},
+        {"sharding": "none"},
+        # The last step has a single row: one of the processes has nothing to do.
+        {"sharding": "full", "batch_size": 23, "epochs": 1, "max_length": 512, "warmup_ratio": 0.0},
+    ],
+    ids=["sharded", "sharded-lora-recomputed", "replicated", "idle"],
+)
+def test_two_processes_learn_what_one_learns(make_spec, run_fit, tmp_path, changes):
+    assert run_fit(make_spec("one", **changes))[0] == [0]
+    assert run_fit(make_spec("two", **changes), 2)[0] == [0, 0]
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5, msg=name)
+    metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("one", "two")]
+    for key in ("first_loss", "last_loss", "heldout_loss_before", "heldout_loss_after"):
+        assert metrics[0][key] == pytest.approx(metrics[1][key], rel=1e-4)
+    assert metrics[1]["workers"] == 2
+
+
+def test_a_checkpoint_of_two_processes_is_taken_up_by_one(make_spec, run_fit, tmp_path):
+    assert run_fit(make_spec("whole"), 2)[0] == [0, 0]
+    spec = make_spec("killed")
+    _, keep = run_fit(spec, 2, kill_at=10)
+    assert run_fit(spec, 1, restore=str(keep / "step-10"))[0] == [0]
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_another_fits_checkpoint_is_refused(make_spec, run_fit):
+    _, keep = run_fit(make_spec(), kill_at=5)
+    with pytest.raises(TrainingError, match="other data or settings"):
+        train(make_spec(seed=1), rows=ROWS, report=lambda step, folder: None, restore=keep / "step-5")
+
+
+def run_module(spec_path, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "lion_ray.training", str(spec_path)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+
+
+def test_a_full_disk_leaves_no_folder_and_the_same_command_resumes(make_spec, tmp_path):
+    spec = make_spec(checkpoint_every_steps=50)
+    spec.save(tmp_path / "spec.json")
+    # Any one file may be as large as half of the model: all but the weights can be written.
+    limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
+    failed = run_module(
+        tmp_path / "spec.json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
+    )
+    assert failed.returncode != 0
+    assert "step=12" in failed.stdout
+    assert (tmp_path / "out.partial" / "config.json").exists()
+    assert not (tmp_path / "out").exists()
+    done = run_module(tmp_path / "spec.json")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    again = run_module(tmp_path / "spec.json")
+    assert again.returncode == 0
+    assert "learning_rate=" not in again.stdout
+
+
+def test_the_module_goes_on_from_its_own_checkpoint(make_spec, tmp_path):
+    spec = make_spec()
+    spec.save(tmp_path / "spec.json")
+    limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
+    # A checkpoint is larger: the fit dies at the first one. Without the limit it dies nowhere.
+    failed = run_module(
+        tmp_path / "spec.json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
+    )
+    assert failed.returncode != 0
+    assert "step=5 " not in failed.stdout
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "lion_ray.training", str(tmp_path / "spec.json")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step=6 "):  # the checkpoint of step 5 is there
+                process.kill()
+    done = run_module(tmp_path / "spec.json")
+    assert done.returncode == 0, done.stderr
+    steps = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("step=")]
+    assert steps[0] in ("step=6", "step=11")
+    assert steps[-1] == "step=12"
+
+
+def test_a_mistake_is_one_line_and_an_exit_code(make_spec, tmp_path):
+    spec = make_spec(prompt="missing.txt")
+    spec.save(tmp_path / "spec.json")
+    failed = run_module(tmp_path / "spec.json")
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1].startswith("lion-ray training: the prompt template")
+    assert "Traceback" not in failed.stderr
