@@ -82,9 +82,11 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run will take, stage by stage, before anything is spent."""
     from lion_ray.config_file import load_config
+    from lion_ray.checks import check_templates
     from lion_ray.plan import make_plan, plan_table
 
     loaded = load_config(config, overrides or [])
+    check_templates(loaded)
     made = make_plan(loaded.config, loaded.base_dir)
     if as_json:
         print(json.dumps(made.to_json()))

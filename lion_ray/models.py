@@ -68,7 +68,7 @@ def resolve_model(source: str, *, base_dir: Path | None, progress: Progress) -> 
         return _bundled(_entry(source.removeprefix(BUNDLED)), progress)
     folder = (base_dir or Path()) / Path(source).expanduser()
     if folder.exists() or source.startswith((".", "/", "~")):
-        return _local(folder)
+        return _local(folder.absolute())
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return _hub(source, progress)
     near = difflib.get_close_matches(source, CATALOGUE, n=1, cutoff=0.5)

@@ -21,8 +21,9 @@ from typing import Any
 
 import ray
 
+from lion_ray.checks import check_keys, check_templates
 from lion_ray.config_file import LoadedConfig, differences
-from lion_ray.errors import ConfigError, EndpointError, LionError, RunConflictError
+from lion_ray.errors import ConfigError, LionError, RunConflictError
 from lion_ray.models import resolve_model
 from lion_ray.results import IterationResult
 from lion_ray.store import HEARTBEAT_S, RunStore
@@ -38,7 +39,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     Raises:
         LionError: whatever ended the run, as the user is told it.
     """
-    check_environment(loaded)
+    check_templates(loaded)
+    check_keys(loaded)
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
     check_same_config(store, loaded)
     attempt = store.claim()
@@ -111,23 +113,6 @@ def run_root(storage_path: str, run_name: str) -> str:
     if "://" in storage_path:
         return f"{storage_path.rstrip('/')}/{run_name}"
     return str(Path(storage_path).expanduser().absolute() / run_name)
-
-
-def check_environment(loaded: LoadedConfig) -> None:
-    """Everything that can be known to be missing before anything is started.
-
-    Raises:
-        EndpointError: an endpoint's key is not in the environment.
-    """
-    config = loaded.config
-    for role in ("teacher", "referee", "generator"):
-        name = getattr(config, role).endpoint
-        endpoint = config.endpoints[name]
-        if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
-            raise EndpointError(
-                f"endpoint '{name}' wants its key in the environment variable {endpoint.api_key_env}, which is not "
-                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint asks for none"
-            )
 
 
 def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:

@@ -6,7 +6,8 @@ Invariants:
   was written: `repeated` in the stats names what was bought twice.
 - The first rule that matches a request decides its fault; without one it is answered.
 
-It knows nothing of lion_ray: roles are recognised by phrases in the messages (`REFEREE_MARKERS`, `GENERATOR_MARKERS`).
+It knows nothing of lion_ray: roles are recognised by phrases in the messages (`REFEREE_MARKERS`, `GENERATOR_MARKERS`,
+or others given to it).
 
 As a process: ``python -m tests.stub_api --port 0 --lion`` prints its base URL on the first line. In a test's own event
 loop: ``async with StubAPI() as stub``. From a test without a loop: ``with stub_process("--lion") as base_url``.
@@ -34,8 +35,11 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-REFEREE_MARKERS = ("score",)
-GENERATOR_MARKERS = ("new instruction",)
+# Phrases of Lion's prompts, in lower case; a test holds them against the built-in templates.
+REFEREE_MARKERS = ("answer of assistant 1 begins", "answer of assistant 2 begins")
+"""All of them occur in what a referee is asked."""
+GENERATOR_MARKERS = ("you invent", "one new task")
+"""One of them occurs in a generator's system message."""
 
 _WORD_LIST = (
     "explain describe compare summarize design list invent translate classify sketch river engine market violin "
@@ -101,21 +105,26 @@ def lion_answer(
     referee_markers: Sequence[str] = REFEREE_MARKERS,
     generator_markers: Sequence[str] = GENERATOR_MARKERS,
 ) -> Answer:
-    """What Lion's three roles expect: two scores, a new instruction, or an answer. Every marker must occur."""
+    """What Lion's three roles expect: two scores (as JSON where a schema asks), a new instruction, or an answer."""
     said = " ".join(_said(body)).lower()
+    system = " ".join(_said(body, "system")).lower()
     rng = random.Random(canonical_digest(body))
     if all(marker.lower() in said for marker in referee_markers):
-        return Answer(f"{rng.randint(1, 10)} {rng.randint(1, 10)}")
-    if all(marker.lower() in said for marker in generator_markers):
-        words = rng.sample(_WORDS, k=rng.randint(8, 14))
-        return Answer(" ".join(words).capitalize() + ".")
+        first, second = rng.randint(1, 10), rng.randint(1, 10)
+        if "response_format" in body:
+            explained = {"explanation": "Both were read."} if "explanation" in json.dumps(body) else {}
+            return Answer(json.dumps({**explained, "assistant_1": first, "assistant_2": second}))
+        return Answer(f"{first} {second}")
+    if any(marker.lower() in system for marker in generator_markers):
+        return Answer(" ".join(rng.sample(_WORDS, k=rng.randint(8, 14))).capitalize() + ".")
     return plain_answer(body)
 
 
-def _said(body: dict[str, Any]) -> Iterator[str]:
+def _said(body: dict[str, Any], role: str | None = None) -> Iterator[str]:
     for message in body.get("messages", ()):
-        content = message.get("content")
-        yield content if isinstance(content, str) else json.dumps(content)
+        if role is None or message.get("role") == role:
+            content = message.get("content")
+            yield content if isinstance(content, str) else json.dumps(content)
 
 
 class StubAPI:
@@ -361,8 +370,10 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="a known model (repeatable); none: all are known")
     parser.add_argument("--rules", default="[]", help='JSON: [{"fault": "429", "times": 1, "retry_after": "1"}, ...]')
     parser.add_argument("--lion", action="store_true", help="answer as teacher, referee and generator")
-    parser.add_argument("--referee-marker", action="append", help="phrases (all must occur) that make a referee")
-    parser.add_argument("--generator-marker", action="append", help="phrases (all must occur) that make a generator")
+    parser.add_argument("--referee-marker", action="append", help="phrases that all occur in a referee's prompt")
+    parser.add_argument(
+        "--generator-marker", action="append", help="phrases of which one occurs in a generator's system message"
+    )
     given = parser.parse_args()
     referee = tuple(given.referee_marker or REFEREE_MARKERS)
     generator = tuple(given.generator_marker or GENERATOR_MARKERS)

@@ -19,6 +19,7 @@ from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.student import StudentPool
 from lion_ray.actors.teacher import TeacherActor
+from lion_ray.checks import ROLES
 from lion_ray.config import RunConfig
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
@@ -31,21 +32,26 @@ class Crew:
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore, attempt: int, progress: Progress) -> None:
         self._progress = progress
-        self._roles = {config.teacher.endpoint, config.referee.endpoint, config.generator.endpoint}
         run_name = f"{config.run_name}-{attempt}"
         journal = config.journal or store.path("journal")
+
+        def named(endpoint: str) -> str:
+            return f"{run_name}/endpoint-{endpoint}"
+
         self.proxies: dict[str, Any] = {
-            name: TeacherActor.options(name=f"{run_name}/endpoint-{name}").remote(
+            name: TeacherActor.options(name=named(name)).remote(
                 name, config.endpoints[name], config.teacher, journal, base_dir, config.seed
             )
-            for name in sorted(self._roles)
+            for name in sorted({getattr(config, role).endpoint for role in ROLES})
         }
         self.teacher = self.proxies[config.teacher.endpoint]
+        # Proxies go by their names: a handle among its arguments would keep Ray from restarting an actor.
+        judge, writer = config.referee.endpoint, config.generator.endpoint
         self.referee: Any = RefereeActor.options(name=f"{run_name}/referee").remote(
-            config.referee, self.proxies[config.referee.endpoint], base_dir, config.seed
+            config.referee, named(judge), config.endpoints[judge].json_schema, base_dir, config.seed
         )
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator").remote(
-            config.generator, config.generation, self.proxies[config.generator.endpoint], base_dir, config.seed
+            config.generator, config.generation, named(writer), base_dir, config.seed
         )
         self.students = StudentPool(config.student, run_name=run_name, store=store, base_dir=base_dir, seed=config.seed)
 

@@ -33,11 +33,11 @@ class Generator:
     """The writer, as an async actor."""
 
     def __init__(
-        self, config: GeneratorConfig, limits: GenerationConfig, proxy: Any, base_dir: Path, seed: int
+        self, config: GeneratorConfig, limits: GenerationConfig, proxy: str, base_dir: Path, seed: int
     ) -> None:
         self._config = config
         self._limits = limits
-        self._proxy = proxy
+        self._proxy = ray.get_actor(proxy)
         self._templates = {
             "hard": load_template(config.hard_prompt, "generator", base_dir),
             "easy": load_template(config.easy_prompt, "generator", base_dir),

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lion_ray.algorithm.prompts import REFEREE_SCHEMA, load_template, referee_messages
+from lion_ray.algorithm.prompts import load_template, referee_messages
 from lion_ray.algorithm.scores import combine, in_range, parse_scores
 from lion_ray.config import RefereeConfig
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
@@ -27,10 +27,12 @@ ORDERS = ("teacher_first", "student_first")
 class Referee:
     """The judge, as an async actor."""
 
-    def __init__(self, config: RefereeConfig, proxy: Any, base_dir: Path, seed: int) -> None:
+    def __init__(self, config: RefereeConfig, proxy: str, structured: bool, base_dir: Path, seed: int) -> None:
+        """`proxy`: the name of the endpoint's actor; `structured`: the endpoint can be held to a JSON schema."""
         self._config = config
-        self._proxy = proxy
+        self._proxy = ray.get_actor(proxy)
         self._template = load_template(config.prompt, "referee", base_dir)
+        self._schema = self._template.schema if structured else None
         self._seed = seed
 
     async def judge(self, shard: pa.Table, teacher: pa.Table, student: pa.Table) -> pa.Table:
@@ -56,11 +58,11 @@ class Referee:
         answers = (row.teacher["text"], row.student["text"])
         first, second = answers if order == "teacher_first" else answers[::-1]
         return Call(
-            messages=referee_messages(self._template, row.text, first, second),
+            messages=referee_messages(self._template, row.text, first, second, as_json=self._schema is not None),
             max_tokens=self._config.max_tokens,
             temperature=self._config.temperature,
             seed=derive_seed(self._seed, "referee", row.id, order, attempt),
-            json_schema=REFEREE_SCHEMA if self._template.json_schema else None,
+            json_schema=self._schema,
             ordinal=attempt,
             role="referee",
         )

@@ -94,12 +94,13 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         while not (await asyncio.wait([fit], timeout=2.0))[0]:
             look()
         fit.result()
-        metrics = run.store.read_json(f"{folder}/model/training.json")
-        if metrics is None:
+        written = run.store.read_json(f"{folder}/model/training.json")
+        if written is None:
             raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
+        metrics = written["metrics"]
         shown.total = metrics["steps"]
         shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
-    return metrics | {"stage_seconds": round(time.time() - began, 2)}
+    return metrics | {"fit_seconds": metrics["seconds"], "seconds": round(time.time() - began, 2)}
 
 
 def _arrow(metrics: dict[str, Any]) -> str:

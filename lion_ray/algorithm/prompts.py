@@ -127,8 +127,8 @@ def generator_messages(template: Template, seed: str) -> tuple[Message, ...]:
     return _render(template, {"seed": seed})
 
 
-def fence(texts: Mapping[str, str]) -> str:
-    """Eight hex digits that depend on the texts alone and occur in none of them."""
+def fence(texts: Mapping[str, str], digits: int = 8) -> str:
+    """Hex digits that depend on the texts alone and occur in none of them."""
     digest = hashlib.sha256()
     for name in sorted(texts):
         data = texts[name].encode("utf-8", "surrogatepass")
@@ -139,7 +139,7 @@ def fence(texts: Mapping[str, str]) -> str:
     while True:
         salted = digest.copy()
         salted.update(str(salt).encode())
-        mark = salted.hexdigest()[:8]
+        mark = salted.hexdigest()[:digits]
         if not any(mark in text for text in folded):
             return mark
         salt += 1

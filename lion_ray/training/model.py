@@ -148,7 +148,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules: {str(error).splitlines()[0]}") from error
 

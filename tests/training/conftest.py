@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,8 @@ import torch
 
 from lion_ray.training.spec import TrainSpec
 from tests.tiny import make_tiny_model
+from tests.training import worker
 
-WORKER = Path(__file__).with_name("worker.py")
 ROWS = [
     {"instruction": f"Say number {i}.", "answer": "The number is " + " ".join([str(i)] * (3 + i % 9)) + "."}
     for i in range(24)
@@ -65,29 +62,29 @@ def make_spec(tiny, tmp_path):
 
 @pytest.fixture
 def run_fit(tmp_path):
-    """Run `worker.py` in `processes` processes; returns their exit codes and the folder of kept checkpoints."""
+    """Run a fit in `processes` processes; returns their exit codes and the folder of kept checkpoints.
+
+    Forked from a server that never ran a backward pass: torch forbids forking from a process that did.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.worker", "transformers.models.llama.modeling_llama", "peft"])
 
     def run(spec, processes=1, **job):
         keep = tmp_path / f"keep-{Path(spec.output_dir).name}"
         keep.mkdir(exist_ok=True)
-        spec.save(keep / "spec.json")
-        (keep / "job.json").write_text(json.dumps({"spec": str(keep / "spec.json"), "keep": str(keep), **job}))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        running = []
-        for rank in range(processes):
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-            if processes > 1:
-                environment |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            arguments = [sys.executable, str(WORKER), str(keep / "job.json")]
-            running.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
-        errors = [process.communicate()[1] for process in running]
-        for process, error in zip(running, errors, strict=True):
-            if process.returncode > 0:
-                print(error)
-        return [process.returncode for process in running], keep
+        (keep / "meeting").unlink(missing_ok=True)
+        running = [
+            context.Process(target=worker.main, args=(spec, keep, rank, processes), kwargs=job)
+            for rank in range(processes)
+        ]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+        for rank, process in enumerate(running):
+            if process.exitcode:
+                print((keep / f"stderr-{rank}").read_text())
+        return [process.exitcode for process in running], keep
 
     return run
 

@@ -43,7 +43,7 @@ def test_a_killed_fit_ends_with_the_same_bits(make_spec, run_fit, tmp_path, proc
     codes, keep = run_fit(spec, processes, kill_at=10)
     assert -signal.SIGKILL in codes
     assert not (tmp_path / "killed").exists()
-    codes, _ = run_fit(spec, processes, restore=str(keep / "step-10"))
+    codes, _ = run_fit(spec, processes, restore=keep / "step-10")
     assert codes == [0] * processes
     assert same_bits(tmp_path / "whole", tmp_path / "killed")
     metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("whole", "killed")]
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_two_processes_is_taken_up_by_one(make_spec, run_fit, tm
     assert run_fit(make_spec("whole"), 2)[0] == [0, 0]
     spec = make_spec("killed")
     _, keep = run_fit(spec, 2, kill_at=10)
-    assert run_fit(spec, 1, restore=str(keep / "step-10"))[0] == [0]
+    assert run_fit(spec, 1, restore=keep / "step-10")[0] == [0]
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -90,60 +90,46 @@ def test_another_fits_checkpoint_is_refused(make_spec, run_fit):
         train(make_spec(seed=1), rows=ROWS, report=lambda step, folder: None, restore=keep / "step-5")
 
 
-def run_module(spec_path, **options):
+def run_module(spec, *launcher, **options):
+    """``python -m lion_ray.training`` with `spec`, as a user would run it."""
+    path = Path(f"{spec.output_dir}.json")
+    spec.save(path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "lion_ray.training", str(spec_path)]
+    command = [sys.executable, *launcher, "-m", "lion_ray.training", str(path)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 
 
-def test_a_full_disk_leaves_no_folder_and_the_same_command_resumes(make_spec, tmp_path):
+def test_a_full_disk_leaves_no_folder_and_the_same_command_makes_it(make_spec, tmp_path):
     spec = make_spec(checkpoint_every_steps=50)
-    spec.save(tmp_path / "spec.json")
     # Any one file may be as large as half of the model: all but the weights can be written.
     limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
-    failed = run_module(
-        tmp_path / "spec.json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
-    )
+    failed = run_module(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2))
     assert failed.returncode != 0
     assert "step=12" in failed.stdout
     assert (tmp_path / "out.partial" / "config.json").exists()
     assert not (tmp_path / "out").exists()
-    done = run_module(tmp_path / "spec.json")
+    done = run_module(spec)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
-    again = run_module(tmp_path / "spec.json")
-    assert again.returncode == 0
-    assert "learning_rate=" not in again.stdout
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out.json"]
 
 
 def test_the_module_goes_on_from_its_own_checkpoint(make_spec, tmp_path):
-    spec = make_spec()
-    spec.save(tmp_path / "spec.json")
-    limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
-    # A checkpoint is larger: the fit dies at the first one. Without the limit it dies nowhere.
-    failed = run_module(
-        tmp_path / "spec.json", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2)
-    )
+    # A file where the folder should be made: the fit ends, but cannot be written.
+    (tmp_path / "out.partial").touch()
+    failed = run_module(make_spec(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     assert failed.returncode != 0
-    assert "step=5 " not in failed.stdout
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "lion_ray.training", str(tmp_path / "spec.json")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step=6 "):  # the checkpoint of step 5 is there
-                process.kill()
-    done = run_module(tmp_path / "spec.json")
+    assert "step=12" in failed.stdout
+    assert [path.name for path in (tmp_path / "out.progress").iterdir()] == ["step-00000010"]
+    (tmp_path / "out.partial").unlink()
+    done = run_module(make_spec())
     assert done.returncode == 0, done.stderr
     steps = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("step=")]
-    assert steps[0] in ("step=6", "step=11")
-    assert steps[-1] == "step=12"
+    assert steps == ["step=11", "step=12"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out.json"]
 
 
-def test_a_mistake_is_one_line_and_an_exit_code(make_spec, tmp_path):
-    spec = make_spec(prompt="missing.txt")
-    spec.save(tmp_path / "spec.json")
-    failed = run_module(tmp_path / "spec.json")
+def test_a_mistake_is_one_line_and_an_exit_code(make_spec):
+    failed = run_module(make_spec(prompt="missing.txt"))
     assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("lion-ray training: the prompt template")
     assert "Traceback" not in failed.stderr

@@ -1,17 +1,17 @@
-"""One process of a fit, started by a test: ``python worker.py JOB.json``.
+"""One process of a fit, forked by a test from a server that has imported everything once.
 
-The job says what to do at a step, so that a fit can be killed at a known point: ``kill_at`` ends the process by
-SIGKILL once that step's checkpoint has been kept in ``keep``.
+A job says what to do at a step, so that a fit can be killed at a known point: ``kill_at`` ends the process by SIGKILL
+once that step's checkpoint has been kept.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,31 +21,23 @@ from lion_ray.training.fit import train
 from lion_ray.training.spec import TrainSpec
 
 
-def main(path: str) -> None:
+def main(
+    spec: TrainSpec, keep: Path, rank: int, processes: int, *, kill_at: int | None = None, restore: Path | None = None
+) -> None:
+    """Fit; every checkpoint is kept as ``keep/step-N``."""
+    sys.stderr = (keep / f"stderr-{rank}").open("w", buffering=1)  # the parent shows it where this process fails
     torch.set_num_threads(1)
-    job = json.loads(Path(path).read_text())
-    spec = TrainSpec.load(job["spec"])
-    keep = Path(job["keep"])
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{keep}/meeting", rank=rank, world_size=processes)
 
-    def report(metrics, folder):
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
         if folder is not None:
-            target = keep / f"step-{metrics['step']}"
-            shutil.copytree(folder, target, dirs_exist_ok=True)
-            if dist.is_initialized():
+            shutil.copytree(folder, keep / f"step-{metrics['step']}", dirs_exist_ok=True)
+            if processes > 1:
                 dist.barrier()
-        if metrics["step"] == job.get("kill_at"):
+        if metrics["step"] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    restore = Path(job["restore"]) if job.get("restore") else None
-    heldout = read_rows(spec.heldout) if spec.heldout else ()
-    metrics = train(spec, rows=read_rows(spec.rows), heldout_rows=heldout, report=report, restore=restore)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        (keep / "metrics.json").write_text(json.dumps(metrics))
-    if dist.is_initialized():
+    train(spec, rows=read_rows(spec.rows), heldout_rows=read_rows(spec.heldout), report=report, restore=restore)
+    if processes > 1:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

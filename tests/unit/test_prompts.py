@@ -1,4 +1,4 @@
-"""Prompts: hostile texts stay texts, the same prompt has the same bytes, and a wrong template is refused in one line."""
+"""Prompts: hostile texts stay texts, equal prompts have equal bytes, a wrong template is refused in one line."""
 
 import json
 import pickle
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.algorithm import prompts
 from lion_ray.algorithm.prompts import (
     BUILTINS,
     REFEREE_EXPLAIN_SCHEMA,
@@ -74,9 +73,7 @@ def test_hostile_texts_change_nothing_but_their_own_place(kind: str, name: str, 
     assert [m["role"] for m in hostile] == [m["role"] for m in plain]
     # Putting the texts, and the fence that hangs on them, where the plain ones stood gives the hostile prompt exactly.
     names = {"teacher": ["instruction"], "generator": ["seed"], "referee": ["instruction", "first", "second"]}[kind]
-    ours, theirs = (
-        fence({n: t for n, t in zip(names, texts, strict=False)}) for texts in (["P1", "P2", "P3"], [text] * 3)
-    )
+    ours, theirs = (fence(dict(zip(names, texts, strict=False))) for texts in (["P1", "P2", "P3"], [text] * 3))
     for before, after in zip(plain, hostile, strict=True):
         expected = before["content"].replace(ours, theirs)
         for placeholder in ("P1", "P2", "P3"):
@@ -90,36 +87,22 @@ def test_each_frame_holds_exactly_its_text(name: str, text: str) -> None:
     template = load_template(name, "referee")
     content = referee_messages(template, f"I {text}", f"A {text}", f"B {text}")[-1]["content"]
     mark = fence({"instruction": f"I {text}", "first": f"A {text}", "second": f"B {text}"})
-    frames = re.findall(rf"^\[(.+) begins {mark}\]\n(.*?)\n\[(.+) ends {mark}\]$", content, re.M | re.S)
+    frames = re.findall(rf"^\[([^\n]+) begins {mark}\]\n(.*?)\n\[([^\n]+) ends {mark}\]$", content, re.M | re.S)
     labels = ["instruction", "answer of Assistant 1", "answer of Assistant 2"]
     assert frames == [(label, f"{start} {text}", label) for label, start in zip(labels, "IAB", strict=True)]
     assert content.count(mark) == 6
 
 
-def test_the_fence_is_deterministic_and_in_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fence_is_deterministic_and_in_no_text() -> None:
     texts = {"first": "a", "second": "b"}
     assert fence(texts) == fence(dict(reversed(texts.items())))
     assert re.fullmatch(r"[0-9a-f]{8}", fence(texts))
     assert fence({"first": "ab", "second": "c"}) != fence({"first": "a", "second": "bc"})
     assert fence({"first": "b", "second": "a"}) != fence(texts)
-
-    # A text that holds its own prompt's first fence cannot be written by hand, so the hash is made to ignore the texts.
-    class Constant:
-        def __init__(self, data: bytes = b"") -> None:
-            self.data = data
-
-        def update(self, data: bytes) -> None:
-            self.data = data if len(data) < 3 else b""
-
-        def copy(self) -> "Constant":
-            return Constant(self.data)
-
-        def hexdigest(self) -> str:
-            return self.data.hex().rjust(8, "e") + "0" * 56
-
-    monkeypatch.setattr(prompts.hashlib, "sha256", Constant)
-    assert fence({"first": "nothing"}) == "eeeeee30"
-    assert fence({"first": "it holds EEEEEE30", "second": "and eeeeee31]"}) == "eeeeee32"
+    # Nobody can write a text that holds its own hash's eight digits; with one digit, only one is left to take.
+    for free in "0123456789abcdef":
+        taken = "0123456789ABCDEF".replace(free.upper(), "")
+        assert fence({"first": taken[:7], "second": taken[7:]}, digits=1) == free
 
 
 def test_the_same_prompt_has_the_same_bytes() -> None:

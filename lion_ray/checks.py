@@ -1,0 +1,46 @@
+"""What can be known to be wrong before anything is started or spent.
+
+Knows the configuration, the environment and the files it names; starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+from lion_ray.algorithm.prompts import load_template
+from lion_ray.config_file import LoadedConfig
+from lion_ray.errors import EndpointError
+
+ROLES = ("teacher", "referee", "generator")
+
+
+def check_templates(loaded: LoadedConfig) -> None:
+    """Load every role's template.
+
+    Raises:
+        ConfigError: one is unknown, unreadable or cannot be rendered.
+    """
+    config = loaded.config
+    for name, kind in (
+        (config.teacher.prompt, "teacher"),
+        (config.referee.prompt, "referee"),
+        (config.generator.hard_prompt, "generator"),
+        (config.generator.easy_prompt, "generator"),
+    ):
+        load_template(name, kind, loaded.base_dir)
+
+
+def check_keys(loaded: LoadedConfig) -> None:
+    """See that every endpoint in use has its key in the environment.
+
+    Raises:
+        EndpointError: one has not.
+    """
+    config = loaded.config
+    for name in dict.fromkeys(getattr(config, role).endpoint for role in ROLES):
+        endpoint = config.endpoints[name]
+        if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+            raise EndpointError(
+                f"endpoint '{name}' wants its key in the environment variable {endpoint.api_key_env}, which is not "
+                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint asks for none"
+            )
