@@ -81,8 +81,8 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run will take, stage by stage, before anything is spent."""
-    from lion_ray.config_file import load_config
     from lion_ray.checks import check_templates
+    from lion_ray.config_file import load_config
     from lion_ray.plan import make_plan, plan_table
 
     loaded = load_config(config, overrides or [])

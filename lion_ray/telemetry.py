@@ -86,7 +86,7 @@ class Progress:
         if self._bars:
             stage._task = self._bars.add_task(name, total=total or None, unit=unit, note="")
         else:
-            self.say(f"{name}: {total} {unit}" if total else name)
+            self.say(f"{name}: {_count(total, unit)}" if total else name)
         try:
             yield stage
         finally:
@@ -94,7 +94,7 @@ class Progress:
             if self._bars:
                 self._bars.remove_task(stage._task)
         note = f"; {stage.note}" if stage.note else ""
-        self.say(f"{name}: done, {stage.done} {unit} in {stage.seconds():.0f} s{note}")
+        self.say(f"{name}: done, {_count(stage.done, unit)} in {stage.seconds():.0f} s{note}")
 
     def _changed(self, stage: Stage) -> None:
         if self._bars:
@@ -135,3 +135,7 @@ class Progress:
     def close(self) -> None:
         if self._bars:
             self._bars.stop()
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit.removesuffix('s') if number == 1 else unit}"

@@ -80,8 +80,8 @@ class Prompter:
         self.stop_token_ids: list[int] = [end] if eos is None or eos == end else [end, eos]
 
         self._special = special | {end}
-        texts = {tokenizer.convert_ids_to_tokens(i) for i in self._special}
-        self._special_text = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True) if t))
+        texts = {str(tokenizer.convert_ids_to_tokens(i)) for i in self._special}
+        self._special_text = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
         self._spaced = self._adds_leading_space()
         self._before = start + self._encode(before, split=False)
         self._after = self._continue(after, split=False)

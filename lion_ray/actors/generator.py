@@ -114,6 +114,7 @@ class _Stage:
             accepted=self._kept[kind],
             attempted=self._asked[kind],
             max_attempts=round(self._wanted[kind] * self._limits.max_attempts),
+            floor=1,
             ceiling=wave,
         )
         start = self._asked[kind]

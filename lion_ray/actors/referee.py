@@ -96,10 +96,14 @@ class _Row:
         self.answered.append(outcome)
         self.reviews[order] = outcome.text
         pair = parse_scores(outcome.text)
-        if pair is None or not in_range(pair):
-            self.failure = "verdict without readable scores" if pair is None else "score outside 1 to 10"
-            return
-        self.scores[order] = pair if order == "teacher_first" else pair[::-1]
+        if outcome.finish_reason == "length" and outcome.text[-1:].isdigit():
+            self.failure = "verdict cut off"  # perhaps within its last number: a 10 that ends as a 1
+        elif pair is None:
+            self.failure = "verdict without readable scores"
+        elif not in_range(pair):
+            self.failure = "score outside 1 to 10"
+        else:
+            self.scores[order] = pair if order == "teacher_first" else pair[::-1]
 
     def verdict(self) -> dict[str, Any]:
         means = combine(self.scores["teacher_first"], self.scores["student_first"])

@@ -41,6 +41,7 @@ class TeacherProxy:
         self._base_dir = base_dir
         self._seed = seed
         self._server: ModelServer | None = None
+        self._journal: Journal | None = None
         self._opening: asyncio.Task[Client] | None = None
 
     async def ready(self) -> str:
@@ -60,14 +61,14 @@ class TeacherProxy:
 
     async def _open(self) -> Client:
         base_url = self._endpoint.base_url
-        journal = await asyncio.to_thread(Journal.open, self._journal_root)
+        self._journal = await asyncio.to_thread(Journal.open, self._journal_root)
         if self._endpoint.serve is not None:
             model = await asyncio.to_thread(
                 resolve_model, self._endpoint.serve.model, base_dir=self._base_dir, progress=print
             )
             self._server = ModelServer(self._endpoint.serve, str(model), self._endpoint.model)
             base_url = await self._server.start(say=print)
-        return Client(self._name, self._endpoint, journal, base_url=base_url)
+        return Client(self._name, self._endpoint, self._journal, base_url=base_url)
 
     async def complete(self, calls: list[Call]) -> list[Outcome]:
         """Every call's outcome, in order.
@@ -103,6 +104,8 @@ class TeacherProxy:
         """Drain the calls in flight, close the journal, stop the server."""
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             await self._opening.result().close()
+        if self._journal is not None:
+            await self._journal.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
 

@@ -43,6 +43,10 @@ class Row(NamedTuple):
     finish_reason: str | None = "stop"
 
 
+AnyRow = Mapping[str, str | None] | Sequence[str | None]
+"""A row as callers may give it: a mapping with Row's names, or its fields in order."""
+
+
 class Sample(NamedTuple):
     """Token ids of prompt and answer; the answer's, from index `prompt` on, carry labels."""
 
@@ -84,7 +88,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def as_row(row: Mapping[str, str | None] | Sequence[str | None]) -> Row:
+def as_row(row: AnyRow) -> Row:
     """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
     if isinstance(row, Mapping):
         row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"))
@@ -95,7 +99,7 @@ def as_row(row: Mapping[str, str | None] | Sequence[str | None]) -> Row:
 
 
 def encode(
-    rows: Iterable[Mapping[str, str | None] | Sequence[str | None]],
+    rows: Iterable[AnyRow],
     prompter: Prompter,
     max_length: int,
     truncated: Literal["drop", "keep"],
@@ -179,7 +183,10 @@ def pack(samples: Sequence[Sample], max_length: int) -> list[list[Sample]]:
 def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
     """One batch of packed rows, padded to the longest; no rows at all make a batch of one padding token."""
     width = max((sum(len(s.ids) for s in row) for row in rows), default=1)
-    ids, places, positions, targets = [], [], [], []
+    ids: list[list[int]] = []
+    places: list[list[int]] = []
+    positions: list[int] = []
+    targets: list[int] = []
     for number, row in enumerate(rows or [[]]):
         row_ids: list[int] = []
         row_places: list[int] = []

@@ -42,7 +42,6 @@ def gemma():
         layer_types=["sliding_attention", "full_attention"],
         final_logit_softcapping=5.0,
         initializer_range=0.2,
-        attn_implementation="sdpa",
     )
     return Gemma3ForCausalLM(config)
 

@@ -9,6 +9,7 @@ import pytest
 from lion_ray.errors import DataError
 from lion_ray.tokens import Prompter
 from lion_ray.training.data import (
+    AnyRow,
     Row,
     Sample,
     as_row,
@@ -30,7 +31,7 @@ def prompter():
 
 def test_every_row_is_a_sample_or_counted(prompter):
     room = len(prompter.prompt_ids("q")) + len(prompter.completion_ids("yes", complete=True))
-    rows = [
+    rows: list[AnyRow] = [
         Row("q", "yes", "stop"),
         {"instruction": "q", "answer": "yes", "finish_reason": "length"},
         ("q", "yes", "content_filter"),
@@ -121,4 +122,4 @@ def test_rows_are_read_with_file_and_line(tmp_path):
     path.write_text('{"instruction": "a", "answer": "b"}\n')
     assert read_rows(path) == [Row("a", "b", "stop")]
     with pytest.raises(TypeError):
-        as_row(("a", None))  # type: ignore[arg-type]
+        as_row(("a", None))

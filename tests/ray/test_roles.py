@@ -1,0 +1,238 @@
+"""Teacher, referee and generator as real Ray actors against a real HTTP stub: faults end as rows, never as numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.referee import RefereeActor
+from lion_ray.actors.teacher import TeacherActor
+from lion_ray.config import EndpointConfig, GenerationConfig, GeneratorConfig, RefereeConfig, TeacherConfig
+from lion_ray.errors import EndpointError
+from lion_ray.records import ANSWER, INSTRUCTION, instruction_id, table
+from tests.stub_api import Answer, Rule, StubAPI, lion_answer
+
+TEXTS = ("Name a river in Asia.", "Describe the taste of salt.", "Write a haiku about rust.")
+
+
+def instructions(*texts: str) -> pa.Table:
+    rows = ({"id": instruction_id(t), "text": t, "source": "seed", "iteration": 0} for t in texts)
+    return table(rows, INSTRUCTION)
+
+
+def answers(*texts: str | None) -> pa.Table:
+    """Answers to TEXTS; None is one that failed."""
+    rows = (
+        {"id": instruction_id(question), "text": text or "", "status": "ok" if text else "quarantined"}
+        | ({} if text else {"reason": "timed out"})
+        for question, text in zip(TEXTS, texts, strict=True)
+    )
+    return table(rows, ANSWER)
+
+
+@asynccontextmanager
+async def proxy(folder: Path, stub: StubAPI, **changes: Any) -> AsyncIterator[tuple[Any, str]]:
+    """A TeacherProxy on `stub`, and its name."""
+    endpoint = EndpointConfig(
+        model="m", base_url=stub.base_url, api_key_env=None, max_attempts=2, max_backoff_s=0.05, send_seed=True
+    ).model_copy(update=changes)
+    name = f"proxy-{os.urandom(4).hex()}"
+    actor = TeacherActor.options(name=name).remote(
+        "api", endpoint, TeacherConfig(max_tokens=50), str(folder / "journal"), folder, 0
+    )
+    try:
+        yield actor, name
+    finally:
+        await actor.close.remote()
+        ray.kill(actor)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("500", "quarantined", "server error"),
+        ("close", "quarantined", "connection"),
+        ("garbage", "quarantined", "garbled"),
+        ("empty", "quarantined", "empty answer"),
+        ("400", "quarantined", "rejected"),
+        ("content_filter", "quarantined", "content filter"),
+        ("length", "ok", None),
+    ],
+)
+async def test_one_bad_answer_is_one_row(cluster: None, tmp_path: Path, fault: str, status: str, reason: str) -> None:
+    async with StubAPI([Rule(fault, contains=TEXTS[1])]) as stub, proxy(tmp_path, stub) as (teacher, _):
+        rows = (await teacher.answer.remote(instructions(*TEXTS))).to_pylist()
+    assert [row["id"] for row in rows] == [instruction_id(text) for text in TEXTS]
+    assert [row["status"] for row in rows] == ["ok", status, "ok"]
+    assert (rows[1]["reason"] is None) if reason is None else (reason in rows[1]["reason"])
+    assert rows[1]["finish_reason"] == {"length": "length", "content_filter": "content_filter", "empty": "stop"}.get(
+        fault
+    )
+    assert rows[0]["endpoint"] == "api"
+    assert rows[0]["model"] == "m-0001"
+    assert rows[0]["prompt_tokens"] > 0
+
+
+async def test_a_rate_limit_costs_no_row(cluster: None, tmp_path: Path) -> None:
+    rules = [Rule("429", times=5, retry_after="0")]
+    async with StubAPI(rules) as stub, proxy(tmp_path, stub) as (teacher, _):
+        rows = (await teacher.answer.remote(instructions(*TEXTS))).to_pylist()
+        stats = await teacher.stats.remote()
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert stats["rate_limited"] == 5
+
+
+async def test_an_endpoint_that_refuses_ends_the_run_with_its_own_error(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(models=["another"]) as stub, proxy(tmp_path, stub) as (teacher, _):
+        with pytest.raises(EndpointError, match="'m'") as caught:
+            await teacher.answer.remote(instructions(*TEXTS))
+    assert "Traceback" not in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI() as stub, proxy(tmp_path, stub) as (teacher, _):
+        first = await teacher.answer.remote(instructions(*TEXTS[:2]))
+        ray.kill(teacher, no_restart=False)
+        second = await teacher.answer.remote(instructions(*TEXTS))
+        assert stub.stats()["total"] == 3, "two were bought before, one after"
+    assert second["text"].to_pylist()[:2] == first["text"].to_pylist()
+
+
+def verdict_by(scores: Callable[[str, int], str]) -> Callable[[dict[str, Any]], Answer]:
+    """A judge whose text depends on the prompt and on how often it saw this very prompt."""
+    seen: Counter[str] = Counter()
+
+    def answer(body: dict[str, Any]) -> Answer:
+        prompt = body["messages"][-1]["content"]
+        seen[prompt] += 1
+        return Answer(scores(prompt, seen[prompt]))
+
+    return answer
+
+
+async def judge(
+    folder: Path, stub: StubAPI, teacher: pa.Table, student: pa.Table, **changes: Any
+) -> list[dict[str, Any]]:
+    async with proxy(folder, stub, **changes) as (_, name):
+        config = RefereeConfig(prompt="scores", max_tokens=16, parse_retries=2)
+        referee = RefereeActor.remote(config, name, changes.get("json_schema", False), folder, 0)
+        verdicts = await referee.judge.remote(instructions(*TEXTS), teacher, student)
+        ray.kill(referee)
+    rows: list[dict[str, Any]] = verdicts.to_pylist()
+    return rows
+
+
+GOOD = answers("good river", "good salt", "good haiku")
+POOR = answers("poor river", "poor salt", "poor haiku")
+
+
+def prefers_good(prompt: str) -> str:
+    return "9 4" if prompt.index("good") < prompt.index("poor") else "5 8"
+
+
+async def test_both_orders_are_judged_and_averaged(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=verdict_by(lambda prompt, _: prefers_good(prompt))) as stub:
+        rows = await judge(tmp_path, stub, GOOD, POOR)
+    assert [(row["teacher_score"], row["student_score"]) for row in rows] == [(8.5, 4.5)] * 3
+    assert rows[0]["teacher_first"] == [9, 4]
+    assert rows[0]["student_first"] == [8, 5]
+    assert len(rows[0]["calls"]) == 2
+
+
+async def test_an_unreadable_verdict_is_asked_again_then_quarantined(cluster: None, tmp_path: Path) -> None:
+    def scores(prompt: str, time: int) -> str:
+        if "salt" in prompt:
+            return "I would rather not say."
+        if "haiku" in prompt and time == 1:
+            return "Hmm."
+        return prefers_good(prompt)
+
+    async with StubAPI(answer=verdict_by(scores)) as stub:
+        river, salt, haiku = await judge(tmp_path, stub, GOOD, POOR)
+        assert stub.stats()["total"] == 2 + 2 * 3 + 2 * 2
+    assert river["status"] == haiku["status"] == "ok"
+    assert (salt["status"], salt["teacher_score"], salt["student_score"]) == ("quarantined", None, None)
+    assert salt["reason"] == "verdict without readable scores"
+    assert salt["review_teacher_first"] == "I would rather not say."
+
+
+@pytest.mark.parametrize("text", ["11 4", "0 4", "-1 -1"])
+async def test_a_score_out_of_range_is_never_averaged_in(cluster: None, tmp_path: Path, text: str) -> None:
+    async with StubAPI(answer=verdict_by(lambda prompt, _: text)) as stub:
+        rows = await judge(tmp_path, stub, GOOD, POOR)
+    assert [(row["status"], row["teacher_score"]) for row in rows] == [("quarantined", None)] * 3
+
+
+async def test_an_answer_that_failed_is_not_judged(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=verdict_by(lambda prompt, _: prefers_good(prompt))) as stub:
+        rows = await judge(tmp_path, stub, answers("good", None, "good"), answers("poor", "poor", None))
+        assert stub.stats()["total"] == 2
+    assert [row["reason"] for row in rows] == [None, "teacher: timed out", "student: timed out"]
+
+
+async def test_a_schema_is_asked_for_where_the_endpoint_can(cluster: None, tmp_path: Path) -> None:
+    def scores(prompt: str, time: int) -> str:
+        first, second = prefers_good(prompt).split()
+        return json.dumps({"assistant_1": int(first), "assistant_2": int(second)})
+
+    async with StubAPI(answer=verdict_by(scores)) as stub:
+        rows = await judge(tmp_path, stub, GOOD, POOR, json_schema=True)
+        assert all(body["response_format"]["type"] == "json_schema" for body in stub.requests)
+    assert [(row["teacher_score"], row["student_score"]) for row in rows] == [(8.5, 4.5)] * 3
+
+
+async def generate(
+    folder: Path, stub: StubAPI, limits: GenerationConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    async with proxy(folder, stub) as (_, name):
+        generator = GeneratorActor.remote(GeneratorConfig(), limits, name, folder, 0)
+        hard, easy = instructions(*TEXTS[:1]), instructions(*TEXTS[1:])
+        accepted, candidates = generator.create.remote(
+            hard, easy, instructions(*TEXTS), instructions("Held out and secret words."), 1, 8
+        )
+        result = (await accepted).to_pylist(), (await candidates).to_pylist()
+        ray.kill(generator)
+    return result
+
+
+async def test_generation_meets_its_target_and_says_who_begot_whom(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",))) as stub:
+        accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=5, easy=3))
+    assert Counter(row["source"] for row in accepted) == {"hard": 5, "easy": 3}
+    assert {row["parent"] for row in accepted if row["source"] == "hard"} == {instruction_id(TEXTS[0])}
+    assert len({row["id"] for row in accepted}) == 8
+    assert all(row["iteration"] == 1 for row in accepted)
+    assert sum(row["status"] == "ok" for row in candidates) == 8
+
+
+async def test_the_same_answers_make_the_same_pool(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",))) as stub:
+        once = await generate(tmp_path / "a", stub, GenerationConfig(hard=4, easy=4))
+        again = await generate(tmp_path / "b", stub, GenerationConfig(hard=4, easy=4))
+    assert once == again
+
+
+async def test_a_target_that_cannot_be_met_ends(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=lambda body: Answer("Held out and secret words.")) as stub:
+        accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=3, easy=2, max_attempts=4))
+    assert accepted == []
+    assert Counter(row["source"] for row in candidates) == {"hard": 12, "easy": 8}
+    assert {row["reason"] for row in candidates} == {"too similar to a held-out instruction"}
+
+
+async def test_copies_of_a_new_row_are_rejected_across_kinds(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=lambda body: Answer("Paint the old boat green before winter.")) as stub:
+        accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=2, easy=2, max_attempts=2))
+    assert [row["source"] for row in accepted] == ["hard"]
+    assert Counter(row["reason"] for row in candidates)["too similar to a known instruction"] == 7
