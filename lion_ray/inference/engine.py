@@ -91,16 +91,19 @@ class Engine:
         if gpu_build():
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
         before = set(descendants(os.getpid()))
-        boot = asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        boot = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
         try:
-            self._llm = await asyncio.wait_for(boot, config.start_timeout_s)
+            async with asyncio.timeout(config.start_timeout_s):
+                # Also a boot that is cut off must leave nothing behind.
+                while not (await asyncio.wait([boot], timeout=0.5))[0]:
+                    self._guard.watch(*set(descendants(os.getpid())) - before)
+            self._llm = boot.result()
         except TimeoutError:
             raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"a student engine could not start with {model_dir}: {_first_line(error)}") from None
         finally:
-            # Also on failure: a boot that was given up must leave nothing behind.
-            self._guard.watch(*(set(descendants(os.getpid())) - before))
+            self._guard.watch(*set(descendants(os.getpid())) - before)
         self.version = version
 
     @property

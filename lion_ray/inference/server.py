@@ -21,7 +21,7 @@ import aiohttp
 
 from lion_ray.config import ServeConfig
 from lion_ray.errors import EndpointError
-from lion_ray.guard import Guard
+from lion_ray.guard import Guard, descendants
 from lion_ray.inference.engine import cpu_environment
 
 
@@ -77,9 +77,11 @@ class ModelServer:
         try:
             async with asyncio.timeout(self._config.start_timeout_s), aiohttp.ClientSession() as session:
                 while not await self._answers(session):
+                    self._guard.watch(*descendants(self._process.pid))
                     if self._process.poll() is not None:
                         raise EndpointError(f"the server for {self._model_name} ended: {self._last_words()}")
                     await asyncio.sleep(0.5)
+            self._guard.watch(*descendants(self._process.pid))
         except TimeoutError:
             raise EndpointError(
                 f"the server for {self._model_name} did not answer within {self._config.start_timeout_s:.0f} s: "
@@ -99,12 +101,21 @@ class ModelServer:
         errors = [line for line in lines if "Error" in line]
         return f"{(errors or lines or ['it said nothing'])[-1].strip()[:300]} (log: {self.log_path})"
 
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        if self._process is None:
+            raise EndpointError(f"the server for {self._model_name} has not started")
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """End the server and what it started, and wait until they are gone."""
         if self._process is not None:
+            # The server's own processes outlive it where it is ended by force.
+            self._guard.watch(*descendants(self._process.pid))
             self._process.terminate()
             try:
                 self._process.wait(timeout=20)

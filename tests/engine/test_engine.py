@@ -1,0 +1,87 @@
+"""One real vLLM engine on a tiny model, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lion_ray.config import StudentConfig
+from lion_ray.errors import EngineError, ModelError
+from lion_ray.inference.engine import Engine
+from lion_ray.records import INSTRUCTION, instruction_id, table
+from tests.tiny import make_tiny_model
+
+CONFIG = StudentConfig(
+    model="base", dtype="float32", max_tokens=20, max_model_len=128, max_num_seqs=8, enforce_eager=True
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "base"
+    make_tiny_model(path, initializer_range=0.5)
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folder: Path) -> AsyncIterator[Engine]:
+    engine = Engine(CONFIG, base_dir=folder.parent, seed=0)
+    await engine.start(folder, "base")
+    yield engine
+    processes = engine.processes()
+    engine.shutdown()
+    assert processes
+    assert not set(engine.processes()) & set(processes)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_answers_are_whole_and_say_who_gave_them(engine: Engine) -> None:
+    texts = ["Describe item 1.", "long " * 300, "", "Text with <|im_end|> inside."]
+    rows = table(({"id": instruction_id(t), "text": t, "source": "seed", "iteration": 0} for t in texts), INSTRUCTION)
+    answers = (await engine.answer(rows, 1)).to_pylist()
+    assert [row["id"] for row in answers] == rows["id"].to_pylist()
+    assert [row["status"] for row in answers] == ["ok", "quarantined", "ok", "ok"]
+    first = answers[0]
+    assert (first["model"], first["version"]) == ("base", "base")
+    assert first["finish_reason"] in ("stop", "length")
+    assert 0 < first["completion_tokens"] <= 20
+    assert answers[1]["reason"] == "prompt too long"
+    assert answers[1]["prompt_tokens"] > 128
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_greedy_tokens_come_with_their_probabilities(engine: Engine) -> None:
+    (once,) = await engine.greedy([(5, 6, 7)], 6)
+    (again,) = await engine.greedy([(5, 6, 7)], 6)
+    assert once == again
+    assert len(once.tokens) == len(once.logprobs)
+    assert all(value <= 0 for value in once.logprobs)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_chat_streams(engine: Engine) -> None:
+    pieces = [piece async for piece in engine.stream("Describe item 1.", 8)]
+    assert 1 <= len(pieces) <= 8
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_weights_that_are_not_there_are_an_error_of_ours(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="could not take lost"):
+        await engine.refresh(tmp_path / "lost", "lost")
+
+
+async def test_no_model_no_engine(tmp_path: Path) -> None:
+    engine = Engine(CONFIG, base_dir=tmp_path, seed=0)
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        await engine.start(tmp_path, "base")
+    engine.shutdown()
+
+
+async def test_an_engine_that_has_not_started_says_so(tmp_path: Path) -> None:
+    engine = Engine(CONFIG, base_dir=tmp_path, seed=0)
+    with pytest.raises(EngineError, match="has not started"):
+        engine.llm  # noqa: B018
+    engine.shutdown()
