@@ -163,6 +163,8 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3600")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Engines and training are what this machine is here for: not at the low priority that Ray gives its workers.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         prefetch(loaded, progress)

@@ -68,6 +68,8 @@ class Crew:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
         await self._close()
 
     async def stats(self) -> dict[str, dict[str, Any]]:

@@ -101,13 +101,18 @@ class TeacherProxy:
         return dataclasses.asdict((await self._client()).stats)
 
     async def close(self) -> None:
-        """Drain the calls in flight, close the journal, stop the server."""
+        """Let the calls that are out come home and be journaled, close the journal, stop the server."""
         if self._opening is not None and self._opening.done() and not self._opening.exception():
-            await self._opening.result().close()
+            closing = asyncio.create_task(self._opening.result().close())
+            await asyncio.sleep(0)  # the client now knows that it is closing
+            if self._server is not None:
+                # What a server of our own still writes costs nothing: it is not waited for.
+                await asyncio.to_thread(self._server.stop)
+            await closing
+        elif self._server is not None:
+            await asyncio.to_thread(self._server.stop)
         if self._journal is not None:
             await self._journal.close()
-        if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
 
 
 TeacherActor: Any = ray.remote(num_cpus=0, max_restarts=5, max_task_retries=5, max_concurrency=1000)(TeacherProxy)
