@@ -247,8 +247,8 @@ class DiscriminationConfig(Section):
 
     tau: float = 1.0
     """A row is hard where the teacher's score exceeds the student's by at least this."""
-    judge_heldout: bool = True
-    """Judge every checkpoint on the held-out instructions too."""
+    judge_heldout: Literal["every", "ends", "never"] = "every"
+    """Judge the student on the held-out instructions: every checkpoint, only as it came and at the end, or never."""
 
 
 class GenerationConfig(Section):
@@ -321,3 +321,10 @@ class RunConfig(Section):
                     f"{role}.endpoint: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})"
                 )
         return self
+
+
+def judges_heldout(config: RunConfig, iteration: int) -> bool:
+    """Whether an iteration's student is judged on the held-out instructions."""
+    ends = (0, config.iterations + 1)
+    when = config.discrimination.judge_heldout
+    return when == "every" or (when == "ends" and iteration in ends)

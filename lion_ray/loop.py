@@ -6,11 +6,12 @@ what iteration k-1 committed.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.trainer import finetune, trains_on_gpu
-from lion_ray.config import RunConfig
+from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.results import IterationResult, summarise, write_result
 from lion_ray.stages import (
     HELDOUT,
@@ -41,7 +42,7 @@ async def distil(run: Run) -> list[IterationResult]:
 
 
 async def prepare(run: Run) -> None:
-    """Pool 0 and the held-out set, and the teacher's answers to the latter."""
+    """Pool 0 and the held-out set, and the teacher's answers to both, side by side: an API likes full batches."""
     first, heldout = run.store.stage("pool-0"), run.store.stage(f"pool-{HELDOUT}")
     if first.manifest() is None:
         config = run.config
@@ -51,7 +52,10 @@ async def prepare(run: Run) -> None:
         manifests = [await reference for reference in imported]
         heldout.commit(manifests[1])
         first.commit(manifests[0])
-    await teacher_answers(run, HELDOUT, "teacher answers held-out")
+    await asyncio.gather(
+        teacher_answers(run, HELDOUT, "teacher answers held-out"),
+        teacher_answers(run, 0, "iteration 1: teacher answers the Train Pool"),
+    )
 
 
 async def imitation(run: Run, iteration: int) -> ModelRef:
@@ -130,7 +134,7 @@ async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, titl
 async def judge_heldout(run: Run, iteration: int) -> None:
     """Student against teacher on instructions nobody trained on: the proof that it got better."""
     shards = run.pool(HELDOUT)
-    if run.config.discrimination.judge_heldout and shards:
+    if shards and judges_heldout(run.config, iteration):
         folder = f"iteration-{iteration}/{HELDOUT}"
         await judge(run, iteration, shards, folder, f"iteration {iteration}: judging held-out")
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from lion_ray.algorithm.pools import read_pool, split_heldout
-from lion_ray.config import RunConfig
+from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.errors import LionError
 
 CHARACTERS_PER_TOKEN = 4
@@ -75,7 +75,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     ]
     new = config.generation.hard + config.generation.easy
     stages = [_teacher(config, 0, "teacher answers held-out", heldout, mean_tokens)]
-    if config.discrimination.judge_heldout and heldout:
+    if heldout and judges_heldout(config, 0):
         stages.append(_judging(config, 0, "judging held-out", heldout, mean_tokens))
     for iteration in range(1, config.iterations + 2):
         train = rows if iteration == 1 else new
@@ -86,7 +86,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         if iteration <= config.iterations:
             stages.append(_judging(config, iteration, "judging the Cache Pool", cache, mean_tokens))
             stages.append(_generating(config, iteration, new, mean_tokens))
-        if config.discrimination.judge_heldout and heldout:
+        if heldout and judges_heldout(config, iteration):
             stages.append(_judging(config, iteration, "judging held-out", heldout, mean_tokens))
     notes.append(
         f"generating is counted at one request a row; it may take up to {config.generation.max_attempts:g} times that "

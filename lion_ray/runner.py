@@ -14,6 +14,7 @@ import contextlib
 import os
 import platform
 import signal
+import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -166,7 +167,9 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     # Engines and training are what this machine is here for: not at the low priority that Ray gives its workers.
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address:
+        check_reachable(address)
+    else:
         prefetch(loaded, progress)
     # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
     cpus: dict[str, Any] = {} if address else {"num_cpus": max(4, os.cpu_count() or 1)}
@@ -185,6 +188,21 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
     progress.say(where + (f"; dashboard: http://{dashboard}" if dashboard else ""))
     return not address
+
+
+def check_reachable(address: str) -> None:
+    """See that somebody listens at a cluster's address: Ray itself would try for many minutes.
+
+    Raises:
+        ConfigError: nobody does.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error})") from None
 
 
 def prefetch(loaded: LoadedConfig, progress: Progress) -> None:

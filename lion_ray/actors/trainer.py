@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.train
+import ray.train.torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
@@ -168,6 +169,7 @@ def _worker(job: dict[str, Any]) -> None:
             heldout_rows=read_rows(store, job["heldout"]),
             report=report,
             restore=restore,
+            device=ray.train.torch.get_device() if torch.cuda.is_available() else None,
         )
     finally:
         if restore is not None:

@@ -19,6 +19,7 @@ section 3 and its appendix, in words of our own.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +39,7 @@ Message = dict[str, str]
 
 BUILTINS: dict[str, tuple[str, ...]] = {
     "teacher": ("answer",),
-    "referee": ("explain", "scores"),
+    "referee": ("explain", "scores", "scores-turns"),
     "generator": ("hard", "hard-turns", "easy", "easy-turns"),
 }
 """The templates that come with the package, by kind."""
@@ -127,7 +128,7 @@ def generator_messages(template: Template, seed: str) -> tuple[Message, ...]:
     return _render(template, {"seed": seed})
 
 
-def fence(texts: Mapping[str, str], digits: int = 8) -> str:
+def fence(texts: Mapping[str, str], digits: int = 4) -> str:
     """Hex digits that depend on the texts alone and occur in none of them."""
     digest = hashlib.sha256()
     for name in sorted(texts):
@@ -139,7 +140,8 @@ def fence(texts: Mapping[str, str], digits: int = 8) -> str:
     while True:
         salted = digest.copy()
         salted.update(str(salt).encode())
-        mark = salted.hexdigest()[:digits]
+        # Longer after a while: texts could be made that hold every short mark.
+        mark = salted.hexdigest()[: digits + salt // 256]
         if not any(mark in text for text in folded):
             return mark
         salt += 1
@@ -169,8 +171,13 @@ def _compiled(source: str) -> jinja2.Template:
 
 def _render(template: Template, texts: dict[str, str], **flags: bool) -> tuple[Message, ...]:
     """The template's messages with `texts` filled in."""
-    values: dict[str, Any] = {**texts, **flags, "frame": _framer(fence(texts))}
+    values: dict[str, Any] = {**texts, **flags, "frame": _framer(fence(texts)), "quoted": quoted}
     return tuple({"role": role, "content": _compiled(source).render(values)} for role, source in template.messages)
+
+
+def quoted(text: str) -> str:
+    """The text as a JSON string: the other frame that nothing in a text can end."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _framer(mark: str) -> Callable[[str, str], str]:
@@ -220,7 +227,7 @@ def _parse(text: str, name: str, kind: str, where: str) -> Template:
 def _check(template: Template, where: str) -> None:
     """Refuses a template that uses unknown variables, leaves one out, or fails on hostile texts."""
     required = _REQUIRED[template.kind]
-    known = {*required, "frame", *(["as_json"] if template.kind == "referee" else [])}
+    known = {*required, "frame", "quoted", *(["as_json"] if template.kind == "referee" else [])}
     used: set[str] = set()
     for number, (_, source) in enumerate(template.messages, 1):
         try:
@@ -248,7 +255,7 @@ def _check(template: Template, where: str) -> None:
         ) as error:
             raise _wrong(where, f"fails when filled in ({_reason(error)})") from error
         for name, text in texts.items():
-            if not any(text in content for content in contents):
+            if not any(text in content or quoted(text) in content for content in contents):
                 raise _wrong(where, f"does not show the text of '{name}' unchanged")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Largest differences that two right implementations of one model were seen to have, with room to spare.
-TOLERANCE = {"float32": (0.02, 0.005), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
+TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
 """By dtype: a near-tie in logits, and the mean difference of log-probabilities (nats) that is still agreement."""
 
 

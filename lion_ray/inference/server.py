@@ -49,6 +49,9 @@ class ModelServer:
             "--max-num-seqs": str(config.max_num_seqs),
             "--load-format": "safetensors",
         }
+        if not config.num_gpus:
+            # vLLM's blocks on a CPU are 128 tokens, too coarse for what two prompts of a role share.
+            arguments["--block-size"] = "32"
         if config.num_gpus:
             arguments["--gpu-memory-utilization"] = str(config.gpu_memory_utilization)
             arguments["--tensor-parallel-size"] = str(config.num_gpus)

@@ -56,7 +56,7 @@ def test_reference_says_type_range_and_default() -> None:
     assert docs["run_name"].default == "required"
     assert docs["data.limit"][1:3] == ("a whole number at least 1 or null", "null")
     assert docs["imitation.precision"][1:3] == ("one of bf16, fp32", "bf16")
-    assert docs["discrimination.judge_heldout"][1:3] == ("true or false", "true")
+    assert docs["endpoints.NAME.json_schema"][1:3] == ("true or false", "false")
     assert docs["teacher.temperature"].type == "a number at least 0 and at most 2"
 
 
