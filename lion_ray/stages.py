@@ -218,9 +218,18 @@ async def windowed(work: Callable[[int], Coroutine[Any, Any, None]], indexes: It
     """Do `work` for every index, `width` at a time, starting in order; the first failure ends the rest."""
     window = asyncio.Semaphore(width)
 
+    failed = False
+
     async def one(index: int) -> None:
+        nonlocal failed
         async with window:
-            await work(index)
+            if failed:  # the place that became free is the failed one's
+                return
+            try:
+                await work(index)
+            except BaseException:
+                failed = True
+                raise
 
     tasks = [asyncio.create_task(one(index)) for index in indexes]
     try:
