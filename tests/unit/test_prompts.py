@@ -16,12 +16,14 @@ from lion_ray.algorithm.prompts import (
     fence,
     generator_messages,
     load_template,
+    quoted,
     referee_messages,
     teacher_messages,
 )
 from lion_ray.algorithm.scores import parse_scores
 from lion_ray.errors import ConfigError
 
+IN_JSON = ("scores-turns",)
 BUILT_IN = [(kind, name) for kind, names in BUILTINS.items() for name in names]
 
 HOSTILE = [
@@ -77,11 +79,20 @@ def test_hostile_texts_change_nothing_but_their_own_place(kind: str, name: str, 
     for before, after in zip(plain, hostile, strict=True):
         expected = before["content"].replace(ours, theirs)
         for placeholder in ("P1", "P2", "P3"):
-            expected = re.sub(rf"\b{placeholder}\b", lambda _: text, expected)
+            shown = quoted(text)[1:-1] if name in IN_JSON else text
+            expected = re.sub(rf"\b{placeholder}\b", lambda _, shown=shown: shown, expected)
         assert after["content"] == expected
 
 
-@pytest.mark.parametrize("name", BUILTINS["referee"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_each_json_string_holds_exactly_its_text(text: str) -> None:
+    template = load_template("scores-turns", "referee")
+    content = referee_messages(template, f"I {text}", f"A {text}", f"B {text}")[-1]["content"]
+    labels = ["instruction", "answer of Assistant 1", "answer of Assistant 2"]
+    assert json.loads(content) == {label: f"{start} {text}" for label, start in zip(labels, "IAB", strict=True)}
+
+
+@pytest.mark.parametrize("name", [name for name in BUILTINS["referee"] if name not in IN_JSON])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_each_frame_holds_exactly_its_text(name: str, text: str) -> None:
     template = load_template(name, "referee")
@@ -96,10 +107,10 @@ def test_each_frame_holds_exactly_its_text(name: str, text: str) -> None:
 def test_the_fence_is_deterministic_and_in_no_text() -> None:
     texts = {"first": "a", "second": "b"}
     assert fence(texts) == fence(dict(reversed(texts.items())))
-    assert re.fullmatch(r"[0-9a-f]{8}", fence(texts))
+    assert re.fullmatch(r"[0-9a-f]{4}", fence(texts))
     assert fence({"first": "ab", "second": "c"}) != fence({"first": "a", "second": "bc"})
     assert fence({"first": "b", "second": "a"}) != fence(texts)
-    # Nobody can write a text that holds its own hash's eight digits; with one digit, only one is left to take.
+    # Nobody can write a text that holds its own hash's digits; with one digit, only one is left to take.
     for free in "0123456789abcdef":
         taken = "0123456789ABCDEF".replace(free.upper(), "")
         assert fence({"first": taken[:7], "second": taken[7:]}, digits=1) == free
@@ -188,7 +199,7 @@ def _messages(content: str) -> str:
         (GOOD + "  - {role: user, content: 3}", "the content of message 2 is not a text"),
         (GOOD + "  - {role: user}", "message 2 needs a role and a content"),
         (GOOD + "  - hello", "message 2 needs a role and a content"),
-        (_messages("{{ sead }}"), "unknown variable 'sead' (there is frame, seed)"),
+        (_messages("{{ sead }}"), "unknown variable 'sead' (there is frame, quoted, seed)"),
         (_messages("{{ seed }}{% if 0 %}{{ first }}{% endif %}"), "unknown variable 'first'"),
         (_messages("no variable"), "never uses the variable 'seed'"),
         (_messages("{{ seed"), "message 1, line 1"),

@@ -32,6 +32,7 @@ async def test_the_first_failure_ends_the_rest_and_is_the_one_that_is_told() -> 
 
     async def work(index: int) -> None:
         if index == 1:
+            await asyncio.sleep(0)  # the others of the window have started
             raise ValueError("shard 1")
         try:
             await asyncio.Event().wait()
