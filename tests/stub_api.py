@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 # Phrases of Lion's prompts, in lower case; a test holds them against the built-in templates.
-REFEREE_MARKERS = ("answer of assistant 1 begins", "answer of assistant 2 begins")
+REFEREE_MARKERS = ("answer of assistant 1", "answer of assistant 2")
 """All of them occur in what a referee is asked."""
 GENERATOR_MARKERS = ("you invent", "one new task")
 """One of them occurs in a generator's system message."""
