@@ -11,6 +11,7 @@ from typing import Any
 
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.trainer import finetune, trains_on_gpu
+from lion_ray.algorithm.pools import train_pool
 from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.results import IterationResult, summarise, write_result
 from lion_ray.stages import (
@@ -60,7 +61,7 @@ async def prepare(run: Run) -> None:
 
 async def imitation(run: Run, iteration: int) -> ModelRef:
     """The teacher answers the Train Pool; the student learns from it, starting from the last checkpoint."""
-    await teacher_answers(run, iteration - 1, f"iteration {iteration}: teacher answers the Train Pool")
+    await teacher_answers(run, train_pool(iteration), f"iteration {iteration}: teacher answers the Train Pool")
     stage = run.store.stage(f"iteration-{iteration}/checkpoint")
     if stage.manifest() is None:
         if handoff(run.config):

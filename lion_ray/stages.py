@@ -4,8 +4,8 @@ Invariants:
 - The driver holds references and summaries, never rows; tasks beside the data read and write parts.
 - A bounded window of shards is the only flow control.
 - A stage whose manifest exists is not run again; one that was cut off repeats only the parts it had not committed.
-- Pool p is the user's own for p = 0, else what iteration p generated. Iteration k trains on pool k-1 (new rows
-  replace the Train Pool) and judges pools 0 to k-1 (they join the Cache Pool), so pools are never rewritten.
+- Pool p is the user's own for p = 0, else what iteration p generated; `algorithm.pools` says which of them make up the
+  Train Pool and the Cache Pool of an iteration, so no pool is ever rewritten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from lion_ray.algorithm.pools import bad_rows_jsonl, drop_ids, read_pool, split_heldout
+from lion_ray.algorithm.pools import bad_rows_jsonl, cache_pools, drop_ids, read_pool, split_heldout
 from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import DataConfig, RunConfig
 from lion_ray.errors import DataError
@@ -69,7 +69,7 @@ class Run:
 
     def cache(self, iteration: int) -> list[Shard]:
         """The Cache Pool that iteration `iteration` judges."""
-        return [shard for number in range(iteration) for shard in self.pool(number)]
+        return [shard for number in cache_pools(iteration) for shard in self.pool(number)]
 
 
 # -- tasks: they run where Ray puts them, beside the data ---------------------------------------------------------

@@ -24,6 +24,7 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchTrainer
 
 from lion_ray.actors.student import ModelRef
+from lion_ray.algorithm.pools import train_pool
 from lion_ray.errors import LionError, TrainingError
 from lion_ray.inference import gpu_build
 from lion_ray.records import OK
@@ -61,7 +62,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         "base_dir": run.base_dir,
         "start": start,
         "target": f"{folder}/model",
-        "rows": [(shard.instructions, shard.answers) for shard in run.pool(iteration - 1)],
+        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
         "heldout": [(shard.instructions, shard.answers) for shard in run.pool("heldout")],
         "config": config,
         "prompt": run.config.student.prompt,

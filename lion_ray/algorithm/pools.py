@@ -106,15 +106,21 @@ def bad_rows_jsonl(bad: Iterable[BadRow]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def replace_and_add(cache: pa.Table, new: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The next (Train Pool, Cache Pool): the new instructions replace the one and join the other (paper, overview)."""
-    known = set(cache["id"].to_pylist())
-    joins = []
-    for key in new["id"].to_pylist():
-        joins.append(key not in known)
-        known.add(key)
-    joining = new.filter(pa.array(joins, pa.bool_()))
-    return new, pa.concat_tables([cache, joining]).combine_chunks()
+def train_pool(iteration: int) -> int:
+    """The pool that iteration `iteration` (from 1) trains on: pool 0 is the user's own, pool k what iteration k wrote.
+
+    New instructions replace the Train Pool (paper, overview figure).
+    """
+    return iteration - 1
+
+
+def cache_pools(iteration: int) -> range:
+    """The pools that make up the Cache Pool which iteration `iteration` judges.
+
+    New instructions join the Cache Pool (paper, overview figure); what joins was held against all of it, so that no
+    instruction is in it twice.
+    """
+    return range(iteration)
 
 
 def split_heldout(pool: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Table]:

@@ -16,11 +16,12 @@ from lion_ray.algorithm.novelty import NoveltyIndex
 from lion_ray.algorithm.pools import (
     PoolRead,
     bad_rows_jsonl,
+    cache_pools,
     drop_ids,
     read_pool,
-    replace_and_add,
     says_no_input,
     split_heldout,
+    train_pool,
 )
 from lion_ray.algorithm.sampling import clean_candidate, filter_candidate
 from lion_ray.errors import ConfigError, DataError, InfrastructureError
@@ -288,14 +289,11 @@ def test_the_published_pool() -> None:
     assert len(left) <= 2
 
 
-def test_replace_and_add() -> None:
-    cache, new = pool_of("a", "b"), pool_of("c", "b", "c", source="hard")
-    train, bigger = replace_and_add(cache, new)
-    assert train == new
-    assert texts_of(bigger) == ["a", "b", "c"]
-    assert bigger["source"].to_pylist() == ["seed", "seed", "hard"]
-    assert bigger.schema == INSTRUCTION
-    assert replace_and_add(cache, pool_of())[1] == cache
+def test_new_pools_replace_the_train_pool_and_join_the_cache_pool() -> None:
+    # The paper's sizes: 52k, then 6k from each of three iterations.
+    rows = {0: 52_000, 1: 6_000, 2: 6_000, 3: 6_000}
+    assert [rows[train_pool(iteration)] for iteration in (1, 2, 3, 4)] == [52_000, 6_000, 6_000, 6_000]
+    assert [sum(rows[pool] for pool in cache_pools(iteration)) for iteration in (1, 2, 3)] == [52_000, 58_000, 64_000]
 
 
 def test_heldout_rows_do_not_depend_on_the_files_order() -> None:
