@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from lion_ray.durable import sync_path
 from lion_ray.errors import InfrastructureError, RunConflictError
 
 HEARTBEAT_S = 10.0
@@ -97,7 +98,7 @@ class RunStore:
                     aside.replace(path)
                 finally:
                     aside.unlink(missing_ok=True)
-                _sync_folder(path.parent)
+                sync_path(path.parent)
             else:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
@@ -254,12 +255,3 @@ class Stage:
     def read(self, parts: int) -> pa.Table:
         """Parts 0 to `parts` - 1, one after another."""
         return pa.concat_tables([self.read_part(index) for index in range(parts)])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: on POSIX it is the folder that remembers it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from lion_ray.durable import sync_path
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.calls import Completion
 from lion_ray.gateway.record import decode_record, encode_record, key_of_record
@@ -274,7 +275,7 @@ class Journal:
         os.fsync(fd)
 
     def _sync_folder(self, folder: str) -> None:
-        _sync_path(Path(folder))
+        sync_path(Path(folder))
 
     # --- reading: in any thread
 
@@ -327,12 +328,4 @@ def _make_durable(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_path(path.parent)
-
-
-def _sync_path(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_path(path.parent)

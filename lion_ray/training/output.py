@@ -13,7 +13,6 @@ This module knows nothing of steps and processes; it runs in one.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 import transformers
 from torch import nn
 
+from lion_ray.durable import sync_path
 from lion_ray.tokens import Prompter
 from lion_ray.training.data import Sample, collate, pack
 from lion_ray.training.model import DTYPES, PackedLoss, World, add_adapters, default_device, load_model
@@ -73,7 +73,7 @@ def write(
     _write_json(partial / "training.json", {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
     _flush(partial)
     partial.rename(target)
-    _sync(target.parent)
+    sync_path(target.parent)
     return metrics
 
 
@@ -180,13 +180,5 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_path(path)
+    sync_path(folder)
