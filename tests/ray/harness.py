@@ -165,6 +165,12 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if runs(pid)]
 
 
+def wait_until_gone(pids: list[int]) -> None:
+    """Return once none of these processes runs any more: nothing outlives its run."""
+    while alive(pids):
+        os.sched_yield()
+
+
 def requests(base_url: str) -> int:
     """Requests that the stub has seen."""
     total: int = fetch_stats(base_url)["total"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lion_ray.store import RunStore
-from tests.ray.harness import Job, alive, kill, requests
+from tests.ray.harness import Job, kill, requests, wait_until_gone
 from tests.stub_api import fetch_stats, stub_process
 
 LATENCY = ("--lion", "--latency-ms", "40")
@@ -78,8 +78,7 @@ def test_killed_in_every_stage(tmp_path: Path, undisturbed: Job) -> None:
             children = kill(process)
             before = journaled(job.store)
             assert not job.store.exists("iteration-2/result.json"), f"the run was over before it was killed in {stage}"
-            while alive(children):  # nothing outlives a killed driver: no engine, no server, no Ray process
-                pass
+            wait_until_gone(children)  # no engine, no server, no Ray process outlives a killed driver
             assert max(before.values(), default=1) == 1
         known = set(before)
         job.finish()

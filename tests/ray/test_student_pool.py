@@ -17,10 +17,10 @@ import ray
 from lion_ray.actors.student import ModelRef, StudentPool
 from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError
-from lion_ray.guard import start_time
 from lion_ray.records import INSTRUCTION, instruction_id, table
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
+from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
 from tests.trained import make_trained
 
@@ -132,7 +132,7 @@ async def test_a_killed_engine_is_replaced_with_the_current_checkpoint(
         assert "died" in said.getvalue()
     finally:
         await students.stop()
-    assert not [pid for pid in processes if start_time(pid)]
+    wait_until_gone(processes)
 
 
 async def test_stopping_leaves_no_process(pool: Callable[..., StudentPool], said: io.StringIO) -> None:
@@ -142,4 +142,4 @@ async def test_stopping_leaves_no_process(pool: Callable[..., StudentPool], said
     assert processes
     await students.stop()
     assert students.actors == []
-    assert not [pid for pid in processes if start_time(pid)]
+    wait_until_gone(processes)
