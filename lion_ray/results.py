@@ -126,6 +126,11 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
     )
 
 
+def finished(store: RunStore, iterations: int) -> bool:
+    """Whether a run of so many iterations has written its last result."""
+    return store.exists(f"iteration-{iterations + 1}/result.json")
+
+
 def results(store: RunStore) -> list[IterationResult]:
     """Every iteration the folder knows, from 0."""
     config = (store.read_json("run.json") or {}).get("config", {})

@@ -28,7 +28,7 @@ from lion_ray.checks import check_keys, check_templates
 from lion_ray.config_file import LoadedConfig, differences
 from lion_ray.errors import ConfigError, LionError, RunConflictError
 from lion_ray.models import resolve_model
-from lion_ray.results import IterationResult
+from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import HEARTBEAT_S, RunStore
 from lion_ray.telemetry import Progress
 
@@ -46,6 +46,9 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     check_keys(loaded)
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
     check_same_config(store, loaded)
+    if finished(store, loaded.config.iterations):
+        progress.say(f"{store.root}: this run is finished; give another run_name to run again")
+        return results(store)
     attempt = store.claim()
     try:
         describe_run(store, loaded)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lion_ray.results import IterationResult, results
+from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import STALE_S, RunStore
 
 
@@ -32,8 +32,8 @@ class Status:
         last = max((one.iteration for one in self.results), default=0)
         totals = self.totals
         return (
-            f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations} and a last "
-            f"imitation; {totals['calls']:,.0f} calls, {totals['prompt_tokens']:,.0f} prompt and "
+            f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last is "
+            f"imitation alone); {totals['calls']:,.0f} calls, {totals['prompt_tokens']:,.0f} prompt and "
             f"{totals['completion_tokens']:,.0f} completion tokens"
         )
 
@@ -57,9 +57,10 @@ def read_status(store: RunStore) -> Status:
     described = store.read_json("run.json")
     attempt = store.read_json("attempt.json") or {"attempt": 0, "ended": True, "alive": 0}
     iterations = described["config"]["iterations"]
-    finished = store.exists(f"iteration-{iterations + 1}/result.json")
     running = not attempt["ended"] and time.time() - attempt["alive"] < STALE_S
-    state = "running" if running else "finished" if finished else "stopped (the same command resumes it)"
+    state = (
+        "running" if running else "finished" if finished(store, iterations) else "stopped (the same command resumes it)"
+    )
     found = results(store)
     totals = {
         key: sum(stage.get(key, 0) for one in found for stage in one.stages.values())
