@@ -32,8 +32,8 @@ class Status:
         last = max((one.iteration for one in self.results), default=0)
         totals = self.totals
         return (
-            f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last is "
-            f"imitation alone); {totals['calls']:,.0f} calls, {totals['prompt_tokens']:,.0f} prompt and "
+            f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last "
+            f"is imitation alone); {totals['calls']:,.0f} calls, {totals['prompt_tokens']:,.0f} prompt and "
             f"{totals['completion_tokens']:,.0f} completion tokens"
         )
 
