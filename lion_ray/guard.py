@@ -29,6 +29,14 @@ def start_time(pid: int) -> str | None:
     return stat.rsplit(")", 1)[1].split()[19]
 
 
+def command_line(pid: int) -> bytes:
+    """The command line of process `pid`, its words apart by NUL; empty where it is gone. See proc(5)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class Guard:
     """The parent's side: tell it which processes must not outlive this one."""
 

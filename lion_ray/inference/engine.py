@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError, ModelError
-from lion_ray.guard import Guard, descendants
+from lion_ray.guard import Guard, command_line, descendants
 from lion_ray.inference import gpu_build
 from lion_ray.inference.canary import Agreement, Greedy, compare
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
@@ -53,6 +53,7 @@ class Engine:
         self._seed = seed
         self._llm: AsyncLLM | None = None
         self._guard = Guard()
+        self._before: set[int] = set()
         self._requests = 0
         self._answering = 0
         self.version = ""
@@ -90,20 +91,20 @@ class Engine:
         }
         if gpu_build():
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-        before = set(descendants(os.getpid()))
+        self._before = set(descendants(os.getpid()))
         boot = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
         try:
             async with asyncio.timeout(config.start_timeout_s):
                 # Also a boot that is cut off must leave nothing behind.
                 while not (await asyncio.wait([boot], timeout=0.5))[0]:
-                    self._guard.watch(*set(descendants(os.getpid())) - before)
+                    self._guard.watch(*self.processes())
             self._llm = boot.result()
         except TimeoutError:
             raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineError(f"a student engine could not start with {model_dir}: {_first_line(error)}") from None
         finally:
-            self._guard.watch(*set(descendants(os.getpid())) - before)
+            self._guard.watch(*self.processes())
         self.version = version
 
     @property
@@ -118,8 +119,10 @@ class Engine:
         return self._answering > 0
 
     def processes(self) -> list[int]:
-        """The process ids of the engine's own processes, the core first."""
-        return descendants(os.getpid())
+        """The process ids of the engine's own processes: its core and that one's workers."""
+        since = [pid for pid in descendants(os.getpid()) if pid not in self._before]
+        # multiprocessing's tracker is this process's own, whoever made it start.
+        return [pid for pid in since if b"resource_tracker" not in command_line(pid)]
 
     async def answer(self, shard: pa.Table, iteration: int) -> pa.Table:
         """Answer a shard of INSTRUCTION rows: an ANSWER table in the same order.

@@ -12,6 +12,7 @@ from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError, ModelError
 from lion_ray.inference.engine import Engine
 from lion_ray.records import INSTRUCTION, instruction_id, table
+from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
 
 CONFIG = StudentConfig(
@@ -34,7 +35,7 @@ async def engine(folder: Path) -> AsyncIterator[Engine]:
     processes = engine.processes()
     engine.shutdown()
     assert processes
-    assert not set(engine.processes()) & set(processes)
+    wait_until_gone(processes)
 
 
 @pytest.mark.asyncio(loop_scope="module")
