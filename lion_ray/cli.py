@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lion_ray import __version__
-from lion_ray.errors import ConfigError, LionError
+from lion_ray.errors import ConfigError, LionError, as_raised
 
 app = typer.Typer(
     name="lion-ray",
@@ -176,7 +176,7 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except LionError as error:
-        print(f"lion-ray: {error}", file=sys.stderr)
+        print(f"lion-ray: {as_raised(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("lion-ray: interrupted; the same command resumes", file=sys.stderr)

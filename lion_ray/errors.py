@@ -21,7 +21,6 @@ class LionError(Exception):
         self.message = message
 
     def __str__(self) -> str:
-        # Explicit, because Ray re-raises actor errors under a class derived from this one.
         return self.message
 
 
@@ -67,3 +66,10 @@ class EngineError(InfrastructureError):
 
 class TrainingError(InfrastructureError):
     """Fine-tuning failed."""
+
+
+def as_raised(error: BaseException) -> BaseException:
+    """The error that an actor or a task raised, from under the wrappers in which Ray hands it on."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error

@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from lion_ray.config import StudentConfig
-from lion_ray.errors import EngineError
+from lion_ray.errors import EngineError, as_raised
 from lion_ray.inference import gpu_build
 from lion_ray.inference.canary import Agreement
 from lion_ray.inference.engine import Engine
@@ -232,4 +232,5 @@ class StudentPool:
 
 
 def _why(error: BaseException) -> str:
-    return str(error).split("\n")[0][:200] or type(error).__name__
+    raised = as_raised(error)
+    return str(raised).split("\n")[0][:200] or type(raised).__name__

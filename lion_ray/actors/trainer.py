@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 
 from lion_ray.actors.student import ModelRef
 from lion_ray.algorithm.pools import train_pool
-from lion_ray.errors import LionError, TrainingError
+from lion_ray.errors import LionError, TrainingError, as_raised
 from lion_ray.inference import gpu_build
 from lion_ray.records import OK
 from lion_ray.store import RunStore
@@ -115,7 +115,7 @@ def _fit(trainer: TorchTrainer) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
-        first = next(iter(failures.values()))
+        first = as_raised(next(iter(failures.values())))
         if isinstance(first, LionError):
             raise type(first)(str(first)) from None
         raise TrainingError(f"fine-tuning failed: {_last_line(first)}") from None
