@@ -129,7 +129,9 @@ async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, titl
     names = [shard.instructions for shard in shards]
     config = run.config
     split = split_verdicts.remote(run.store, stage.name, names, config.discrimination.tau, config.seed)
-    return stage.commit(verdicts | await split)
+    manifest = verdicts | await split
+    run.store.stage(f"{folder}/student").commit({"rows": manifest["rows"], "parts": len(shards)})
+    return stage.commit(manifest)
 
 
 async def judge_heldout(run: Run, iteration: int) -> None:
