@@ -10,9 +10,10 @@ import asyncio
 from typing import Any
 
 from lion_ray.actors.student import ModelRef
-from lion_ray.actors.trainer import finetune, trains_on_gpu
+from lion_ray.actors.trainer import finetune
 from lion_ray.algorithm.pools import train_pool
 from lion_ray.config import RunConfig, judges_heldout
+from lion_ray.inference import wants_gpu
 from lion_ray.results import IterationResult, summarise, write_result
 from lion_ray.stages import (
     HELDOUT,
@@ -115,8 +116,10 @@ async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, titl
     answered = run.store.stage(f"{folder}/student").part_indexes()
     await run.crew.students.load(checkpoint(run, iteration), run.progress)
 
+    places = {shard: index for index, shard in enumerate(shards)}
+
     async def work(shard: Shard) -> Any:
-        index = shards.index(shard)
+        index = places[shard]
         instructions = load.remote(run.store, shard.instructions)
         if index in answered:
             answers = load.remote(run.store, run.store.stage(f"{folder}/student").part_name(index))
@@ -165,7 +168,7 @@ def checkpoint(run: Run, iteration: int) -> ModelRef:
 
 def handoff(config: RunConfig) -> bool:
     """Whether engines must give their GPUs to training."""
-    return config.placement == "handoff" and trains_on_gpu(config.imitation.use_gpu)
+    return config.placement == "handoff" and wants_gpu(config.imitation.use_gpu)
 
 
 def wave_ceiling(config: RunConfig) -> int:

@@ -26,7 +26,7 @@ from lion_ray.algorithm.pools import bad_rows_jsonl, cache_pools, drop_ids, read
 from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import DataConfig, RunConfig
 from lion_ray.errors import DataError
-from lion_ray.records import INSTRUCTION, OK, derive_seed, shards
+from lion_ray.records import INSTRUCTION, OK, derive_seed, ok_rows, shards
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
@@ -126,7 +126,7 @@ def commit_generation(
     counts = {
         kind: {
             "requests": of_kind.num_rows,
-            "accepted": of_kind.filter(pc.equal(of_kind["status"], OK)).num_rows,
+            "accepted": ok_rows(of_kind).num_rows,
             "rejected": dict(Counter(reason for reason in of_kind["reason"].to_pylist() if reason).most_common()),
         }
         for kind in ("hard", "easy")

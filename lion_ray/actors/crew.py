@@ -72,10 +72,6 @@ class Crew:
             self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
         await self._close()
 
-    async def stats(self) -> dict[str, dict[str, Any]]:
-        """Each endpoint's counts since this attempt began."""
-        return {name: await proxy.stats.remote() for name, proxy in self.proxies.items()}
-
     async def _close(self) -> None:
         await self.students.stop()
         for name, proxy in self.proxies.items():

@@ -23,7 +23,7 @@ import ray
 
 from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError, as_raised
-from lion_ray.inference import gpu_build
+from lion_ray.inference import wants_gpu
 from lion_ray.inference.canary import Agreement
 from lion_ray.inference.engine import Engine
 from lion_ray.models import resolve_model
@@ -170,7 +170,7 @@ class StudentPool:
 
     async def _boot(self, slot: _Slot) -> None:
         assert self._model is not None
-        gpus = self._config.tensor_parallel_size if self._use_gpu() else 0
+        gpus = self._config.tensor_parallel_size if wants_gpu(self._config.use_gpu) else 0
         slot.actor = StudentActor.options(
             name=f"{self._run_name}/student-{slot.number}-{os.urandom(3).hex()}",
             num_cpus=self._config.num_cpus,
@@ -218,9 +218,6 @@ class StudentPool:
         except (TimeoutError, ray.exceptions.RayError) as error:
             self._say(f"student engine {slot.number} did not shut down by itself ({_why(error)}); killing it")
         ray.kill(actor)
-
-    def _use_gpu(self) -> bool:
-        return gpu_build() if self._config.use_gpu is None else self._config.use_gpu
 
     async def _patiently(self, work: Awaitable[T], what: str) -> T:
         assert self._progress is not None

@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 from lion_ray.actors.student import ModelRef
 from lion_ray.algorithm.pools import train_pool
 from lion_ray.errors import LionError, TrainingError, as_raised
-from lion_ray.inference import gpu_build
+from lion_ray.inference import wants_gpu
 from lion_ray.records import OK
 from lion_ray.store import RunStore
 
@@ -40,10 +40,6 @@ CANARY_PROMPTS = (
     "Explain in a few words why the sky is blue.",
 )
 CANARY_TOKENS = 16
-
-
-def trains_on_gpu(use_gpu: bool | None) -> bool:
-    return gpu_build() if use_gpu is None else use_gpu
 
 
 async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
@@ -70,7 +66,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         "seed": run.config.seed + iteration,
         "threads": max(1, (os.cpu_count() or 1) // config.workers),
     }
-    gpu = trains_on_gpu(config.use_gpu)
+    gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
     trainer = TorchTrainer(
         _worker,
