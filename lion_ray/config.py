@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Mode = Literal["live", "batch"]
 
 
 def operational(default: Any = ..., **constraints: Any) -> Any:
@@ -65,6 +66,51 @@ class ServeConfig(Section):
     """How long the server may take to answer its first request, in seconds."""
 
 
+class LimitsConfig(Section):
+    """An endpoint's rate limits, for this run; null where it sets none or tells them in its x-ratelimit-* headers."""
+
+    requests_per_minute: float | None = operational(None, gt=0)
+    """Requests in a minute."""
+    tokens_per_minute: float | None = operational(None, gt=0)
+    """Prompt and completion tokens in a minute, together."""
+    input_tokens_per_minute: float | None = operational(None, gt=0)
+    """Prompt tokens in a minute."""
+    output_tokens_per_minute: float | None = operational(None, gt=0)
+    """Completion tokens in a minute."""
+    share: float = operational(1.0, gt=0, le=1)
+    """The part of every limit, told or configured, that is this run's; the rest is other people's."""
+
+
+class PricesConfig(Section):
+    """What an endpoint's model costs, in US dollars for a million tokens."""
+
+    input: float = operational(ge=0)
+    """A million prompt tokens."""
+    output: float = operational(ge=0)
+    """A million completion tokens."""
+    cached_input: float | None = operational(None, ge=0)
+    """A million prompt tokens that the endpoint found in its cache; null: as input."""
+    batch: float = operational(1.0, gt=0, le=1)
+    """What a call costs in a batch, as a share of its live price; OpenAI asks 0.5."""
+
+
+class BatchConfig(Section):
+    """How calls go through the endpoint's Batch API, for roles whose mode is batch."""
+
+    max_requests: int = operational(50_000, ge=1)
+    """Requests in one batch at most."""
+    max_bytes: int = operational(100_000_000, ge=1_000)
+    """Bytes in one batch's file at most."""
+    linger_s: float = operational(10.0, gt=0)
+    """A batch is sent when no call has joined it for so long, in seconds."""
+    poll_s: float = operational(30.0, gt=0)
+    """Seconds between looks at a batch under way."""
+    completion_window: str = operational("24h")
+    """What the endpoint is asked to finish a batch within."""
+    leftovers: Literal["batch", "live"] = operational("batch")
+    """What an expired or partly failed batch left undone goes again in: a new batch, or live calls."""
+
+
 class EndpointConfig(Section):
     """An OpenAI-compatible API."""
 
@@ -78,12 +124,28 @@ class EndpointConfig(Section):
     """Start this server for the run instead of calling an address."""
     max_concurrency: int = operational(64, ge=1)
     """Calls in flight at once."""
+    limits: LimitsConfig = LimitsConfig()
+    """Its rate limits, where it does not tell them itself."""
+    prices: PricesConfig | None = operational(None)
+    """What it costs; null for an endpoint that costs nothing. A budget needs the prices of every endpoint in use."""
+    batch: BatchConfig = BatchConfig()
+    """Its Batch API."""
+    proxies: int = operational(1, ge=1)
+    """Actors that call it; each has its part of the limits and of max_concurrency."""
+    transport: Literal["aiohttp", "openai"] = operational("aiohttp")
+    """The HTTP client under live calls: aiohttp (fast), or the openai package."""
     connect_timeout_s: float = operational(10.0, gt=0)
     """Time to connect, in seconds."""
+    first_byte_timeout_s: float | None = operational(None, gt=0)
+    """Time until an answer begins, in seconds; null: no limit of its own."""
     timeout_s: float = operational(600.0, gt=0)
     """Time for one whole attempt at a call, in seconds."""
     max_attempts: int = operational(6, ge=1)
     """Attempts at a call that fails by error or time-out; waiting for a rate limit (429) is not an attempt."""
+    breaker_failures: int = operational(8, ge=1)
+    """Errors in a row, of any calls, after which the endpoint counts as down and is only probed."""
+    outage_timeout_s: float = operational(3600.0, gt=0)
+    """How long an endpoint may be down before the run stops, in seconds."""
     max_backoff_s: float = operational(60.0, gt=0)
     """The longest pause between attempts that the endpoint did not ask for, in seconds."""
     json_schema: bool = False
@@ -105,6 +167,10 @@ class TeacherConfig(Section):
 
     endpoint: str = "default"
     """Which of `endpoints` answers."""
+    fallbacks: tuple[str, ...] = operational(())
+    """Endpoints that answer, in this order, while that one is down or refuses; each answer says who gave it."""
+    mode: Mode = operational("live")
+    """live calls, or the endpoint's Batch API: cheaper, within a day."""
     prompt: str = "answer"
     """The template: a built-in name, or a .yaml file."""
     temperature: float = Field(0.7, ge=0, le=2)
@@ -120,6 +186,8 @@ class RefereeConfig(Section):
 
     endpoint: str = "default"
     """Which of `endpoints` judges."""
+    mode: Mode = operational("live")
+    """live calls, or the endpoint's Batch API: cheaper, within a day."""
     prompt: str = "explain"
     """The template: explain (reasons, then scores), scores (two numbers only, for small judges), or a .yaml file."""
     temperature: float = Field(0.2, ge=0, le=2)
@@ -135,6 +203,8 @@ class GeneratorConfig(Section):
 
     endpoint: str = "default"
     """Which of `endpoints` writes."""
+    mode: Mode = operational("live")
+    """live calls, or the endpoint's Batch API: cheaper, within a day."""
     hard_prompt: str = "hard"
     """Template for hard seeds: hard, hard-turns (examples as chat turns, for small models), or a .yaml file."""
     easy_prompt: str = "easy"
@@ -272,6 +342,13 @@ class GenerationConfig(Section):
         return self
 
 
+class BudgetConfig(Section):
+    """What the run may spend."""
+
+    usd: float = operational(gt=0)
+    """US dollars, all attempts together: at the cap nothing more is sent, and the run ends with what it has."""
+
+
 class RunConfig(Section):
     """One distillation run."""
 
@@ -281,6 +358,8 @@ class RunConfig(Section):
     """Where runs are kept: a folder, or an object-store URL such as s3://bucket/prefix."""
     journal: str | None = operational(None)
     """Where calls are kept; null for the run's own folder. Runs that share one never buy the same call twice."""
+    budget: BudgetConfig | None = operational(None)
+    """A hard cap on spending; null for none."""
     seed: int = 0
     """Every random choice derives from it."""
     iterations: int = Field(3, ge=1)
@@ -320,6 +399,14 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{role}.endpoint: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})"
                 )
+        for name in self.teacher.fallbacks:
+            if name not in self.endpoints:
+                raise ValueError(
+                    f"teacher.fallbacks: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})"
+                )
+        for name in sorted({self.teacher.endpoint, self.referee.endpoint, self.generator.endpoint}):
+            if self.budget and self.endpoints[name].prices is None and self.endpoints[name].serve is None:
+                raise ValueError(f"budget: endpoints.{name}.prices is missing; without prices nothing can be capped")
         return self
 
 

@@ -6,7 +6,6 @@ what iteration k-1 committed.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from lion_ray.actors.student import ModelRef
@@ -26,12 +25,13 @@ from lion_ray.stages import (
     load,
     shard_stage,
     split_verdicts,
+    together,
 )
 
 
 async def distil(run: Run) -> list[IterationResult]:
     """Run every iteration, and a last imitation on what the last of them generated; returns a result for each."""
-    await prepare(run)
+    await together(prepare(run), warm_up(run))
     results = [await measure_base(run)]
     for iteration in range(1, run.config.iterations + 2):
         await imitation(run, iteration)
@@ -45,6 +45,7 @@ async def distil(run: Run) -> list[IterationResult]:
 
 async def prepare(run: Run) -> None:
     """Pool 0 and the held-out set, and the teacher's answers to both, side by side: an API likes full batches."""
+    await run.crew.ready()
     first, heldout = run.store.stage("pool-0"), run.store.stage(f"pool-{HELDOUT}")
     if first.manifest() is None:
         config = run.config
@@ -54,10 +55,17 @@ async def prepare(run: Run) -> None:
         manifests = [await reference for reference in imported]
         heldout.commit(manifests[1])
         first.commit(manifests[0])
-    await asyncio.gather(
+    await together(
         teacher_answers(run, HELDOUT, "teacher answers held-out"),
         teacher_answers(run, 0, "iteration 1: teacher answers the Train Pool"),
     )
+
+
+async def warm_up(run: Run) -> None:
+    """Boot engines that stay up anyway while servers start and the teacher answers."""
+    iteration = run.newest_checkpoint()
+    if not handoff(run.config) and (iteration or judges_heldout(run.config, 0)):
+        await run.crew.students.load(checkpoint(run, iteration), run.progress)
 
 
 async def imitation(run: Run, iteration: int) -> ModelRef:

@@ -67,6 +67,11 @@ class Run:
             raise DataError(f"{self.store.path(f'pool-{name}')}: this pool was never committed")
         return [Shard(str(name), index) for index in range(manifest["parts"])]
 
+    def newest_checkpoint(self) -> int:
+        """The last iteration whose fine-tuning is committed; 0 where none is."""
+        numbers = range(1, self.config.iterations + 2)
+        return max((k for k in numbers if self.store.stage(f"iteration-{k}/checkpoint").manifest()), default=0)
+
     def cache(self, iteration: int) -> list[Shard]:
         """The Cache Pool that iteration `iteration` judges."""
         return [shard for number in cache_pools(iteration) for shard in self.pool(number)]
@@ -231,7 +236,12 @@ async def windowed(work: Callable[[int], Coroutine[Any, Any, None]], indexes: It
                 failed = True
                 raise
 
-    tasks = [asyncio.create_task(one(index)) for index in indexes]
+    await together(*(one(index) for index in indexes))
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> None:
+    """Do all of `work` at once; the first failure ends the rest, and is raised when they have ended."""
+    tasks = [asyncio.create_task(one) for one in work]
     try:
         await asyncio.gather(*tasks)
     finally:

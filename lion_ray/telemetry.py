@@ -98,7 +98,7 @@ class Progress:
 
     def _changed(self, stage: Stage) -> None:
         if self._bars:
-            self._bars.update(stage._task, completed=stage.done, note=stage.note)
+            self._bars.update(stage._task, completed=stage.done, total=stage.total or None, note=stage.note)
         elif time.time() - self._last_line > QUIET_S:
             left = stage.seconds() / stage.done * (stage.total - stage.done) if stage.done else 0
             about = f", about {left:.0f} s left" if stage.done and stage.total else ""

@@ -56,14 +56,16 @@ class Crew:
         self.students = StudentPool(config.student, run_name=run_name, store=store, base_dir=base_dir, seed=config.seed)
 
     async def __aenter__(self) -> Crew:
-        try:
-            for name, proxy in self.proxies.items():
-                address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
-                self._progress.say(f"endpoint {name}: {address}")
-        except BaseException:
-            await self._close()
-            raise
         return self
+
+    async def ready(self) -> None:
+        """Wait until every endpoint can be called: journals are open, the run's own servers answer."""
+
+        async def one(name: str, proxy: Any) -> None:
+            address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
+            self._progress.say(f"endpoint {name}: {address}")
+
+        await asyncio.gather(*(one(name, proxy) for name, proxy in self.proxies.items()))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -122,6 +122,7 @@ class StudentPool:
         self._free: asyncio.Queue[_Slot] = asyncio.Queue()
         self._model: ModelRef | None = None
         self._progress: Progress | None = None
+        self._loading = asyncio.Lock()
         self.boots = 0
 
     @property
@@ -135,15 +136,16 @@ class StudentPool:
             EngineError: an engine booted afresh disagrees with the trainer's canary.
         """
         self._progress = progress
-        running = [slot for slot in self._slots if slot.actor is not None]
-        if self._model == model and len(running) == len(self._slots):
-            return
-        self._model = model
-        await asyncio.gather(*(self._refresh(s) if s.actor is not None else self._boot(s) for s in self._slots))
-        self._free = asyncio.Queue()
-        for _ in range(SHARDS_PER_ENGINE):
-            for slot in self._slots:
-                self._free.put_nowait(slot)
+        async with self._loading:
+            running = [slot for slot in self._slots if slot.actor is not None]
+            if self._model == model and len(running) == len(self._slots):
+                return
+            self._model = model
+            await asyncio.gather(*(self._refresh(s) if s.actor is not None else self._boot(s) for s in self._slots))
+            self._free = asyncio.Queue()
+            for _ in range(SHARDS_PER_ENGINE):
+                for slot in self._slots:
+                    self._free.put_nowait(slot)
 
     async def answer(self, shard: Any, iteration: int) -> Any:
         """A reference to the answers to `shard`, once they exist. Engines that die on the way are replaced."""

@@ -66,6 +66,8 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         "seed": run.config.seed + iteration,
         "threads": max(1, (os.cpu_count() or 1) // config.workers),
     }
+    if (previous := run.store.stage(f"iteration-{iteration - 1}/checkpoint").manifest()) is not None:
+        job["heldout_before"] = previous["heldout_loss_after"]
     gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
     trainer = TorchTrainer(
@@ -83,15 +85,14 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     began = time.time()
     with run.progress.stage(f"iteration {iteration}: fine-tuning", 0, "steps") as shown:
 
-        def look() -> None:
-            if (seen := run.store.read_json(progress_file)) is not None:
-                shown.total = seen["steps"]
-                shown.update(seen["step"], f"loss {seen['loss']:.3f}")
+        async def look() -> int:
+            if (seen := run.store.read_json(progress_file)) is None:
+                return 0
+            shown.total = seen["steps"]
+            shown.note = f"loss {seen['loss']:.3f}"
+            return int(seen["step"])
 
-        fit = asyncio.create_task(asyncio.to_thread(_fit, trainer))
-        while not (await asyncio.wait([fit], timeout=2.0))[0]:
-            look()
-        fit.result()
+        await run.progress.follow(asyncio.to_thread(_fit, trainer), shown, look)
         written = run.store.read_json(f"{folder}/model/training.json")
         if written is None:
             raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
@@ -167,6 +168,7 @@ def _worker(job: dict[str, Any]) -> None:
             report=report,
             restore=restore,
             device=ray.train.torch.get_device() if torch.cuda.is_available() else None,
+            heldout_before=job.get("heldout_before"),
         )
     finally:
         if restore is not None:

@@ -34,6 +34,10 @@ class Call:
     """Tells wanted repetitions of one request apart (a second sample, a verdict asked again)."""
     role: str = ""
     """teacher, referee or generator: for accounts, never part of the key."""
+    stage: str = ""
+    """The stage of the run that asks: for accounts, never part of the key."""
+    batch: bool = False
+    """Goes through the endpoint's Batch API; never part of the key."""
 
     def body(self, model: str) -> dict[str, Any]:
         """The request as chat completions take it, without the fields' endpoint-specific names."""
@@ -54,6 +58,15 @@ class Call:
         """64 hex digits that name this request in every journal."""
         canonical = orjson.dumps([self.body(model), self.ordinal], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(canonical).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom a call is paid for."""
+
+    run: str = ""
+    role: str = ""
+    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

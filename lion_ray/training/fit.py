@@ -48,12 +48,14 @@ def train(
     report: Report,
     restore: Path | None = None,
     device: torch.device | None = None,
+    heldout_before: float | None = None,
 ) -> dict[str, Any]:
     """Fine-tune as `spec` says and leave the result in ``spec.output_dir``; a finished fit is not done again.
 
     Every process of the fit calls this with the same arguments, but for `device`. Rows are what `data.as_row` takes.
-    `restore` is a folder with a whole checkpoint. Returns the fit's metrics as in training.json; on processes other
-    than the first, without those measured on the result.
+    `restore` is a folder with a whole checkpoint. `heldout_before` is the held-out loss of the model as it comes,
+    where the fit that made it has measured it; else it is measured here. Returns the fit's metrics as in training.json;
+    on processes other than the first, without those measured on the result.
 
     Raises DataError where no row can be trained on, ModelError for a model that cannot be used, TrainingError where a
     checkpoint belongs to another fit or the loss is no longer a number.
@@ -78,7 +80,9 @@ def train(
     check_packing(model, samples, device)
     if restore is None:
         progress = state.Progress(fingerprint)
-        progress.heldout_before = evaluate_loss(model, heldout, spec, device, world)
+        if heldout_before is None:
+            heldout_before = evaluate_loss(model, heldout, spec, device, world)
+        progress.heldout_before = heldout_before
     else:
         progress = state.read_progress(restore, fingerprint)
 
