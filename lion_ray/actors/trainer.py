@@ -9,10 +9,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +96,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
             shown.note = f"loss {seen['loss']:.3f}"
             return int(seen["step"])
 
-        await run.progress.follow(asyncio.to_thread(_fit, trainer), shown, look)
+        await run.progress.follow(_aside(partial(_fit, trainer)), shown, look)
         written = run.store.read_json(f"{folder}/model/training.json")
         if written is None:
             raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
@@ -100,6 +104,33 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         shown.total = metrics["steps"]
         shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
     return metrics | {"fit_seconds": metrics["seconds"], "seconds": round(time.time() - began, 2)}
+
+
+def _aside(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run `work` in a thread that nobody waits for when the run is stopped: a fit cannot be told to end, but it ends
+    with Ray."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def thread() -> None:
+        error = None
+        try:
+            work()
+        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody awaits any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=thread, name="fit", daemon=True).start()
+    return done
 
 
 def _arrow(metrics: dict[str, Any]) -> str:
