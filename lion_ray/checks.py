@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 
 from lion_ray.algorithm.prompts import load_template
+from lion_ray.config import endpoints_in_use
 from lion_ray.config_file import LoadedConfig
 from lion_ray.errors import EndpointError
-
-ROLES = ("teacher", "referee", "generator")
 
 
 def check_templates(loaded: LoadedConfig) -> None:
@@ -37,7 +36,7 @@ def check_keys(loaded: LoadedConfig) -> None:
         EndpointError: one has not.
     """
     config = loaded.config
-    for name in dict.fromkeys(getattr(config, role).endpoint for role in ROLES):
+    for name in endpoints_in_use(config):
         endpoint = config.endpoints[name]
         if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
             raise EndpointError(

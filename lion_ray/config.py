@@ -404,10 +404,16 @@ class RunConfig(Section):
                 raise ValueError(
                     f"teacher.fallbacks: no endpoint is called '{name}' (there is {', '.join(self.endpoints)})"
                 )
-        for name in sorted({self.teacher.endpoint, self.referee.endpoint, self.generator.endpoint}):
+        for name in endpoints_in_use(self):
             if self.budget and self.endpoints[name].prices is None and self.endpoints[name].serve is None:
                 raise ValueError(f"budget: endpoints.{name}.prices is missing; without prices nothing can be capped")
         return self
+
+
+def endpoints_in_use(config: RunConfig) -> list[str]:
+    """The names of the endpoints that some role calls, fallbacks included."""
+    roles = (config.teacher.endpoint, config.referee.endpoint, config.generator.endpoint)
+    return sorted({*roles, *config.teacher.fallbacks})
 
 
 def judges_heldout(config: RunConfig, iteration: int) -> bool:

@@ -48,6 +48,12 @@ class EndpointError(InfrastructureError):
     exit_code = 4
 
 
+class BudgetError(LionError):
+    """The budget is spent; with a higher one the same command goes on."""
+
+    exit_code = 8
+
+
 class ModelError(DataError):
     """A model cannot be found, fetched, verified or loaded."""
 

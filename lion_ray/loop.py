@@ -99,7 +99,6 @@ async def generation(run: Run, iteration: int) -> Manifest:
             load.remote(run.store, *(shard.instructions for shard in run.cache(iteration))),
             load.remote(run.store, *(shard.instructions for shard in run.pool(HELDOUT))),
             iteration,
-            wave_ceiling(run.config),
         )
         await run.progress.follow(accepted, shown, run.crew.generator.accepted.remote)
         manifest = await commit_generation.remote(run.store, iteration, run.config.shard_rows, accepted, candidates)
@@ -111,9 +110,10 @@ async def teacher_answers(run: Run, pool: str | int, title: str) -> Manifest:
     """The teacher's answers to a pool, committed shard by shard."""
 
     async def work(shard: Shard) -> Any:
-        return run.crew.teacher.answer.remote(load.remote(run.store, shard.instructions))
+        return run.crew.teacher(shard.index).answer.remote(load.remote(run.store, shard.instructions), stage)
 
-    return await shard_stage(run, f"answers-{pool}", title, run.pool(pool), work)
+    stage = f"answers-{pool}"
+    return await shard_stage(run, stage, title, run.pool(pool), work, batched=run.config.teacher.mode == "batch")
 
 
 async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, title: str) -> Manifest:
@@ -134,9 +134,10 @@ async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, titl
         else:
             answers = await run.crew.students.answer(instructions, iteration)
             await commit_part.remote(run.store, f"{folder}/student", index, answers)
-        return run.crew.referee.judge.remote(instructions, load.remote(run.store, shard.answers), answers)
+        return run.crew.referee.judge.remote(instructions, load.remote(run.store, shard.answers), answers, stage.name)
 
-    verdicts = await shard_stage(run, f"{folder}/verdicts", title, shards, work)
+    batched = run.config.referee.mode == "batch"
+    verdicts = await shard_stage(run, stage.name, title, shards, work, batched=batched)
     names = [shard.instructions for shard in shards]
     config = run.config
     split = split_verdicts.remote(run.store, stage.name, names, config.discrimination.tau, config.seed)
@@ -177,8 +178,3 @@ def checkpoint(run: Run, iteration: int) -> ModelRef:
 def handoff(config: RunConfig) -> bool:
     """Whether engines must give their GPUs to training."""
     return config.placement == "handoff" and wants_gpu(config.imitation.use_gpu)
-
-
-def wave_ceiling(config: RunConfig) -> int:
-    """Requests in one wave of generation: enough to keep the endpoint busy."""
-    return 4 * config.endpoints[config.generator.endpoint].max_concurrency

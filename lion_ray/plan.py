@@ -1,9 +1,9 @@
-"""What a run will take, before anything is spent: calls, tokens, training steps, memory.
+"""What a run will take, before anything is spent: calls, tokens, money, time, training steps, memory.
 
 Invariants:
-- Reads the user's pool and, where they are on this machine, the models' configs; sends nothing and starts nothing.
-- Counts of calls and steps are exact for the numbers planned; tokens are estimates (four characters a token) and
-  upper bounds (every answer as long as it may be), and are named so.
+- Reads the user's pool and, where they are on this machine, the models' files; sends nothing and starts nothing.
+- Counts of calls and steps are exact for the numbers planned. Tokens and money are given twice: about, and at most
+  (every answer as long as it may be); see `estimate`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 from rich.table import Table
 
+from lion_ray import estimate
 from lion_ray.algorithm.pools import read_pool, split_heldout
 from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.errors import LionError
+from lion_ray.store import RunStore
 
-CHARACTERS_PER_TOKEN = 4
-PROMPT_FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180}
-"""About what the templates add to a call, in tokens."""
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GIB = 1024**3
+SUMMED = ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,18 @@ class StagePlan:
 
     iteration: int
     stage: str
+    folder: str
+    """Its folder in the run."""
     rows: int
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    usd: float | None = None
+    """About; None where its endpoint has no prices."""
+    usd_worst: float | None = None
+    """At most."""
+    seconds: float | None = None
+    """At the endpoint's configured limits; None where none is configured, or in a batch."""
     student_tokens: int = 0
     """What the student writes, at most."""
     steps: int = 0
@@ -55,11 +62,15 @@ class Plan:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        totals = {
-            name: sum(getattr(stage, name) for stage in self.stages)
-            for name in ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "steps")
-        }
+        totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
+        totals |= {name: total(self.stages, name) for name in ("usd", "usd_worst", "seconds")}
         return asdict(self) | {"totals": totals}
+
+
+def total(stages: list[StagePlan], name: str) -> float | None:
+    """The sum of a number that some stages do not have; None where no stage has it."""
+    found = [value for stage in stages if (value := getattr(stage, name)) is not None]
+    return sum(found) if found else None
 
 
 def make_plan(config: RunConfig, base_dir: Path) -> Plan:
@@ -68,30 +79,41 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     Raises:
         DataError: the pool cannot be read.
     """
-    rows, heldout, mean_tokens = _measure(config, base_dir)
+    pool, heldout = _measure(config, base_dir)
+    rows = pool.rows
     notes = [
-        f"{rows} instructions in the pool, about {mean_tokens} tokens each; {heldout} held out",
-        "completion tokens are upper bounds (every answer as long as it may be); calls in the journal cost nothing",
+        f"{rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
+        f"{heldout.rows:,} held out",
+        "completion tokens and 'at most' are upper bounds (every answer as long as it may be); calls in the journal "
+        "cost nothing",
     ]
     new = config.generation.hard + config.generation.easy
-    stages = [_teacher(config, 0, "teacher answers held-out", heldout, mean_tokens)]
-    if heldout and judges_heldout(config, 0):
-        stages.append(_judging(config, 0, "judging held-out", heldout, mean_tokens))
+    stages = [_teacher(config, 0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
+    if heldout.rows and judges_heldout(config, 0):
+        stages.append(
+            _judging(config, 0, "judging held-out", "iteration-0/heldout/verdicts", heldout.rows, heldout.mean)
+        )
     for iteration in range(1, config.iterations + 2):
+        folder = f"iteration-{iteration}"
         train = rows if iteration == 1 else new
         cache = rows + new * (iteration - 1)
-        stages.append(_teacher(config, iteration, "teacher answers", train, mean_tokens))
+        stages.append(_teacher(config, iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
         steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
-        stages.append(StagePlan(iteration, "fine-tuning", train, steps=steps))
+        stages.append(StagePlan(iteration, "fine-tuning", f"{folder}/checkpoint", train, steps=steps))
         if iteration <= config.iterations:
-            stages.append(_judging(config, iteration, "judging the Cache Pool", cache, mean_tokens))
-            stages.append(_generating(config, iteration, new, mean_tokens))
-        if heldout and judges_heldout(config, iteration):
-            stages.append(_judging(config, iteration, "judging held-out", heldout, mean_tokens))
+            stages.append(_judging(config, iteration, "judging the Cache Pool", f"{folder}/verdicts", cache, pool.mean))
+            stages.append(_generating(config, iteration, new, pool.mean))
+        if heldout.rows and judges_heldout(config, iteration):
+            where = f"{folder}/heldout/verdicts"
+            stages.append(_judging(config, iteration, "judging held-out", where, heldout.rows, heldout.mean))
     notes.append(
         f"generating is counted at one request a row; it may take up to {config.generation.max_attempts:g} times that "
         "where candidates are rejected"
     )
+    if total(stages, "usd") is None:
+        notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
+    if total(stages, "seconds") is None:
+        notes.append("no endpoint has limits configured, so its time is not planned: see endpoints.NAME.limits")
     parameters = _parameters(config.student.model, base_dir)
     if parameters is None:
         notes.append(f"{config.student.model} is not on this machine and its name tells no size: memory is not planned")
@@ -100,42 +122,61 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes)
 
 
-def _measure(config: RunConfig, base_dir: Path) -> tuple[int, int, int]:
-    """Rows to train on, rows held out, and the mean length of an instruction in tokens."""
+def what_is_left(plan: Plan, store: RunStore) -> tuple[float | None, float | None]:
+    """What a run's uncommitted stages will cost, in US dollars: about, and at most. Parts that are there count."""
+    usual = worst = None
+    for stage in plan.stages:
+        folder = store.stage(stage.folder)
+        if stage.usd is None or stage.usd_worst is None or folder.manifest() is not None:
+            continue
+        parts = max(1, -(-stage.rows // max(1, _shard_rows(store))))
+        share = 1 - min(1.0, len(folder.part_indexes()) / parts)
+        usual, worst = (usual or 0.0) + share * stage.usd, (worst or 0.0) + share * stage.usd_worst
+    return usual, worst
+
+
+def _shard_rows(store: RunStore) -> int:
+    return int(((store.read_json("run.json") or {}).get("config") or {}).get("shard_rows", 64))
+
+
+def _measure(config: RunConfig, base_dir: Path) -> tuple[estimate.Lengths, estimate.Lengths]:
+    """The lengths of what is trained on, and of what is held out."""
     data = config.data
     pool = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row).pool
     if isinstance(data.heldout, int):
         pool, apart = split_heldout(pool, data.heldout, config.seed)
     else:
         apart = read_pool(data.heldout, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row).pool
-    characters = pc.mean(pc.utf8_length(pool["text"])).as_py()
-    return pool.num_rows, apart.num_rows, max(1, round(characters / CHARACTERS_PER_TOKEN))
-
-
-def _teacher(config: RunConfig, iteration: int, stage: str, rows: int, mean: int) -> StagePlan:
-    prompt = rows * (mean + PROMPT_FRAME_TOKENS["teacher"])
-    return StagePlan(iteration, stage, rows, rows, prompt, rows * config.teacher.max_tokens)
-
-
-def _judging(config: RunConfig, iteration: int, stage: str, rows: int, mean: int) -> StagePlan:
-    calls = 2 * rows
-    answers = config.teacher.max_tokens + config.student.max_tokens
-    return StagePlan(
-        iteration,
-        stage,
-        rows,
-        calls,
-        calls * (mean + answers + PROMPT_FRAME_TOKENS["referee"]),
-        calls * config.referee.max_tokens,
-        student_tokens=rows * config.student.max_tokens,
+    first, second = (
+        estimate.measure(table["text"].to_pylist(), config.student.model, base_dir) for table in (pool, apart)
     )
+    return first, second
 
 
-def _generating(config: RunConfig, iteration: int, rows: int, mean: int) -> StagePlan:
-    # Four tokens for each of the seed's words, and a word is about 1.3 tokens.
-    longest = max(config.generator.min_tokens, round(config.generator.tokens_per_word * mean / 1.3))
-    prompt = rows * (mean + PROMPT_FRAME_TOKENS["generator"])
-    return StagePlan(iteration, "generating", rows, rows, prompt, rows * longest)
+def _teacher(config: RunConfig, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+    return _priced(StagePlan(iteration, stage, folder, rows), estimate.calls(config, "teacher", rows, mean))
+
+
+def _judging(config: RunConfig, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+    plan = StagePlan(iteration, stage, folder, rows, student_tokens=rows * config.student.max_tokens)
+    return _priced(plan, estimate.calls(config, "referee", 2 * rows, mean))
+
+
+def _generating(config: RunConfig, iteration: int, rows: int, mean: float) -> StagePlan:
+    plan = StagePlan(iteration, "generating", f"pool-{iteration}", rows)
+    return _priced(plan, estimate.calls(config, "generator", rows, mean))
+
+
+def _priced(plan: StagePlan, found: estimate.Calls) -> StagePlan:
+    return replace(
+        plan,
+        calls=found.calls,
+        prompt_tokens=found.prompt,
+        completion_tokens=found.completion_worst,
+        usd=found.usd,
+        usd_worst=found.usd_worst,
+        seconds=found.seconds,
+    )
 
 
 def _parameters(model: str, base_dir: Path) -> float | None:
@@ -187,13 +228,26 @@ def plan_table(plan: Plan) -> Table:
     table.add_column("iteration", justify="right")
     table.add_column("stage")
     headings = ("rows", "calls", "prompt tokens (about)", "completion tokens (at most)")
-    for heading in (*headings, "student tokens (at most)", "steps"):
+    priced = any(stage.usd is not None for stage in plan.stages)
+    timed = any(stage.seconds is not None for stage in plan.stages)
+    more = (["about $", "at most $"] if priced else []) + (["minutes at its limits"] if timed else [])
+    for heading in (*headings, "student tokens (at most)", "steps", *more):
         table.add_column(heading, justify="right")
+
+    def money(usd: float | None, worst: float | None, seconds: float | None) -> list[str]:
+        cells = [_amount(usd), _amount(worst)] if priced else []
+        return cells + ([_amount(None if seconds is None else seconds / 60, 1)] if timed else [])
+
     for s in plan.stages:
         numbers = (s.rows, s.calls, s.prompt_tokens, s.completion_tokens, s.student_tokens, s.steps)
-        table.add_row(str(s.iteration), s.stage, *(f"{n:,}" if n else "–" for n in numbers))
+        cells = [f"{n:,}" if n else "–" for n in numbers]
+        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds))
     totals = plan.to_json()["totals"]
     table.add_section()
-    names = ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "steps")
-    table.add_row("", "together", "", *(f"{totals[name]:,}" for name in names))
+    sums = money(totals["usd"], totals["usd_worst"], totals["seconds"])
+    table.add_row("", "together", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
     return table
+
+
+def _amount(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"

@@ -26,8 +26,9 @@ import ray
 
 from lion_ray.checks import check_keys, check_templates
 from lion_ray.config_file import LoadedConfig, differences
-from lion_ray.errors import ConfigError, LionError, RunConflictError
+from lion_ray.errors import BudgetError, ConfigError, LionError, RunConflictError
 from lion_ray.models import resolve_model
+from lion_ray.plan import make_plan, what_is_left
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import HEARTBEAT_S, RunStore
 from lion_ray.telemetry import Progress
@@ -61,6 +62,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             return asyncio.run(_distil(loaded, store, attempt, progress))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
+        except BudgetError as error:
+            raise BudgetError(budget_sentence(loaded, store, progress, error)) from None
         finally:
             ray.shutdown()
             if started_here:
@@ -79,6 +82,7 @@ async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress:
     async with (
         _pulse(store, progress),
         Crew(loaded.config, loaded.base_dir, store, attempt, progress) as crew,
+        crew.metered(),
     ):
         return await distil(Run(loaded.config, loaded.base_dir, store, progress, crew))
 
@@ -125,6 +129,20 @@ async def _pulse(store: RunStore, progress: Progress) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BudgetError) -> str:
+    """How far the money went, and what the rest would cost."""
+    assert loaded.config.budget is not None
+    where = progress.ended_in or "the start"
+    usual, worst = what_is_left(make_plan(loaded.config, loaded.base_dir), store)
+    rest = (
+        "" if usual is None or worst is None else f"; finishing would cost about ${usual:,.2f} (at most ${worst:,.2f})"
+    )
+    return (
+        f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
+        f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"
+    )
 
 
 def run_root(storage_path: str, run_name: str) -> str:

@@ -251,7 +251,13 @@ async def together(*work: Coroutine[Any, Any, Any]) -> None:
 
 
 async def shard_stage(
-    run: Run, name: str, title: str, sources: list[Shard], work: Callable[[Shard], Awaitable[Any]]
+    run: Run,
+    name: str,
+    title: str,
+    sources: list[Shard],
+    work: Callable[[Shard], Awaitable[Any]],
+    *,
+    batched: bool = False,
 ) -> Manifest:
     """Run `work` on every shard whose part is not committed, commit the parts, then the stage.
 
@@ -259,6 +265,7 @@ async def shard_stage(
         name: the stage's folder in the run.
         title: what a person reads.
         work: takes a shard, returns a reference to its rows.
+        batched: its calls go through a Batch API, which wants them all at once and not by the window.
 
     Raises:
         DataError: a larger share of rows than `max_failure_rate` was quarantined. Those parts are forgotten, so
@@ -280,7 +287,8 @@ async def shard_stage(
             rows += summaries[index]["rows"]
             shown.advance(1, f"{rows} rows")
 
-        await windowed(one, range(len(sources)), run.config.max_shards_in_flight)
+        width = len(sources) if batched else run.config.max_shards_in_flight
+        await windowed(one, range(len(sources)), max(1, width))
     total = merge(summaries.values())
     check_failures(run, name, title, total, summaries)
     return stage.commit(total | {"parts": len(sources), "seconds": round(time.time() - began, 2)})

@@ -12,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 T = TypeVar("T")
 QUIET_S = 15.0
+METER_S = 60.0
 
 
 class Stage:
@@ -49,6 +51,17 @@ class Stage:
         self._progress._changed(self)
 
 
+class _BarsWithMeter(Bars):
+    """Bars, and a line of its own under them."""
+
+    meter = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.meter:
+            yield Text(self.meter, style="dim")
+
+
 class Progress:
     """Where the run's words go."""
 
@@ -57,10 +70,14 @@ class Progress:
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
         self.started = time.time()
         self.stages: list[Stage] = []
-        self._bars: Bars | None = None
+        self._bars: _BarsWithMeter | None = None
         self._last_line = 0.0
+        self._last_meter = time.time()
+        self.metered = ""
+        self.ended_in = ""
+        """The stage that an error ended, and how far it was."""
         if self.console.is_terminal:
-            self._bars = Bars(
+            self._bars = _BarsWithMeter(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
@@ -78,6 +95,15 @@ class Progress:
         seconds = int(self._last_line - self.started)
         self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {message}", markup=False)
 
+    def meter(self, text: str) -> None:
+        """What is true now, in one line: under the bars in a terminal, now and then in a log."""
+        self.metered = text
+        if self._bars:
+            self._bars.meter = text
+        elif text and self.stages and time.time() - self._last_meter > METER_S:
+            self._last_meter = time.time()
+            self.say(text)
+
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
         """Show a stage while it runs, and how long it took when it is done."""
@@ -89,6 +115,9 @@ class Progress:
             self.say(f"{name}: {_count(total, unit)}" if total else name)
         try:
             yield stage
+        except BaseException:
+            self.ended_in = self.ended_in or f"{name} ({stage.done} of {_count(stage.total, unit)})"
+            raise
         finally:
             self.stages.remove(stage)
             if self._bars:
@@ -126,6 +155,7 @@ class Progress:
         """What is under way now, for the run folder's progress file."""
         return {
             "time": time.time(),
+            "meter": self.metered,
             "stages": [
                 {"name": s.name, "done": s.done, "total": s.total, "unit": s.unit, "seconds": s.seconds()}
                 for s in self.stages

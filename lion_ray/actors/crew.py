@@ -1,4 +1,4 @@
-"""Everyone a run employs: one proxy per endpoint, the referee, the generator, the student's engines.
+"""Everyone a run employs: proxies for each endpoint, the ledger, the referee, the generator, the student's engines.
 
 Invariants:
 - The driver owns every actor and none is detached: when the run ends, in whatever way, they end with it.
@@ -9,22 +9,27 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 
+from lion_ray.actors.door import proxy_names
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.ledger import LedgerActor
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.student import StudentPool
-from lion_ray.actors.teacher import TeacherActor
-from lion_ray.checks import ROLES
-from lion_ray.config import RunConfig
+from lion_ray.actors.teacher import ProxySettings, TeacherActor
+from lion_ray.config import RunConfig, endpoints_in_use
+from lion_ray.gateway.stats import meter_line
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
 CLOSE_TIMEOUT_S = 60.0
+METER_S = 2.0
 
 
 class Crew:
@@ -32,19 +37,37 @@ class Crew:
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore, attempt: int, progress: Progress) -> None:
         self._progress = progress
+        self._config = config
         run_name = f"{config.run_name}-{attempt}"
         journal = config.journal or store.path("journal")
 
-        def named(endpoint: str) -> str:
-            return f"{run_name}/endpoint-{endpoint}"
+        def named(endpoint: str) -> tuple[str, ...]:
+            return proxy_names(run_name, endpoint, config.endpoints[endpoint].proxies)
 
-        self.proxies: dict[str, Any] = {
-            name: TeacherActor.options(name=named(name)).remote(
-                name, config.endpoints[name], config.teacher, journal, base_dir, config.seed
-            )
-            for name in sorted({getattr(config, role).endpoint for role in ROLES})
-        }
-        self.teacher = self.proxies[config.teacher.endpoint]
+        ledger = f"{run_name}/ledger"
+        self.ledger: Any = LedgerActor.options(name=ledger).remote(config.budget and config.budget.usd)
+        self.proxies: dict[str, list[Any]] = {}
+        for endpoint in endpoints_in_use(config):
+            own = endpoint == config.teacher.endpoint
+            fallbacks = tuple(named(other) for other in config.teacher.fallbacks) if own else ()
+            self.proxies[endpoint] = [
+                TeacherActor.options(name=name).remote(
+                    ProxySettings(
+                        endpoint=endpoint,
+                        name=name,
+                        run=config.run_name,
+                        config=config.endpoints[endpoint],
+                        teacher=config.teacher,
+                        journal=journal,
+                        base_dir=base_dir,
+                        seed=config.seed,
+                        ledger=ledger,
+                        fallbacks=fallbacks,
+                    )
+                )
+                for name in named(endpoint)
+            ]
+        self._teachers = self.proxies[config.teacher.endpoint]
         # Proxies go by their names: a handle among its arguments would keep Ray from restarting an actor.
         judge, writer = config.referee.endpoint, config.generator.endpoint
         self.referee: Any = RefereeActor.options(name=f"{run_name}/referee").remote(
@@ -61,11 +84,36 @@ class Crew:
     async def ready(self) -> None:
         """Wait until every endpoint can be called: journals are open, the run's own servers answer."""
 
-        async def one(name: str, proxy: Any) -> None:
-            address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
+        async def one(name: str, proxies: list[Any]) -> None:
+            for proxy in proxies:
+                address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
             self._progress.say(f"endpoint {name}: {address}")
 
-        await asyncio.gather(*(one(name, proxy) for name, proxy in self.proxies.items()))
+        await asyncio.gather(*(one(name, proxies) for name, proxies in self.proxies.items()))
+
+    @asynccontextmanager
+    async def metered(self) -> AsyncIterator[None]:
+        """Show what the endpoints do and what was spent, while the block runs."""
+        task = asyncio.create_task(self._keep_metering())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _keep_metering(self) -> None:
+        cap = self._config.budget.usd if self._config.budget else None
+        while True:
+            await asyncio.sleep(METER_S)
+            try:
+                stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
+                spent = await self.ledger.spent.remote()
+            except ray.exceptions.RayError:
+                continue  # an actor that is being restarted has nothing to show; a lasting fault ends a stage
+            self._progress.meter(meter_line(stats, spent, cap))
+
+    def teacher(self, shard: int) -> Any:
+        """The proxy that answers a shard of the teacher's: always the same one."""
+        return self._teachers[shard % len(self._teachers)]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,10 +124,13 @@ class Crew:
 
     async def _close(self) -> None:
         await self.students.stop()
-        for name, proxy in self.proxies.items():
+        for name, proxy in self._each_proxy():
             try:
                 await asyncio.wait_for(asyncio.wrap_future(proxy.close.remote().future()), CLOSE_TIMEOUT_S)
             except (TimeoutError, ray.exceptions.RayError) as error:
                 self._progress.say(f"endpoint {name} did not close by itself ({type(error).__name__}); ending it")
-        for actor in (self.referee, self.generator, *self.proxies.values()):
+        for actor in (self.referee, self.generator, *(proxy for _, proxy in self._each_proxy()), self.ledger):
             ray.kill(actor)
+
+    def _each_proxy(self) -> list[tuple[str, Any]]:
+        return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]

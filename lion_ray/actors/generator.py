@@ -11,12 +11,14 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from lion_ray.actors.door import Door
 from lion_ray.algorithm.novelty import NoveltyIndex
 from lion_ray.algorithm.prompts import generator_messages, load_template
 from lion_ray.algorithm.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
@@ -25,6 +27,8 @@ from lion_ray.gateway.calls import Call, Failure, Outcome
 from lion_ray.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, derive_seed, instruction_id, table
 
 KINDS = ("hard", "easy")
+WAVE_REQUESTS = 256
+"""Requests of a kind in one wave at most. No setting: what is accepted depends on it."""
 ORDINALS = 1_000_000
 """Ordinals kept for one iteration, so that a seed drawn again is asked anew and not answered from the journal."""
 
@@ -33,11 +37,11 @@ class Generator:
     """The writer, as an async actor."""
 
     def __init__(
-        self, config: GeneratorConfig, limits: GenerationConfig, proxy: str, base_dir: Path, seed: int
+        self, config: GeneratorConfig, limits: GenerationConfig, proxies: Sequence[str], base_dir: Path, seed: int
     ) -> None:
         self._config = config
         self._limits = limits
-        self._proxy = ray.get_actor(proxy)
+        self._door = Door(proxies)
         self._templates = {
             "hard": load_template(config.hard_prompt, "generator", base_dir),
             "easy": load_template(config.easy_prompt, "generator", base_dir),
@@ -51,7 +55,7 @@ class Generator:
 
     @ray.method(num_returns=2)
     async def create(
-        self, hard: pa.Table, easy: pa.Table, known: pa.Table, heldout: pa.Table, iteration: int, wave: int
+        self, hard: pa.Table, easy: pa.Table, known: pa.Table, heldout: pa.Table, iteration: int
     ) -> tuple[pa.Table, pa.Table]:
         """New instructions from `hard` and `easy` seeds (INSTRUCTION rows), none of them near `known` or `heldout`.
 
@@ -61,22 +65,22 @@ class Generator:
         stage = self._stage = _Stage(self._limits, known, heldout, iteration)
         seeds = {"hard": hard, "easy": easy}
         while True:
-            plan = [(kind, request) for kind in KINDS if seeds[kind].num_rows for request in stage.next(kind, wave)]
+            plan = [(kind, request) for kind in KINDS if seeds[kind].num_rows for request in stage.next(kind)]
             if not plan:
                 return table(stage.accepted, INSTRUCTION), table(stage.candidates, CANDIDATE)
             drawn = [self._draw(seeds[kind], kind, iteration, request) for kind, request in plan]
             calls = [
-                self._call(kind, seed, stage.ordinal(kind, seed["id"]))
+                self._call(kind, seed, stage.ordinal(kind, seed["id"]), f"pool-{iteration}")
                 for (kind, _), seed in zip(plan, drawn, strict=True)
             ]
-            outcomes = await self._proxy.complete.remote(calls)
+            outcomes = await self._door.complete(calls)
             for (kind, request), seed, outcome in zip(plan, drawn, outcomes, strict=True):
                 stage.take(kind, request, seed["id"], outcome)
 
     def _draw(self, pool: pa.Table, kind: str, iteration: int, request: int) -> dict[str, Any]:
         return draw_seed(pool, seed=self._seed, iteration=iteration, kind=kind, request=request)
 
-    def _call(self, kind: str, seed: dict[str, Any], ordinal: int) -> Call:
+    def _call(self, kind: str, seed: dict[str, Any], ordinal: int, stage: str) -> Call:
         words = len(seed["text"].split())
         return Call(
             messages=generator_messages(self._templates[kind], seed["text"]),
@@ -86,6 +90,8 @@ class Generator:
             seed=derive_seed(self._seed, "generator", kind, seed["id"], ordinal),
             ordinal=ordinal,
             role="generator",
+            stage=stage,
+            batch=self._config.mode == "batch",
         )
 
 
@@ -107,7 +113,7 @@ class _Stage:
         self.accepted: list[dict[str, Any]] = []
         self.candidates: list[dict[str, Any]] = []
 
-    def next(self, kind: str, wave: int) -> range:
+    def next(self, kind: str) -> range:
         """The numbers of the next wave's requests; empty when the target is met or the attempts are used up."""
         size = wave_size(
             wanted=self._wanted[kind],
@@ -115,7 +121,7 @@ class _Stage:
             attempted=self._asked[kind],
             max_attempts=round(self._wanted[kind] * self._limits.max_attempts),
             floor=1,
-            ceiling=wave,
+            ceiling=WAVE_REQUESTS,
         )
         start = self._asked[kind]
         self._asked[kind] += size

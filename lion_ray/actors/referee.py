@@ -9,12 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from lion_ray.actors.door import Door
 from lion_ray.algorithm.prompts import load_template, referee_messages
 from lion_ray.algorithm.scores import combine, in_range, parse_scores
 from lion_ray.config import RefereeConfig
@@ -27,15 +29,17 @@ ORDERS = ("teacher_first", "student_first")
 class Referee:
     """The judge, as an async actor."""
 
-    def __init__(self, config: RefereeConfig, proxy: str, structured: bool, base_dir: Path, seed: int) -> None:
-        """`proxy`: the name of the endpoint's actor; `structured`: the endpoint can be held to a JSON schema."""
+    def __init__(
+        self, config: RefereeConfig, proxies: Sequence[str], structured: bool, base_dir: Path, seed: int
+    ) -> None:
+        """`proxies`: the names of the endpoint's actors; `structured`: it can be held to a JSON schema."""
         self._config = config
-        self._proxy = ray.get_actor(proxy)
+        self._door = Door(proxies)
         self._template = load_template(config.prompt, "referee", base_dir)
         self._schema = self._template.schema if structured else None
         self._seed = seed
 
-    async def judge(self, shard: pa.Table, teacher: pa.Table, student: pa.Table) -> pa.Table:
+    async def judge(self, shard: pa.Table, teacher: pa.Table, student: pa.Table, stage: str) -> pa.Table:
         """Verdicts on a shard: INSTRUCTION, ANSWER and ANSWER rows of the same order in, VERDICT rows out."""
         rows = [
             _Row(instruction, first, second)
@@ -49,12 +53,12 @@ class Referee:
             ]
             if not open_orders:
                 break
-            calls = [self._call(row, order, attempt) for row, order in open_orders]
-            for (row, order), outcome in zip(open_orders, await self._proxy.complete.remote(calls), strict=True):
+            calls = [self._call(row, order, attempt, stage) for row, order in open_orders]
+            for (row, order), outcome in zip(open_orders, await self._door.complete(calls), strict=True):
                 row.take(order, outcome)
         return table((row.verdict() for row in rows), VERDICT)
 
-    def _call(self, row: _Row, order: str, attempt: int) -> Call:
+    def _call(self, row: _Row, order: str, attempt: int, stage: str) -> Call:
         answers = (row.teacher["text"], row.student["text"])
         first, second = answers if order == "teacher_first" else answers[::-1]
         return Call(
@@ -65,6 +69,8 @@ class Referee:
             json_schema=self._schema,
             ordinal=attempt,
             role="referee",
+            stage=stage,
+            batch=self._config.mode == "batch",
         )
 
 

@@ -10,39 +10,66 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from lion_ray.actors.door import Door
+from lion_ray.actors.metrics import EndpointMetrics
 from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
+from lion_ray.errors import EndpointError, LionError, as_raised
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
+from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.sender import DOWN
+from lion_ray.gateway.stats import Stats
+from lion_ray.gateway.wire import UNREACHABLE
 from lion_ray.inference.server import ModelServer
 from lion_ray.models import resolve_model
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
+
+METRICS_S = 2.0
+
+
+@dataclass(frozen=True)
+class ProxySettings:
+    """What a proxy is told when it is made."""
+
+    endpoint: str
+    """The endpoint's name in the configuration."""
+    name: str
+    """This proxy's name; those of one endpoint share its limits."""
+    run: str
+    """The run, in accounts."""
+    config: EndpointConfig
+    teacher: TeacherConfig
+    journal: str
+    base_dir: Path
+    seed: int
+    ledger: str
+    """The name of the run's ledger actor."""
+    fallbacks: tuple[tuple[str, ...], ...] = ()
+    """The proxies of each endpoint that answers for the teacher while this one is down, in order."""
 
 
 class TeacherProxy:
     """An endpoint of the run, as an async actor."""
 
-    def __init__(
-        self, name: str, endpoint: EndpointConfig, teacher: TeacherConfig, journal: str, base_dir: Path, seed: int
-    ) -> None:
-        self._name = name
-        self._endpoint = endpoint
-        self._teacher = teacher
-        self._template = load_template(teacher.prompt, "teacher", base_dir)
-        self._journal_root = journal
-        self._base_dir = base_dir
-        self._seed = seed
+    def __init__(self, settings: ProxySettings) -> None:
+        self._settings = settings
+        self._teacher = settings.teacher
+        self._template = load_template(settings.teacher.prompt, "teacher", settings.base_dir)
+        self._metrics = EndpointMetrics(settings.endpoint, settings.name)
         self._server: ModelServer | None = None
         self._journal: Journal | None = None
         self._opening: asyncio.Task[Client] | None = None
+        self._meter: asyncio.Task[None] | None = None
 
     async def ready(self) -> str:
         """Open the journal, start the endpoint's server where the run serves it; returns the address.
@@ -51,7 +78,7 @@ class TeacherProxy:
             EndpointError: no key, or the server did not come up.
         """
         await self._client()
-        return self._server.base_url if self._server else self._endpoint.base_url or "the openai package's default"
+        return self._server.base_url if self._server else self._settings.config.base_url or "the package's default"
 
     async def _client(self) -> Client:
         # A task, so that calls arriving together open once; and lazily, so that a restarted actor opens again.
@@ -60,48 +87,105 @@ class TeacherProxy:
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> Client:
-        base_url = self._endpoint.base_url
-        self._journal = await asyncio.to_thread(Journal.open, self._journal_root)
-        if self._endpoint.serve is not None:
+        settings = self._settings
+        base_url = settings.config.base_url
+        self._journal = await asyncio.to_thread(Journal.open, settings.journal)
+        spent = sum(one.usd for one in self._journal.spending(settings.run).values())
+        ledger: Any = ray.get_actor(settings.ledger)
+        await ledger.opened.remote(settings.name, spent)
+        if settings.config.serve is not None:
             model = await asyncio.to_thread(
-                resolve_model, self._endpoint.serve.model, base_dir=self._base_dir, progress=print
+                resolve_model, settings.config.serve.model, base_dir=settings.base_dir, progress=print
             )
-            self._server = ModelServer(self._endpoint.serve, str(model), self._endpoint.model)
+            self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
             base_url = await self._server.start(say=print)
-        return Client(self._name, self._endpoint, self._journal, base_url=base_url)
+        client = Client(
+            settings.endpoint,
+            settings.config,
+            self._journal,
+            run=settings.run,
+            base_url=base_url,
+            ledger=Ledger(
+                settings.config.prices,
+                lease=partial(_ask, ledger.lease, settings.name),
+                report=partial(_ask, ledger.report, settings.name),
+            ),
+            on_event=self._metrics.heard,
+            say=print,
+        )
+        self._meter = asyncio.create_task(self._keep_showing(client))
+        return client
 
-    async def complete(self, calls: list[Call]) -> list[Outcome]:
-        """Every call's outcome, in order.
+    async def _keep_showing(self, client: Client) -> None:
+        while True:
+            self._metrics.show(client.stats)
+            await asyncio.sleep(METRICS_S)
+
+    async def complete(self, calls: list[Call], patient: bool = True) -> list[Outcome]:
+        """Every call's outcome, in order. With `patient` False a Failure for `DOWN` where the endpoint is down.
 
         Raises:
             EndpointError: the endpoint refuses every call.
+            BudgetError: the run's budget is spent.
         """
         client = await self._client()
-        return list(await asyncio.gather(*(client.complete(call) for call in calls)))
+        return list(await asyncio.gather(*(client.complete(call, patient=patient) for call in calls)))
 
-    async def answer(self, shard: pa.Table) -> pa.Table:
+    async def answer(self, shard: pa.Table, stage: str) -> pa.Table:
         """The teacher's answers to a shard of INSTRUCTION rows: an ANSWER table in the same order."""
         rows = shard.select(["id", "text"]).to_pylist()
-        outcomes = await self.complete([self._call(row["id"], row["text"]) for row in rows])
+        outcomes = await self._from_anyone([self._call(row["id"], row["text"], stage) for row in rows])
         return table((answer_row(row["id"], outcome) for row, outcome in zip(rows, outcomes, strict=True)), ANSWER)
 
-    def _call(self, row_id: str, text: str) -> Call:
+    async def _from_anyone(self, calls: list[Call]) -> list[Outcome]:
+        """Outcomes from this endpoint, or where it is down or refuses, from the first fallback that answers."""
+        doors = [Door(names) for names in self._settings.fallbacks]
+        if not doors:
+            return await self.complete(calls)
+        outcomes: dict[int, Outcome] = {}
+        refused: LionError | None = None
+        for ask in (self.complete, *(door.complete for door in doors)):
+            left = [i for i in range(len(calls)) if i not in outcomes]
+            try:
+                answers = await ask([calls[i] for i in left], patient=False)
+            except (EndpointError, ray.exceptions.RayTaskError) as error:
+                raised = as_raised(error)
+                if not isinstance(raised, EndpointError):
+                    raise
+                refused = raised
+                print(f"teacher: {raised}; asking the next endpoint")
+                continue
+            outcomes |= {i: a for i, a in zip(left, answers, strict=True) if not _passes_on(a)}
+            if len(outcomes) == len(calls):
+                return [outcomes[i] for i in range(len(calls))]
+        if refused is not None:
+            raise refused
+        # Everyone is down: this endpoint is the one to wait for.
+        left = [i for i in range(len(calls)) if i not in outcomes]
+        outcomes |= dict(zip(left, await self.complete([calls[i] for i in left]), strict=True))
+        return [outcomes[i] for i in range(len(calls))]
+
+    def _call(self, row_id: str, text: str, stage: str) -> Call:
         # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
         return Call(
             messages=teacher_messages(self._template, text),
             max_tokens=self._teacher.max_tokens,
             temperature=self._teacher.temperature,
             top_p=self._teacher.top_p,
-            seed=derive_seed(self._seed, "teacher", row_id),
+            seed=derive_seed(self._settings.seed, "teacher", row_id),
             role="teacher",
+            stage=stage,
+            batch=self._teacher.mode == "batch",
         )
 
-    async def stats(self) -> dict[str, Any]:
-        """Counts since this proxy started; see `gateway.client.Stats`."""
-        return dataclasses.asdict((await self._client()).stats)
+    async def stats(self) -> Stats:
+        """Counts since this proxy started, and what it is doing now."""
+        return (await self._client()).stats
 
     async def close(self) -> None:
         """Let the calls that are out come home and be journaled, close the journal, stop the server."""
+        if self._meter is not None:
+            self._meter.cancel()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
             closing = asyncio.create_task(self._opening.result().close())
             await asyncio.sleep(0)  # the client now knows that it is closing
@@ -113,6 +197,15 @@ class TeacherProxy:
             await asyncio.to_thread(self._server.stop)
         if self._journal is not None:
             await self._journal.close()
+
+
+async def _ask(method: Any, proxy: str, *arguments: float) -> Any:
+    return await method.remote(proxy, *arguments)
+
+
+def _passes_on(outcome: Outcome) -> bool:
+    """Whether another endpoint is to be asked."""
+    return isinstance(outcome, Failure) and outcome.reason in (DOWN, UNREACHABLE)
 
 
 TeacherActor: Any = ray.remote(num_cpus=0, max_restarts=5, max_task_retries=5, max_concurrency=1000)(TeacherProxy)

@@ -11,10 +11,8 @@ This module knows nothing of the journal, of concurrency or of time between atte
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import openai
 
@@ -28,7 +26,9 @@ from lion_ray.gateway.wire import (
     Transient,
     TransportError,
     Unreachable,
+    is_loopback,
     parse_reply,
+    redact,
     shorten,
     status_error,
 )
@@ -44,41 +44,38 @@ class Transport(Protocol):
         """Give back connections."""
 
 
-def is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def openai_client(config: EndpointConfig, base_url: str, api_key: str | None) -> openai.AsyncOpenAI:
+    """The `openai` package's client for an endpoint, without its retries: pauses are this package's own."""
+    # httpx has no time for the first byte alone; its read time bounds that wait, and every later one.
+    read_s = config.first_byte_timeout_s or config.timeout_s
+    timeout = openai.Timeout(config.timeout_s, connect=config.connect_timeout_s, read=read_s)
+    return openai.AsyncOpenAI(
+        api_key=api_key or "none",
+        base_url=base_url,
+        max_retries=0,
+        timeout=timeout,
+        # A proxy from the environment cannot reach this machine's loopback.
+        http_client=openai.DefaultAsyncHttpxClient(
+            base_url=base_url, timeout=timeout, trust_env=not is_loopback(base_url)
+        ),
+    )
 
 
 class OpenAITransport:
-    """The `openai` package's client, without its retries."""
+    """The `openai` package's client, without its retries: slower than `http`, and the way to the Batch API."""
 
     def __init__(self, config: EndpointConfig, base_url: str, api_key: str | None) -> None:
         """`api_key` None: the endpoint asks for none."""
         self._key = api_key
         self._total_s = config.timeout_s
-        timeout = openai.Timeout(config.timeout_s, connect=config.connect_timeout_s)
-        self._client = openai.AsyncOpenAI(
-            api_key=api_key or "none",
-            base_url=base_url,
-            max_retries=0,
-            timeout=timeout,
-            # A proxy from the environment cannot reach this machine's loopback.
-            http_client=openai.DefaultAsyncHttpxClient(
-                base_url=base_url, timeout=timeout, trust_env=not is_loopback(base_url)
-            ),
-        )
+        self._client = openai_client(config, base_url, api_key)
 
     async def chat(self, body: dict[str, Any]) -> Reply:
         error: TransportError
         try:
             async with asyncio.timeout(self._total_s):
                 response = await self._client.chat.completions.with_raw_response.create(**body)
-            return parse_reply(self._redact_bytes(response.content))
+            return parse_reply(redact(response.content, self._key), response.headers)
         except TimeoutError:
             error = Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
         except openai.APIStatusError as cause:
@@ -107,7 +104,4 @@ class OpenAITransport:
         return Transient(CONNECTION_LOST, detail)
 
     def _redact(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
-
-    def _redact_bytes(self, data: bytes) -> bytes:
-        return data.replace(self._key.encode(), b"***") if self._key else data
+        return redact(text.encode("utf-8", "replace"), self._key).decode("utf-8", "replace")

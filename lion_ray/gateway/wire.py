@@ -10,6 +10,7 @@ This module opens no connection and knows no key.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import math
 import re
@@ -19,11 +20,13 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import orjson
 
 from lion_ray.config import EndpointConfig
 from lion_ray.gateway.calls import Call
+from lion_ray.gateway.limits import KINDS, Told
 
 TIMED_OUT = "timed out"
 SERVER_ERROR = "server error"
@@ -36,6 +39,8 @@ Fault = Literal["key", "model", "address", "quota"]
 
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _DETAIL_CHARS = 300
+_LIMIT, _REMAINING, _RESET = "x-ratelimit-limit-", "x-ratelimit-remaining-", "x-ratelimit-reset-"
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class TransportError(Exception):
@@ -49,9 +54,10 @@ class TransportError(Exception):
 class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mistake
     """The endpoint asks for a pause: `retry_after_s` seconds, or None where it does not say how long."""
 
-    def __init__(self, retry_after_s: float | None, detail: str = "") -> None:
+    def __init__(self, retry_after_s: float | None, detail: str = "", limits: Mapping[str, Told] | None = None) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.limits = limits
 
 
 class Transient(TransportError):  # noqa: N818
@@ -61,6 +67,11 @@ class Transient(TransportError):  # noqa: N818
         super().__init__(detail)
         self.reason = reason
         self.retry_after_s = retry_after_s
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the endpoint may have done the work, and charge for it."""
+        return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED)
 
 
 class Unreachable(Transient):
@@ -96,6 +107,8 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    limits: Mapping[str, Told] | None = None
+    """The endpoint's rate limits by kind (see `limits.KINDS`), where its headers told them."""
 
 
 def as_sent(call: Call, config: EndpointConfig) -> Call:
@@ -119,7 +132,7 @@ def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
     return body
 
 
-def parse_reply(data: bytes) -> Reply:
+def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     """The reply in a body that came with HTTP 200. Raises Transient(GARBLED) where there is none."""
     try:
         body = _loads(data)
@@ -139,6 +152,7 @@ def parse_reply(data: bytes) -> Reply:
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
         cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
+        limits=None if headers is None else told_limits(headers),
     )
 
 
@@ -159,7 +173,7 @@ def status_error(status: int, headers: Mapping[str, str], text: str) -> Transpor
         if lower.startswith("request too large"):
             # More tokens than a whole minute's limit: waiting would never end.
             return Rejected(REJECTED, detail)
-        return RateLimited(retry_after(headers), detail)
+        return RateLimited(retry_after(headers), detail, told_limits(headers))
     if status == 403 and ("moderation" in lower or "flagged" in lower):
         # Some gateways answer so to one input, not to a key.
         return Rejected(REJECTED, detail)
@@ -191,6 +205,53 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     if sent is None:
         sent = time.time() if now is None else now
     return max(0.0, until - sent)
+
+
+def told_limits(headers: Mapping[str, str]) -> dict[str, Told] | None:
+    """The rate limits in an answer's x-ratelimit-* headers (OpenAI's API reference, rate limits), or None."""
+    found = {}
+    for kind in KINDS:
+        limit, remaining = headers.get(_LIMIT + kind), headers.get(_REMAINING + kind)
+        if limit is None or remaining is None:
+            continue
+        most, left = _number(limit), _number(remaining)
+        if most is not None and left is not None:
+            found[kind] = Told(most, left, duration(headers.get(_RESET + kind)))
+    return found or None
+
+
+def duration(value: str | None) -> float | None:
+    """Seconds in a duration as Go writes it (``6m0s``, ``1h2m3.5s``, ``12ms``), or in a plain number; None for none."""
+    if value is None:
+        return None
+    seconds = _number(value)
+    if seconds is not None:
+        return seconds
+    if re.fullmatch(r"(\d+(\.\d+)?(h|ms|m|s))+", value) is None:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|s)", value))
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own, where no proxy of the environment can reach."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def shown(address: str) -> str:
+    """An address without a user, password or query that someone may have put into it."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def redact(data: bytes, key: str | None) -> bytes:
+    """`data` without the API key, should an endpoint echo it."""
+    return data.replace(key.encode(), b"***") if key else data
 
 
 def shorten(text: str) -> str:

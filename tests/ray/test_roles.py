@@ -14,14 +14,25 @@ import pyarrow as pa
 import pytest
 import ray
 
+from lion_ray.actors.door import Door
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.ledger import LedgerActor
 from lion_ray.actors.referee import RefereeActor
-from lion_ray.actors.teacher import TeacherActor
-from lion_ray.config import EndpointConfig, GenerationConfig, GeneratorConfig, RefereeConfig, TeacherConfig
-from lion_ray.errors import EndpointError
+from lion_ray.actors.teacher import ProxySettings, TeacherActor
+from lion_ray.config import (
+    EndpointConfig,
+    GenerationConfig,
+    GeneratorConfig,
+    PricesConfig,
+    RefereeConfig,
+    TeacherConfig,
+)
+from lion_ray.errors import BudgetError, EndpointError
+from lion_ray.gateway.calls import Call, Completion
 from lion_ray.records import ANSWER, INSTRUCTION, instruction_id, table
 from tests.stub_api import Answer, Rule, StubAPI, lion_answer
 
+TEACHER = TeacherConfig(max_tokens=50)
 TEXTS = ("Name a river in Asia.", "Describe the taste of salt.", "Write a haiku about rust.")
 
 
@@ -41,20 +52,41 @@ def answers(*texts: str | None) -> pa.Table:
 
 
 @asynccontextmanager
-async def proxy(folder: Path, stub: StubAPI, **changes: Any) -> AsyncIterator[tuple[Any, str]]:
-    """A TeacherProxy on `stub`, and its name."""
+async def proxy(
+    folder: Path,
+    stub: StubAPI,
+    *,
+    cap: float | None = None,
+    fallbacks: tuple[str, ...] = (),
+    teacher: TeacherConfig = TEACHER,
+    **changes: Any,
+) -> AsyncIterator[tuple[Any, str]]:
+    """A TeacherProxy on `stub`, and its name. `cap`: the run's budget; `fallbacks`: other proxies' names."""
     endpoint = EndpointConfig(
         model="m", base_url=stub.base_url, api_key_env=None, max_attempts=2, max_backoff_s=0.05, send_seed=True
     ).model_copy(update=changes)
     name = f"proxy-{os.urandom(4).hex()}"
+    ledger = LedgerActor.options(name=f"{name}/ledger").remote(cap)
     actor = TeacherActor.options(name=name).remote(
-        "api", endpoint, TeacherConfig(max_tokens=50), str(folder / "journal"), folder, 0
+        ProxySettings(
+            endpoint="api",
+            name=name,
+            run="job",
+            config=endpoint,
+            teacher=teacher,
+            journal=str(folder / "journal"),
+            base_dir=folder,
+            seed=0,
+            ledger=f"{name}/ledger",
+            fallbacks=tuple((other,) for other in fallbacks),
+        )
     )
     try:
         yield actor, name
     finally:
         await actor.close.remote()
         ray.kill(actor)
+        ray.kill(ledger)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +103,7 @@ async def proxy(folder: Path, stub: StubAPI, **changes: Any) -> AsyncIterator[tu
 )
 async def test_one_bad_answer_is_one_row(cluster: None, tmp_path: Path, fault: str, status: str, reason: str) -> None:
     async with StubAPI([Rule(fault, contains=TEXTS[1])]) as stub, proxy(tmp_path, stub) as (teacher, _):
-        rows = (await teacher.answer.remote(instructions(*TEXTS))).to_pylist()
+        rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
     assert [row["id"] for row in rows] == [instruction_id(text) for text in TEXTS]
     assert [row["status"] for row in rows] == ["ok", status, "ok"]
     assert (rows[1]["reason"] is None) if reason is None else (reason in rows[1]["reason"])
@@ -86,27 +118,92 @@ async def test_one_bad_answer_is_one_row(cluster: None, tmp_path: Path, fault: s
 async def test_a_rate_limit_costs_no_row(cluster: None, tmp_path: Path) -> None:
     rules = [Rule("429", times=5, retry_after="0")]
     async with StubAPI(rules) as stub, proxy(tmp_path, stub) as (teacher, _):
-        rows = (await teacher.answer.remote(instructions(*TEXTS))).to_pylist()
+        rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
         stats = await teacher.stats.remote()
     assert [row["status"] for row in rows] == ["ok"] * 3
-    assert stats["rate_limited"] == 5
+    assert stats.rate_limited == 5
 
 
 async def test_an_endpoint_that_refuses_ends_the_run_with_its_own_error(cluster: None, tmp_path: Path) -> None:
     async with StubAPI(models=["another"]) as stub, proxy(tmp_path, stub) as (teacher, _):
         with pytest.raises(EndpointError, match="'m'") as caught:
-            await teacher.answer.remote(instructions(*TEXTS))
+            await teacher.answer.remote(instructions(*TEXTS), "answers-0")
     assert "Traceback" not in str(caught.value)
     assert caught.value.exit_code == 4
 
 
 async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: None, tmp_path: Path) -> None:
     async with StubAPI() as stub, proxy(tmp_path, stub) as (teacher, _):
-        first = await teacher.answer.remote(instructions(*TEXTS[:2]))
+        first = await teacher.answer.remote(instructions(*TEXTS[:2]), "answers-0")
         ray.kill(teacher, no_restart=False)
-        second = await teacher.answer.remote(instructions(*TEXTS))
+        second = await teacher.answer.remote(instructions(*TEXTS), "answers-0")
         assert stub.stats()["total"] == 3, "two were bought before, one after"
     assert second["text"].to_pylist()[:2] == first["text"].to_pylist()
+
+
+async def test_another_endpoint_answers_while_the_teachers_is_down(cluster: None, tmp_path: Path) -> None:
+    settings = {"breaker_failures": 2, "max_attempts": 6}
+    async with (
+        StubAPI() as first,
+        StubAPI() as second,
+        proxy(tmp_path, second, model="other") as (_, other),
+        proxy(tmp_path, first, fallbacks=(other,), **settings) as (teacher, _),
+    ):
+        # An endpoint counts as down only once it has answered: nobody there at all is a mistake to be told.
+        await teacher.answer.remote(instructions("Say anything."), "answers-0")
+        first.rules = [Rule("drop")]
+        rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
+        assert [row["status"] for row in rows] == ["ok"] * 3
+        assert {row["model"] for row in rows} == {"other-0001"}, "each answer says who gave it"
+
+
+async def test_an_endpoint_that_refuses_passes_on_to_the_next(cluster: None, tmp_path: Path) -> None:
+    async with (
+        StubAPI(models=["else"]) as first,
+        StubAPI() as second,
+        proxy(tmp_path, second, model="o") as (_, other),
+        proxy(tmp_path, first, fallbacks=(other,)) as (teacher, _),
+    ):
+        rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
+    assert {row["model"] for row in rows} == {"o-0001"}
+
+
+async def test_a_budget_ends_the_run_at_its_cap(cluster: None, tmp_path: Path) -> None:
+    # 50 tokens at most for an answer at $1,000 a million: 5 cents. What is reserved is the worst case.
+    prices = PricesConfig(input=0, output=1000)
+    many = instructions(*(f"Describe thing number {n}." for n in range(40)))
+    async with StubAPI() as stub:
+        async with proxy(tmp_path, stub, cap=0.25, prices=prices) as (teacher, _):
+            with pytest.raises(BudgetError, match="budget has no room"):
+                await teacher.answer.remote(many, "answers-0")
+            spent = sum(len(stub.answer(body).text.split()) for body in stub.requests) / 1000
+            assert 0.15 < spent <= 0.25
+            assert (await teacher.stats.remote()).spent_usd == pytest.approx(spent)
+        sent = stub.stats()["total"]
+        # The next attempt knows from the journal what is gone.
+        async with proxy(tmp_path, stub, cap=0.25, prices=prices) as (teacher, _):
+            with pytest.raises(BudgetError):
+                await teacher.answer.remote(many, "answers-0")
+        assert stub.stats()["total"] - sent <= 2
+        async with proxy(tmp_path, stub, cap=10.0, prices=prices) as (teacher, _):
+            rows = (await teacher.answer.remote(many, "answers-0")).to_pylist()
+        assert [row["status"] for row in rows] == ["ok"] * 40
+        assert not stub.stats()["repeated"], "nothing was bought twice"
+        assert all(row["cost_usd"] > 0 for row in rows)
+
+
+async def test_proxies_of_one_endpoint_never_buy_a_call_twice(cluster: None, tmp_path: Path) -> None:
+    calls = [Call(({"role": "user", "content": f"Question {n % 30}"},), 50, role="teacher") for n in range(90)]
+    async with (
+        StubAPI() as stub,
+        proxy(tmp_path, stub, proxies=2) as (_, one),
+        proxy(tmp_path, stub, proxies=2) as (_, two),
+    ):
+        outcomes = await Door((one, two)).complete(calls)
+        assert stub.stats()["total"] == 30
+        assert not stub.stats()["repeated"]
+    texts = [outcome.text for outcome in outcomes if isinstance(outcome, Completion)]
+    assert texts == texts[:30] * 3
 
 
 def verdict_by(scores: Callable[[str, int], str]) -> Callable[[dict[str, Any]], Answer]:
@@ -126,8 +223,8 @@ async def judge(
 ) -> list[dict[str, Any]]:
     async with proxy(folder, stub, **changes) as (_, name):
         config = RefereeConfig(prompt="scores", max_tokens=16, parse_retries=2)
-        referee = RefereeActor.remote(config, name, changes.get("json_schema", False), folder, 0)
-        verdicts = await referee.judge.remote(instructions(*TEXTS), teacher, student)
+        referee = RefereeActor.remote(config, (name,), changes.get("json_schema", False), folder, 0)
+        verdicts = await referee.judge.remote(instructions(*TEXTS), teacher, student, "iteration-1/verdicts")
         ray.kill(referee)
     rows: list[dict[str, Any]] = verdicts.to_pylist()
     return rows
@@ -196,10 +293,10 @@ async def generate(
     folder: Path, stub: StubAPI, limits: GenerationConfig
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     async with proxy(folder, stub) as (_, name):
-        generator = GeneratorActor.remote(GeneratorConfig(), limits, name, folder, 0)
+        generator = GeneratorActor.remote(GeneratorConfig(), limits, (name,), folder, 0)
         hard, easy = instructions(*TEXTS[:1]), instructions(*TEXTS[1:])
         accepted, candidates = generator.create.remote(
-            hard, easy, instructions(*TEXTS), instructions("Held out and secret words."), 1, 8
+            hard, easy, instructions(*TEXTS), instructions("Held out and secret words."), 1
         )
         result = (await accepted).to_pylist(), (await candidates).to_pylist()
         ray.kill(generator)

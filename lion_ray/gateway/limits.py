@@ -1,0 +1,308 @@
+"""How fast an endpoint may be called: a state machine of its rate limits, without a clock or a network of its own.
+
+Invariants:
+- Nothing is sent before the moment that a 429 named, whoever met it (RFC 9110, 10.2.3): `pause` holds for all.
+- A limit that is told in x-ratelimit-* headers is used to `MARGIN` of it; one from the configuration is never
+  exceeded over a minute by more than `BURST_S` seconds' worth.
+- Where nothing is told, the rate follows the 429s: down to what got through between them, up again slowly.
+- One burst of 429s, of requests that were out together, cuts the rate once.
+- A call that is larger than a whole burst goes when its bucket is full: large calls are slow, never stuck.
+
+Times are seconds on the clock that is passed in; rates are per second inside, per minute for people.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lion_ray.config import LimitsConfig
+
+REQUESTS, TOKENS, INPUT, OUTPUT = "requests", "tokens", "input-tokens", "output-tokens"
+KINDS = (REQUESTS, TOKENS, INPUT, OUTPUT)
+
+BURST_S = 0.25
+"""What a configured limit may be ahead of its pace: enough to outlast a busy event loop."""
+MARGIN = 0.02
+"""Share of a told limit's burst that is left unused: answers, which tell it, arrive late and out of order."""
+FIRST_CONTACT = 4
+"""Requests that go out before an endpoint's first answer has told its limits."""
+
+# What follows 429s. Below the band the rate returns quickly to where it was cut, in it and above it slowly.
+CUT, KEPT = 0.5, 0.97
+BAND = 0.95
+GROWTH_BELOW, GROWTH_IN_BAND, GROWTH_ABOVE = 0.05, 0.002, 0.01  # of the ceiling, in a second
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One limit as an answer's headers tell it (OpenAI: x-ratelimit-limit-requests and so on)."""
+
+    limit: float
+    remaining: float
+    reset_s: float | None = None
+    """Seconds until the limit is whole again."""
+
+    def per_second(self) -> float:
+        """The rate behind it: per minute, unless the reset shows that it refills over a day."""
+        used = self.limit - self.remaining
+        if self.reset_s and used >= 1 and used / self.reset_s < 2 * self.limit / DAY_S:
+            return self.limit / DAY_S
+        return self.limit / 60
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one call will take of each limit: tokens are estimates until it is answered."""
+
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+    def of(self, kind: str) -> float:
+        match kind:
+            case "requests":
+                return 1.0
+            case "input-tokens":
+                return self.input_tokens
+            case "output-tokens":
+                return self.output_tokens
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that may go, and what had been taken of each limit when it went."""
+
+    need: Need
+    at: float
+    taken: Mapping[str, float]
+
+
+class Bucket:
+    """A token bucket: refills at `rate`, holds `capacity` at most, may be overdrawn by one large call."""
+
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
+        self.rate, self.capacity = rate, capacity
+        self.level = capacity
+        self.taken = 0.0
+        """All that was ever taken."""
+        self._at = now
+
+    def refill(self, now: float) -> None:
+        self.level = min(self.capacity, self.level + (now - self._at) * self.rate)
+        self._at = now
+
+    def wait_s(self, amount: float) -> float:
+        """Seconds until `amount` may be taken."""
+        missing = min(amount, self.capacity) - self.level
+        # Less than a ten-thousandth is rounding, and would be waited for in steps of no length.
+        return missing / self.rate if missing > 1e-4 else 0.0
+
+    def pace(self, rate: float) -> None:
+        """Change the rate; the burst goes with it."""
+        self.rate, self.capacity = rate, max(1.0, rate * BURST_S)
+        self.level = min(self.level, self.capacity)
+
+
+class Limiter:
+    """The limits of one endpoint, for one of `proxies` that share them."""
+
+    def __init__(self, config: LimitsConfig, *, clock: Callable[[], float], proxies: int = 1) -> None:
+        self._clock = clock
+        self._share = config.share / proxies
+        now = clock()
+        configured = {
+            REQUESTS: config.requests_per_minute,
+            TOKENS: config.tokens_per_minute,
+            INPUT: config.input_tokens_per_minute,
+            OUTPUT: config.output_tokens_per_minute,
+        }
+        self._configured = {kind: limit / 60 * self._share for kind, limit in configured.items() if limit is not None}
+        self._buckets = {kind: _paced(rate, now) for kind, rate in self._configured.items()}
+        self._adaptive = _Adaptive(now)
+        self._not_before = now
+        self._answered = False
+        self._out = 0
+        self._sends: deque[tuple[int, int]] = deque()  # (second, requests sent in it), the last minute's
+        self._input_ratio = self._output_ratio = 1.0
+
+    # --- asking
+
+    def need(self, characters: int, max_tokens: int) -> Need:
+        """What a call of so many characters will take, by what calls have taken so far."""
+        return Need(max(1.0, characters / 4 * self._input_ratio), max(1.0, max_tokens * self._output_ratio))
+
+    def take(self, need: Need) -> Ticket | float:
+        """Take a call's share of every limit, or take nothing and return how many seconds to wait at least."""
+        now = self._clock()
+        if now < self._not_before:
+            return self._not_before - now
+        if not self._answered and self._out >= FIRST_CONTACT:
+            return 0.02  # an answer that is on its way ends this
+        wait = self._adaptive.wait_s(now)
+        for kind, bucket in self._buckets.items():
+            bucket.refill(now)
+            wait = max(wait, bucket.wait_s(need.of(kind)))
+        if wait > 0:
+            return wait
+        for kind, bucket in self._buckets.items():
+            bucket.level -= need.of(kind)
+            bucket.taken += need.of(kind)
+        self._adaptive.take()
+        self._out += 1
+        self._note_send(now)
+        return Ticket(need, now, {kind: bucket.taken for kind, bucket in self._buckets.items()})
+
+    # --- what came of it
+
+    def ended(self) -> None:
+        """A request is no longer out, whatever came of it. Call it before the other two."""
+        self._out -= 1
+
+    def answered(
+        self, ticket: Ticket, prompt_tokens: int, completion_tokens: int, told: Mapping[str, Told] | None
+    ) -> None:
+        """A request succeeded; what its estimate was wrong by is given back or taken."""
+        now = self._clock()
+        self._answered = True
+        self._adaptive.succeeded()
+        need = ticket.need
+        if prompt_tokens:
+            used = Need(prompt_tokens, completion_tokens)
+            for kind, bucket in self._buckets.items():
+                if kind != REQUESTS:
+                    bucket.level = min(bucket.capacity, bucket.level + need.of(kind) - used.of(kind))
+            self._input_ratio *= 1 + 0.05 * (prompt_tokens / max(need.input_tokens, 1.0) - 1)
+            self._output_ratio *= 1 + 0.05 * (completion_tokens / max(need.output_tokens, 1.0) - 1)
+            self._output_ratio = min(1.0, max(0.01, self._output_ratio))
+        if told:
+            self._heed(ticket, told, now)
+
+    def limited(self, ticket: Ticket, pause_s: float, told: Mapping[str, Told] | None) -> None:
+        """A request met a 429 that asks for a pause of `pause_s` seconds."""
+        now = self._clock()
+        self._answered = True
+        self._not_before = max(self._not_before, now + pause_s)
+        self._adaptive.limited(ticket.at, now)
+        if told:
+            self._heed(ticket, told, now)
+
+    def _heed(self, ticket: Ticket, told: Mapping[str, Told], now: float) -> None:
+        for kind, said in told.items():
+            if kind not in KINDS or said.limit <= 0:
+                continue
+            rate = said.per_second() * self._share
+            if self._configured.get(kind, math.inf) <= rate:
+                continue  # the user's own limit is the tighter one
+            remaining = said.remaining * self._share
+            bucket = self._buckets.get(kind)
+            if bucket is None:
+                bucket = self._buckets[kind] = Bucket(rate, max(1.0, remaining), now)
+            bucket.refill(now)
+            bucket.rate, bucket.capacity = rate, max(bucket.capacity, remaining)
+            # The endpoint counted when this request came in: since then its limit has refilled, and others have gone.
+            # Only ever taken from the level: what a share leaves over is not this run's.
+            since = bucket.taken - ticket.taken.get(kind, 0.0)
+            margin = max(1.0, MARGIN * bucket.capacity)
+            bucket.level = min(bucket.level, remaining + rate * (now - ticket.at) - since - margin)
+
+    # --- for people
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds until the pause that a 429 asked for is over."""
+        return max(0.0, self._not_before - self._clock())
+
+    @property
+    def allowed_per_minute(self) -> float | None:
+        """Requests in a minute that the limits allow; None where none is known."""
+        rates = [bucket.rate for kind, bucket in self._buckets.items() if kind == REQUESTS]
+        if self._adaptive.bucket is not None:
+            rates.append(self._adaptive.bucket.rate)
+        return min(rates) * 60 if rates else None
+
+    @property
+    def sent_per_minute(self) -> int:
+        """Requests sent in the last minute."""
+        self._forget_sends(int(self._clock()))
+        return sum(count for _, count in self._sends)
+
+    def _note_send(self, now: float) -> None:
+        second = int(now)
+        if self._sends and self._sends[-1][0] == second:
+            self._sends[-1] = (second, self._sends[-1][1] + 1)
+        else:
+            self._forget_sends(second)
+            self._sends.append((second, 1))
+
+    def _forget_sends(self, second: int) -> None:
+        while self._sends and self._sends[0][0] <= second - 60:
+            self._sends.popleft()
+
+
+class _Adaptive:
+    """A rate that nobody tells, found by what gets through."""
+
+    def __init__(self, now: float) -> None:
+        self.bucket: Bucket | None = None  # none until the first 429
+        self._ceiling = math.inf
+        self._grown_at = now
+        self._bound = False  # the rate, and not the caller, was the limit since it last grew
+        self._cut_at = -math.inf
+        self._since = now
+        self._passed = 0
+
+    def wait_s(self, now: float) -> float:
+        if self.bucket is None:
+            return 0.0
+        self._grow(now)
+        self.bucket.refill(now)
+        wait = self.bucket.wait_s(1.0)
+        self._bound = self._bound or wait > 0
+        return wait
+
+    def take(self) -> None:
+        if self.bucket is not None:
+            self.bucket.level -= 1.0
+
+    def succeeded(self) -> None:
+        self._passed += 1
+
+    def limited(self, sent_at: float, now: float) -> None:
+        if sent_at <= self._cut_at:
+            return  # it was out with those for which the rate was cut
+        passed = self._passed / max(now - self._since, 0.05)
+        rate = self.bucket.rate if self.bucket is not None else max(passed, 1.0)
+        # What got through since the last cut is the endpoint's rate, once its burst is used up.
+        cut = max(CUT * rate, min(KEPT * passed, KEPT * rate), 1 / 60)
+        self._ceiling = rate
+        if self.bucket is None:
+            self.bucket = _paced(cut, now)
+        self.bucket.pace(cut)
+        self._cut_at = self._grown_at = self._since = now
+        self._passed, self._bound = 0, False
+
+    def _grow(self, now: float) -> None:
+        assert self.bucket is not None
+        elapsed, self._grown_at = now - self._grown_at, now
+        if not self._bound:
+            return
+        self._bound = False
+        rate = self.bucket.rate
+        if rate < BAND * self._ceiling:
+            share = GROWTH_BELOW
+        elif rate < self._ceiling:
+            share = GROWTH_IN_BAND
+        else:
+            share = GROWTH_ABOVE
+            self._ceiling = rate
+        # A pause is no time in which the rate has proved itself.
+        rate += share * self._ceiling * min(elapsed, 1.0)
+        self.bucket.pace(rate)
+
+
+def _paced(rate: float, now: float) -> Bucket:
+    return Bucket(rate, max(1.0, rate * BURST_S), now)

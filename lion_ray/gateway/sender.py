@@ -1,0 +1,290 @@
+"""One call's way to an endpoint: a slot, money, the rate limit, the breaker, and as many attempts as it takes.
+
+Invariants:
+- At most `max_concurrency` requests are in flight, shared fairly among the proxies of an endpoint.
+- Every attempt's worst case is reserved before it is sent (`ledger`), and settled or held afterwards.
+- A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent.
+- While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
+  with an error. Past `outage_timeout_s` that is an EndpointError.
+- What is wrong with one call is a Failure; what is wrong with the endpoint is an EndpointError.
+
+Time is read and slept through `clock` and `sleep`, which tests replace. This module knows nothing of HTTP
+(`transport`, `wire`), of the journal or of Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lion_ray.config import EndpointConfig
+from lion_ray.errors import EndpointError
+from lion_ray.gateway.batch import BatchQueue, NotDone
+from lion_ray.gateway.breaker import Breaker
+from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
+from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.limits import Limiter, Need, Ticket
+from lion_ray.gateway.stats import Event, Stats
+from lion_ray.gateway.transport import Transport
+from lion_ray.gateway.wire import (
+    CONNECTION_LOST,
+    TIMED_OUT,
+    UNREACHABLE,
+    RateLimited,
+    Refused,
+    Rejected,
+    Reply,
+    Transient,
+    Unreachable,
+    wire_body,
+)
+
+FIRST_BACKOFF_S = 0.5
+_NOBODY_THERE = (UNREACHABLE, CONNECTION_LOST, TIMED_OUT)
+DOWN = "endpoint is down"
+"""The reason of a Failure where the endpoint is down and the caller would rather ask another one."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What the owner of a call and its sender tell each other."""
+
+    committed: bool = False
+    """A request is out, or its answer is being written: no longer to be dropped."""
+    wanted: Callable[[], bool] = lambda: True
+    """Whether anybody still waits for the call."""
+    patient: bool = True
+    """Waits through an outage; else it ends in a Failure for the reason `DOWN`."""
+
+
+class Sender:
+    """Buys calls from one endpoint, one at a time each."""
+
+    def __init__(
+        self,
+        name: str,
+        config: EndpointConfig,
+        transport: Transport,
+        *,
+        address: str,
+        ledger: Ledger,
+        batches: Callable[[], BatchQueue] | None,
+        stats: Stats,
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name, self.config = name, config
+        self._transport, self._batches = transport, batches
+        self._address = address
+        self.ledger = ledger
+        self._stats, self._on_event = stats, on_event
+        self._clock, self._sleep = clock, sleep
+        self._rng = rng or random.Random()
+        self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies)
+        self.breaker = Breaker(config.breaker_failures, clock=clock)
+        self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
+        self._turn = asyncio.Lock()
+        self._answered = False
+
+    async def buy(self, key: str, call: Call, attempt: Attempt) -> Outcome:
+        """Send until there is an answer, a reason to stop, or no attempt left.
+
+        Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap.
+        """
+        body = wire_body(call, self.config)
+        characters = sum(len(message["content"]) for message in call.messages)
+        size = sum(len(message["content"].encode()) for message in call.messages)
+        if call.json_schema is not None:
+            size += len(str(call.json_schema))
+        if call.batch and self._batches is not None:
+            outcome = await self._in_batch(self._batches(), key, call, body, size, attempt)
+            if outcome is not None:
+                return outcome
+        async with self._slots:
+            return await self._live(key, call, body, characters, size, attempt)
+
+    # --- live
+
+    async def _live(
+        self, key: str, call: Call, body: dict[str, Any], characters: int, size: int, attempt: Attempt
+    ) -> Outcome:
+        worst = self.ledger.worst(size, len(call.messages), call.max_tokens)
+        limited = errors = 0
+        while True:
+            if self.breaker.open and not attempt.patient:
+                return Failure(key, DOWN, f"{self.breaker.last_error} (down for {self.breaker.down_s:.0f} s)")
+            await self.ledger.reserve(worst)
+            try:
+                ticket = await self._admitted(self.limiter.need(characters, call.max_tokens))
+            except BaseException:
+                await self.ledger.settle(worst, 0.0)
+                raise
+            attempt.committed = True
+            result = await self._send(key, call, body, ticket, worst)
+            if isinstance(result, Completion | Failure):
+                return result
+            attempt.committed = False
+            if not attempt.wanted():
+                # Whoever wanted it left while the request was out, and there is no answer to save.
+                raise asyncio.CancelledError
+            if isinstance(result, RateLimited):
+                limited += 1
+                pause = result.retry_after_s or self._backoff(limited)
+                self.limiter.limited(ticket, pause, result.limits)
+                self._on_event(Event("rate_limited", key, call.role, result.detail, pause))
+                continue
+            if self.breaker.open and result.reason in _NOBODY_THERE:
+                self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", 0.0))
+                continue
+            errors += 1
+            if errors >= self.config.max_attempts:
+                return self._given_up(key, result, errors)
+            pause = max(result.retry_after_s or 0.0, self._backoff(errors))
+            self._stats.retried += 1
+            self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", pause))
+            # The slot stays taken: fewer requests go to an endpoint that is in trouble.
+            await self._sleep(pause)
+
+    async def _admitted(self, need: Need) -> Ticket:
+        """Wait for the breaker and the rate limit, first come first served."""
+        async with self._turn:
+            while (wait := self.breaker.wait_s()) > 0:
+                if self.breaker.down_s > self.config.outage_timeout_s:
+                    raise EndpointError(
+                        f"endpoint {self.name} ({self._address}) has been down for {self.breaker.down_s / 60:.0f} min "
+                        f"({self.breaker.last_error}): what it answered before is kept; when it is back, run the same "
+                        "command"
+                    )
+                await self._sleep(wait)
+            try:
+                while not isinstance(granted := self.limiter.take(need), Ticket):
+                    await self._sleep(granted)
+            except BaseException:
+                self.breaker.abandoned()
+                raise
+            return granted
+
+    async def _send(
+        self, key: str, call: Call, body: dict[str, Any], ticket: Ticket, worst: float
+    ) -> Outcome | RateLimited | Transient:
+        """One attempt: its answer, its failure for good, or an error that may pass. Settles its money."""
+        self._stats.sent += 1
+        self._stats.in_flight += 1
+        paid = 0.0
+        uncertain = True  # until the endpoint has said something
+        try:
+            reply = await self._transport.chat(body)
+            uncertain = False
+            self._answered = True
+            self.breaker.succeeded()
+            self.limiter.answered(ticket, reply.prompt_tokens, reply.completion_tokens, reply.limits)
+            completion = self._completion(key, call, reply, self._clock() - ticket.at, worst)
+            paid = completion.cost_usd or 0.0
+            return completion
+        except RateLimited as limit:
+            uncertain = False
+            self._answered = True
+            self.breaker.succeeded()
+            self._stats.rate_limited += 1
+            return limit
+        except Transient as transient:
+            uncertain = transient.uncertain
+            self.breaker.failed(f"{transient.reason}: {transient.detail}")
+            return transient
+        except Rejected as rejected:
+            uncertain = False
+            self.breaker.succeeded()
+            return Failure(key, rejected.reason, rejected.detail)
+        except Refused as refused:
+            uncertain = False
+            self.breaker.succeeded()
+            raise self._refusal(refused) from None
+        finally:
+            self._stats.in_flight -= 1
+            self.limiter.ended()
+            if uncertain:
+                self.breaker.abandoned()
+                self.ledger.lose(worst)
+            else:
+                await self.ledger.settle(worst, paid)
+
+    async def _in_batch(
+        self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
+    ) -> Outcome | None:
+        """The call's outcome by the Batch API; None where it is to go live after all."""
+        worst = self.ledger.worst(size, len(call.messages), call.max_tokens, batch=True)
+        await self.ledger.reserve(worst)
+        paid = 0.0
+        started = self._clock()
+        try:
+            # Not committed while it waits: a batch outlives this process, and the next start takes it up.
+            reply = await batches.chat(key, body)
+            attempt.committed = True
+            self._answered = True
+            completion = self._completion(key, call, reply, self._clock() - started, worst, batch=True)
+            paid = completion.cost_usd or 0.0
+            return completion
+        except NotDone as left:
+            self._on_event(Event("retried", key, call.role, left.detail))
+            return None
+        except Rejected as rejected:
+            return Failure(key, rejected.reason, rejected.detail)
+        except Transient as transient:
+            return Failure(key, transient.reason, transient.detail)
+        except Refused as refused:
+            raise self._refusal(refused) from None
+        finally:
+            await self.ledger.settle(worst, paid)
+
+    # --- what came of it
+
+    def _completion(
+        self, key: str, call: Call, reply: Reply, seconds: float, worst: float, *, batch: bool = False
+    ) -> Completion:
+        usage = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
+        return Completion(
+            key=key,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            model=reply.model or self.config.model,
+            endpoint=self.name,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cached_tokens=reply.cached_tokens,
+            seconds=round(seconds, 4),
+            cost_usd=self.ledger.price(*usage, worst, batch=batch),
+        )
+
+    def _given_up(self, key: str, error: Transient, errors: int) -> Failure:
+        if isinstance(error, Unreachable) and not self._answered:
+            raise EndpointError(
+                f"endpoint {self.name} cannot be reached at {self._address} after {errors} attempts"
+                f" ({error.detail}): check endpoints.{self.name}.base_url and the network"
+            )
+        return Failure(key, error.reason, f"{error.detail} (attempt {errors} of {errors})")
+
+    def _refusal(self, refused: Refused) -> EndpointError:
+        variable = self.config.api_key_env
+        who = f"endpoint {self.name} ({self._address})"
+        match refused.fault:
+            case "key" if variable is None:
+                told = f"{who} asks for a key: name its environment variable in endpoints.{self.name}.api_key_env"
+            case "key":
+                told = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
+            case "model":
+                told = f"{who} has no model '{self.config.model}': check endpoints.{self.name}.model"
+            case "address":
+                told = f"{who} has no chat completions there: check endpoints.{self.name}.base_url (often ends in /v1)"
+            case "quota":
+                told = f"{who} says the account has no credit left: top it up, then run the same command again"
+        return EndpointError(f"{told} [{refused.detail}]")
+
+    def _backoff(self, failures: int) -> float:
+        """Seconds after so many failures in a row: doubling, at most `max_backoff_s`, with jitter down to a half."""
+        longest = min(self.config.max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 60))
+        return longest * self._rng.uniform(0.5, 1.0)

@@ -1,0 +1,123 @@
+"""Money: prices, reservations, and a cap that holds however calls interleave."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from lion_ray.config import PricesConfig
+from lion_ray.errors import BudgetError
+from lion_ray.gateway.ledger import Budget, Ledger, cost, worst_case
+
+PRICES = PricesConfig(input=2.0, output=8.0, cached_input=0.5, batch=0.5)
+
+
+def test_what_a_call_costs() -> None:
+    assert cost(PRICES, 1000, 0, 500) == pytest.approx(0.002 + 0.004)
+    assert cost(PRICES, 1000, 400, 500) == pytest.approx(0.0012 + 0.0002 + 0.004)
+    assert cost(PRICES, 1000, 400, 500, batch=True) == pytest.approx(0.0027)
+    assert cost(PRICES, 10, 5000, 0) == pytest.approx(10 * 0.5e-6), "no more can be cached than was sent"
+    assert cost(PricesConfig(input=1, output=1), 1000, 400, 0) == pytest.approx(0.001)
+
+
+def test_the_worst_case_is_no_less_than_any_case() -> None:
+    text = "Schreibe ein Gedicht über Öl. 写一首诗。"
+    worst = worst_case(PRICES, len(text.encode()), 1, 100)
+    assert worst >= cost(PRICES, len(text.encode()) + 8, 0, 100)
+
+
+def test_usage_that_is_not_named_counts_as_the_worst() -> None:
+    ledger = Ledger(PRICES)
+    assert ledger.price(0, 0, 0, 0.25) == 0.25
+    assert ledger.price(1000, 0, 500, 0.25) == pytest.approx(0.006)
+    assert Ledger(None).price(1000, 0, 500, 0.0) is None
+
+
+def connected(budget: Budget, name: str) -> Ledger:
+    async def lease(wanted: float) -> float | None:
+        await asyncio.sleep(0)
+        return budget.lease(name, wanted)
+
+    async def report(spent: float, returned: float) -> None:
+        await asyncio.sleep(0)
+        budget.report(name, spent, returned)
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    budget.opened(name, 0.0)
+    return Ledger(PRICES, lease=lease, report=report, sleep=sleep)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("proxies", [1, 3])
+async def test_the_cap_holds_and_is_used(seed: int, proxies: int) -> None:
+    rng = random.Random(seed)
+    budget = Budget(1.0)
+    ledgers = [connected(budget, f"proxy-{n}") for n in range(proxies)]
+    spent, refused = 0.0, 0
+
+    async def buy(ledger: Ledger) -> None:
+        nonlocal spent, refused
+        worst = rng.uniform(0.01, 0.03)
+        try:
+            await ledger.reserve(worst)
+        except BudgetError:
+            refused += 1
+            return
+        for _ in range(rng.randrange(5)):
+            await asyncio.sleep(0)
+        real = rng.uniform(0.1, 1.0) * worst
+        spent += real
+        await ledger.settle(worst, real)
+
+    await asyncio.gather(*(buy(rng.choice(ledgers)) for _ in range(300)))
+    assert spent <= 1.0 + 1e-9
+    assert spent >= 1.0 - 0.031 * proxies, "what is left is less than a call's worst case"
+    assert refused
+    await asyncio.gather(*(ledger.close() for ledger in ledgers))
+    assert budget.spent == pytest.approx(spent)
+    assert all(held == pytest.approx(0.0, abs=1e-6) for held in budget.leases.values())
+
+
+async def test_a_call_waits_for_what_others_give_back() -> None:
+    ledger = connected(Budget(1.0), "proxy")
+    await ledger.reserve(0.9)
+    waiting = asyncio.create_task(ledger.reserve(0.5))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    await ledger.settle(0.9, 0.1)
+    await waiting
+
+
+async def test_a_call_of_unknown_fate_stays_reserved() -> None:
+    ledger = connected(Budget(1.0), "proxy")
+    await ledger.reserve(0.9)
+    ledger.lose(0.9)
+    assert ledger.uncertain == 0.9
+    with pytest.raises(BudgetError):
+        await ledger.reserve(0.5)
+    await ledger.reserve(0.1)
+
+
+def test_a_proxy_that_starts_again_frees_its_lease_and_knows_what_is_spent() -> None:
+    budget = Budget(1.0)
+    budget.opened("proxy", 0.0)
+    assert budget.lease("proxy", 0.6)
+    assert budget.lease("other", 0.6) == 0.0, "the other one may give something back"
+    budget.opened("proxy", 0.3)
+    assert budget.spent == 0.3
+    assert budget.lease("other", 0.6)
+    assert budget.lease("other", 0.6) is None
+    budget.opened("proxy", 0.2)
+    assert budget.spent == 0.3
+
+
+async def test_without_a_cap_nothing_is_asked_for() -> None:
+    ledger = Ledger(PRICES)
+    await ledger.reserve(1e9)
+    await ledger.settle(1e9, 5.0)
+    assert ledger.spent == 5.0
