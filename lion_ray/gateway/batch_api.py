@@ -63,7 +63,7 @@ class BatchAPI:
         """Buy a batch. A Transient error leaves open whether it was created: look with `find`."""
         sent = self._api.batches.create(
             input_file_id=file_id,
-            endpoint=URL,
+            endpoint=cast("Any", URL),
             completion_window=cast("Any", window),
             metadata={NONCE: nonce},
         )

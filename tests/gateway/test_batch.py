@@ -17,9 +17,10 @@ import pytest_asyncio
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
+from lion_ray.gateway.batch_lines import request_line
 from lion_ray.gateway.batch_state import BatchRecords
 from lion_ray.gateway.wire import Refused, Rejected, Reply, Transient
-from tests.gateway.support import QuickTime, key
+from tests.gateway.support import ManualTime, QuickTime, key
 from tests.stub_api import StubAPI, fetch_stats, plain_answer, stub_process
 from tests.stub_batch import BatchPlan
 
@@ -36,13 +37,13 @@ class World:
         self.batches = stub.batches
         self.plan = stub.batches.plan
         self.folder = folder
-        self.time = QuickTime()
+        self.time: Any = QuickTime()
         self.said: list[str] = []
         self.queues: list[BatchQueue] = []
         self.apis: list[openai.AsyncOpenAI] = []
 
     def queue(self, journaled: Callable[[str], bool] | None = None, **batch: Any) -> BatchQueue:
-        config = EndpointConfig(model="stub-model", batch=SETTINGS | batch)  # type: ignore[arg-type]
+        config = EndpointConfig(model="stub-model", batch=SETTINGS | batch)
         api = openai.AsyncOpenAI(api_key=CANARY, base_url=self.stub.base_url, max_retries=0)
         self.apis.append(api)
         self.queues.append(
@@ -66,6 +67,8 @@ class World:
         queue._gathering.close()
         for task in [*queue._tasks, *queue._closings]:
             task.cancel()
+        for batch in queue._batches.values():
+            batch.release()
         return queue
 
     @property
@@ -153,10 +156,12 @@ async def test_batches_are_cut_by_bytes(world: World) -> None:
     queue = world.queue(max_bytes=100_000)
     await ask(queue, *range(2500))
     await queue.close()
-    sizes = world.stub.stats()["batch"]["sizes"]
-    assert sum(sizes) == 2500
-    # A line here has between 219 and 223 bytes.
-    assert sorted(sizes)[1:] == [size for size in sorted(sizes)[1:] if 100_000 // 223 <= size <= 100_000 // 218]
+    lines = [
+        [request_line(line["custom_id"], line["body"]) for line in b.lines] for b in world.batches.batches.values()
+    ]
+    sizes = sorted(len(b"".join(batch)) for batch in lines)
+    assert sum(map(len, lines)) == 2500
+    assert all(99_000 < size <= 100_000 for size in sizes[1:])
     assert world.stub.stats()["repeated"] == {}
 
 
@@ -170,11 +175,22 @@ async def test_the_same_call_twice_is_one_line(world: World) -> None:
 
 
 async def test_a_call_that_nobody_waits_for_does_not_join(world: World) -> None:
+    time = world.time = ManualTime()
     queue = world.queue()
     async with under_way(queue.chat(key(1), body(1))):
+        await time.until_asleep(1)
+        assert queue.stats()["waiting"] == 1
+    assert queue.stats()["waiting"] == 0
+    async with under_way(ask(queue, 2)) as asked:
         await until(lambda: queue.stats()["waiting"] == 1)
-    await ask(queue, 2)
+        while not asked.done():
+            await time.until_asleep(1)
+            time.advance(SETTINGS["poll_s"])
+            await until(lambda: time.asleep == 1 or asked.done())
+        await asked
     assert world.stub.stats()["batch"]["sizes"] == [1]
+    (batch,) = world.batches.batches.values()
+    assert [line["body"] for line in batch.lines] == [body(2)]
 
 
 async def test_stats_say_what_is_under_way(world: World) -> None:
@@ -393,7 +409,7 @@ async def test_an_endpoint_that_refuses_every_call_says_so_at_once(world: World,
     if where == "key":
         world.stub.api_key = "another"
     else:
-        world.apis[-1].base_url = world.stub.base_url + "/wrong"  # type: ignore[assignment]
+        world.apis[-1].base_url = world.stub.base_url + "/wrong"
     seen = await outcomes(queue, 1)
     assert isinstance(seen[0], Refused)
     assert seen[0].fault == where
@@ -556,7 +572,8 @@ from tests.gateway.test_batch import body
 
 async def main(base_url, folder):
     config = EndpointConfig(model="stub-model", batch={"linger_s": 0.01, "poll_s": 0.01})
-    queue = BatchQueue("default", config, openai.AsyncOpenAI(api_key="k", base_url=base_url, max_retries=0), folder)
+    api = openai.AsyncOpenAI(api_key="sk-of-the-buyer", base_url=base_url, max_retries=0)
+    queue = BatchQueue("default", config, api, folder)
     await asyncio.gather(*(queue.chat(key(n), body(n)) for n in range(8)))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -575,8 +592,8 @@ async def test_a_process_that_was_killed_is_followed_by_one_that_adopts_its_batc
             buyer.kill()
             await buyer.wait()
         assert stats["batch"]["sizes"] == [8]
-        config = EndpointConfig(model="stub-model", batch={"linger_s": 0.01, "poll_s": 0.01})  # type: ignore[arg-type]
-        async with openai.AsyncOpenAI(api_key="k", base_url=base_url, max_retries=0) as api:
+        config = EndpointConfig(model="stub-model", batch={"linger_s": 0.01, "poll_s": 0.01})
+        async with openai.AsyncOpenAI(api_key="sk-of-the-buyer", base_url=base_url, max_retries=0) as api:
             queue = BatchQueue("default", config, api, str(tmp_path))
             await ask(queue, *range(8))
             await queue.close()
