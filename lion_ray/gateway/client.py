@@ -29,7 +29,7 @@ import orjson
 
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
-from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
+from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.transport import OpenAITransport, Transport
 from lion_ray.gateway.wire import (
@@ -219,7 +219,7 @@ class Client:
                 bought = await self._attempts(key, call, flight)
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
-            await self._journal.put(bought, call.role)
+            await self._journal.put(bought, Account(role=call.role, stage=call.stage))
             self._stats.completed += 1
             self._stats.prompt_tokens += bought.prompt_tokens
             self._stats.completion_tokens += bought.completion_tokens
