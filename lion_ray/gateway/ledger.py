@@ -126,6 +126,8 @@ class Ledger:
                 granted = await self._lease(amount - self._free)
                 if granted:
                     self._free += granted
+                elif self._settled.is_set():
+                    continue  # something came back while we asked
                 elif self._reserved - self.uncertain > ROUNDING:
                     await self._settled.wait()
                     await self._tell(0.0)

@@ -93,7 +93,7 @@ async def proxy(
     ("fault", "status", "reason"),
     [
         ("500", "quarantined", "server error"),
-        ("close", "quarantined", "connection"),
+        ("close", "quarantined", "cut off"),
         ("garbage", "quarantined", "garbled"),
         ("empty", "quarantined", "empty answer"),
         ("400", "quarantined", "rejected"),
