@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 from lion_ray.gateway.calls import Account, Completion
-from lion_ray.gateway.compaction import compact
-from lion_ray.gateway.folder import Folder
 from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.record import encode_record, head_of
-from lion_ray.gateway.segments import SIDECAR, SUFFIX
-from lion_ray.gateway.writer import SEGMENT_BYTES, Line, Writer
+from lion_ray.gateway.journal.compaction import compact
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.record import encode_record, head_of
+from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX
+from lion_ray.gateway.journal.writer import SEGMENT_BYTES, Line, Writer
 
 ACCOUNTS = [Account("bench", role, stage) for role in ("teacher", "referee") for stage in ("one", "two")]
 

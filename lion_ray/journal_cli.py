@@ -13,7 +13,7 @@ from rich.table import Table
 from lion_ray.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from lion_ray.gateway.folder import Folder
+    from lion_ray.gateway.journal.folder import Folder
 
 journal_app = typer.Typer(help="The journal of paid calls.", no_args_is_help=True)
 
@@ -24,8 +24,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of
 @journal_app.command()
 def stats(path: JournalPath, as_json: AsJson = False) -> None:
     """What a journal holds, and what was paid for it."""
-    from lion_ray.gateway.inspection import survey
-    from lion_ray.gateway.spending import Spent
+    from lion_ray.gateway.journal.inspection import survey
+    from lion_ray.gateway.journal.spending import Spent
 
     found = survey(_folder(path))
     if as_json:
@@ -56,7 +56,7 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
 @journal_app.command()
 def verify(path: JournalPath, as_json: AsJson = False) -> None:
     """Read every line; say where each damaged one is. Exit code 3 where there is one."""
-    from lion_ray.gateway import inspection
+    from lion_ray.gateway.journal import inspection
 
     found = inspection.verify(_folder(path))
     if as_json:
@@ -75,7 +75,7 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
 @journal_app.command()
 def compact(path: JournalPath) -> None:
     """Merge what no live run is writing into few segments; drop damaged lines and second copies."""
-    from lion_ray.gateway import compaction
+    from lion_ray.gateway.journal import compaction
 
     done = compaction.compact(_folder(path))
     print(f"before  {_count(done.segments_before, 'segment')}, {done.bytes_before / 2**20:,.1f} MiB")
@@ -88,7 +88,7 @@ def compact(path: JournalPath) -> None:
 
 
 def _folder(path: str) -> Folder:
-    from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
+    from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
     folder = Folder.at(path)
     try:

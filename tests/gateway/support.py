@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lion_ray.gateway.calls import Account, Call, Completion
-from lion_ray.gateway.journal import SUFFIX, Journal
+from lion_ray.gateway.journal import Journal
+from lion_ray.gateway.journal.segments import SUFFIX
 
 ACCOUNT = Account("run-1", "teacher", "answers-0")
 

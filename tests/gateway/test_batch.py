@@ -17,8 +17,8 @@ import pytest_asyncio
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
-from lion_ray.gateway.batch_lines import request_line
-from lion_ray.gateway.batch_state import BatchRecords
+from lion_ray.gateway.batch.lines import request_line
+from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.wire import Refused, Rejected, Reply, Transient
 from tests.gateway.support import ManualTime, QuickTime, key
 from tests.stub_api import StubAPI, fetch_stats, plain_answer, stub_process

@@ -18,9 +18,9 @@ from pyarrow import fs as pafs
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal import Journal, Spent
-from lion_ray.gateway.reader import Reader
-from lion_ray.gateway.record import decode_head, decode_record, encode_record, head_of
-from lion_ray.gateway.segments import SIDECAR
+from lion_ray.gateway.journal.reader import Reader
+from lion_ray.gateway.journal.record import decode_head, decode_record, encode_record, head_of
+from lion_ray.gateway.journal.segments import SIDECAR
 from tests.gateway.support import ACCOUNT, QuickTime, completion, filled, key, segments, served
 
 ROOT = Path(__file__).resolve().parents[2]

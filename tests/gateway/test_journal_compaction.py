@@ -14,12 +14,11 @@ import pytest
 from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway import writer
 from lion_ray.gateway.calls import Account
-from lion_ray.gateway.compaction import LOCK, compact
-from lion_ray.gateway.folder import Folder
-from lion_ray.gateway.journal import Journal, Spent
-from lion_ray.gateway.segments import SIDECAR
+from lion_ray.gateway.journal import Journal, Spent, writer
+from lion_ray.gateway.journal.compaction import LOCK, compact
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.segments import SIDECAR
 from tests.gateway.support import ACCOUNT, completion, filled, key, segments, served
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.gateway import reader
-from lion_ray.gateway.folder import Folder
-from lion_ray.gateway.index import Index, Where
-from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.record import encode_record
-from lion_ray.gateway.segments import SIDECAR, Segment, decode_sidecar, encode_sidecar, load, read_on
+from lion_ray.gateway.journal import Journal, reader
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.index import Index, Where
+from lion_ray.gateway.journal.record import encode_record
+from lion_ray.gateway.journal.segments import SIDECAR, Segment, decode_sidecar, encode_sidecar, load, read_on
 from tests.gateway.support import ACCOUNT, completion, filled, segments, served
 
 
@@ -95,7 +94,7 @@ async def test_a_segment_read_in_small_pieces_is_the_same(tmp_path: Path, monkey
     size = path.stat().st_size
     at_once = read_on(Folder.at(str(tmp_path)), Segment(path.name), size)
     for pieces in (1, 7, 250, size - 1):
-        monkeypatch.setattr("lion_ray.gateway.segments.CHUNK_BYTES", pieces)
+        monkeypatch.setattr("lion_ray.gateway.journal.segments.CHUNK_BYTES", pieces)
         assert read_on(Folder.at(str(tmp_path)), Segment(path.name), size) == at_once
     begun = read_on(Folder.at(str(tmp_path)), Segment(path.name), size // 2 + 9)
     assert begun.torn

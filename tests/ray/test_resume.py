@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from lion_ray.gateway.journal import SUFFIX
+from lion_ray.gateway.journal.segments import SUFFIX
 from lion_ray.store import RunStore
 from tests.ray.harness import Job, kill, requests, wait_until_gone
 from tests.stub_api import fetch_stats, stub_process

@@ -20,10 +20,10 @@ from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.batch_api import OVER, BatchAPI, Gone
-from lion_ray.gateway.batch_lines import Output
-from lion_ray.gateway.batch_state import BatchRecord, BatchRecords
-from lion_ray.gateway.batch_work import UnderWay
+from lion_ray.gateway.batch.api import OVER, BatchAPI, Gone
+from lion_ray.gateway.batch.lines import Output
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
+from lion_ray.gateway.batch.work import UnderWay
 from lion_ray.gateway.wire import RateLimited, Transient, TransportError
 
 INTENT_GRACE_S = 120.0

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from lion_ray.gateway.calls import Account, Completion
-from lion_ray.gateway.spending import Spent, Sums, from_json, to_json
+from lion_ray.gateway.journal.spending import Spent, Sums, from_json, to_json
 
 _KEY_LENGTH = 64
 _RECORD = b' {"key":"'

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
-from lion_ray.gateway.reader import Reader
-from lion_ray.gateway.record import Head
-from lion_ray.gateway.segments import SIDECAR, SUFFIX, decode_line, decode_sidecar, lines
-from lion_ray.gateway.spending import Sums
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.journal.reader import Reader
+from lion_ray.gateway.journal.record import Head
+from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, decode_line, decode_sidecar, lines
+from lion_ray.gateway.journal.spending import Sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
-from lion_ray.gateway.folder import Folder
-from lion_ray.gateway.index import ENTRY, Entries
-from lion_ray.gateway.record import Head, Header, decode_head, decode_header, is_intact
-from lion_ray.gateway.spending import Sums, add_to, from_json, to_json
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.index import ENTRY, Entries
+from lion_ray.gateway.journal.record import Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.journal.spending import Sums, add_to, from_json, to_json
 
 SUFFIX = ".calls"
 SIDECAR = ".idx"

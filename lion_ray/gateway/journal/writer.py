@@ -25,10 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.compaction import merge_own
-from lion_ray.gateway.folder import STORAGE_ERRORS, Folder, lock
-from lion_ray.gateway.record import Head
-from lion_ray.gateway.segments import SIDECAR, SUFFIX, Place, Segment, encode_sidecar
+from lion_ray.gateway.journal.compaction import merge_own
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder, lock
+from lion_ray.gateway.journal.record import Head
+from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, encode_sidecar
 
 SEGMENT_BYTES = 64 * 2**20
 MOST_LOOSE = 256

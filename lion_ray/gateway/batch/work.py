@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from openai.types import Batch
 
 from lion_ray.config import BatchConfig
-from lion_ray.gateway.batch_lines import Output
-from lion_ray.gateway.batch_state import BatchRecord
+from lion_ray.gateway.batch.lines import Output
+from lion_ray.gateway.batch.state import BatchRecord
 from lion_ray.gateway.wire import Reply
 
 

@@ -25,14 +25,11 @@ from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, Completion
-from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
-from lion_ray.gateway.reader import ATTEMPTS, Reader
-from lion_ray.gateway.record import decode_record, encode_record, head_of
-from lion_ray.gateway.segments import SUFFIX
-from lion_ray.gateway.spending import Spent
-from lion_ray.gateway.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
-
-__all__ = ["SUFFIX", "Journal", "Spent"]
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.journal.reader import ATTEMPTS, Reader
+from lion_ray.gateway.journal.record import decode_record, encode_record, head_of
+from lion_ray.gateway.journal.spending import Spent
+from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
 
 OBJECT_GATHER_S = 0.5
 _Waiting = tuple[Line, asyncio.Future[None]]

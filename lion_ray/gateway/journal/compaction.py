@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.folder import PART, STORAGE_ERRORS, Folder
-from lion_ray.gateway.record import Head, encode_header
-from lion_ray.gateway.segments import (
+from lion_ray.gateway.journal.folder import PART, STORAGE_ERRORS, Folder
+from lion_ray.gateway.journal.record import Head, encode_header
+from lion_ray.gateway.journal.segments import (
     SIDECAR,
     SUFFIX,
     Segment,
@@ -37,7 +37,7 @@ from lion_ray.gateway.segments import (
     load,
     merged_name,
 )
-from lion_ray.gateway.spending import union
+from lion_ray.gateway.journal.spending import union
 
 LOCK = "compaction.lock"
 MERGED_BYTES = 2**30

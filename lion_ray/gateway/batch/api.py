@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import openai
 from openai.types import Batch
 
-from lion_ray.gateway.batch_lines import URL
+from lion_ray.gateway.batch.lines import URL
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
     GARBLED,

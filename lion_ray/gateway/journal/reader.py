@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
-from lion_ray.gateway.index import Index, Where
-from lion_ray.gateway.record import Head, digest_of
-from lion_ray.gateway.segments import SIDECAR, SUFFIX, Place, Segment, is_merged, load, read_on
-from lion_ray.gateway.spending import Sums, add_to, total, union
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.journal.index import Index, Where
+from lion_ray.gateway.journal.record import Head, digest_of
+from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, is_merged, load, read_on
+from lion_ray.gateway.journal.spending import Sums, add_to, total, union
 
 ATTEMPTS = 10
 """How often an update starts again because a compaction went on meanwhile."""

@@ -12,7 +12,7 @@ Invariants:
 Several processes may share a journal: each knows, from its start on, the batches that were open then. They may poll one
 together, and buy it once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
 
-Source: OpenAI's Batch API. This module knows who waits for which batch; what is done with one is `batch_buyer`'s, and
+Source: OpenAI's Batch API. This module knows who waits for which batch; what is done with one is `buyer`'s, and
 what is in the journal is its caller's. Use it from one event loop.
 """
 
@@ -29,15 +29,13 @@ from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.batch_api import BatchAPI, Gone
-from lion_ray.gateway.batch_buyer import Buyer
-from lion_ray.gateway.batch_lines import NotDone, Output, read_line, request_line
-from lion_ray.gateway.batch_state import BatchRecord, BatchRecords
-from lion_ray.gateway.batch_verdict import Verdict, verdict_of
-from lion_ray.gateway.batch_work import Asked, Gathering, UnderWay
+from lion_ray.gateway.batch.api import BatchAPI, Gone
+from lion_ray.gateway.batch.buyer import Buyer
+from lion_ray.gateway.batch.lines import NotDone, Output, read_line, request_line
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
+from lion_ray.gateway.batch.verdict import Verdict, verdict_of
+from lion_ray.gateway.batch.work import Asked, Gathering, UnderWay
 from lion_ray.gateway.wire import Rejected, Reply, Transient, TransportError
-
-__all__ = ["BatchQueue", "NotDone"]
 
 NOT_DONE = "not done by batches"
 ROUNDS = 5

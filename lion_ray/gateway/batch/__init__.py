@@ -1,0 +1,6 @@
+"""Calls through an endpoint's Batch API (see `queue`)."""
+
+from lion_ray.gateway.batch.lines import NotDone
+from lion_ray.gateway.batch.queue import BatchQueue
+
+__all__ = ["BatchQueue", "NotDone"]
