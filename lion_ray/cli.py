@@ -78,6 +78,8 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
         console.print(f"  {line}", soft_wrap=True)
     if found.results:
         console.print(results_table(found.results))
+    if found.spending:
+        console.print(found.spending_table())
 
 
 @app.command()

@@ -7,12 +7,20 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.table import Table
+
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.inspection import survey
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import STALE_S, RunStore
+
+BOUGHT = ("calls", "prompt_tokens", "completion_tokens", "usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,11 @@ class Status:
     """What is under way: name, done, total, unit, seconds."""
     results: list[IterationResult]
     totals: dict[str, float]
-    """Calls, tokens and cost over every committed stage."""
+    """Calls, tokens and seconds over every committed stage."""
+    meter: str
+    """What the endpoints were doing a moment ago; empty where the run is not running."""
+    spending: list[dict[str, Any]]
+    """By role, stage and iteration: calls that were paid for, their tokens, US dollars; as the journal has it now."""
 
     def sentence(self) -> str:
         last = max((one.iteration for one in self.results), default=0)
@@ -38,7 +50,25 @@ class Status:
         )
 
     def stage_lines(self) -> list[str]:
-        return [f"{s['name']}: {s['done']} of {s['total']} {s['unit']}, {s['seconds']:.0f} s" for s in self.stages]
+        lines = [self.meter] if self.meter else []
+        return lines + [
+            f"{s['name']}: {s['done']} of {s['total']} {s['unit']}, {s['seconds']:.0f} s" for s in self.stages
+        ]
+
+    def spending_table(self) -> Table:
+        """What was paid for, as a table for the terminal."""
+        table = Table(title="What was bought", caption="from the journal; a call that the journal knew was not bought")
+        for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $"):
+            table.add_column(heading, justify="left" if heading in ("role", "stage") else "right")
+        for s in self.spending:
+            numbers = (f"{s[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
+            table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}")
+        table.add_section()
+        table.add_row("", "", "together", *(f"{self._sum(n):,.0f}" for n in BOUGHT[:3]), f"{self._sum('usd'):,.2f}")
+        return table
+
+    def _sum(self, name: str) -> float:
+        return float(sum(one[name] for one in self.spending))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,6 +78,8 @@ class Status:
             "iterations": self.iterations,
             "stages": self.stages,
             "totals": self.totals,
+            "meter": self.meter,
+            "spending": self.spending,
             "results": [one.to_json() for one in self.results],
         }
 
@@ -75,4 +107,29 @@ def read_status(store: RunStore) -> Status:
         stages=progress["stages"] if running else [],
         results=found,
         totals=totals,
+        meter=progress.get("meter", "") if running else "",
+        spending=read_spending(described["config"], store),
     )
+
+
+def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
+    """What a run has bought, by role and stage, from its journal."""
+    folder = Folder.at(config["journal"] or store.path("journal"))
+    try:
+        sums = survey(folder).sums
+    except InfrastructureError:
+        return []  # before its first call a run has no journal
+    found = [
+        {"role": account.role, "iteration": iteration_of(account.stage), "stage": account.stage} | asdict(spent)
+        for account, spent in sums.items()
+        if account.run == config["run_name"]
+    ]
+    return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"]))
+
+
+def iteration_of(stage: str) -> int:
+    """The iteration that a stage's folder belongs to: answers to pool p are iteration p + 1's."""
+    match = re.fullmatch(r"(answers|iteration|pool)-(\d+)(/.*)?", stage)
+    if match is None:
+        return 0
+    return int(match[2]) + (match[1] == "answers")

@@ -61,6 +61,24 @@ def openai_client(config: EndpointConfig, base_url: str, api_key: str | None) ->
     )
 
 
+def connection_error(error: openai.APIConnectionError, key: str | None) -> TransportError:
+    """What it means that no answer came; its detail is free of the key."""
+    cause = error.__cause__
+    # By name: the openai package has changed its HTTP library before, and these names stayed.
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    said = redact(f"{type(cause).__name__}: {cause}".encode("utf-8", "replace"), key)
+    detail = shorten(said.decode("utf-8", "replace"))
+    if names & {"ConnectError", "ConnectTimeout", "ProxyError"}:
+        return Unreachable(detail)
+    if names & {"UnsupportedProtocol", "TooManyRedirects"}:
+        return Refused("address", detail)
+    if isinstance(error, openai.APITimeoutError):
+        return Transient(TIMED_OUT, detail)
+    if "DecodingError" in names or ("RemoteProtocolError" in names and re.search("body|chunked", str(cause))):
+        return Transient(GARBLED, f"cut off: {detail}")
+    return Transient(CONNECTION_LOST, detail)
+
+
 class OpenAITransport:
     """The `openai` package's client, without its retries: slower than `http`, and the way to the Batch API."""
 
@@ -81,27 +99,12 @@ class OpenAITransport:
         except openai.APIStatusError as cause:
             error = status_error(cause.status_code, cause.response.headers, self._redact(cause.response.text))
         except openai.APIConnectionError as cause:
-            error = self._connection_error(cause)
+            error = connection_error(cause, self._key)
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
         raise error
 
     async def close(self) -> None:
         await self._client.close()
-
-    def _connection_error(self, error: openai.APIConnectionError) -> TransportError:
-        cause = error.__cause__
-        # By name: the openai package has changed its HTTP library before, and these names stayed.
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        detail = shorten(self._redact(f"{type(cause).__name__}: {cause}"))
-        if names & {"ConnectError", "ConnectTimeout", "ProxyError"}:
-            return Unreachable(detail)
-        if names & {"UnsupportedProtocol", "TooManyRedirects"}:
-            return Refused("address", detail)
-        if isinstance(error, openai.APITimeoutError):
-            return Transient(TIMED_OUT, detail)
-        if "DecodingError" in names or ("RemoteProtocolError" in names and re.search("body|chunked", str(cause))):
-            return Transient(GARBLED, f"cut off: {detail}")
-        return Transient(CONNECTION_LOST, detail)
 
     def _redact(self, text: str) -> str:
         return redact(text.encode("utf-8", "replace"), self._key).decode("utf-8", "replace")

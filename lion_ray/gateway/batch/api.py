@@ -12,21 +12,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 import openai
 from openai.types import Batch
 
 from lion_ray.gateway.batch.lines import URL
+from lion_ray.gateway.transport import connection_error
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
     GARBLED,
     TIMED_OUT,
-    Refused,
     Transient,
     TransportError,
-    Unreachable,
     shorten,
+    shown,
     status_error,
 )
 
@@ -51,8 +50,7 @@ class BatchAPI:
         self._api = api
         self._key = api.api_key.encode() if keyed else b""
         self._timeout_s = timeout_s
-        parts = urlsplit(str(api.base_url))
-        self.address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        self.address = shown(str(api.base_url))
 
     async def upload(self, name: str, data: bytes) -> str:
         """Upload a batch's input; its file id."""
@@ -119,7 +117,7 @@ class BatchAPI:
         except openai.APIStatusError as cause:
             error = self._status(cause)
         except openai.APIConnectionError as cause:
-            error = self._connection(cause)
+            error = connection_error(cause, self._key.decode() or None)
         except (openai.APIError, ValueError) as cause:
             error = Transient(GARBLED, self._said(str(cause)))
         except Exception as cause:
@@ -134,17 +132,6 @@ class BatchAPI:
     def _status(self, cause: openai.APIStatusError) -> TransportError:
         text = self.redact(cause.response.text.encode("utf-8", "replace")).decode()
         return status_error(cause.status_code, cause.response.headers, text)
-
-    def _connection(self, cause: openai.APIConnectionError) -> TransportError:
-        under = cause.__cause__
-        # By name: the openai package has changed its HTTP library before, and these names stayed.
-        names = {kind.__name__ for kind in type(under).__mro__}
-        detail = self._said(f"{type(under).__name__}: {under}")
-        if names & {"ConnectError", "ConnectTimeout", "ProxyError"}:
-            return Unreachable(detail)
-        if names & {"UnsupportedProtocol", "TooManyRedirects"}:
-            return Refused("address", detail)
-        return Transient(TIMED_OUT if isinstance(cause, openai.APITimeoutError) else CONNECTION_LOST, detail)
 
     def _said(self, text: str) -> str:
         return shorten(self.redact(text.encode("utf-8", "replace")).decode())

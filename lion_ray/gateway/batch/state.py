@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from lion_ray.durable import sync_path
+from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError
 
 FOLDER = "batches"
@@ -117,7 +117,7 @@ class BatchRecords:
             fs, root = pafs.LocalFileSystem(), str(Path(self._root).expanduser().absolute())
         self._folder = f"{root.rstrip('/')}/{FOLDER}"
         if isinstance(fs, pafs.LocalFileSystem):
-            _make_durable(Path(self._folder))
+            make_folder(Path(self._folder))
         else:
             fs.create_dir(self._folder, recursive=True)
         self._fs = fs
@@ -140,11 +140,3 @@ class BatchRecords:
                 f"the batch record {path} is damaged ({cause}): what it bought cannot be told. Move it away to go on;"
                 " the calls in it are then bought again"
             ) from cause
-
-
-def _make_durable(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_path(path.parent)

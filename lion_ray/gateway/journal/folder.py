@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from lion_ray.durable import sync_path
+from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError
 
 PART = ".part"
@@ -62,10 +62,7 @@ class Folder:
             self._fs.create_dir(self.path, recursive=True)
             return
         folder = Path(self.path)
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            sync_path(path.parent)
+        make_folder(folder)
         if not os.access(folder, os.W_OK):
             # Before the first call is paid for, not after.
             raise PermissionError("the folder is not writable")
