@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
+import openai
 import orjson
 
 from lion_ray.config import EndpointConfig
@@ -77,6 +78,7 @@ class Client:
         self.address = base_url or config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self._run = run
         self._batches: BatchQueue | None = None
+        self._batch_api: openai.AsyncOpenAI | None = None
         make_batches = None
         if transport is None:
             if config.serve is not None and base_url is None:
@@ -91,7 +93,7 @@ class Client:
 
             def make_batches() -> BatchQueue:
                 if self._batches is None:
-                    api = openai_client(config, self.address, key)
+                    api = self._batch_api = openai_client(config, self.address, key)
                     self._batches = BatchQueue(
                         name,
                         config,
@@ -193,6 +195,8 @@ class Client:
         await asyncio.gather(*(flight.task for flight in flights if flight.task is not None), return_exceptions=True)
         if self._batches is not None:
             await self._batches.close()
+        if self._batch_api is not None:
+            await self._batch_api.close()
         await self._ledger.close()
         await self._transport.close()
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pyarrow as pa
 import pytest
 import ray
@@ -333,3 +334,25 @@ async def test_copies_of_a_new_row_are_rejected_across_kinds(cluster: None, tmp_
         accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=2, easy=2, max_attempts=2))
     assert [row["source"] for row in accepted] == ["hard"]
     assert Counter(row["reason"] for row in candidates)["too similar to a known instruction"] == 7
+
+
+async def test_metrics_tell_calls_by_endpoint_role_and_status(cluster: None, tmp_path: Path) -> None:
+    prices = PricesConfig(input=1, output=1)
+    async with StubAPI([Rule("400", contains=TEXTS[1])]) as stub, proxy(tmp_path, stub, prices=prices) as (teacher, _):
+        await teacher.answer.remote(instructions(*TEXTS), "answers-0")
+        port = ray.nodes()[0]["MetricsExportPort"]
+        wanted = (
+            "ray_lion_calls",
+            "ray_lion_tokens",
+            "ray_lion_cost_usd",
+            "ray_lion_call_seconds",
+            "ray_lion_in_flight",
+        )
+        async with aiohttp.ClientSession() as session:
+            text = ""
+            while not all(name in text for name in wanted):  # Ray exports every few seconds
+                async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+                    text = await response.text()
+    calls = [line for line in text.split("\n") if line.startswith("ray_lion_calls")]
+    assert any('endpoint="api"' in line and 'role="teacher"' in line and 'status="completed"' in line for line in calls)
+    assert any('status="failed"' in line for line in calls)

@@ -1,0 +1,101 @@
+"""Calls that a role sends through the Batch API, by the client: the same keys, the same journal, half the price."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from lion_ray.config import EndpointConfig
+from lion_ray.gateway.calls import Account, Completion, Failure
+from lion_ray.gateway.client import Client
+from lion_ray.gateway.journal import Journal
+from tests.gateway.support import QuickTime, call
+from tests.stub_api import StubAPI
+from tests.stub_batch import BatchPlan
+
+CALLS = [call(f"Question {n}?", batch=True, stage="answers-0") for n in range(40)]
+
+
+@pytest_asyncio.fixture
+async def stub() -> AsyncIterator[StubAPI]:
+    async with StubAPI(batch=BatchPlan()) as server:
+        yield server
+
+
+def client_of(stub: StubAPI, journal: Journal, **settings: Any) -> Client:
+    time = QuickTime()
+    config = EndpointConfig(model="stub-model", api_key_env=None, **settings)
+    return Client("default", config, journal, run="job", base_url=stub.base_url, clock=time.clock, sleep=time.sleep)
+
+
+async def test_a_batch_is_journaled_priced_and_replayed_like_live_calls(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    prices = {"input": 0, "output": 1000, "batch": 0.5}
+    client = client_of(stub, journal, prices=prices)
+    outcomes = await asyncio.gather(*map(client.complete, CALLS))
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+    assert len(answers) == 40
+    assert stub.stats()["batch"]["creations"] == 1
+    assert all(answer.cost_usd == pytest.approx(answer.completion_tokens / 2000) for answer in answers)
+    spent = journal.spending("job")[Account("job", "teacher", "answers-0")]
+    assert spent.calls == 40
+    assert spent.usd == pytest.approx(client.stats.spent_usd) == pytest.approx(sum(a.cost_usd or 0 for a in answers))
+    await client.close()
+    # The same calls, live: they are the same calls.
+    again = client_of(stub, journal, prices=prices)
+    live = [replace(one, batch=False) for one in CALLS]
+    assert await asyncio.gather(*map(again.complete, live)) == [replace(answer, replayed=True) for answer in answers]
+    assert not stub.stats()["repeated"]
+    await again.close()
+    await journal.close()
+
+
+async def test_what_a_batch_left_undone_goes_live(stub: StubAPI, tmp_path: Path) -> None:
+    assert stub.batches is not None
+    stub.batches.plan.expire = range(10, 25)
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal, batch={"leftovers": "live"})
+    outcomes = await asyncio.gather(*map(client.complete, CALLS))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert client.stats.sent == 15, "only what the batch had not done"
+    assert not stub.stats()["repeated"]
+    await client.close()
+    await journal.close()
+
+
+async def test_a_line_that_the_endpoint_rejects_is_one_row(stub: StubAPI, tmp_path: Path) -> None:
+    assert stub.batches is not None
+    stub.batches.plan.errors = {"3": 400}
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal)
+    outcomes = await asyncio.gather(*map(client.complete, CALLS))
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert [failure.reason for failure in failures] == ["rejected by the endpoint"]
+    await client.close()
+    await journal.close()
+
+
+async def test_a_closed_client_leaves_its_batch_to_the_next(stub: StubAPI, tmp_path: Path) -> None:
+    assert stub.batches is not None
+    stub.batches.plan.polls = 10**9
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal)
+    tasks = [asyncio.create_task(client.complete(one)) for one in CALLS]
+    while stub.stats()["batch"]["creations"] == 0:  # noqa: ASYNC110 - the stub's count
+        await asyncio.sleep(0.001)
+    await client.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    stub.batches.plan.polls = 1
+    after = client_of(stub, journal)
+    outcomes = await asyncio.gather(*map(after.complete, CALLS))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert stub.stats()["batch"]["creations"] == 1, "the batch of the first client was taken up"
+    assert not stub.stats()["repeated"]
+    await after.close()
+    await journal.close()
