@@ -95,7 +95,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     if as_json:
         print(json.dumps(made.to_json()))
         return
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     console.print(plan_table(made))
     for note in made.notes:
         console.print(f"· {note}", soft_wrap=True)

@@ -107,8 +107,9 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
             where = f"{folder}/heldout/verdicts"
             stages.append(_judging(config, iteration, "judging held-out", where, heldout.rows, heldout.mean))
     notes.append(
-        f"generating is counted at one request a row; it may take up to {config.generation.max_attempts:g} times that "
-        "where candidates are rejected"
+        f"generating is counted at one request a row; where candidates are rejected it may take up to "
+        f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are asked "
+        f"again, up to {config.referee.parse_retries} times: not counted"
     )
     if total(stages, "usd") is None:
         notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
@@ -163,8 +164,11 @@ def _judging(config: RunConfig, iteration: int, stage: str, folder: str, rows: i
 
 
 def _generating(config: RunConfig, iteration: int, rows: int, mean: float) -> StagePlan:
-    plan = StagePlan(iteration, "generating", f"pool-{iteration}", rows)
-    return _priced(plan, estimate.calls(config, "generator", rows, mean))
+    plan = _priced(
+        StagePlan(iteration, "generating", f"pool-{iteration}", rows), estimate.calls(config, "generator", rows, mean)
+    )
+    attempts = config.generation.max_attempts
+    return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
 
 
 def _priced(plan: StagePlan, found: estimate.Calls) -> StagePlan:
