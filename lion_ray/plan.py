@@ -108,8 +108,8 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
             stages.append(_judging(config, iteration, "judging held-out", where, heldout.rows, heldout.mean))
     notes.append(
         f"generating is counted at one request a row; where candidates are rejected it may take up to "
-        f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are asked "
-        f"again, up to {config.referee.parse_retries} times: not counted"
+        f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are "
+        f"asked again, up to {config.referee.parse_retries} times: not counted"
     )
     if total(stages, "usd") is None:
         notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
