@@ -110,7 +110,13 @@ class Bucket:
 class Limiter:
     """The limits of one endpoint, for one of `proxies` that share them."""
 
-    def __init__(self, config: LimitsConfig, *, clock: Callable[[], float], proxies: int = 1) -> None:
+    def __init__(
+        self, config: LimitsConfig, *, clock: Callable[[], float], proxies: int = 1, cautious: bool = True
+    ) -> None:
+        """`cautious`: only `FIRST_CONTACT` requests go before the first answer; a server of our own needs no such care.
+
+        `clock` gives seconds.
+        """
         self._clock = clock
         self._share = config.share / proxies
         now = clock()
@@ -124,7 +130,7 @@ class Limiter:
         self._buckets = {kind: _paced(rate, now) for kind, rate in self._configured.items()}
         self._adaptive = _Adaptive(now)
         self._not_before = now
-        self._answered = False
+        self._answered = not cautious
         self._out = 0
         self._sends: deque[tuple[int, int]] = deque()  # (second, requests sent in it), the last minute's
         self._input_ratio = self._output_ratio = 1.0

@@ -85,7 +85,7 @@ class Sender:
         self._stats, self._on_event = stats, on_event
         self._clock, self._sleep = clock, sleep
         self._rng = rng or random.Random()
-        self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies)
+        self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies, cautious=config.serve is None)
         self.breaker = Breaker(config.breaker_failures, clock=clock)
         self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
         self._turn = asyncio.Lock()
