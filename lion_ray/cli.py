@@ -2,7 +2,8 @@
 
 Exit codes: 0 done · 1 a fault of lion-ray's own · 2 wrong configuration or usage · 3 data that cannot be used ·
 4 an endpoint that refuses · 5 a model that cannot be had · 6 a machine, engine or storage that failed (the same
-command resumes) · 7 a run folder that belongs to another configuration or attempt · 130 interrupted.
+command resumes) · 7 a run folder that belongs to another configuration or attempt · 8 the budget is spent ·
+130 interrupted.
 """
 
 from __future__ import annotations

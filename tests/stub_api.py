@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from tests.stub_batch import BatchPlan, BatchRoutes
+
 # Phrases of Lion's prompts, in lower case; a test holds them against the built-in templates.
 REFEREE_MARKERS = ("answer of assistant 1", "answer of assistant 2")
 """All of them occur in what a referee is asked."""
@@ -138,8 +140,10 @@ class StubAPI:
         latency_s: float = 0.0,
         api_key: str | None = None,
         models: Sequence[str] = (),
+        batch: BatchPlan | None = None,
     ) -> None:
-        """`api_key`: any other key gets a 401 that quotes it, as some services do. `models`: any other gets a 404."""
+        """`api_key`: any other key gets a 401 that quotes it, as some services do. `models`: any other gets a 404.
+        `batch`: it has a Batch API, with these faults."""
         self.rules = list(rules)
         self.answer = answer
         self.latency_s = latency_s
@@ -150,6 +154,7 @@ class StubAPI:
         self.gate.set()
         self.requests: list[dict[str, Any]] = []
         """The bodies in the order of arrival."""
+        self.batches = None if batch is None else BatchRoutes(batch, self._accepts, self._buys)
         self.base_url = ""
         self._by_body: Counter[str] = Counter()
         self._completed: Counter[str] = Counter()
@@ -172,6 +177,8 @@ class StubAPI:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/stub/stats", self._stats)
+        if self.batches is not None:
+            self.batches.mount(app.router)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
@@ -200,6 +207,7 @@ class StubAPI:
             "statuses": dict(self._statuses),
             "in_flight": self._in_flight,
             "max_in_flight": self._max_in_flight,
+            "batch": {} if self.batches is None else self.batches.stats(),
         }
 
     async def _stats(self, request: web.Request) -> web.Response:
@@ -271,6 +279,17 @@ class StubAPI:
                 assert rule is not None
                 return _error(int(fault), "please slow down" if fault == "429" else "oops", rule.retry_after)
         return web.Response(body=payload, content_type="application/json")
+
+    def _accepts(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self.api_key is None or given == self.api_key
+
+    def _buys(self, body: dict[str, Any], *, answered: bool) -> dict[str, Any]:
+        """Count a line of a batch as a request of its own; the answer to it."""
+        digest = canonical_digest(body)
+        self._by_body[digest] += 1
+        self._completed[digest] += answered
+        return self._completion(body, "")
 
     async def _break_off(self, request: web.Request, payload: bytes) -> None:
         """Close the connection after half of the answer, or before any of it."""
@@ -369,6 +388,9 @@ def main() -> None:
     parser.add_argument("--api-key", default=None, help="the only key that is accepted")
     parser.add_argument("--model", action="append", default=[], help="a known model (repeatable); none: all are known")
     parser.add_argument("--rules", default="[]", help='JSON: [{"fault": "429", "times": 1, "retry_after": "1"}, ...]')
+    parser.add_argument(
+        "--batch", help='JSON: {"polls": 3, ...}: a Batch API with this plan; "{}" for one without faults'
+    )
     parser.add_argument("--lion", action="store_true", help="answer as teacher, referee and generator")
     parser.add_argument("--referee-marker", action="append", help="phrases that all occur in a referee's prompt")
     parser.add_argument(
@@ -388,6 +410,7 @@ def main() -> None:
             latency_s=given.latency_ms / 1000,
             api_key=given.api_key,
             models=given.model,
+            batch=BatchPlan(**json.loads(given.batch)) if given.batch else None,
         )
         await _serve(stub, given.port)
 

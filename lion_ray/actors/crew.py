@@ -62,6 +62,7 @@ class Crew:
                         base_dir=base_dir,
                         seed=config.seed,
                         ledger=ledger,
+                        siblings=tuple(other for other in named(endpoint) if other != name),
                         fallbacks=fallbacks,
                     )
                 )

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.sender import DOWN
-from lion_ray.gateway.stats import Stats
+from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.wire import UNREACHABLE
 from lion_ray.inference.server import ModelServer
 from lion_ray.models import resolve_model
@@ -54,6 +55,8 @@ class ProxySettings:
     seed: int
     ledger: str
     """The name of the run's ledger actor."""
+    siblings: tuple[str, ...] = ()
+    """The endpoint's other proxies: a 429 that one meets pauses them all."""
     fallbacks: tuple[tuple[str, ...], ...] = ()
     """The proxies of each endpoint that answers for the teacher while this one is down, in order."""
 
@@ -70,6 +73,7 @@ class TeacherProxy:
         self._journal: Journal | None = None
         self._opening: asyncio.Task[Client] | None = None
         self._meter: asyncio.Task[None] | None = None
+        self._paused_until = 0.0
 
     async def ready(self) -> str:
         """Open the journal, start the endpoint's server where the run serves it; returns the address.
@@ -110,11 +114,24 @@ class TeacherProxy:
                 lease=partial(_ask, ledger.lease, settings.name),
                 report=partial(_ask, ledger.report, settings.name),
             ),
-            on_event=self._metrics.heard,
+            on_event=self._heard,
             say=print,
         )
         self._meter = asyncio.create_task(self._keep_showing(client))
         return client
+
+    def _heard(self, event: Event) -> None:
+        self._metrics.heard(event)
+        until = time.monotonic() + event.seconds
+        # A burst of 429s asks for one pause, and is told once.
+        if event.kind == "rate_limited" and until > self._paused_until + 0.5:
+            self._paused_until = until
+            for name in self._settings.siblings:
+                ray.get_actor(name).pause.remote(event.seconds)
+
+    async def pause(self, seconds: float) -> None:
+        """Send nothing for so long: a sibling met a 429."""
+        (await self._client()).pause(seconds)
 
     async def _keep_showing(self, client: Client) -> None:
         while True:

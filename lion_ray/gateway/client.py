@@ -175,6 +175,10 @@ class Client:
             self._stats.replayed += 1
         return outcome
 
+    def pause(self, seconds: float) -> None:
+        """Send nothing for so long: another proxy of this endpoint was told to wait."""
+        self._sender.limiter.pause(seconds)
+
     async def close(self) -> None:
         """Let requests that are out come home and be journaled, end the other calls, give back connections.
 

@@ -185,10 +185,14 @@ class Limiter:
         """A request met a 429 that asks for a pause of `pause_s` seconds."""
         now = self._clock()
         self._answered = True
-        self._not_before = max(self._not_before, now + pause_s)
+        self.pause(pause_s)
         self._adaptive.limited(ticket.at, now)
         if told:
             self._heed(ticket, told, now)
+
+    def pause(self, seconds: float) -> None:
+        """Nothing goes for so long: another proxy of the endpoint met a 429."""
+        self._not_before = max(self._not_before, self._clock() + seconds)
 
     def _heed(self, ticket: Ticket, told: Mapping[str, Told], now: float) -> None:
         for kind, said in told.items():

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from lion_ray.config import EndpointConfig
@@ -27,13 +28,20 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
     await opened.close()
 
 
+@pytest.fixture(params=["aiohttp", "openai"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both HTTP clients: one contract, one suite."""
+    return str(request.param)
+
+
 @pytest_asyncio.fixture
-async def connect(stub: StubAPI, journal: Journal) -> AsyncIterator[Callable[..., Client]]:
+async def connect(stub: StubAPI, journal: Journal, transport: str) -> AsyncIterator[Callable[..., Client]]:
     """Make clients of the stub: Client's own options by name, the config's as `settings`. Closed at the end."""
     clients: list[Client] = []
 
     def make(settings: dict[str, Any] | None = None, **options: Any) -> Client:
-        config = EndpointConfig(**({"model": "stub-model", "api_key_env": None} | (settings or {})))
+        known: dict[str, Any] = {"model": "stub-model", "api_key_env": None, "transport": transport}
+        config = EndpointConfig(**(known | (settings or {})))
         defaults: dict[str, Any] = {"journal": journal, "base_url": stub.base_url}
         clients.append(Client("default", config, **(defaults | options)))
         return clients[-1]

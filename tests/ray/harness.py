@@ -46,13 +46,15 @@ class Job:
     """Values by section, over the ones below."""
     environment: dict[str, str] = field(default_factory=dict)
 
+    config: dict[str, Any] = field(init=False)
+
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "student").exists():
             make_tiny_model(self.folder / "student", initializer_range=0.5)
             write_pool(self.folder / "pool.jsonl", 20)
             write_pool(self.folder / "heldout.jsonl", 4, start=100)
-        config: dict[str, Any] = {
+        self.config = {
             "run_name": "job",
             "storage_path": str(self.folder / "runs"),
             "iterations": 1,
@@ -92,9 +94,13 @@ class Job:
             "shard_rows": 4,
             "max_shards_in_flight": 2,
         }
+        self.write()
+
+    def write(self) -> None:
+        """Write the config file, with `changes` over what it was."""
         for key, value in self.changes.items():
-            config[key] = config[key] | value if isinstance(value, dict) else value
-        self.path.write_text(yaml.safe_dump(config, sort_keys=False))
+            self.config[key] = self.config.get(key, {}) | value if isinstance(value, dict) else value
+        self.path.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     @property
     def path(self) -> Path:

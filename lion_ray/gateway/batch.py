@@ -1,0 +1,377 @@
+"""Calls through an endpoint's Batch API: gathered into batches, bought once, and handed back line by line.
+
+Invariants:
+- A batch's record is durable before the endpoint can have the batch, and stays until every line that came back is
+  settled (journaled by the caller) or known to have failed. So a killed process never buys a batch twice: the next one
+  adopts it, and calls that are in it wait for it.
+- The same call asked twice is one line.
+- No call is lost with its batch: what a batch left undone goes again, in a new batch or (`leftovers: live`) by its
+  caller, who gets NotDone.
+- A batch that nobody here asks about is neither polled nor fetched.
+
+Several processes may share a journal: each knows, from its start on, the batches that were open then. They may poll one
+together, and buy it once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
+
+Source: OpenAI's Batch API. This module knows who waits for which batch; what is done with one is `batch_buyer`'s, and
+what is in the journal is its caller's. Use it from one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
+
+import openai
+from openai.types import Batch
+
+from lion_ray.config import EndpointConfig
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.batch_api import BatchAPI, Gone
+from lion_ray.gateway.batch_buyer import Buyer
+from lion_ray.gateway.batch_lines import NotDone, Output, read_line, request_line
+from lion_ray.gateway.batch_state import BatchRecord, BatchRecords
+from lion_ray.gateway.batch_verdict import Verdict, verdict_of
+from lion_ray.gateway.batch_work import Asked, Gathering, UnderWay
+from lion_ray.gateway.wire import Rejected, Reply, Transient, TransportError
+
+__all__ = ["BatchQueue", "NotDone"]
+
+NOT_DONE = "not done by batches"
+ROUNDS = 5
+"""Batches that a call goes through before it is given back as Transient."""
+REFUSALS = 5
+"""Times that an endpoint with nothing else of ours may have no room for one call until that is given back."""
+MAX_WAIT_FOR_ROOM_S = 1800.0
+_AT_ONCE = 200
+"""Lines handed out before other work in the loop has its turn."""
+
+
+class BatchQueue:
+    """Collects calls and buys them through an endpoint's Batch API."""
+
+    def __init__(
+        self,
+        name: str,
+        config: EndpointConfig,
+        api: openai.AsyncOpenAI,
+        journal_root: str,
+        *,
+        journaled: Callable[[str], bool] | None = None,
+        say: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """The endpoint called `name`, by `api` (made with max_retries=0), which stays its owner's to close.
+
+        `journaled` says whether a key is in the journal: a batch of an earlier process that has nothing more to give
+        is then closed at the first call, and needs only the others settled. Reads and writes nothing yet.
+        """
+        self.name = name
+        self._config = config
+        self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
+        self._api = BatchAPI(api, config.timeout_s, keyed=config.api_key_env is not None)
+        self._records = BatchRecords(journal_root)
+        self._buyer = Buyer(config, self._api, self._records, self._say, clock, sleep, now)
+        self._journaled = journaled or (lambda key: False)
+        self._sleep = sleep
+        self._now = now
+        self._gathering = Gathering(config.batch, self._ship, clock, sleep)
+        self._loading: asyncio.Task[None] | None = None
+        self._asked: dict[str, Asked] = {}
+        self._batches: dict[str, UnderWay] = {}
+        self._where: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def chat(self, key: str, body: dict[str, Any]) -> Reply:
+        """Join a batch, or the one of an earlier process that holds this call; returns when its line is back.
+
+        Raises a TransportError: Rejected (this request, or its whole batch, never succeeds), Refused (the endpoint
+        refuses all), Transient (given up after so many batches, or the endpoint is down for `outage_timeout_s`),
+        NotDone (only with `leftovers: live`: the batch ended before it did this one). Raises InfrastructureError where
+        the journal's folder refuses or the queue is closed.
+        """
+        await self._ready()
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = Asked(key, request_line(key, body), asyncio.get_running_loop().create_future())
+            batch = self._batches.get(self._where.get(key, ""))
+            if batch is None or batch.closing:
+                self._gathering.add(asked)
+            else:
+                self._attend(batch, asked)
+        asked.waiters += 1
+        try:
+            return await asyncio.shield(asked.future)
+        finally:
+            asked.waiters -= 1
+            if not asked.waiters and self._gathering.drop(asked):
+                # Nothing was sent, so nothing is paid for.
+                self._asked.pop(key, None)
+                asked.future.cancel()
+
+    async def settled(self, key: str) -> None:
+        """The caller has journaled this key durably. A batch's last key closes it, in the background: its files at the
+        endpoint are deleted (as far as it lets us), then its record."""
+        self._asked.pop(key, None)
+        for batch in list(self._batches.values()):
+            if key in batch.open:
+                batch.open.discard(key)
+                self._close_if_done(batch)
+
+    def stats(self) -> dict[str, Any]:
+        """What is under way for callers here: `batches`; calls `waiting` to be sent, and `under_way` in batches;
+        `oldest_s`, seconds since the oldest of the batches was made; their lines `completed`, `failed` and in `total`,
+        as the endpoint counts them."""
+        running = self._running()
+        counts = [batch.remote.request_counts for batch in running if batch.remote and batch.remote.request_counts]
+        under_way = sum(len(batch.waiting) for batch in running)
+        unanswered = sum(not asked.future.done() for asked in self._asked.values())
+        return {
+            "batches": len(running),
+            "waiting": unanswered - under_way,
+            "under_way": under_way,
+            "oldest_s": max((self._now() - batch.record.made_at for batch in running), default=0.0),
+            "completed": sum(count.completed for count in counts),
+            "failed": sum(count.failed for count in counts),
+            "total": sum(count.total for count in counts),
+        }
+
+    async def close(self) -> None:
+        """Stop polling; whoever waits gets an InfrastructureError. A batch under way goes on at the endpoint, and the
+        next start adopts it."""
+        self._closed = True
+        self._gathering.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+        for asked in list(self._asked.values()):
+            self._end(asked, self._closed_error())
+        for batch in self._batches.values():
+            batch.release()
+
+    # --- before a batch
+
+    async def _ready(self) -> None:
+        """The open batches of earlier processes are known. One load serves all; one that failed is tried again."""
+        if self._closed:
+            raise self._closed_error()
+        if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
+            self._loading = self._spawn(self._load())
+        await asyncio.wait({self._loading})
+        if self._closed:
+            raise self._closed_error()
+        self._loading.result()
+
+    async def _load(self) -> None:
+        for record in await asyncio.to_thread(self._records.load, self._api.address):
+            unsettled = {key for key in record.keys if not self._journaled(key)}
+            batch = self._batches[record.nonce] = UnderWay(record, unsettled)
+            # A call that one batch left over is in the next one's record too: the newest has it.
+            self._where.update((key, record.nonce) for key in record.keys)
+            if unsettled:
+                told = record.batch_id or "that perhaps was created"
+                self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls, which wait for it")
+            else:
+                self._start_closing(batch)
+
+    def _ship(self, members: dict[str, Asked]) -> None:
+        """Make what has gathered a batch."""
+        now = self._now()
+        # Sorts by time, for people who look into the folder.
+        nonce = f"{int(now * 1000):015d}-{secrets.token_hex(8)}"
+        record = BatchRecord(nonce, self._api.address, self.name, list(members), made_at=now, tried_at=now)
+        batch = self._batches[nonce] = UnderWay(record, set(members), waiting=members, fresh=True)
+        self._where.update(dict.fromkeys(members, nonce))
+        self._tend(batch)
+
+    # --- a batch's life
+
+    def _attend(self, batch: UnderWay, asked: Asked) -> None:
+        batch.waiting[asked.key] = asked
+        if not batch.running:
+            self._tend(batch)
+
+    def _tend(self, batch: UnderWay) -> None:
+        batch.task = self._spawn(self._see_through(batch))
+        batch.task.add_done_callback(lambda task: self._tended(batch, task))
+
+    def _tended(self, batch: UnderWay, task: asyncio.Task[None]) -> None:
+        """Whatever ended a batch's task, nobody waits for ever."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            for asked in batch.take():
+                self._end(asked, error)
+
+    async def _see_through(self, batch: UnderWay) -> None:
+        """Buy it unless that was done, wait for its end, hand out its lines. Run again, it goes on where it was."""
+        if batch.fresh:
+            await self._buy(batch)
+        elif batch.record.batch_id is None and not await self._buyer.found(batch):
+            await self._close_batch(batch)
+            for asked in batch.take():
+                self._gathering.add(asked)
+            return
+        try:
+            over = await self._buyer.until_over(batch)
+            if over.status == "failed":
+                await self._failed(batch, over)
+                return
+            if batch.output is None:
+                batch.output = await self._buyer.fetch(batch, over)
+                # Nothing will come for the other lines: they are known to have failed.
+                batch.open &= batch.output.answered
+        except Gone as gone:
+            self._say(f"{gone.detail}; its {len(batch.waiting)} calls go again")
+            await self._close_batch(batch)
+            self._again(batch.take(), NotDone(gone.detail))
+            return
+        self._gathering.widen()
+        await self._hand_out(batch, batch.output)
+
+    async def _buy(self, batch: UnderWay) -> None:
+        try:
+            await self._buyer.buy(batch)
+        except (TransportError, InfrastructureError) as error:
+            # Where it may exist it keeps its record: asked again, it is looked for.
+            batch.fresh = False
+            if not batch.maybe_created:
+                await self._close_batch(batch)
+            if isinstance(error, Rejected):
+                raise Rejected(f"batch {error.reason}", error.detail) from None
+            raise
+        batch.fresh = False
+        self._say(f"batch {batch.record.batch_id} with {len(batch.record.keys)} calls is under way")
+
+    async def _hand_out(self, batch: UnderWay, output: Output) -> None:
+        undone, why, done = 0, "", 0
+        while batch.waiting:
+            key, asked = next(iter(batch.waiting.items()))
+            line = output.line(key)
+            del batch.waiting[key]
+            try:
+                reply = read_line(self._api.redact(line) if line is not None else None)
+            except NotDone as error:
+                batch.open.discard(key)
+                undone, why = undone + 1, error.detail
+                self._again([asked], error)
+            except TransportError as error:
+                batch.open.discard(key)
+                self._end(asked, error)
+            else:
+                if not asked.future.done():
+                    asked.future.set_result(reply)
+            done += 1
+            if done % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if undone and batch.remote is not None:
+            self._say(
+                f"batch {batch.record.batch_id} is {batch.remote.status} and left {undone} of its"
+                f" {len(batch.record.keys)} calls undone; they go again ({why})"
+            )
+        self._close_if_done(batch)
+
+    # --- what a batch left undone
+
+    def _again(self, left: Iterable[Asked], error: NotDone) -> None:
+        for asked in left:
+            asked.rounds += 1
+            if self._config.batch.leftovers == "live" or not asked.waiters:
+                self._end(asked, error)
+            elif asked.rounds >= ROUNDS:
+                self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
+            else:
+                self._gathering.add(asked)
+
+    async def _failed(self, batch: UnderWay, over: Batch) -> None:
+        """A batch that the endpoint did not begin: nothing of it was bought."""
+        verdict = verdict_of(over, batch.record.keys)
+        self._say(f"{verdict.detail} ({len(batch.record.keys)} calls)")
+        await self._close_batch(batch)
+        left = []
+        for asked in batch.take():
+            blame = verdict.refused or verdict.rejected.get(asked.key)
+            if blame is not None:
+                self._end(asked, blame)
+            else:
+                left.append(asked)
+        self._next_for(left, verdict, batch.record.made_at)
+
+    def _next_for(self, left: list[Asked], verdict: Verdict, since: float) -> None:
+        if verdict.no_room:
+            self._spawn(self._wait_for_room(left, verdict.detail, since))
+        elif verdict.rejected:
+            # They were not looked at, so it is no attempt of theirs. It ends, as each time some others leave.
+            for asked in left:
+                self._gathering.add(asked)
+        else:
+            self._again(left, NotDone(verdict.detail))
+
+    async def _wait_for_room(self, members: list[Asked], detail: str, since: float) -> None:
+        """The endpoint queues only so many tokens: wait for batches that run, or send smaller ones."""
+        for asked in members:
+            asked.turned_away += 1
+        times = max((asked.turned_away for asked in members), default=0)
+        pause = min(MAX_WAIT_FOR_ROOM_S, self._config.batch.poll_s * 2.0 ** min(times, 20))
+        self._say(f"it has no room for {len(members)} calls now; they go again in {pause:.0f} s")
+        await self._sleep(pause)
+        # Asked after the pause, as what was made together with this one had only begun.
+        if self._buyer.ran_at < since:
+            # Nothing of ours was in its way. Perhaps it is too large by itself.
+            self._gathering.narrow(len(members))
+            for asked in members:
+                asked.refusals += 1
+            if len(members) == 1 and members[0].refusals >= REFUSALS:
+                self._end(members[0], Transient(NOT_DONE, f"{detail} ({members[0].refusals} times)"))
+                return
+        for asked in members:
+            self._gathering.add(asked)
+
+    # --- the end of a batch
+
+    def _close_if_done(self, batch: UnderWay) -> None:
+        # Only what was fetched is known; `open` may hold keys that nobody has asked for yet.
+        if batch.output is not None and not batch.open and not batch.waiting and not batch.closing:
+            self._start_closing(batch)
+
+    def _start_closing(self, batch: UnderWay) -> None:
+        batch.closing = True
+        task = asyncio.create_task(self._close_batch(batch))
+        self._closings.add(task)
+        task.add_done_callback(self._closings.discard)
+
+    async def _close_batch(self, batch: UnderWay) -> None:
+        """Its files, then its record; its calls may then be bought elsewhere."""
+        batch.closing = True
+        await self._buyer.delete_files(batch)
+        await self._buyer.forget(batch.record)
+        self._batches.pop(batch.record.nonce, None)
+        batch.release()
+        for key in batch.record.keys:
+            if self._where.get(key) == batch.record.nonce:
+                del self._where[key]
+
+    # --- helpers
+
+    def _running(self) -> list[UnderWay]:
+        return [batch for batch in self._batches.values() if batch.running]
+
+    def _end(self, asked: Asked, error: BaseException) -> None:
+        if self._asked.get(asked.key) is asked:
+            del self._asked[asked.key]
+        if not asked.future.done():
+            asked.future.set_exception(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _closed_error(self) -> InfrastructureError:
+        return InfrastructureError(f"the batches of endpoint {self.name} were closed before this call was answered")

@@ -1,0 +1,121 @@
+"""The lines of a batch's files: requests as they are sent, and what a line that came back means.
+
+Invariants:
+- What a status or an answer means is `wire`'s to say, so a call in a batch ends as the same call would live.
+- A line that is missing, garbled, expired, or failed for a passing reason is NotDone: no call is given up for it.
+- Memory holds where the lines that came back are; their texts are in an unnamed file that dies with the process.
+
+Formats: OpenAI's Batch API, request input, request output and errors. This module knows nothing of HTTP or of batches'
+lives.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection
+from typing import Any
+
+import orjson
+
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.wire import (
+    RateLimited,
+    Reply,
+    Transient,
+    TransportError,
+    parse_reply,
+    shorten,
+    status_error,
+)
+
+URL = "/v1/chat/completions"
+
+
+class NotDone(TransportError):  # noqa: N818 - it names an answer, not a mistake
+    """A batch ended without doing this request; sent again, it may succeed."""
+
+
+def request_line(key: str, body: dict[str, Any]) -> bytes:
+    """One request in a batch's input file, with its newline."""
+    return orjson.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}) + b"\n"
+
+
+def read_line(data: bytes | None) -> Reply:
+    """What a batch answered to one request; None where its files have no line for it.
+
+    Raises NotDone; Rejected where this request never succeeds; Refused where the endpoint refused it as it would any.
+    """
+    line = _parse(data) if data is not None else None
+    if line is None:
+        raise NotDone("the batch gave no readable answer to this request")
+    response, error = line.get("response"), line.get("error")
+    status = response.get("status_code") if isinstance(response, dict) else None
+    if not isinstance(response, dict) or not isinstance(status, int):
+        # Expired and cancelled requests have an error and no response.
+        raise NotDone(shorten(f"not done by the batch: {json.dumps(error)}"))
+    body = json.dumps(response.get("body")).encode()
+    if status >= 400:
+        told = status_error(status, {}, body.decode())
+        if isinstance(told, RateLimited | Transient):
+            raise NotDone(told.detail)
+        raise told
+    try:
+        return parse_reply(body)
+    except Transient as garbled:
+        raise NotDone(garbled.detail) from None
+
+
+class Output:
+    """The lines that a batch gave back."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the batch
+        self._places: dict[str, tuple[int, int]] = {}
+        self.answered: set[str] = set()
+        """Keys whose line says that there is an answer."""
+
+    def write(self, chunk: bytes) -> None:
+        """Take in a part of a file. Raises InfrastructureError where this machine has no room for it."""
+        try:
+            self._file.write(chunk)
+        except OSError as cause:
+            raise InfrastructureError(f"a batch's answers cannot be kept on this machine: {cause}") from cause
+
+    def index(self, keys: Collection[str]) -> None:
+        """Find the lines of these keys, after everything was written. Blocking; the first line of a key stands."""
+        self._file.seek(0)
+        offset = 0
+        for data in self._file:
+            line = _parse(data)
+            key = line.get("custom_id") if line is not None else None
+            if line is not None and isinstance(key, str) and key in keys and key not in self._places:
+                self._places[key] = (offset, len(data))
+                response = line.get("response")
+                if isinstance(response, dict) and response.get("status_code") == 200:
+                    self.answered.add(key)
+            offset += len(data)
+
+    def line(self, key: str) -> bytes | None:
+        """A key's line, or None where there is none."""
+        place = self._places.get(key)
+        if place is None:
+            return None
+        self._file.seek(place[0])
+        return self._file.read(place[1])
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._file.close()
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """A line's object; orjson refuses lone surrogates, which some endpoints send escaped."""
+    try:
+        line = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            line = json.loads(data)
+        except ValueError:
+            return None
+    return line if isinstance(line, dict) else None

@@ -1,0 +1,50 @@
+"""What it means that an endpoint failed a whole batch: which calls are to blame, or what else.
+
+Source: the `errors` of OpenAI's batch object; lines count from 1. This module only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from openai.types import Batch
+
+from lion_ray.gateway.wire import REJECTED, Refused, Rejected, shorten
+
+_QUOTA = {"billing_hard_limit_reached", "billing_not_active", "insufficient_quota"}
+_NO_ROOM = {"token_limit_exceeded", "too_many_tasks"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Exactly one of `rejected`, `refused` and `no_room` says why; none of them: another batch may succeed."""
+
+    detail: str
+    rejected: dict[str, Rejected] = field(default_factory=dict)
+    """Calls that the endpoint named by their line."""
+    refused: Refused | None = None
+    """It would refuse any batch."""
+    no_room: bool = False
+    """It has too much to do for this account: a matter of time, or of a smaller batch."""
+
+
+def verdict_of(batch: Batch, keys: Sequence[str]) -> Verdict:
+    """Why a batch of these keys, in the order of its lines, is `failed`."""
+    errors = (batch.errors.data if batch.errors else None) or []
+    detail = "; ".join(f"{error.code}: {error.message}" for error in errors[:3]) or "the endpoint does not say why"
+    detail = shorten(f"batch {batch.id}: {detail}")
+    codes = {str(error.code) for error in errors}
+    if codes & _QUOTA:
+        return Verdict(detail, refused=Refused("quota", detail))
+    if "model_not_found" in codes:
+        # Also where it names lines: all of them ask for the same model.
+        return Verdict(detail, refused=Refused("model", detail))
+    if codes & _NO_ROOM or any("enqueued token limit" in (error.message or "").lower() for error in errors):
+        return Verdict(detail, no_room=True)
+    named = {error.line: error for error in errors if error.line is not None and 1 <= error.line <= len(keys)}
+    rejected = {
+        keys[line - 1]: Rejected(REJECTED, shorten(f"line {line} of a batch: {error.code}: {error.message}"))
+        for line, error in named.items()
+    }
+    return Verdict(detail, rejected=rejected)

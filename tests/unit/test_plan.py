@@ -1,0 +1,105 @@
+"""What a run is said to cost, against sums made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lion_ray.config import RunConfig
+from lion_ray.gateway.stats import Latencies, Stats, meter_line
+from lion_ray.plan import make_plan, plan_table, what_is_left
+from lion_ray.store import RunStore
+
+
+def configured(folder: Path, **endpoint: Any) -> RunConfig:
+    rows = "\n".join(json.dumps({"instruction": f"Question number {n:04d}?"}) for n in range(100))  # 21 characters
+    (folder / "pool.jsonl").write_text(rows)
+    return RunConfig.model_validate(
+        {
+            "run_name": "r",
+            "iterations": 1,
+            "data": {"pool": "pool.jsonl"},
+            "endpoints": {"default": {"model": "m"} | endpoint},
+            "student": {"model": "absent-7b"},
+            "generation": {"hard": 10, "easy": 10},
+        }
+    )
+
+
+def test_money_about_and_at_most(tmp_path: Path) -> None:
+    plan = make_plan(configured(tmp_path, prices={"input": 1.0, "output": 10.0}), tmp_path)
+    teacher = next(stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers")
+    # 5 tokens an instruction at four characters a token, 60 for the frame, 160 for a usual answer, 1024 at most.
+    assert teacher.usd == pytest.approx(100 * (65 * 1.0 + 160 * 10.0) / 1e6)
+    assert teacher.usd_worst == pytest.approx(100 * (65 * 1.0 + 1024 * 10.0) / 1e6)
+    judging = next(stage for stage in plan.stages if stage.stage == "judging the Cache Pool")
+    assert judging.calls == 200
+    assert judging.usd == pytest.approx(200 * ((5 + 200 + 160 + 160) * 1.0 + 150 * 10.0) / 1e6)
+    assert judging.usd_worst == pytest.approx(200 * ((5 + 200 + 1024 + 1024) * 1.0 + 512 * 10.0) / 1e6)
+    totals = plan.to_json()["totals"]
+    assert totals["usd"] == pytest.approx(sum(stage.usd or 0 for stage in plan.stages))
+    assert "at most $" in [column.header for column in plan_table(plan).columns]
+
+
+def test_a_batch_costs_its_share(tmp_path: Path) -> None:
+    prices = {"prices": {"input": 1.0, "output": 10.0, "batch": 0.5}}
+    live = configured(tmp_path, **prices)
+    batch = live.model_copy(update={"teacher": live.teacher.model_copy(update={"mode": "batch"})})
+    costs = [make_plan(config, tmp_path).stages[1].usd for config in (live, batch)]
+    assert costs[0] == pytest.approx(2 * (costs[1] or 0))
+
+
+def test_time_at_the_limits(tmp_path: Path) -> None:
+    limits = {"requests_per_minute": 50, "tokens_per_minute": 1e9}
+    plan = make_plan(configured(tmp_path, limits=limits), tmp_path)
+    teacher = next(stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers")
+    assert teacher.seconds == pytest.approx(120)
+    assert plan.to_json()["totals"]["usd"] is None
+    assert any("no endpoint has prices" in note for note in plan.notes)
+
+
+def test_what_is_left_counts_what_is_there(tmp_path: Path) -> None:
+    config = configured(tmp_path, prices={"input": 1.0, "output": 10.0})
+    plan = make_plan(config, tmp_path)
+    store = RunStore(str(tmp_path / "run"))
+    store.claim()
+    store.write_json("run.json", {"config": {"shard_rows": 25}})
+    everything, worst = what_is_left(plan, store)
+    assert everything == pytest.approx(plan.to_json()["totals"]["usd"])
+    assert worst == pytest.approx(plan.to_json()["totals"]["usd_worst"])
+    teacher = next(stage for stage in plan.stages if stage.folder == "answers-0")
+    store.write_bytes(store.stage("answers-0").part_name(0), b"rows")
+    quarter, _ = what_is_left(plan, store)
+    assert quarter == pytest.approx((everything or 0) - (teacher.usd or 0) / 4)
+    store.stage("answers-0").commit({"rows": 100, "parts": 4})
+    rest, _ = what_is_left(plan, store)
+    assert rest == pytest.approx((everything or 0) - (teacher.usd or 0))
+
+
+def test_a_budget_needs_prices(tmp_path: Path) -> None:
+    config = configured(tmp_path).model_dump()
+    with pytest.raises(ValueError, match=r"endpoints\.default\.prices is missing"):
+        RunConfig.model_validate(config | {"budget": {"usd": 5}})
+
+
+def test_the_meter_adds_an_endpoints_proxies() -> None:
+    one = Stats(sent_per_minute=300, allowed_per_minute=3000.0, in_flight=4, waiting=10, latency_p50_s=0.8)
+    two = Stats(sent_per_minute=310, allowed_per_minute=3000.0, in_flight=5, paused_s=12)
+    line = meter_line({"openai": [one, two], "judge": [Stats(down_s=30)]}, 12.349, 50.0)
+    assert line == (
+        "openai: 610 of 6,000 requests/min, 9 in flight, 10 waiting, 0.8 s median, rate limit: pausing 12 s · "
+        "judge: 0 requests/min, DOWN for 30 s, probing · $12.35 of $50.00 spent"
+    )
+    assert "spent" not in meter_line({"openai": [one]}, 0.0, None)
+
+
+def test_latencies_are_quantiles() -> None:
+    latencies = Latencies()
+    assert latencies.quantile(0.5) is None
+    for n in range(1, 101):
+        latencies.add(n / 100)
+    assert latencies.quantile(0.5) == pytest.approx(0.51)
+    assert latencies.quantile(0.95) == pytest.approx(0.96)
