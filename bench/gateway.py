@@ -286,7 +286,7 @@ def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str,
         "slow_calls": size.slow_calls,
         "in_flight": IN_FLIGHT,
         "latency_ms": LATENCY_MS,
-        "peers": {peer.name: peer.requirements[0] for peer in PEERS},
+        "peers": {peer.name: peer.version for peer in PEERS},
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
     }
 

@@ -14,7 +14,6 @@ os.environ |= {
     "CURATOR_DISABLE_CACHE": "1",
     "CURATOR_DISABLE_RICH_DISPLAY": "1",
     "TELEMETRY_ENABLED": "0",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "OPENAI_API_KEY": "none",
 }
 
@@ -24,6 +23,7 @@ def main() -> None:
     os.environ["OPENAI_BASE_URL"] = given.url
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as folder:
         os.environ["CURATOR_CACHE_DIR"] = folder
+        import litellm.litellm_core_utils.default_encoding  # noqa: F401 - before the rest: it holds tiktoken's file
         from bespokelabs import curator
 
         llm = curator.LLM(

@@ -21,15 +21,14 @@ class Peer:
     """Someone else's client, at a version that was driven here."""
 
     name: str
-    requirements: tuple[str, ...]
+    version: str
     module: str
+    installs: tuple[tuple[str, ...], ...]
+    """What pip is told to install, step by step."""
 
     @property
     def folder(self) -> Path:
-        return (
-            cache()
-            / f"{self.name}-{self.requirements[0].partition('==')[2]}-py{sys.version_info[0]}{sys.version_info[1]}"
-        )
+        return cache() / f"{self.name}-{self.version}-py{sys.version_info[0]}{sys.version_info[1]}"
 
     @property
     def python(self) -> Path:
@@ -42,14 +41,14 @@ class Peer:
             return None
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        log = self.folder.with_suffix(".log")
+        log = self.folder.with_name(f"{self.folder.name}.log")
         pip = [str(self.python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
         with log.open("w") as out:
             try:
                 for command in (
                     [sys.executable, "-m", "venv", str(self.folder)],
                     [*pip, "--upgrade", "pip>=25"],
-                    [*pip, *self.requirements],
+                    *([*pip, *step] for step in self.installs),
                 ):
                     subprocess.run(command, check=True, stdout=out, stderr=out, timeout=BUILD_TIMEOUT_S)
             except (OSError, subprocess.SubprocessError) as error:
@@ -60,9 +59,35 @@ class Peer:
         return None
 
 
+OUMI_IMPORTS = (
+    "accelerate>=1.10.0,<2.0",
+    "aiofiles>=24.1.0,<26",
+    "aiohttp>=3.12,<3.14",
+    "backoff>=2.2.1,<2.3",
+    "datasets>=3.2,<4.8.6",
+    "jsonlines",
+    "jsonschema>=4.0,<5.0",
+    "numpy>=1.26,<2.4",
+    "omegaconf==2.4.0.dev4",
+    "pandas>=2.3,<3",
+    "peft>=0.17,<0.20",
+    "pillow>=11.3,<12.4",
+    "posthog>=7.0,<8.0",
+    "pycares<6.0.0",
+    "pydantic>=2.11,<2.14",
+    "requests>=2.31,<3.0",
+    "torch==2.13.0",
+    "tqdm",
+    "transformers>=4.57,<5.17",
+    "typer<0.25.2",
+)
+"""What its remote engine imports, at the versions it asks for; but for torch, which it loads and does not use here, and
+of which this is the version that this project's CPU environment has. All that it asks for is 7 GB, and pip searches
+long for versions that go together."""
+
 PEERS = (
-    Peer("oumi", ("oumi==0.9",), "bench.peer_oumi"),
-    Peer("curator", ("bespokelabs-curator==0.1.31",), "bench.peer_curator"),
+    Peer("oumi", "0.9", "bench.peer_oumi", (("--no-deps", "oumi==0.9"), OUMI_IMPORTS)),
+    Peer("curator", "0.1.31", "bench.peer_curator", (("bespokelabs-curator==0.1.31",),)),
 )
 
 
