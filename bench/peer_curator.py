@@ -12,7 +12,6 @@ from bench.measure import MAX_TOKENS, MODEL, WARM_UP, arguments, measured, promp
 
 os.environ |= {
     "CURATOR_DISABLE_CACHE": "1",
-    "CURATOR_DISABLE_RICH_DISPLAY": "1",
     "TELEMETRY_ENABLED": "0",
     "OPENAI_API_KEY": "none",
 }

@@ -3,17 +3,12 @@
 Invariants:
 - `Journal.put` returns only once its record is durable; where the storage refuses, every waiter gets an
   InfrastructureError and the record is not served.
-- A writer touches only segments of its own, named by a writer id that nobody else has: any number of processes and
-  runs share a folder without locks.
-- A segment is never continued after a failed write, a restart or another writer: what follows a torn record would be
-  lost with it.
-- A record is served only if its CRC fits. A torn tail or a damaged line is counted in `dropped`, and bought again.
-- Of several records with one key the first stands, by segment name and then by position: every reader that opens the
-  same segments serves the same answer.
+- Any number of processes and runs share a folder: each writes segments of its own (`writer`), and any may compact it
+  meanwhile (`compaction`).
+- A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
+  tail or a damaged line is counted in `dropped`, and bought again.
+- Every line that was paid for counts in `spending`, also a second one with the same key.
 - Memory holds where the records are, not their texts.
-
-On a local folder a segment is a file that grows, and records that wait together share one fsync. On any other
-filesystem a commit is one new object, as object stores cannot append.
 
 What a record looks like is `record`'s to say. This module knows nothing of HTTP, prices or roles' meaning.
 """
@@ -22,75 +17,56 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import pyarrow as pa
 from pyarrow import fs as pafs
 
-from lion_ray.durable import sync_path
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.calls import Completion
-from lion_ray.gateway.record import decode_record, encode_record, key_of_record
+from lion_ray.gateway.calls import Account, Completion
+from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.reader import ATTEMPTS, Reader
+from lion_ray.gateway.record import decode_record, encode_record, head_of
+from lion_ray.gateway.segments import SUFFIX
+from lion_ray.gateway.spending import Spent
+from lion_ray.gateway.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
 
-SUFFIX = ".calls"
-SEGMENT_BYTES = 64 * 2**20
+__all__ = ["SUFFIX", "Journal", "Spent"]
+
 OBJECT_GATHER_S = 0.5
-_STORAGE_ERRORS = (OSError, pa.ArrowException)
-
-
-class Place(NamedTuple):
-    """Where a record is: its segment's path, and offset and length of its line in bytes, without the newline."""
-
-    path: str
-    offset: int
-    length: int
-
-
-@dataclass(slots=True)
-class _Segment:
-    """How far a segment has been read."""
-
-    scanned: int = 0  # bytes up to the end of the last complete line
-    size: int = -1  # when it was last read
-    corrupt: int = 0
-
-    @property
-    def torn(self) -> bool:
-        return self.size > self.scanned
+_Waiting = tuple[Line, asyncio.Future[None]]
 
 
 class Journal:
     """One process's view of a folder of segments, and its writer. Use it from one event loop."""
 
     def __init__(
-        self, filesystem: pafs.FileSystem, folder: str, *, segment_bytes: int = SEGMENT_BYTES, gather_s: float = 0.0
+        self,
+        folder: Folder,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        most_loose: int = MOST_LOOSE,
+        gather_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Use `Journal.open`; this reads nothing."""
-        self.folder = folder
-        self._fs = filesystem
-        self._local = isinstance(filesystem, pafs.LocalFileSystem)
-        self._segment_bytes = segment_bytes
+        self.folder = folder.path
         self._gather_s = gather_s
-        self._index: dict[str, Place] = {}
-        self._segments: dict[str, _Segment] = {}
-        self._unreadable = 0
-        # Sorts by time, so that the oldest writer's record of a key stands.
-        self._writer_id = f"{time.time_ns():020d}-{secrets.token_hex(6)}"
-        self._own: set[str] = set()
-        self._serial = 0
-        self._fd: int | None = None
-        self._path = ""
-        self._written = 0
-        self._pending: list[tuple[str, bytes, asyncio.Future[None]]] = []
+        self._most_loose = most_loose
+        self._clock = clock
+        self._reader = Reader(folder)
+        self._writer = Writer(folder, sync=self._sync, claim=self._reader.claim, segment_bytes=segment_bytes)
+        self._pending: list[_Waiting] = []
         self._committer: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = clock()
         # A thread of its own: a commit never queues behind reads.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        # And one for merging small objects, which takes longer than a commit may.
+        self._merger = ThreadPoolExecutor(1, thread_name_prefix="journal-merger")
+        self._merges: list[Future[None]] = []
+        self._closing: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
@@ -100,42 +76,35 @@ class Journal:
         *,
         filesystem: pafs.FileSystem | None = None,
         segment_bytes: int = SEGMENT_BYTES,
+        most_loose: int = MOST_LOOSE,
         gather_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> Journal:
         """The journal in `root`: a local folder, or a URL that pyarrow's filesystems understand.
 
-        Makes the folder where it is missing and reads every segment once (blocking; about a second of CPU time
-        for 100,000 records of 2 kB). With `filesystem`, `root` is a path in it. `gather_s` is how long a commit waits
-        for company; by default 0 on a local folder and 0.5 s elsewhere.
+        Makes the folder where it is missing and reads the segments' sidecars, and the segments that have none
+        (blocking; `bench/README.md` says how long that takes). With `filesystem`, `root` is a path in it. `gather_s` is
+        how long a commit waits for company; by default 0 on a local folder and 0.5 s elsewhere. On an object store the
+        writer merges its objects whenever there are `most_loose`. `clock` is what `refresh_if_older` goes by.
 
         Raises InfrastructureError where the folder cannot be made, listed or read.
         """
+        folder = Folder.at(root, filesystem)
         try:
-            if filesystem is None and "://" in root:
-                filesystem, root = pafs.FileSystem.from_uri(root)
-            elif filesystem is None:
-                filesystem, root = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-            local = isinstance(filesystem, pafs.LocalFileSystem)
-            if local:
-                _make_durable(Path(root))
-            else:
-                filesystem.create_dir(root, recursive=True)
-        except (*_STORAGE_ERRORS, ValueError) as cause:
-            raise InfrastructureError(f"the journal {root} cannot be opened: {cause}") from cause
-        if local and not os.access(root, os.W_OK):
-            # Before the first call is paid for, not after.
-            raise InfrastructureError(f"the journal {root} cannot be opened: the folder is not writable")
+            folder.make()
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {cause}") from cause
         if gather_s is None:
-            gather_s = 0.0 if local else OBJECT_GATHER_S
-        journal = cls(filesystem, root, segment_bytes=segment_bytes, gather_s=gather_s)
-        journal._read_segments()
+            gather_s = 0.0 if folder.is_local else OBJECT_GATHER_S
+        journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
+        journal._reader.update()
         return journal
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._reader.index)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._index
+        return bool(self._reader.find(key))
 
     @property
     def dropped(self) -> int:
@@ -143,70 +112,107 @@ class Journal:
 
         A record that another process is writing right now counts until a refresh finds it whole.
         """
-        return self._unreadable + sum(segment.corrupt + segment.torn for segment in self._segments.values())
+        return self._reader.damaged
+
+    def spending(self, run: str) -> dict[Account, Spent]:
+        """What a run has paid for, by account: what was on disk at the last refresh, and all that was put here since.
+
+        A call that was bought twice counts twice. A line that was damaged before its segment was sealed is not known.
+        """
+        return {account: spent for account, spent in self._reader.sums().items() if account.run == run}
 
     async def get(self, key: str) -> Completion | None:
         """The recorded completion, `replayed`; None where there is none that can be trusted."""
-        place = self._index.get(key)
-        if place is None:
-            return None
-        try:
-            line = await asyncio.to_thread(self._read, place)
-        except _STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal cannot read {place.path}: {cause}") from cause
-        completion = decode_record(line)
-        if completion is None or completion.key != key:
-            # Changed under our feet since it was scanned.
-            self._unreadable += 1
-            self._index.pop(key, None)
-            return None
-        return completion
+        for _ in range(ATTEMPTS):
+            for place in self._reader.find(key):
+                try:
+                    line = await asyncio.to_thread(self._reader.read, place)
+                except FileNotFoundError:
+                    # Compacted by another process. What stands now is wherever that put it.
+                    break
+                except STORAGE_ERRORS as cause:
+                    raise InfrastructureError(
+                        f"the journal cannot read {self._shown(place.segment)}: {cause}"
+                    ) from cause
+                completion = decode_record(line)
+                if completion is not None and completion.key == key:
+                    return completion
+                # Changed since it was scanned. There may be another copy.
+                self._reader.distrust(key, place)
+            else:
+                return None
+            await self.refresh()
+        raise InfrastructureError(f"the journal {self.folder} changes faster than it can be read")
 
-    async def put(self, completion: Completion, role: str) -> None:
-        """Record a completion; returns once it is durable.
+    async def put(self, completion: Completion, account: Account) -> None:
+        """Record a completion and who pays for it; returns once it is durable.
 
         Raises InfrastructureError where the storage refuses. A caller that is cancelled meanwhile does not stop the
         record from being written.
         """
         if self._closed:
             raise InfrastructureError(f"the journal {self.folder} is closed")
-        line = encode_record(completion, role)
+        data = encode_record(completion, account)
+        line = Line(head_of(completion, account), data)
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((completion.key, line, durable))
+        self._pending.append((line, durable))
         if self._committer is None or self._committer.done():
             self._committer = asyncio.create_task(self._commit_all())
         await durable
 
     async def refresh(self) -> None:
-        """Take in what other writers have added since."""
-        await asyncio.to_thread(self._read_segments)
+        """Take in what other writers have added and compactions have moved since.
+
+        Raises InfrastructureError where the folder cannot be listed or read.
+        """
+        running = self._refreshing
+        if running is not None and not running.done():
+            # It may have looked before what the caller is after was there.
+            await asyncio.wait({running})
+        if self._refreshing is running:
+            self._refreshing = asyncio.create_task(self._refresh())
+        assert self._refreshing is not None
+        await asyncio.shield(self._refreshing)
+
+    async def refresh_if_older(self, seconds: float) -> None:
+        """Refresh where the last one began at least so many seconds ago. One that is under way is shared."""
+        running = self._refreshing
+        if running is not None and not running.done():
+            await asyncio.shield(running)
+        elif self._clock() - self._refreshed_at >= seconds:
+            await self.refresh()
 
     async def close(self) -> None:
         """Wait until everything put so far is durable or refused, then end the writer. May be called again."""
         self._closed = True
         while self._committer is not None and not self._committer.done():
             await asyncio.wait({self._committer})
-        await asyncio.to_thread(self._writer.shutdown)
-        self._leave_segment()
+        if self._closing is None:
+            self._closing = asyncio.create_task(asyncio.to_thread(self._end))
+        await asyncio.shield(self._closing)
+
+    async def _refresh(self) -> None:
+        began = self._clock()
+        await asyncio.to_thread(self._reader.update)
+        self._refreshed_at = began
 
     # --- writing: in the loop
 
     async def _commit_all(self) -> None:
         """Commit until nothing waits. What arrives during one commit shares the next."""
-        batch: list[tuple[str, bytes, asyncio.Future[None]]] = []
+        loop = asyncio.get_running_loop()
+        batch: list[_Waiting] = []
         try:
             while self._pending:
                 if self._gather_s:
                     await asyncio.sleep(self._gather_s)
                 batch, self._pending = self._pending, []
-                lines = [line for _, line, _ in batch]
                 try:
-                    places = await asyncio.get_running_loop().run_in_executor(self._writer, self._commit, lines)
-                except _STORAGE_ERRORS as cause:
-                    self._refuse(batch, f"the journal cannot write to {self._path or self.folder}: {cause}")
+                    await loop.run_in_executor(self._thread, self._commit, [line for line, _ in batch])
+                except STORAGE_ERRORS as cause:
+                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {cause}")
                     continue
-                for (key, _, durable), place in zip(batch, places, strict=True):
-                    self._index.setdefault(key, place)
+                for _, durable in batch:
                     if not durable.done():
                         durable.set_result(None)
         finally:
@@ -215,117 +221,29 @@ class Journal:
             self._refuse(left, f"the journal {self.folder} was stopped while it wrote")
 
     @staticmethod
-    def _refuse(batch: Iterable[tuple[str, bytes, asyncio.Future[None]]], message: str) -> None:
-        for _, _, durable in batch:
+    def _refuse(batch: Iterable[_Waiting], message: str) -> None:
+        for _, durable in batch:
             if not durable.done():
                 durable.set_exception(InfrastructureError(message))
 
     # --- writing: in the writer's thread
 
-    def _commit(self, lines: list[bytes]) -> list[Place]:
-        data = b"".join(lines)
-        start = self._append(data) if self._local else self._write_object(data)
-        places = []
-        for line in lines:
-            places.append(Place(self._path, start, len(line) - 1))
-            start += len(line)
-        return places
-
-    def _append(self, data: bytes) -> int:
-        """Append to the open segment and make it durable; returns the offset at which `data` starts."""
-        if self._fd is not None and self._written >= self._segment_bytes:
-            self._leave_segment()
-        try:
-            if self._fd is None:
-                self._path = self._next_name()
-                flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY
-                self._fd = os.open(self._path, flags, 0o644)
-                self._sync_folder(self.folder)
-                self._written = 0
-            start = self._written
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-            self._sync(self._fd)
-        except OSError:
-            # What the file holds now is unknown, and a second fsync may report success for lost pages.
-            self._leave_segment()
-            raise
-        self._written = start + len(data)
-        return start
-
-    def _write_object(self, data: bytes) -> int:
-        self._path = self._next_name()
-        with self._fs.open_output_stream(self._path) as stream:
-            stream.write(data)
-        return 0
-
-    def _next_name(self) -> str:
-        name = f"{self._writer_id}-{self._serial:06d}{SUFFIX}"
-        self._serial += 1
-        self._own.add(name)
-        return f"{self.folder.rstrip('/')}/{name}"
-
-    def _leave_segment(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
+    def _commit(self, batch: list[Line]) -> None:
+        for line, place in zip(batch, self._writer.commit(batch), strict=True):
+            self._reader.add_own(line.head, place)
+        if self._writer.loose >= self._most_loose:
+            self._merges.append(self._merger.submit(self._writer.merge, self._writer.take_loose()))
 
     def _sync(self, fd: int) -> None:
+        """Flush a segment to the disk."""
         os.fsync(fd)
 
-    def _sync_folder(self, folder: str) -> None:
-        sync_path(Path(folder))
+    def _end(self) -> None:
+        self._thread.submit(self._writer.close).result()
+        self._thread.shutdown()
+        self._merger.shutdown()
+        for merge in self._merges:
+            merge.result()
 
-    # --- reading: in any thread
-
-    def _read(self, place: Place) -> bytes:
-        with self._fs.open_input_file(place.path) as file:
-            return bytes(file.read_at(place.length, place.offset))
-
-    def _read_segments(self) -> None:
-        try:
-            listed = self._fs.get_file_info(pafs.FileSelector(self.folder, allow_not_found=True))
-            known = self._segments
-            changed = sorted(
-                info.path
-                for info in listed
-                if info.is_file
-                and info.path.endswith(SUFFIX)
-                and info.base_name not in self._own
-                and not (info.path in known and known[info.path].size == info.size)
-            )
-            # Object stores hold many small segments and answer slowly, so several are asked at once.
-            with ThreadPoolExecutor(1 if self._local else 16) as readers:
-                for path, found in zip(changed, readers.map(self._scan, changed), strict=True):
-                    segment, entries = found
-                    for key, offset, length in entries:
-                        self._index.setdefault(key, Place(path, offset, length))
-                    self._segments[path] = segment
-        except _STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {self.folder} cannot be read: {cause}") from cause
-
-    def _scan(self, path: str) -> tuple[_Segment, list[tuple[str, int, int]]]:
-        """Read a segment on from where it was left: what is known of it now, and (key, offset, length) of records."""
-        before = self._segments.get(path, _Segment())
-        with self._fs.open_input_file(path) as file:
-            data = file.read_at(max(0, file.size() - before.scanned), before.scanned)
-        entries = []
-        corrupt = before.corrupt
-        start = 0
-        while (end := data.find(b"\n", start)) >= 0:
-            key = key_of_record(data[start:end])
-            if key is None:
-                corrupt += 1
-            else:
-                entries.append((key, before.scanned + start, end - start))
-            start = end + 1
-        return _Segment(before.scanned + start, before.scanned + len(data), corrupt), entries
-
-
-def _make_durable(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_path(path.parent)
+    def _shown(self, segment: str) -> str:
+        return f"{self.folder}/{segment}"

@@ -1,9 +1,10 @@
-"""A journal's record: one line that proves itself.
+"""A journal's lines, which prove themselves: records of calls, and the header of a merged segment.
 
 Invariants:
 - A line is the CRC-32 of the JSON in 8 hex digits, a space, the JSON, a newline; the JSON holds no newline.
-- The JSON's first field is the key, so a line's key is found by position, without parsing.
-- A line whose CRC does not fit is no record.
+- A record's first field is the key and its last is the text. What came between is short, so the key and the account
+  are read without parsing a text.
+- A line whose CRC does not fit is no record and no header.
 
 This module knows nothing of files.
 """
@@ -12,54 +13,123 @@ from __future__ import annotations
 
 import time
 import zlib
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
-from lion_ray.gateway.calls import Completion
+from lion_ray.gateway.calls import Account, Completion
+from lion_ray.gateway.spending import Spent, Sums, from_json, to_json
 
 _KEY_LENGTH = 64
-_PREFIX = b' {"key":"'
+_RECORD = b' {"key":"'
+_HEADER = b' {"merged":'
+# In a JSON string a quote is escaped, so this is found only where the field begins.
+_TEXT = b',"text":"'
 _FIELDS = (
-    "text",
-    "finish_reason",
-    "model",
     "endpoint",
+    "cost_usd",
     "prompt_tokens",
     "completion_tokens",
     "cached_tokens",
+    "finish_reason",
+    "model",
     "seconds",
-    "cost_usd",
+    "text",
 )
 
 
-def encode_record(completion: Completion, role: str) -> bytes:
+class Head(NamedTuple):
+    """What a journal must know of a record: its key's 32 bytes, and who paid how much."""
+
+    digest: bytes
+    account: Account
+    spent: Spent
+
+
+class Header(NamedTuple):
+    """The first line of a merged segment: the files it replaces, and all that was paid in its sources, by source.
+
+    The sums stand for the lines of the merged segment too, and for those that were left out of it.
+    """
+
+    replaces: frozenset[str]
+    sums: dict[str, Sums]
+
+
+def digest_of(key: str) -> bytes | None:
+    """A key's 32 bytes; None where it is not 64 hex digits."""
+    if len(key) != _KEY_LENGTH:
+        return None
+    try:
+        return bytes.fromhex(key)
+    except ValueError:
+        return None
+
+
+def encode_record(completion: Completion, account: Account) -> bytes:
     """A record's line, with its newline."""
-    if len(completion.key) != _KEY_LENGTH or not completion.key.isascii():
+    if digest_of(completion.key) is None:
         raise ValueError(f"a call's key is {_KEY_LENGTH} hex digits, not {completion.key!r}")
-    record: dict[str, Any] = {"key": completion.key}
+    record: dict[str, Any] = {"key": completion.key, "run": account.run, "role": account.role, "stage": account.stage}
+    record["at"] = round(time.time(), 3)
     record |= {name: getattr(completion, name) for name in _FIELDS}
-    record |= {"role": role, "at": round(time.time(), 3)}
-    data = orjson.dumps(record)
-    return b"%08x %b\n" % (zlib.crc32(data), data)
+    return _line(orjson.dumps(record))
+
+
+def head_of(completion: Completion, account: Account) -> Head:
+    """The head that `decode_head` will find in the line of `encode_record`."""
+    spent = Spent(1, completion.prompt_tokens, completion.completion_tokens, completion.cost_usd or 0.0)
+    return Head(bytes.fromhex(completion.key), account, spent)
 
 
 def decode_record(line: bytes) -> Completion | None:
     """The completion in a line without its newline; None where the line is damaged."""
-    if key_of_record(line) is None:
+    if not is_intact(line) or line[8 : 8 + len(_RECORD)] != _RECORD:
         return None
     record = orjson.loads(line[9:])
     return Completion(key=record["key"], replayed=True, **{name: record[name] for name in _FIELDS if name in record})
 
 
-def key_of_record(line: bytes) -> str | None:
-    """The key of a line whose CRC fits, found by position, as parsing 100,000 answers would take seconds."""
-    if len(line) < 9 + len(_PREFIX) + _KEY_LENGTH or line[8:17] != _PREFIX:
+def decode_head(line: bytes) -> Head | None:
+    """The head of an intact record's line; None where it is not one. Does not look at the CRC."""
+    text = line.find(_TEXT)
+    if text < 0 or line[8 : 8 + len(_RECORD)] != _RECORD:
         return None
+    head = orjson.loads(line[9:text] + b"}")
+    digest = digest_of(head["key"])
+    if digest is None:
+        return None
+    return Head(
+        digest,
+        Account(head.get("run", ""), head.get("role", ""), head.get("stage", "")),
+        Spent(1, head.get("prompt_tokens", 0), head.get("completion_tokens", 0), head.get("cost_usd") or 0.0),
+    )
+
+
+def encode_header(replaces: Iterable[str], sums: Mapping[str, Sums]) -> bytes:
+    """A merged segment's first line, with its newline."""
+    return _line(orjson.dumps({"merged": {"replaces": sorted(replaces), "sums": to_json(sums)}}))
+
+
+def decode_header(line: bytes) -> Header | None:
+    """The header in an intact line; None where it is not one. Does not look at the CRC."""
+    if line[8 : 8 + len(_HEADER)] != _HEADER:
+        return None
+    merged = orjson.loads(line[9:])["merged"]
+    return Header(frozenset(merged["replaces"]), from_json(merged["sums"]))
+
+
+def is_intact(line: bytes) -> bool:
+    """Whether the CRC of a line without its newline fits."""
+    if len(line) < 10 or line[8:9] != b" ":
+        return False
     try:
         expected = int(line[:8], 16)
     except ValueError:
-        return None
-    if zlib.crc32(line[9:]) != expected:
-        return None
-    return line[17 : 17 + _KEY_LENGTH].decode("ascii", "replace")
+        return False
+    return zlib.crc32(memoryview(line)[9:]) == expected
+
+
+def _line(data: bytes) -> bytes:
+    return b"%08x %b\n" % (zlib.crc32(data), data)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
-from lion_ray.gateway.calls import Call, Completion
+from lion_ray.gateway.calls import Account, Call, Completion
+from lion_ray.gateway.journal import SUFFIX, Journal
+
+ACCOUNT = Account("run-1", "teacher", "answers-0")
 
 
 class QuickTime:
@@ -77,3 +82,25 @@ def completion(number: int, text: str | None = None) -> Completion:
 
 def call(text: str, **fields: object) -> Call:
     return Call(messages=({"role": "user", "content": text},), max_tokens=64, role="teacher", **fields)  # type: ignore[arg-type]
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+async def filled(folder: Path, numbers: range, **options: int) -> None:
+    """A journal that one writer filled and closed."""
+    journal = Journal.open(str(folder), **options)  # type: ignore[arg-type]
+    for number in numbers:
+        await journal.put(completion(number), ACCOUNT)
+    await journal.close()
+
+
+async def served(journal: Journal, numbers: range) -> list[int]:
+    """Those of the numbers whose completion the journal serves, whatever it cost."""
+    found = []
+    for number in numbers:
+        answer = await journal.get(key(number))
+        if answer is not None and replace(answer, cost_usd=None) == replace(completion(number), replayed=True):
+            found.append(number)
+    return found

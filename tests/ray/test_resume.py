@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from lion_ray.gateway.journal import SUFFIX
 from lion_ray.store import RunStore
 from tests.ray.harness import Job, kill, requests, wait_until_gone
 from tests.stub_api import fetch_stats, stub_process
@@ -20,7 +21,7 @@ LATENCY = ("--lion", "--latency-ms", "40")
 def journaled(store: RunStore) -> Counter[str]:
     """How often each call's completion is in the journal, torn tails left out."""
     found: Counter[str] = Counter()
-    for path in Path(store.path("journal")).iterdir():
+    for path in Path(store.path("journal")).glob(f"*{SUFFIX}"):
         for line in path.read_bytes().split(b"\n")[:-1]:
             found[orjson.loads(line[9:])["key"]] += 1
     return found

@@ -1,0 +1,150 @@
+"""A journal's folder: files that appear whole or not at all, on a local disk or behind a URL.
+
+Invariants:
+- `write` and `publish` make a file appear at once with all its bytes. Until then it has another name, ending in PART.
+- On a local folder, what `publish` and a durable `write` made survives a power cut.
+- A lock is an flock(2): it dies with its process. Where locks are not to be had, `try_lock` says no.
+
+This module knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from lion_ray.durable import sync_path
+from lion_ray.errors import InfrastructureError
+
+PART = ".part"
+STORAGE_ERRORS = (OSError, pa.ArrowException)
+# Their puts are whole or nothing; anywhere else a file can be seen while it is being written.
+_WHOLE_PUTS = {"s3", "gcs", "abfs"}
+
+
+class Folder:
+    """A folder by its filesystem and its path in it. Its methods block, and raise what the filesystem raises."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self.path = path.rstrip("/") or "/"
+        self.is_local = isinstance(filesystem, pafs.LocalFileSystem)
+        self._fs = filesystem
+
+    @classmethod
+    def at(cls, root: str, filesystem: pafs.FileSystem | None = None) -> Folder:
+        """The folder of a local path or of a URL that pyarrow's filesystems understand; it need not exist.
+
+        With `filesystem`, `root` is a path in it. Raises InfrastructureError where there is no such storage.
+        """
+        try:
+            if filesystem is None and "://" in root:
+                filesystem, root = pafs.FileSystem.from_uri(root)
+            elif filesystem is None:
+                filesystem, root = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+        except (*STORAGE_ERRORS, ValueError) as cause:
+            raise InfrastructureError(f"the journal {root} cannot be opened: {cause}") from cause
+        return cls(filesystem, root)
+
+    def exists(self) -> bool:
+        return self._fs.get_file_info(self.path).type == pafs.FileType.Directory
+
+    def make(self) -> None:
+        """Make the folder and its parents so that they survive a power cut."""
+        if not self.is_local:
+            self._fs.create_dir(self.path, recursive=True)
+            return
+        folder = Path(self.path)
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_path(path.parent)
+        if not os.access(folder, os.W_OK):
+            # Before the first call is paid for, not after.
+            raise PermissionError("the folder is not writable")
+
+    def file(self, name: str) -> str:
+        """A file's path in the filesystem."""
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def list(self) -> dict[str, pafs.FileInfo]:
+        """The files by name; a folder that does not exist has none."""
+        listed = self._fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name: info for info in listed if info.is_file}
+
+    def open(self, name: str) -> pa.NativeFile:
+        return self._fs.open_input_file(self.file(name))
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """At most `length` bytes: fewer where the file ends before."""
+        with self.open(name) as file:
+            return bytes(file.read_at(max(0, min(length, file.size() - offset)), offset))
+
+    def write(self, name: str, data: bytes, *, durable: bool = False) -> None:
+        """Make a file appear with these bytes, in place of one of that name."""
+        if self._fs.type_name in _WHOLE_PUTS:
+            with self._fs.open_output_stream(self.file(name)) as stream:
+                stream.write(data)
+        else:
+            aside, _ = self.write_aside(name, (data,), durable=durable)
+            self.publish(aside, name, durable=durable)
+
+    def write_aside(self, name: str, parts: Iterable[bytes], *, durable: bool = True) -> tuple[str, int]:
+        """Write a file that is to become `name`; returns the name it has meanwhile and its size in bytes."""
+        aside = f".{name}.{secrets.token_hex(4)}{PART}"
+        size = 0
+        try:
+            with self._fs.open_output_stream(self.file(aside)) as stream:
+                for part in parts:
+                    stream.write(part)
+                    size += len(part)
+            if durable and self.is_local:
+                sync_path(Path(self.file(aside)))
+        except BaseException:
+            with contextlib.suppress(*STORAGE_ERRORS):
+                self.delete(aside)
+            raise
+        return aside, size
+
+    def publish(self, aside: str, name: str, *, durable: bool = True) -> None:
+        """Give a file that was written aside its name."""
+        self._fs.move(self.file(aside), self.file(name))
+        if durable and self.is_local:
+            self.sync()
+
+    def sync(self) -> None:
+        """Flush the entries of a local folder."""
+        sync_path(Path(self.path))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; that it is gone already is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self.file(name))
+
+    def try_lock(self, name: str, *, create: bool = False) -> int | None:
+        """Lock a local file: a descriptor that holds the lock until it is closed; None where another has it."""
+        descriptor = os.open(self.file(name), os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+        if lock(descriptor):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+
+def lock(descriptor: int) -> bool | None:
+    """Take the lock of an open file without waiting: False where another has it, None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return None
+        raise
+    return True

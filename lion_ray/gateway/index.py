@@ -1,0 +1,169 @@
+"""Where a journal's records are, for millions of them.
+
+Invariants:
+- Every copy of a record is kept, as the first may turn out damaged.
+- `find` takes no lock and sees every record added before it was called.
+- A record takes 56 bytes once it is frozen: recent ones are in a dict, the others in arrays sorted by 8 bytes of the
+  key's digest.
+
+This module knows nothing of files: a segment is a number.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MOST_RECENT = 65_536
+"""Records in the dict before they are frozen."""
+ENTRY = np.dtype([("digest", "<u8", (4,)), ("offset", "<u8"), ("length", "<u4"), ("segment", "<u4")])
+_PACKED = struct.Struct("<32sQII")
+Entries = npt.NDArray[Any]
+
+
+class Where(NamedTuple):
+    """A record's segment, and offset and length of its line in bytes, without the newline."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+class Index:
+    """Digests of 32 bytes to where their records are."""
+
+    def __init__(self, most_recent: int = MOST_RECENT) -> None:
+        self._most_recent = most_recent
+        self._lock = threading.Lock()
+        self._recent: dict[bytes, tuple[Where, ...]] = {}
+        self._frozen = _freeze([])
+        self._bad: set[tuple[int, int]] = set()
+        self._distinct = 0
+
+    def __len__(self) -> int:
+        """How many keys have a copy that is not known to be damaged."""
+        return self._distinct
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frozen part."""
+        heads, entries = self._frozen
+        return int(heads.nbytes + entries.nbytes)
+
+    def find(self, digest: bytes) -> list[Where]:
+        """All copies that are not known to be damaged, in no particular order."""
+        # In this order: freezing fills the arrays before it empties the dict.
+        recent = self._recent.get(digest, ())
+        found = list(dict.fromkeys((*_search(self._frozen, digest), *recent)))
+        return [where for where in found if (where.segment, where.offset) not in self._bad] if self._bad else found
+
+    def add(self, digest: bytes, where: Where) -> None:
+        """Add one record."""
+        with self._lock:
+            self._add(digest, where)
+            if len(self._recent) > self._most_recent:
+                self._rebuild([])
+
+    def extend(self, blocks: Iterable[Entries]) -> None:
+        """Add many records, as arrays of ENTRY."""
+        blocks = [block for block in blocks if len(block)]
+        with self._lock:
+            if sum(map(len, blocks)) + len(self._recent) > self._most_recent:
+                self._rebuild(blocks)
+                return
+            for block in blocks:
+                for digest, *where in _PACKED.iter_unpack(block.tobytes()):
+                    self._add(digest, Where(where[2], where[0], where[1]))
+
+    def drop(self, segments: Collection[int]) -> None:
+        """Forget all records of some segments."""
+        if not segments:
+            return
+        with self._lock:
+            _, entries = self._frozen
+            kept = entries[~np.isin(entries["segment"], list(segments))]
+            recent = {
+                digest: left
+                for digest, copies in self._recent.items()
+                if (left := tuple(where for where in copies if where.segment not in segments))
+            }
+            self._bad = {place for place in self._bad if place[0] not in segments}
+            self._frozen, self._recent = _freeze([kept]), recent
+            self._count()
+
+    def distrust(self, digest: bytes, where: Where) -> None:
+        """Find this copy no more: it is damaged."""
+        with self._lock:
+            before = bool(self.find(digest))
+            self._bad.add((where.segment, where.offset))
+            self._distinct -= before and not self.find(digest)
+
+    def _add(self, digest: bytes, where: Where) -> None:
+        if not self.find(digest):
+            self._distinct += 1
+        self._recent[digest] = (*self._recent.get(digest, ()), where)
+
+    def _rebuild(self, blocks: list[Entries]) -> None:
+        recent = b"".join(
+            _PACKED.pack(digest, where.offset, where.length, where.segment)
+            for digest, copies in self._recent.items()
+            for where in copies
+        )
+        self._frozen = _freeze([self._frozen[1], np.frombuffer(recent, ENTRY), *blocks])
+        self._recent = {}
+        self._count()
+
+    def _count(self) -> None:
+        """Count the distinct keys anew."""
+        heads, entries = self._frozen
+        same = np.flatnonzero(heads[1:] == heads[:-1])
+        digests = entries["digest"]
+        equal = (digests[same] == digests[same + 1]).all(axis=1)
+        self._distinct = len(heads) - int(equal.sum())
+        for head in np.unique(heads[same[~equal]]):
+            # Keys that share their first 8 bytes, so copies of one need not lie side by side. One in a billion.
+            run = digests[heads.searchsorted(head) : heads.searchsorted(head, side="right")]
+            alike = int((run[1:] == run[:-1]).all(axis=1).sum())
+            self._distinct += len({one.tobytes() for one in run}) - (len(run) - alike)
+        self._distinct += sum(not _search(self._frozen, digest) for digest in self._recent)
+        # Few, if any: only what `get` found damaged.
+        bad = set()
+        for segment, offset in self._bad:
+            for at in np.flatnonzero((entries["segment"] == segment) & (entries["offset"] == offset)):
+                bad.add(digests[at].tobytes())
+            bad |= {
+                digest
+                for digest, copies in self._recent.items()
+                if any((where.segment, where.offset) == (segment, offset) for where in copies)
+            }
+        self._distinct -= sum(not self.find(digest) for digest in bad)
+
+
+_Frozen = tuple[npt.NDArray[np.uint64], Entries]
+
+
+def _freeze(blocks: list[Entries]) -> _Frozen:
+    """One array sorted by the digests' first 8 bytes, and those apart, as searching wants them side by side."""
+    entries = np.concatenate(blocks) if blocks else np.empty(0, ENTRY)
+    heads = np.ascontiguousarray(entries["digest"][:, 0])
+    # Stable sorting takes sorted runs as they come, so adding little to much is quick.
+    order = np.argsort(heads, kind="stable")
+    return heads[order], entries[order]
+
+
+def _search(frozen: _Frozen, digest: bytes) -> list[Where]:
+    heads, entries = frozen
+    head = np.uint64(int.from_bytes(digest[:8], "little"))
+    at = int(heads.searchsorted(head))
+    found = []
+    while at < len(heads) and heads[at] == head:
+        known, offset, length, segment = _PACKED.unpack(entries[at].tobytes())
+        if known == digest:
+            found.append(Where(segment, offset, length))
+        at += 1
+    return found

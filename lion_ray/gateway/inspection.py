@@ -1,0 +1,114 @@
+"""A journal looked at from outside, by someone who does not write to it.
+
+Invariants:
+- Nothing is written, and nothing that runs is disturbed.
+- A survey trusts sidecars; a verification reads every byte.
+- A torn tail is no damage: it is a record that nobody was told was written, or one that is being written now.
+
+This module knows nothing of who asks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.reader import Reader
+from lion_ray.gateway.record import Head
+from lion_ray.gateway.segments import SIDECAR, SUFFIX, decode_line, decode_sidecar, lines
+from lion_ray.gateway.spending import Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a journal holds."""
+
+    calls: int
+    """Different calls that can be served."""
+    segments: int
+    bytes: int
+    """Of the segments, without sidecars."""
+    damaged: int
+    """Lines that are known to be damaged or torn; sidecars are trusted."""
+    sums: Sums
+    """All that was paid for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where something is wrong."""
+
+    file: str
+    offset: int
+    """In bytes."""
+    reason: str
+
+
+@dataclass(slots=True)
+class Verified:
+    """What reading every line has shown."""
+
+    segments: int = 0
+    records: int = 0
+    bytes: int = 0
+    damaged: list[Fault] = field(default_factory=list)
+    torn: list[Fault] = field(default_factory=list)
+    sidecars: list[Fault] = field(default_factory=list)
+    """Sidecars that are not used, which only costs time."""
+
+
+def survey(folder: Folder) -> Survey:
+    """What a journal holds (blocking). Raises InfrastructureError where it cannot be read."""
+    reader = Reader(folder)
+    reader.update()
+    segments = reader.segments
+    size = sum(segment.size for segment in segments)
+    return Survey(len(reader.index), len(segments), size, reader.damaged, reader.sums())
+
+
+def verify(folder: Folder) -> Verified:
+    """Read every line of a journal (blocking). Raises InfrastructureError where it cannot be read."""
+    found = Verified()
+    seen: set[str] = set()
+    try:
+        while new := {name: info.size for name, info in folder.list().items() if _is_new(name, seen)}:
+            for name, size in sorted(new.items()):
+                seen.add(name)
+                try:
+                    _verify(folder, name, size, found)
+                except FileNotFoundError:
+                    # Compacted meanwhile: the next listing has what replaces it.
+                    continue
+    except STORAGE_ERRORS as cause:
+        raise InfrastructureError(f"the journal {folder.path} cannot be read: {cause}") from cause
+    return found
+
+
+def _is_new(name: str, seen: set[str]) -> bool:
+    return name.endswith(SUFFIX) and name not in seen
+
+
+def _verify(folder: Folder, name: str, size: int, found: Verified) -> None:
+    end = 0
+    for offset, line in lines(folder, name, 0, size):
+        end = offset + len(line) + 1
+        what = decode_line(line)
+        found.records += isinstance(what, Head)
+        if what is None:
+            found.damaged.append(Fault(name, offset, "damaged line"))
+    found.segments += 1
+    found.bytes += size
+    if end < size:
+        found.torn.append(Fault(name, end, f"torn tail of {size - end} bytes"))
+    try:
+        data = folder.read(name + SIDECAR, 0, 2**62)
+    except FileNotFoundError:
+        return
+    sealed = decode_sidecar(name, data)
+    if sealed is None:
+        found.sidecars.append(Fault(name + SIDECAR, 0, "damaged, or of another version"))
+    elif sealed.size > size:
+        found.damaged.append(Fault(name, size, f"ends {sealed.size - size} bytes before its sidecar says"))
+    elif sealed.size < size:
+        found.sidecars.append(Fault(name + SIDECAR, 0, "made for an earlier state of its segment"))

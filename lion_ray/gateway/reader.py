@@ -1,0 +1,172 @@
+"""One process's view of a journal's folder: which segments there are, where each record is, what was paid.
+
+Invariants:
+- Of several records with one key the first stands, by segment name and then by position: every reader that has seen
+  the same segments serves the same answer. Later copies are served only where the first is damaged.
+- A segment that a merged one replaces is not read where the merged one is there.
+- An update takes in what is new, and forgets what is gone only after it has what replaces it.
+
+This module writes nothing and knows nothing of prices.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from pyarrow import fs as pafs
+
+from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.folder import STORAGE_ERRORS, Folder
+from lion_ray.gateway.index import Index, Where
+from lion_ray.gateway.record import Head, digest_of
+from lion_ray.gateway.segments import SIDECAR, SUFFIX, Place, Segment, is_merged, load, read_on
+from lion_ray.gateway.spending import Sums, add_to, total, union
+
+ATTEMPTS = 10
+"""How often an update starts again because a compaction went on meanwhile."""
+
+
+class Reader:
+    """What the segments of a folder hold. Its methods may be called from any thread."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Reads nothing yet."""
+        self.folder = folder
+        self.index = Index()
+        self._lock = threading.Lock()
+        self._updating = threading.Lock()
+        self._known: dict[str, Segment] = {}
+        self._claimed: set[str] = set()
+        self._own: dict[str, Segment] = {}
+        self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
+        self._unreadable = 0
+
+    @property
+    def damaged(self) -> int:
+        """Lines that are damaged or torn; one that is being written right now counts until an update finds it whole."""
+        with self._lock:
+            return self._unreadable + sum(segment.damaged + segment.torn for segment in self._known.values())
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments in use, in their order. To be looked at only."""
+        with self._lock:
+            return sorted((self._known | self._own).values(), key=lambda segment: segment.name)
+
+    def sums(self) -> Sums:
+        """What was paid for, by account."""
+        with self._lock:
+            # Merged segments last: they may know what a line cost that has been damaged since.
+            files = sorted((self._known | self._own).values(), key=lambda segment: bool(segment.replaces))
+            return total(union(segment.sums for segment in files).values())
+
+    def find(self, key: str) -> list[Place]:
+        """Where a key's records are, the one that stands first."""
+        digest = digest_of(key)
+        found = self.index.find(digest) if digest is not None else []
+        return sorted(Place(self._names[where.segment], where.offset, where.length) for where in found)
+
+    def read(self, place: Place) -> bytes:
+        """A record's line. Raises FileNotFoundError where its segment is gone."""
+        return self.folder.read(place.segment, place.offset, place.length)
+
+    def distrust(self, key: str, place: Place) -> None:
+        """Count a record as damaged and do not find it again."""
+        digest = digest_of(key)
+        assert digest is not None
+        with self._lock:
+            self._unreadable += 1
+            self.index.distrust(digest, Where(self._numbers[place.segment], place.offset, place.length))
+
+    def claim(self, name: str) -> None:
+        """Never read a segment that this process is about to write: what it holds comes through `add_own`."""
+        with self._lock:
+            self._claimed.add(name)
+
+    def add_own(self, head: Head, place: Place) -> None:
+        """Take in a record that this process has made durable in a segment it has claimed."""
+        with self._lock:
+            segment = self._own.get(place.segment)
+            if segment is None:
+                segment = self._own[place.segment] = Segment(place.segment)
+            segment.scanned = segment.size = place.offset + place.length + 1
+            add_to(segment.sums.setdefault(segment.name, {}), head.account, head.spent)
+            self.index.add(head.digest, Where(self._number(place.segment), place.offset, place.length))
+
+    def update(self) -> None:
+        """Take in what has been added, merged or deleted since (blocking).
+
+        Raises InfrastructureError where the folder cannot be listed or read.
+        """
+        try:
+            with self._updating:
+                for attempt in range(ATTEMPTS):
+                    try:
+                        self._update()
+                        return
+                    except FileNotFoundError:
+                        # Listed, and gone before it was read: compacted. The next listing has what replaces it.
+                        if attempt == ATTEMPTS - 1:
+                            raise
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {cause}") from cause
+
+    def _update(self) -> None:
+        with self._lock:
+            before = self._known.keys() | self._own.keys()
+            claimed = set(self._claimed)
+        listed = self._list(before)
+        sizes = {name: info.size for name, info in listed.items() if name.endswith(SUFFIX)}
+        stale = sorted(
+            name
+            for name, size in sizes.items()
+            if name not in claimed and not (name in self._known and self._known[name].size == size)
+        )
+        found: list[Segment] = []
+        superseded: set[str] = set().union(*(self._known[name].supersedes for name in self._known if name in sizes))
+        # Object stores hold many small segments and answer slowly, so several are asked at once.
+        with ThreadPoolExecutor(1 if self.folder.is_local else 16) as readers:
+            for merged in (True, False):
+                names = [name for name in stale if is_merged(name) == merged and name not in superseded]
+                found += readers.map(lambda name: self._read(name, listed), names)
+                superseded.update(*(segment.supersedes for segment in found))
+        gone = (before - sizes.keys()) | ((before | {segment.name for segment in found}) & superseded)
+        with self._lock:
+            new = [segment for segment in found if segment.name not in superseded]
+            self.index.extend(segment.take(self._number(segment.name)) for segment in new)
+            self._known.update((segment.name, segment) for segment in new)
+            self.index.drop({self._numbers[name] for name in gone if name in self._numbers})
+            for name in gone:
+                self._known.pop(name, None)
+                self._own.pop(name, None)
+
+    def _list(self, before: set[str]) -> dict[str, pafs.FileInfo]:
+        """The files. A listing is no snapshot: it may miss both a segment that goes and the merged one that comes.
+
+        So whenever something is missing that was there, another listing is made, which finds what replaces it; and at
+        the first time, when nobody knows what was there, always.
+        """
+        listed = self.folder.list()
+        expected = before or None
+        for _ in range(ATTEMPTS):
+            if expected is not None and expected <= listed.keys():
+                break
+            expected = {name for name in listed if name.endswith(SUFFIX)}
+            listed = self.folder.list()
+        return listed
+
+    def _read(self, name: str, listed: dict[str, pafs.FileInfo]) -> Segment:
+        known = self._known.get(name)
+        size = listed[name].size
+        if known is not None and size >= known.scanned:
+            return read_on(self.folder, known, size)
+        return load(self.folder, name, size, sidecar=name + SIDECAR in listed)
+
+    def _number(self, name: str) -> int:
+        number = self._numbers.get(name)
+        if number is None:
+            number = self._numbers[name] = len(self._names)
+            self._names.append(name)
+        return number

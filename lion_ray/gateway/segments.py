@@ -1,0 +1,187 @@
+"""Segments, the files that hold records, and their sidecars, the binary indexes beside them.
+
+Invariants:
+- A segment's name sorts by the time its writer began, its writer, and its place among the writer's segments. A merged
+  segment sorts at the place of the first that it replaces.
+- A sidecar is a cache: it is trusted only if its own CRC fits and it was made for a segment of just that size. Without
+  it the segment is read, and the same is found.
+- A line counts as paid for if it is intact now, or was when its segment was sealed or merged.
+- The bytes after the last newline are a torn tail: no line, and perhaps still being written.
+
+This module knows nothing of who reads or writes.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from lion_ray.gateway.folder import Folder
+from lion_ray.gateway.index import ENTRY, Entries
+from lion_ray.gateway.record import Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.spending import Sums, add_to, from_json, to_json
+
+SUFFIX = ".calls"
+SIDECAR = ".idx"
+CHUNK_BYTES = 8 * 2**20
+
+_MERGED = re.compile(r"m[0-9a-f]+\.calls$")
+_MAGIC = b"lionidx1"
+_FIXED = struct.Struct("<8sQQQQQ")  # magic; bytes of segment, of its whole lines; damaged lines; records; bytes of JSON
+_CRC = struct.Struct("<I")
+_STORED = np.dtype([("digest", "<u8", (4,)), ("offset", "<u8"), ("length", "<u4")])
+_ROW = struct.Struct("<32sQI")
+
+
+class Place(NamedTuple):
+    """Where a record is: its segment's name, and offset and length of its line in bytes, without the newline."""
+
+    segment: str
+    offset: int
+    length: int
+
+
+@dataclass(slots=True)
+class Segment:
+    """What is known of a segment."""
+
+    name: str
+    scanned: int = 0
+    """Bytes up to the end of the last complete line."""
+    size: int = 0
+    """In bytes, when it was last looked at."""
+    damaged: int = 0
+    """Lines whose CRC does not fit."""
+    replaces: frozenset[str] = frozenset()
+    """The files that were merged into it."""
+    sums: dict[str, Sums] = field(default_factory=dict)
+    """What was paid for, by the segment that a line was first written to."""
+    rows: bytearray = field(default_factory=bytearray)
+    """The records found and not yet taken: digest, offset, length."""
+
+    @property
+    def torn(self) -> bool:
+        return self.size > self.scanned
+
+    @property
+    def supersedes(self) -> frozenset[str]:
+        """The files that need not be read where this one is."""
+        return self.replaces | self.sums.keys() if self.replaces else frozenset()
+
+    def add(self, head: Head, offset: int, length: int) -> None:
+        """Add a record. In a merged segment the header has counted what it cost."""
+        self.rows += _ROW.pack(head.digest, offset, length)
+        if not self.replaces:
+            add_to(self.sums.setdefault(self.name, {}), head.account, head.spent)
+
+    def take(self, number: int) -> Entries:
+        """The records found since the last time, for the index, which calls this segment by `number`."""
+        stored = np.frombuffer(bytes(self.rows), _STORED)
+        self.rows = bytearray()
+        entries = np.empty(len(stored), ENTRY)
+        for name in ("digest", "offset", "length"):
+            entries[name] = stored[name]
+        entries["segment"] = number
+        return entries
+
+    def copy(self) -> Segment:
+        """A copy to read on in, so that a read that fails half-way leaves no trace."""
+        sums = from_json(to_json(self.sums))
+        return Segment(self.name, self.scanned, self.size, self.damaged, self.replaces, sums, bytearray(self.rows))
+
+
+def merged_name(first: str) -> str:
+    """A new name for a segment that takes the place of `first` and of those that follow it."""
+    return f"{_MERGED.sub('', first).removesuffix(SUFFIX)}m{secrets.token_hex(4)}{SUFFIX}"
+
+
+def is_merged(name: str) -> bool:
+    return _MERGED.search(name) is not None
+
+
+def lines(folder: Folder, name: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each complete line from `start` on, without the newline; what lies behind `end` is left."""
+    with folder.open(name) as file:
+        end = file.size() if end is None else min(end, file.size())
+        rest = b""
+        begins = start  # where `rest` begins in the file
+        while start < end:
+            data = file.read_at(min(CHUNK_BYTES, end - start), start)
+            if not data:
+                return
+            start += len(data)
+            data = rest + data if rest else data
+            at = 0
+            while (newline := data.find(b"\n", at)) >= 0:
+                yield begins + at, data[at:newline]
+                at = newline + 1
+            rest = data[at:]
+            begins += at
+
+
+def decode_line(line: bytes) -> Head | Header | None:
+    """What a line without its newline is; None where it is damaged."""
+    if not is_intact(line):
+        return None
+    return decode_head(line) or decode_header(line)
+
+
+def read_on(folder: Folder, known: Segment, size: int) -> Segment:
+    """Read a segment of `size` bytes on from where it was left."""
+    segment = known.copy()
+    for offset, line in lines(folder, segment.name, segment.scanned, size):
+        segment.scanned = offset + len(line) + 1
+        match decode_line(line):
+            case Head() as head:
+                segment.add(head, offset, len(line))
+            case Header() as header if offset == 0:
+                segment.replaces, segment.sums = header
+            case _:
+                segment.damaged += 1
+    segment.size = max(size, segment.scanned)
+    return segment
+
+
+def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
+    """A segment of `size` bytes as its sidecar has it, or read where that cannot be trusted or is not there."""
+    if sidecar:
+        try:
+            data = folder.read(name + SIDECAR, 0, 2**62)
+        except FileNotFoundError:
+            data = b""
+        segment = decode_sidecar(name, data)
+        if segment is not None and segment.size == size:
+            return segment
+    return read_on(folder, Segment(name), size)
+
+
+def encode_sidecar(segment: Segment) -> bytes:
+    """The sidecar of a segment all of whose records are still in `rows`."""
+    meta = orjson.dumps({"replaces": sorted(segment.replaces), "sums": to_json(segment.sums)})
+    count = len(segment.rows) // _ROW.size
+    fixed = _FIXED.pack(_MAGIC, segment.size, segment.scanned, segment.damaged, count, len(meta))
+    data = b"".join((fixed, meta, segment.rows))
+    return data + _CRC.pack(zlib.crc32(data))
+
+
+def decode_sidecar(name: str, data: bytes) -> Segment | None:
+    """What a sidecar says of the segment `name`; None where it is damaged or of another version."""
+    if len(data) < _FIXED.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
+        return None
+    body = memoryview(data)[: -_CRC.size]
+    if _CRC.unpack_from(data, len(body))[0] != zlib.crc32(body):
+        return None
+    _, size, scanned, damaged, count, length = _FIXED.unpack_from(data)
+    if len(body) != _FIXED.size + length + count * _ROW.size:
+        return None
+    meta = orjson.loads(body[_FIXED.size : _FIXED.size + length])
+    rows = bytearray(body[_FIXED.size + length :])
+    return Segment(name, scanned, size, damaged, frozenset(meta["replaces"]), from_json(meta["sums"]), rows)
