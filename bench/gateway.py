@@ -32,7 +32,7 @@ MEMORY_MB = 100.0
 LADDER = ("raw", "transport", "no-journal", "gateway")
 OPENAI = ("openai-httpx", "openai-aiohttp")
 WITHOUT_LATENCY = (*LADDER, *OPENAI, "ray-actor", "oumi", "oumi-64", "curator")
-WITH_LATENCY = ("raw", "gateway", *OPENAI, "ray-actor", "oumi", "curator")
+WITH_LATENCY = (*LADDER, *OPENAI, "ray-actor", "oumi", "curator")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Size:
     kills: int
 
 
-FULL = Size(3, 10_000, 5_000, 60.0, (1_000, 100_000), 5_000, 20)
+FULL = Size(3, 10_000, 3_000, 60.0, (1_000, 100_000), 5_000, 20)
 QUICK = Size(1, 4_000, 500, 10.0, (1_000, 10_000), 1_000, 3)
 
 
@@ -127,22 +127,27 @@ def once(name: str, latency_ms: float, size: Size) -> dict[str, float]:
     }
 
 
-def side_by_side(names: list[str], latency_ms: float, size: Size, say: Callable[[str], None]) -> dict[str, Any]:
+def side_by_side(found: Findings, names: list[str], size: Size, say: Callable[[str], None]) -> None:
     """Medians over the rounds by client; `{"reason": …}` for one that did not come to its end."""
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    failed: dict[str, str] = {}
     for number in range(size.rounds):
         for name in names:
-            if name in failed:
-                continue
-            try:
-                rounds[name].append(once(name, latency_ms, size))
-            except BenchError as error:
-                failed[name] = str(error)
-                say(f"  {name}: {error}")
-            else:
-                say(f"  round {number + 1}, {latency_ms:g} ms, {name}: {rounds[name][-1]['rows_per_s']:,.0f} rows/s")
-    return {name: {"reason": failed[name]} if name in failed else _medians(rounds[name]) for name in names}
+            # One after the other, so that what is compared met the same machine.
+            for latency, into in ((0, found.without_latency), (LATENCY_MS, found.with_latency)):
+                if latency and name not in WITH_LATENCY:
+                    continue
+                if "reason" in into.setdefault(name, {"rounds": []}):
+                    continue
+                try:
+                    into[name]["rounds"].append(once(name, latency, size))
+                except BenchError as error:
+                    into[name] = {"reason": str(error)}
+                    say(f"  {name}: {error}")
+                else:
+                    rows = into[name]["rounds"][-1]["rows_per_s"]
+                    say(f"  round {number + 1}, {latency} ms, {name}: {rows:,.0f} rows/s")
+    for into in (found.without_latency, found.with_latency):
+        for name, one in into.items():
+            into[name] = one if "reason" in one else _medians(one["rounds"])
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -321,13 +326,11 @@ def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Fi
         if (reason := peer.build()) is not None:
             broken[peer.name] = reason
             say(f"{peer.name}: {reason}")
-    for latency, names, into in (
-        (0.0, WITHOUT_LATENCY, found.without_latency),
-        (float(LATENCY_MS), WITH_LATENCY, found.with_latency),
-    ):
-        peers = {name: name.partition("-")[0] for name in names}
-        able = [name for name in names if peers[name] not in {*skipped, *broken}]
-        into |= side_by_side([name for name in able if name != "ray-actor" or not given.quick], latency, size, say)
+    if given.quick:
+        skipped["ray"] = "left out of a quick run"
+    peers = {name: name.partition("-")[0] for name in WITHOUT_LATENCY}
+    side_by_side(found, [name for name, peer in peers.items() if peer not in {*skipped, *broken}], size, say)
+    for names, into in ((WITHOUT_LATENCY, found.without_latency), (WITH_LATENCY, found.with_latency)):
         into |= {name: {"reason": broken[peers[name]]} for name in names if peers[name] in broken}
     say("limits")
     found.limits = both_limits(size)
