@@ -87,15 +87,20 @@ def calls(config: RunConfig, role: str, count: int, instruction: float) -> Calls
         teacher, student = config.teacher.max_tokens, config.student.max_tokens
         prompt += min(EXPECTED["teacher"], teacher) + min(EXPECTED["student"], student)
         prompt_worst += teacher + student
-    totals = [round(count * each) for each in (prompt, prompt_worst, usual, worst)]
+    prompts, prompts_worst, completions, completions_worst = (
+        round(count * each) for each in (prompt, prompt_worst, usual, worst)
+    )
     batch = section.mode == "batch"
     prices = endpoint.prices
     return Calls(
         count,
-        *totals,
-        usd=None if prices is None else cost(prices, totals[0], 0, totals[2], batch=batch),
-        usd_worst=None if prices is None else cost(prices, totals[1], 0, totals[3], batch=batch),
-        seconds=None if batch else _seconds(endpoint, count, totals[0], totals[2]),
+        prompts,
+        prompts_worst,
+        completions,
+        completions_worst,
+        usd=None if prices is None else cost(prices, prompts, 0, completions, batch=batch),
+        usd_worst=None if prices is None else cost(prices, prompts_worst, 0, completions_worst, batch=batch),
+        seconds=None if batch else _seconds(endpoint, count, prompts, completions),
     )
 
 

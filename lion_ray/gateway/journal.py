@@ -52,6 +52,8 @@ class Journal:
     ) -> None:
         """Use `Journal.open`; this reads nothing."""
         self.folder = folder.path
+        self.root = folder.path
+        """The folder as `open` was given it, perhaps a URL."""
         self._gather_s = gather_s
         self._most_loose = most_loose
         self._clock = clock
@@ -97,6 +99,7 @@ class Journal:
         if gather_s is None:
             gather_s = 0.0 if folder.is_local else OBJECT_GATHER_S
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
+        journal.root = root
         journal._reader.update()
         return journal
 

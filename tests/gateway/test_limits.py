@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -83,10 +84,10 @@ def simulate(
     """Each limiter's client always has work for `in_flight` requests; the server decides when a request arrives."""
     seen = [Seen() for _ in limiters]
     out = [0] * len(limiters)
-    events: list[tuple[float, int, str, int, object]] = []
+    events: list[tuple[float, int, str, int, Any]] = []
     serial = 0
 
-    def push(at: float, kind: str, who: int, what: object = None) -> None:
+    def push(at: float, kind: str, who: int, what: Any = None) -> None:
         nonlocal serial
         serial += 1
         heapq.heappush(events, (at, serial, kind, who, what))
@@ -107,11 +108,11 @@ def simulate(
         elif kind == "arrive":
             push(time.now + latency / 2, "back", who, (what, server.ask(time.now)))
         else:
-            ticket, (granted, pause, told) = what  # type: ignore[misc]
+            ticket, (passed, pause, told) = what
             full = out[who] == in_flight
             out[who] -= 1
             limiter.ended()
-            if granted:
+            if passed:
                 seen[who].answered += 1
                 limiter.answered(ticket, 10, 10, told)
             else:
@@ -253,7 +254,7 @@ def test_tokens_are_limited_by_what_calls_really_take() -> None:
 def test_a_call_larger_than_the_bucket_is_slow_and_not_stuck() -> None:
     time = Time()
     limiter = Limiter(LimitsConfig(tokens_per_minute=600), clock=time.clock)
-    moments = []
+    moments: list[float] = []
     while len(moments) < 3:
         granted = limiter.take(Need(100, 0))
         if isinstance(granted, Ticket):

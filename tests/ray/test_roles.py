@@ -142,7 +142,7 @@ async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: None, tmp_pat
 
 
 async def test_another_endpoint_answers_while_the_teachers_is_down(cluster: None, tmp_path: Path) -> None:
-    settings = {"breaker_failures": 2, "max_attempts": 6}
+    settings: dict[str, Any] = {"breaker_failures": 2, "max_attempts": 6}
     async with (
         StubAPI() as first,
         StubAPI() as second,
