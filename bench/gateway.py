@@ -1,0 +1,376 @@
+"""The gateway against a stub server, beside what others use, in one run: `bench/README.md` says what is measured.
+
+Each client runs in a process of its own against a server of its own; rounds are interleaved, so that a slow minute of
+the machine meets all of them. Exits with 0 where every goal that was measured held, 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
+
+from bench.harness import BenchError, measure, stub_server
+from bench.kills import Killed, kill_often
+from bench.peers import PEERS
+
+IN_FLIGHT = 256
+LATENCY_MS = 50
+PER_MINUTE, BURST = 6000, 100
+MEMORY_MB = 100.0
+LADDER = ("raw", "transport", "no-journal", "gateway")
+OPENAI = ("openai-httpx", "openai-aiohttp")
+WITHOUT_LATENCY = (*LADDER, *OPENAI, "ray-actor", "oumi", "oumi-64", "curator")
+WITH_LATENCY = (*LADDER, *OPENAI, "ray-actor", "oumi", "curator")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything is measured."""
+
+    rounds: int
+    calls: int
+    slow_calls: int
+    """For clients of which so many take as long."""
+    limit_s: float
+    memory_calls: tuple[int, int]
+    killed_calls: int
+    kills: int
+
+
+FULL = Size(3, 10_000, 3_000, 60.0, (1_000, 100_000), 5_000, 20)
+QUICK = Size(1, 4_000, 500, 10.0, (1_000, 10_000), 1_000, 3)
+
+
+@dataclass
+class Goal:
+    """What was promised, and what came of it; `ok` None where it was not measured."""
+
+    name: str
+    ok: bool | None
+    measured: Any
+    needed: Any
+    note: str = ""
+
+
+@dataclass
+class Findings:
+    """All that one run of the bench has found."""
+
+    without_latency: dict[str, Any] = field(default_factory=dict)
+    with_latency: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    kills: dict[str, Any] = field(default_factory=dict)
+    goals: list[Goal] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(goal.ok is not False for goal in self.goals)
+
+
+# --- clients side by side
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a client is run."""
+
+    module: str
+    arguments: tuple[str, ...]
+    python: str | Path
+    calls: int
+    in_flight: int = IN_FLIGHT
+
+
+def way(name: str, size: Size) -> Way:
+    for peer in PEERS:
+        if name.startswith(peer.name):
+            # Without latency oumi is at its best with fewer workers.
+            workers = 64 if name.endswith("-64") else IN_FLIGHT
+            return Way(peer.module, (), peer.python, size.slow_calls, workers)
+    if name == "ray-actor":
+        return Way("bench.ray_actor", (), sys.executable, size.calls)
+    return Way("bench.clients", (name,), sys.executable, size.slow_calls if name in OPENAI else size.calls)
+
+
+def once(name: str, latency_ms: float, size: Size) -> dict[str, float]:
+    client = way(name, size)
+    with stub_server("--latency-ms", str(latency_ms)) as stub:
+        result = measure(
+            stub,
+            client.module,
+            *client.arguments,
+            calls=client.calls,
+            in_flight=client.in_flight,
+            python=client.python,
+        )
+        server = stub.stats()
+    if result.answered != client.calls:
+        raise BenchError(f"{result.answered} of {client.calls} rows answered")
+    return {
+        "rows_per_s": client.calls / result.seconds,
+        "cpu_ms_per_call": result.cpu_s / client.calls * 1000,
+        "peak_mb": result.peak_mb,
+        "server_cpu_ms_per_call": server["cpu_s"] / server["bought"] * 1000,
+    }
+
+
+def side_by_side(found: Findings, names: list[str], size: Size, say: Callable[[str], None]) -> None:
+    """Medians over the rounds by client; `{"reason": …}` for one that did not come to its end."""
+    for number in range(size.rounds):
+        for name in names:
+            # One after the other, so that what is compared met the same machine.
+            for latency, into in ((0, found.without_latency), (LATENCY_MS, found.with_latency)):
+                if latency and name not in WITH_LATENCY:
+                    continue
+                if "reason" in into.setdefault(name, {"rounds": []}):
+                    continue
+                try:
+                    into[name]["rounds"].append(once(name, latency, size))
+                except BenchError as error:
+                    into[name] = {"reason": str(error)}
+                    say(f"  {name}: {error}")
+                else:
+                    rows = into[name]["rounds"][-1]["rows_per_s"]
+                    say(f"  round {number + 1}, {latency} ms, {name}: {rows:,.0f} rows/s")
+    for into in (found.without_latency, found.with_latency):
+        for name, one in into.items():
+            into[name] = one if "reason" in one else _medians(one["rounds"])
+
+
+def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    found: dict[str, Any] = {key: round(statistics.median(one[key] for one in rounds), 4) for key in rounds[0]}
+    found["rounds_rows_per_s"] = [round(one["rows_per_s"], 1) for one in rounds]
+    return found
+
+
+# --- the gateway alone
+
+
+def limited(size: Size, silent: bool) -> dict[str, Any]:
+    """The gateway at a server's limit: how much of it was used, and how many 429s that took."""
+    calls = round(PER_MINUTE * size.limit_s / 60) + BURST
+    options = ["--latency-ms", str(LATENCY_MS), "--per-minute", str(PER_MINUTE), "--burst", str(BURST)]
+    with stub_server(*options, *(["--silent-limit"] if silent else [])) as stub:
+        result = measure(stub, "bench.clients", "gateway", "--cold", calls=calls, in_flight=IN_FLIGHT)
+        server = stub.stats()
+    return {
+        "calls": calls,
+        "answered": result.answered,
+        "seconds": round(server["seconds"], 2),
+        # The burst is there at once; the rest comes at the limit's rate, from the first request to the last.
+        "used": round((server["bought"] - BURST) / (PER_MINUTE / 60 * server["seconds"]), 4),
+        "limited": server["limited"],
+        "limited_share": round(server["limited"] / (server["limited"] + server["bought"]), 4),
+        "bought_twice": server["repeated"],
+    }
+
+
+def both_limits(size: Size) -> dict[str, Any]:
+    # At once: each takes a few per cent of a core.
+    with ThreadPoolExecutor(2) as pool:
+        told, silent = pool.map(lambda silent: limited(size, silent), (False, True))
+    return {"told": told, "silent": silent}
+
+
+def memory(size: Size) -> dict[str, Any]:
+    few, many = size.memory_calls
+    peaks = []
+    for calls in (few, many):
+        with stub_server() as stub:
+            result = measure(stub, "bench.clients", "gateway", calls=calls, in_flight=IN_FLIGHT)
+        if result.answered != calls:
+            raise BenchError(f"{result.answered} of {calls} rows answered")
+        peaks.append(result.peak_mb)
+    return {
+        "few_calls": few,
+        "many_calls": many,
+        "few_peak_mb": round(peaks[0], 1),
+        "many_peak_mb": round(peaks[1], 1),
+        "grown_mb": round(peaks[1] - peaks[0], 1),
+    }
+
+
+# --- goals
+
+
+def goals(found: Findings, killed: Killed | None, skipped: dict[str, str]) -> Iterator[Goal]:
+    """`skipped`: the peers that were not asked for, and why. A peer that could not run is a goal that is missed."""
+    mine = found.without_latency["gateway"].get("rows_per_s")
+    oumi = [one for name, one in found.without_latency.items() if name.startswith("oumi")]
+    name = "0 ms: rows/s at least oumi's"
+    if "oumi" in skipped:
+        yield Goal(name, None, mine, None, skipped["oumi"])
+    else:
+        best = [one["rows_per_s"] for one in oumi if "rows_per_s" in one]
+        held = mine is not None and bool(best) and mine >= max(best)
+        yield Goal(name, held, mine, max(best, default=None), "" if best else oumi[0]["reason"])
+    late = found.with_latency["gateway"].get("rows_per_s")
+    floor = None if mine is None else round(0.95 * min(IN_FLIGHT / LATENCY_MS * 1000, mine), 1)
+    held = late is not None and floor is not None and late >= floor
+    yield Goal(f"{LATENCY_MS} ms, {IN_FLIGHT} in flight: rows/s", held, late, floor)
+    for kind, share in (("told", 0.97), ("silent", 0.90)):
+        one = found.limits[kind]
+        answered = one["answered"] == one["calls"]
+        yield Goal(f"limit {kind}: share used", one["used"] >= share, one["used"], share)
+        yield Goal(f"limit {kind}: rows answered", answered, one["answered"], one["calls"])
+    share = found.limits["told"]["limited_share"]
+    yield Goal("limit told: share of 429s", share < 0.01, share, 0.01)
+    grown = found.memory["grown_mb"]
+    yield Goal("memory: MB from few calls to many", grown <= MEMORY_MB, grown, MEMORY_MB)
+    if killed is not None:
+        most = max(killed.in_flight_at_kill, default=0)
+        yield Goal("kills: results lost", not killed.lost and killed.answered == killed.calls, killed.lost, 0)
+        yield Goal("kills: journaled calls repeated", not killed.journaled_repeated, killed.journaled_repeated, 0)
+        yield Goal(
+            "kills: bought twice",
+            killed.bought_twice <= sum(killed.in_flight_at_kill),
+            killed.bought_twice,
+            sum(killed.in_flight_at_kill),
+            "at most what was in flight at the kills",
+        )
+        yield Goal("kills: most in flight at one", most <= killed.in_flight, most, killed.in_flight)
+
+
+# --- for people
+
+
+def table(found: dict[str, Any], title: str) -> Iterator[str]:
+    yield f"{title:<30}{'rows/s':>10}{'CPU ms/call':>13}{'peak MB':>9}"
+    for name, one in found.items():
+        if "reason" in one:
+            yield f"  {name:<28}{'-':>10}  {one['reason']}"
+        else:
+            yield f"  {name:<28}{one['rows_per_s']:>10,.0f}{one['cpu_ms_per_call']:>13.3f}{one['peak_mb']:>9.0f}"
+
+
+def ladder(found: dict[str, Any]) -> dict[str, float] | None:
+    """What each part adds to a call, in CPU ms: what separates the gateway from aiohttp."""
+    cpu = [found[name].get("cpu_ms_per_call") for name in LADDER]
+    if any(one is None for one in cpu):
+        return None
+    steps = {"aiohttp_and_orjson": cpu[0]}
+    for part, (below, above) in zip(("transport", "client", "journal"), pairwise(cpu), strict=True):
+        steps[part] = above - below
+    return {part: round(ms, 4) for part, ms in steps.items()}
+
+
+def report(found: Findings) -> Iterator[str]:
+    yield from table(found.without_latency, f"0 ms, {IN_FLIGHT} in flight")
+    yield from table(found.with_latency, f"{LATENCY_MS} ms, {IN_FLIGHT} in flight")
+    steps = ladder(found.without_latency)
+    if steps is not None:
+        yield "where a call's CPU time goes, ms: " + ", ".join(f"{part} {ms:.3f}" for part, ms in steps.items())
+    for kind, one in found.limits.items():
+        yield (
+            f"limit {kind}: {one['used']:.1%} of {PER_MINUTE} a minute used over {one['seconds']:.0f} s, "
+            f"{one['limited']} 429s ({one['limited_share']:.2%}), {one['answered']} of {one['calls']} answered"
+        )
+    one = found.memory
+    yield f"memory: {one['few_peak_mb']} MB at {one['few_calls']} calls, {one['many_peak_mb']} at {one['many_calls']}"
+    one = found.kills
+    yield (
+        f"kills: {one['kills']} over {one['calls']} calls: {one['lost']} lost, {one['journaled_repeated']} journaled "
+        f"repeated, {one['bought_twice']} bought twice ({sum(one['in_flight_at_kill'])} were in flight)"
+    )
+    for goal in found.goals:
+        verdict = "not measured" if goal.ok is None else "held" if goal.ok else "MISSED"
+        note = f" ({goal.note})" if goal.note else ""
+        yield f"{verdict:<14}{goal.name}: {goal.measured} against {goal.needed}{note}"
+
+
+def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str, Any]:
+    return {
+        "ok": found.ok,
+        "quick": given.quick,
+        "goals": {
+            goal.name: {key: value for key, value in asdict(goal).items() if key != "name"} for goal in found.goals
+        },
+        "without_latency": found.without_latency,
+        "with_latency": found.with_latency,
+        "cpu_ms_by_part": ladder(found.without_latency),
+        "limits": found.limits,
+        "memory": found.memory,
+        "kills": found.kills,
+        "rounds": size.rounds,
+        "calls": size.calls,
+        "slow_calls": size.slow_calls,
+        "in_flight": IN_FLIGHT,
+        "latency_ms": LATENCY_MS,
+        "peers": {peer.name: peer.version for peer in PEERS},
+        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
+def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Findings:
+    found = Findings()
+    skipped: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    for peer in PEERS:
+        if given.no_peers or given.quick:
+            skipped[peer.name] = "peers were not asked for"
+            continue
+        say(f"{peer.name}: its environment is {peer.folder}")
+        if (reason := peer.build()) is not None:
+            broken[peer.name] = reason
+            say(f"{peer.name}: {reason}")
+    if given.quick:
+        skipped["ray"] = "left out of a quick run"
+    peers = {name: name.partition("-")[0] for name in WITHOUT_LATENCY}
+    side_by_side(found, [name for name, peer in peers.items() if peer not in {*skipped, *broken}], size, say)
+    for names, into in ((WITHOUT_LATENCY, found.without_latency), (WITH_LATENCY, found.with_latency)):
+        into |= {name: {"reason": broken[peers[name]]} for name in names if peers[name] in broken}
+    say("limits")
+    found.limits = both_limits(size)
+    say("memory")
+    found.memory = memory(size)
+    say("kills")
+    killed = kill_often(size.killed_calls, size.kills, in_flight=64, seed=given.seed)
+    found.kills = asdict(killed)
+    found.goals = list(goals(found, killed, skipped))
+    return found
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--quick", action="store_true", help="less of everything, without peers: under a minute")
+    parser.add_argument("--no-peers", action="store_true", help="without oumi and curator")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments at which the job is killed")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    given = parse()
+    size = QUICK if given.quick else FULL
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        found = run(given, size, say)
+    except BenchError as error:
+        say(f"bench: {error}")
+        if given.json:
+            print(json.dumps({"ok": False, "error": str(error)}))
+        return 1
+    print("\n".join(report(found)))
+    if given.json:
+        print(json.dumps(as_json(found, given, size)))
+    return 0 if found.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
