@@ -36,6 +36,7 @@ class Stage:
         self.started = time.time()
         self._progress = progress
         self._task: Any = None
+        self._paced: tuple[float, int] | None = None
 
     def seconds(self) -> float:
         """Since the stage began."""
@@ -45,8 +46,17 @@ class Stage:
         """`count` more units are done; `note` says what else there is to know, in a few words."""
         self.update(self.done + count, note)
 
+    def left_s(self) -> float | None:
+        """Seconds that are left, by the pace since the first unit was done: what went before it was starting up."""
+        if self._paced is None or self.done <= self._paced[1] or not self.total:
+            return None
+        began, already = self._paced
+        return (time.time() - began) / (self.done - already) * (self.total - self.done)
+
     def update(self, done: int, note: str = "") -> None:
         self.done = done
+        if self._paced is None and done:
+            self._paced = (time.time(), done)
         self.note = note or self.note
         self._progress._changed(self)
 
@@ -129,8 +139,8 @@ class Progress:
         if self._bars:
             self._bars.update(stage._task, completed=stage.done, total=stage.total or None, note=stage.note)
         elif time.time() - self._last_line > QUIET_S:
-            left = stage.seconds() / stage.done * (stage.total - stage.done) if stage.done else 0
-            about = f", about {left:.0f} s left" if stage.done and stage.total else ""
+            left = stage.left_s()
+            about = "" if left is None else f", about {left:.0f} s left"
             note = f"; {stage.note}" if stage.note else ""
             self.say(f"{stage.name}: {stage.done} of {stage.total} {stage.unit}{about}{note}")
 
