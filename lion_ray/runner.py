@@ -27,6 +27,7 @@ import ray
 from lion_ray.checks import check_keys, check_templates
 from lion_ray.config_file import LoadedConfig, differences
 from lion_ray.errors import BudgetError, ConfigError, LionError, RunConflictError
+from lion_ray.guard import Guard, descendants
 from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
 from lion_ray.results import IterationResult, finished, results
@@ -58,6 +59,10 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
         started_here = join_ray(loaded, progress)
+        guard = Guard() if started_here else None
+        if guard is not None:
+            # Some of Ray's processes take more than a minute to see that a killed driver is gone.
+            guard.watch(*descendants(os.getpid()))
         try:
             return asyncio.run(_distil(loaded, store, attempt, progress))
         except asyncio.CancelledError:
@@ -66,7 +71,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             raise BudgetError(budget_sentence(loaded, store, progress, error)) from None
         finally:
             ray.shutdown()
-            if started_here:
+            if guard is not None:
+                guard.close()
                 progress.say("Ray has stopped")
     finally:
         with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
