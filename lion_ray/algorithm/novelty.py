@@ -8,6 +8,10 @@ Invariants:
   where it does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
 - A text without tokens resembles nothing, itself included, as in `rouge_score`: F is 0 and the text is novel.
 - Answers depend on the texts and their order alone.
+- No comparison that could decide is left out. A text is a multiset of elements (token, k-th occurrence) in one fixed
+  order, rarest in the initial texts first. F > t needs an LCS of at least l(m, n), so at least l shared elements, and
+  two multisets that share l elements share one within their first m - l + 1 and n - l + 1 (the prefix filter of
+  set-similarity joins; Chaudhuri et al., ICDE 2006). What follows two shared elements bounds the rest.
 
 This module does not know what the texts are, where they are kept or what becomes of a text that is not novel.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from rapidfuzz import process
@@ -34,8 +39,8 @@ _UNSPACED = re.compile(
     "]"
 )
 
-# Stands for every token of a query that no known text has. Ids start behind it.
-_UNKNOWN = "\x00"
+RANKS = 2**21
+"""More than there are characters."""
 
 
 def tokens(text: str) -> list[str]:
@@ -81,64 +86,129 @@ def f_measure(lcs: int, m: int, n: int) -> float:
 class NoveltyIndex:
     """Known texts, and how close another text comes to any of them.
 
-    One query compares with every known text whose length allows it: about 5 to 10 ms for 52,000 instructions.
-    It holds up to 1,114,111 different tokens (texts of 52,000 instructions have some 21,000).
+    A query meets only texts with which it shares one of its rarer elements: about 0.1 ms against 52,000 instructions
+    (`bench/novelty.py`). A pool of near-copies makes every query meet all of them. It holds up to 1,114,110 different
+    tokens (texts of 52,000 instructions have some 21,000).
     """
 
     def __init__(self, texts: Iterable[str] = (), threshold: float = 0.7) -> None:
         self.threshold = threshold
-        self._count = 0
         self._ids: dict[str, str] = {}
-        # Known texts by their number of tokens, each with its position in the order of adding. A text is a string with
-        # one character for each token: rapidfuzz compares strings two to three times as fast as lists of numbers.
-        self._encoded: dict[int, list[str]] = {}
-        self._positions: dict[int, list[int]] = {}
-        for text in texts:
-            self.add(text)
+        self._rank: dict[str, int] = {}
+        """By a token's character: its frequency in the initial texts, and among equals the order of appearance."""
+        # A text is a string with one character for each token: rapidfuzz compares strings two to three times as fast as
+        # lists of numbers.
+        self._encoded: list[str] = []
+        self._by_length: dict[int, list[int]] = {}
+        # For each element, the texts that have it in their prefix: (number of tokens, place in the prefix, position).
+        self._postings: dict[str, list[tuple[int, int, int]]] = {}
+        self._least: dict[tuple[int, int], int] = {}
+        self._lengths: dict[int, tuple[int, int, int]] = {}
+        initial = [self._encode(text) for text in texts]
+        frequency = Counter(character for encoded in initial for character in encoded)
+        self._rank = {character: count * RANKS + ord(character) for character, count in frequency.items()}
+        for encoded in initial:
+            self._add(encoded)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._encoded)
 
     def add(self, text: str) -> None:
         """Make `text` known, novel or not."""
-        encoded = "".join(self._ids.setdefault(token, chr(len(self._ids) + 1)) for token in tokens(text))
-        self._encoded.setdefault(len(encoded), []).append(encoded)
-        self._positions.setdefault(len(encoded), []).append(self._count)
-        self._count += 1
+        self._add(self._encode(text))
+
+    def _add(self, encoded: str) -> None:
+        n = len(encoded)
+        position = len(self._encoded)
+        self._encoded.append(encoded)
+        self._by_length.setdefault(n, []).append(position)
+        for place, element in enumerate(self._prefix(encoded)):
+            self._postings.setdefault(element, []).append((n, place, position))
 
     def is_novel(self, text: str) -> bool:
         """Whether no known text has an F above the threshold with `text`."""
-        query = self._query(text)
+        query = self._encode(text)
         m = len(query)
-        for n, bound in self._lengths_by_bound(m):
-            if bound <= self.threshold:
-                return True
-            needed = self._least_lcs_above_threshold(m, n)
-            if process.extractOne(query, self._encoded[n], scorer=LCSseq.similarity, score_cutoff=needed):
-                return False
+        if self.threshold >= 1 or not m:
+            return True
+        if self.threshold < 0:
+            return not self._encoded
+        shortest, longest, _ = self._bounds(m)
+        met: set[int] = set()
+        for place, element in enumerate(self._prefix(query)):
+            after = m - place - 1
+            for n, other, position in self._postings.get(element, ()):
+                if not shortest <= n <= longest or position in met:
+                    continue
+                needed = self._least_lcs(m, n)
+                # What is shared from here on, should these be the first elements that the two share.
+                if 1 + min(after, n - other - 1) < needed:
+                    continue
+                met.add(position)
+                if LCSseq.similarity(query, self._encoded[position], score_cutoff=needed) >= needed:
+                    return False
         return True
+
+    def _prefix(self, encoded: str) -> list[str]:
+        """The elements, rarest first, of which two texts above the threshold share one."""
+        if not encoded:
+            return []
+        seen: Counter[str] = Counter()
+        elements = []
+        for character in encoded:
+            seen[character] += 1
+            elements.append((self._rank.get(character, ord(character)), seen[character], character))
+        elements.sort()
+        least = self._bounds(len(encoded))[2]
+        return [f"{character}{count}" for _, count, character in elements[: len(encoded) - least + 1]]
+
+    def _bounds(self, m: int) -> tuple[int, int, int]:
+        """For a text of m tokens: the lengths that can be above the threshold, and the least LCS with any of them."""
+        found = self._lengths.get(m)
+        if found is None:
+            # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which falls on both sides of n = m.
+            shortest = longest = m
+            while shortest > 1 and self._possible(m, shortest - 1):
+                shortest -= 1
+            while self.threshold > 0 and self._possible(m, longest + 1):
+                longest += 1
+            if self.threshold <= 0:
+                longest = 2**31
+            least = self._least_lcs(m, shortest) if self._possible(m, shortest) else m + 1
+            found = self._lengths[m] = (shortest, longest, least)
+        return found
+
+    def _possible(self, m: int, n: int) -> bool:
+        return f_measure(min(m, n), m, n) > self.threshold
+
+    def _least_lcs(self, m: int, n: int) -> int:
+        found = self._least.get((m, n))
+        if found is None:
+            found = self._least[m, n] = self._least_lcs_above_threshold(m, n)
+        return found
 
     def nearest(self, text: str, k: int = 10) -> list[tuple[int, float]]:
         """The `k` closest known texts: (position in the order of adding, F), best first, then in order of adding."""
-        query = self._query(text)
+        query = self._encode(text)
         m = len(query)
         best: list[tuple[int, float]] = []
         for n, bound in self._lengths_by_bound(m):
             # Equal bounds are still compared: an equal score with an earlier position goes first.
             if len(best) == k and (k == 0 or bound < best[-1][1]):
                 break
-            positions = self._positions[n]
-            scored = process.extract_iter(query, self._encoded[n], scorer=LCSseq.similarity)
+            positions = self._by_length[n]
+            known = [self._encoded[position] for position in positions]
+            scored = process.extract_iter(query, known, scorer=LCSseq.similarity)
             best += [(positions[index], f_measure(lcs, m, n)) for _, lcs, index in scored]
             best = sorted(best, key=lambda found: (-found[1], found[0]))[:k]
         return best
 
-    def _query(self, text: str) -> str:
-        return "".join(self._ids.get(token, _UNKNOWN) for token in tokens(text))
+    def _encode(self, text: str) -> str:
+        return "".join([self._ids.setdefault(token, chr(len(self._ids) + 1)) for token in tokens(text)])
 
     def _lengths_by_bound(self, m: int) -> Iterator[tuple[int, float]]:
         """The lengths among the known texts, each with the highest F it allows, the most promising first."""
-        bounds = ((n, f_measure(min(m, n), m, n)) for n in self._encoded)
+        bounds = ((n, f_measure(min(m, n), m, n)) for n in self._by_length)
         yield from sorted(bounds, key=lambda pair: (-pair[1], pair[0]))
 
     def _least_lcs_above_threshold(self, m: int, n: int) -> int:
