@@ -86,9 +86,8 @@ def f_measure(lcs: int, m: int, n: int) -> float:
 class NoveltyIndex:
     """Known texts, and how close another text comes to any of them.
 
-    A query meets only texts with which it shares one of its rarer elements: about 0.1 ms against 52,000 instructions
-    (`bench/novelty.py`). A pool of near-copies makes every query meet all of them. It holds up to 1,114,110 different
-    tokens (texts of 52,000 instructions have some 21,000).
+    A query meets only texts with which it shares one of its rarer elements. A pool of near-copies makes every query
+    meet all of them. It holds up to 1,114,110 different tokens (texts of 52,000 instructions have some 21,000).
     """
 
     def __init__(self, texts: Iterable[str] = (), threshold: float = 0.7) -> None:
