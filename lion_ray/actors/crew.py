@@ -29,6 +29,7 @@ from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
 CLOSE_TIMEOUT_S = 60.0
+"""For a proxy to end its server and its journal, once its last call is home."""
 METER_S = 2.0
 
 
@@ -125,13 +126,18 @@ class Crew:
 
     async def _close(self) -> None:
         await self.students.stop()
-        for name, proxy in self._each_proxy():
-            try:
-                await asyncio.wait_for(asyncio.wrap_future(proxy.close.remote().future()), CLOSE_TIMEOUT_S)
-            except (TimeoutError, ray.exceptions.RayError) as error:
-                self._progress.say(f"endpoint {name} did not close by itself ({type(error).__name__}); ending it")
+        # Side by side: each may be waiting for calls that are out, and are paid for.
+        await asyncio.gather(*(self._close_proxy(name, proxy) for name, proxy in self._each_proxy()))
         for actor in (self.referee, self.generator, *(proxy for _, proxy in self._each_proxy()), self.ledger):
             ray.kill(actor)
+
+    async def _close_proxy(self, name: str, proxy: Any) -> None:
+        longest = CLOSE_TIMEOUT_S + self._config.endpoints[name].timeout_s
+        closing = asyncio.wait_for(asyncio.wrap_future(proxy.close.remote().future()), longest)
+        try:
+            await self._progress.waiting(closing, f"endpoint {name}: waiting for calls that are out")
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            self._progress.say(f"endpoint {name} did not close by itself ({type(error).__name__}); ending it")
 
     def _each_proxy(self) -> list[tuple[str, Any]]:
         return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]
