@@ -148,18 +148,22 @@ class Progress:
         """Await `work`, saying every `QUIET_S` seconds that it is waited for."""
         task = asyncio.ensure_future(work)
         started = time.time()
-        while True:
-            finished, _ = await asyncio.wait([task], timeout=QUIET_S)
-            if finished:
-                return task.result()
-            self.say(f"{what} ({time.time() - started:.0f} s)")
+        try:
+            while not (await asyncio.wait([task], timeout=QUIET_S))[0]:
+                self.say(f"{what} ({time.time() - started:.0f} s)")
+            return task.result()
+        finally:
+            task.cancel()  # whoever stops waiting does not want to hear what became of it
 
     async def follow(self, work: Awaitable[T], stage: Stage, look: Callable[[], Awaitable[int]]) -> None:
         """Show how far `work` has come, as `look` tells it, until it is done."""
         task = asyncio.ensure_future(work)
-        while not (await asyncio.wait([task], timeout=2.0))[0]:
-            stage.update(await look())
-        task.result()
+        try:
+            while not (await asyncio.wait([task], timeout=2.0))[0]:
+                stage.update(await look())
+            task.result()
+        finally:
+            task.cancel()
 
     def snapshot(self) -> dict[str, Any]:
         """What is under way now, for the run folder's progress file."""
