@@ -47,10 +47,12 @@ class Size:
     memory_calls: tuple[int, int]
     killed_calls: int
     kills: int
+    with_latency: tuple[str, ...]
+    """The clients that are also measured with latency."""
 
 
-FULL = Size(3, 10_000, 3_000, 60.0, (1_000, 100_000), 5_000, 20)
-QUICK = Size(1, 4_000, 500, 10.0, (1_000, 10_000), 1_000, 3)
+FULL = Size(3, 10_000, 3_000, 60.0, (1_000, 100_000), 5_000, 20, WITH_LATENCY)
+QUICK = Size(1, 4_000, 250, 6.0, (1_000, 5_000), 600, 2, ("raw", "gateway"))
 
 
 @dataclass
@@ -133,7 +135,7 @@ def side_by_side(found: Findings, names: list[str], size: Size, say: Callable[[s
         for name in names:
             # One after the other, so that what is compared met the same machine.
             for latency, into in ((0, found.without_latency), (LATENCY_MS, found.with_latency)):
-                if latency and name not in WITH_LATENCY:
+                if latency and name not in size.with_latency:
                     continue
                 if "reason" in into.setdefault(name, {"rounds": []}):
                     continue
@@ -330,7 +332,7 @@ def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Fi
         skipped["ray"] = "left out of a quick run"
     peers = {name: name.partition("-")[0] for name in WITHOUT_LATENCY}
     side_by_side(found, [name for name, peer in peers.items() if peer not in {*skipped, *broken}], size, say)
-    for names, into in ((WITHOUT_LATENCY, found.without_latency), (WITH_LATENCY, found.with_latency)):
+    for names, into in ((WITHOUT_LATENCY, found.without_latency), (size.with_latency, found.with_latency)):
         into |= {name: {"reason": broken[peers[name]]} for name in names if peers[name] in broken}
     say("limits")
     found.limits = both_limits(size)
