@@ -26,7 +26,7 @@ import ray
 
 from lion_ray.checks import check_keys, check_templates
 from lion_ray.config_file import LoadedConfig, differences
-from lion_ray.errors import BudgetError, ConfigError, LionError, RunConflictError
+from lion_ray.errors import BudgetError, ConfigError, LionError, RunConflictError, as_raised
 from lion_ray.guard import Guard, descendants
 from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
@@ -68,7 +68,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
         except BudgetError as error:
-            raise BudgetError(budget_sentence(loaded, store, progress, error)) from None
+            raise BudgetError(budget_sentence(loaded, store, progress, as_raised(error))) from None
         finally:
             ray.shutdown()
             if guard is not None:
@@ -137,7 +137,7 @@ async def _pulse(store: RunStore, progress: Progress) -> AsyncIterator[None]:
             await task
 
 
-def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BudgetError) -> str:
+def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BaseException) -> str:
     """How far the money went, and what the rest would cost."""
     assert loaded.config.budget is not None
     where = progress.ended_in or "the start"
