@@ -225,10 +225,8 @@ class Client:
     async def _fly(self, key: str, call: Call, flight: _Flight) -> Outcome:
         try:
             known = await self._journal.get(key)
-            if known is None:
-                await self._journal.refresh_if_older(JOURNAL_REFRESH_S)
-                if key in self._journal:  # bought by another run that shares the journal
-                    known = await self._journal.get(key)
+            if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
+                known = await self._journal.get(key)  # another run that shares the journal may have bought it
             if known is not None:
                 self._stats.replayed += 1
                 self._on_event(Event("replayed", key, call.role))

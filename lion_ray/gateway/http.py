@@ -27,6 +27,7 @@ from lion_ray.gateway.wire import (
     is_loopback,
     parse_reply,
     redact,
+    redact_text,
     shorten,
     status_error,
 )
@@ -48,7 +49,6 @@ class AiohttpTransport:
     async def chat(self, body: dict[str, Any]) -> Reply:
         error: TransportError
         try:
-            # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
             status, headers, data = await self._post(orjson.dumps(body))
         except TimeoutError as cause:
             connecting = isinstance(cause, aiohttp.ConnectionTimeoutError)
@@ -78,6 +78,7 @@ class AiohttpTransport:
             if self._key is not None:
                 headers["Authorization"] = f"Bearer {self._key}"
             self._session = aiohttp.ClientSession(
+                # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
                 headers=headers,
                 timeout=self._timeout,
@@ -95,14 +96,10 @@ class AiohttpTransport:
             await self._session.close()
 
     def _timed_out(self, cause: BaseException) -> Transient:
-        # aiohttp's own says nothing; a bare one is ours, for the first byte.
-        if (
-            type(cause) is TimeoutError
-            and self._first_byte_s is not None
-            and not isinstance(cause, aiohttp.ClientError)
-        ):
+        # aiohttp's own are of another type; a bare one is ours, for the first byte.
+        if type(cause) is TimeoutError and self._first_byte_s is not None:
             return Transient(TIMED_OUT, f"no answer began within {self._first_byte_s:g} s")
         return Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
 
     def _told(self, cause: BaseException) -> str:
-        return shorten(redact(f"{type(cause).__name__}: {cause}".encode(), self._key).decode("utf-8", "replace"))
+        return shorten(redact_text(f"{type(cause).__name__}: {cause}", self._key))

@@ -165,7 +165,7 @@ class Limiter:
     # --- what came of it
 
     def ended(self) -> None:
-        """A request is no longer out, whatever came of it. Call it before the other two."""
+        """A request is no longer out, whatever came of it."""
         self._out -= 1
 
     def answered(

@@ -29,6 +29,7 @@ from lion_ray.gateway.wire import (
     is_loopback,
     parse_reply,
     redact,
+    redact_text,
     shorten,
     status_error,
 )
@@ -66,8 +67,7 @@ def connection_error(error: openai.APIConnectionError, key: str | None) -> Trans
     cause = error.__cause__
     # By name: the openai package has changed its HTTP library before, and these names stayed.
     names = {kind.__name__ for kind in type(cause).__mro__}
-    said = redact(f"{type(cause).__name__}: {cause}".encode("utf-8", "replace"), key)
-    detail = shorten(said.decode("utf-8", "replace"))
+    detail = shorten(redact_text(f"{type(cause).__name__}: {cause}", key))
     if names & {"ConnectError", "ConnectTimeout", "ProxyError"}:
         return Unreachable(detail)
     if names & {"UnsupportedProtocol", "TooManyRedirects"}:
@@ -97,7 +97,7 @@ class OpenAITransport:
         except TimeoutError:
             error = Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
         except openai.APIStatusError as cause:
-            error = status_error(cause.status_code, cause.response.headers, self._redact(cause.response.text))
+            error = status_error(cause.status_code, cause.response.headers, redact_text(cause.response.text, self._key))
         except openai.APIConnectionError as cause:
             error = connection_error(cause, self._key)
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
@@ -105,6 +105,3 @@ class OpenAITransport:
 
     async def close(self) -> None:
         await self._client.close()
-
-    def _redact(self, text: str) -> str:
-        return redact(text.encode("utf-8", "replace"), self._key).decode("utf-8", "replace")

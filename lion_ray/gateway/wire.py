@@ -254,6 +254,11 @@ def redact(data: bytes, key: str | None) -> bytes:
     return data.replace(key.encode(), b"***") if key else data
 
 
+def redact_text(text: str, key: str | None) -> str:
+    """`text` without the API key."""
+    return redact(text.encode("utf-8", "replace"), key).decode("utf-8", "replace")
+
+
 def shorten(text: str) -> str:
     """One line of at most 300 characters."""
     line = " ".join(text.split())

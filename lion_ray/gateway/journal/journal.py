@@ -174,13 +174,16 @@ class Journal:
         assert self._refreshing is not None
         await asyncio.shield(self._refreshing)
 
-    async def refresh_if_older(self, seconds: float) -> None:
-        """Refresh where the last one began at least so many seconds ago. One that is under way is shared."""
+    async def refresh_if_older(self, seconds: float) -> bool:
+        """Refresh where the last one began at least so many seconds ago; whether it did. One under way is shared."""
         running = self._refreshing
         if running is not None and not running.done():
             await asyncio.shield(running)
         elif self._clock() - self._refreshed_at >= seconds:
             await self.refresh()
+        else:
+            return False
+        return True
 
     async def close(self) -> None:
         """Wait until everything put so far is durable or refused, then end the writer. May be called again."""
