@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +156,11 @@ class TeacherProxy:
 
     async def _from_anyone(self, calls: list[Call]) -> list[Outcome]:
         """Outcomes from this endpoint, or where it is down or refuses, from the first fallback that answers."""
-        doors = [Door(names) for names in self._settings.fallbacks]
-        if not doors:
+        if not self._settings.fallbacks:
             return await self.complete(calls)
         outcomes: dict[int, Outcome] = {}
         refused: LionError | None = None
-        for ask in (self.complete, *(door.complete for door in doors)):
+        for ask in (self.complete, *(door.complete for door in self._fallbacks)):
             left = [i for i in range(len(calls)) if i not in outcomes]
             try:
                 answers = await ask([calls[i] for i in left], patient=False)
@@ -181,6 +180,11 @@ class TeacherProxy:
         left = [i for i in range(len(calls)) if i not in outcomes]
         outcomes |= dict(zip(left, await self.complete([calls[i] for i in left]), strict=True))
         return [outcomes[i] for i in range(len(calls))]
+
+    @cached_property
+    def _fallbacks(self) -> list[Door]:
+        # Looked up at the first need: when this proxy was made, the others may not have been.
+        return [Door(names) for names in self._settings.fallbacks]
 
     def _call(self, row_id: str, text: str, stage: str) -> Call:
         # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
