@@ -120,12 +120,12 @@ class Sender:
                 return Failure(key, DOWN, f"{self.breaker.last_error} (down for {self.breaker.down_s:.0f} s)")
             await self.ledger.reserve(worst)
             try:
-                ticket = await self._admitted(self.limiter.need(characters, call.max_tokens))
+                ticket, probe = await self._admitted(self.limiter.need(characters, call.max_tokens))
             except BaseException:
                 await self.ledger.settle(worst, 0.0)
                 raise
             attempt.committed = True
-            result = await self._send(key, call, body, ticket, worst)
+            result = await self._send(key, call, body, ticket, probe, worst)
             if isinstance(result, Completion | Failure):
                 return result
             attempt.committed = False
@@ -150,8 +150,8 @@ class Sender:
             # The slot stays taken: fewer requests go to an endpoint that is in trouble.
             await self._sleep(pause)
 
-    async def _admitted(self, need: Need) -> Ticket:
-        """Wait for the breaker and the rate limit, first come first served."""
+    async def _admitted(self, need: Need) -> tuple[Ticket, int]:
+        """Wait for the breaker and the rate limit, first come first served; also says which probe this is, or 0."""
         async with self._turn:
             while (wait := self.breaker.wait_s()) > 0:
                 if self.breaker.down_s > self.config.outage_timeout_s:
@@ -161,16 +161,17 @@ class Sender:
                         "command"
                     )
                 await self._sleep(wait)
+            probe = self.breaker.probe
             try:
                 while not isinstance(granted := self.limiter.take(need), Ticket):
                     await self._sleep(granted)
             except BaseException:
-                self.breaker.abandoned()
+                self.breaker.abandoned(probe)
                 raise
-            return granted
+            return granted, probe
 
     async def _send(
-        self, key: str, call: Call, body: dict[str, Any], ticket: Ticket, worst: float
+        self, key: str, call: Call, body: dict[str, Any], ticket: Ticket, probe: int, worst: float
     ) -> Outcome | RateLimited | Transient:
         """One attempt: its answer, its failure for good, or an error that may pass. Settles its money."""
         self._stats.sent += 1
@@ -194,7 +195,7 @@ class Sender:
             return limit
         except Transient as transient:
             uncertain = transient.uncertain
-            self.breaker.failed(f"{transient.reason}: {transient.detail}")
+            self.breaker.failed(f"{transient.reason}: {transient.detail}", probe)
             return transient
         except Rejected as rejected:
             uncertain = False
@@ -208,7 +209,7 @@ class Sender:
             self._stats.in_flight -= 1
             self.limiter.ended()
             if uncertain:
-                self.breaker.abandoned()
+                self.breaker.abandoned(probe)
                 self.ledger.lose(worst)
             else:
                 await self.ledger.settle(worst, paid)

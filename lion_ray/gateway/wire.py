@@ -113,11 +113,11 @@ class Reply:
 
 def as_sent(call: Call, config: EndpointConfig) -> Call:
     """The call without what the endpoint is not sent; its key is taken from this, so it names what was bought."""
-    return dataclasses.replace(
-        call,
-        seed=call.seed if config.send_seed else None,
-        json_schema=call.json_schema if config.json_schema else None,
-    )
+    seed = call.seed if config.send_seed else None
+    json_schema = call.json_schema if config.json_schema else None
+    if seed == call.seed and json_schema is call.json_schema:
+        return call
+    return dataclasses.replace(call, seed=seed, json_schema=json_schema)
 
 
 def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:

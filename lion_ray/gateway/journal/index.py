@@ -59,7 +59,10 @@ class Index:
         """All copies that are not known to be damaged, in no particular order."""
         # In this order: freezing fills the arrays before it empties the dict.
         recent = self._recent.get(digest, ())
-        found = list(dict.fromkeys((*_search(self._frozen, digest), *recent)))
+        frozen = _search(self._frozen, digest)
+        if not frozen and not recent:
+            return []
+        found = list(dict.fromkeys((*frozen, *recent)))
         return [where for where in found if (where.segment, where.offset) not in self._bad] if self._bad else found
 
     def add(self, digest: bytes, where: Where) -> None:
@@ -158,6 +161,8 @@ def _freeze(blocks: list[Entries]) -> _Frozen:
 
 def _search(frozen: _Frozen, digest: bytes) -> list[Where]:
     heads, entries = frozen
+    if not len(heads):
+        return []
     head = np.uint64(int.from_bytes(digest[:8], "little"))
     at = int(heads.searchsorted(head))
     found = []

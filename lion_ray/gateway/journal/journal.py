@@ -232,8 +232,8 @@ class Journal:
     # --- writing: in the writer's thread
 
     def _commit(self, batch: list[Line]) -> None:
-        for line, place in zip(batch, self._writer.commit(batch), strict=True):
-            self._reader.add_own(line.head, place)
+        places = self._writer.commit(batch)
+        self._reader.add_own(zip((line.head for line in batch), places, strict=True))
         if self._writer.loose >= self._most_loose:
             self._merges.append(self._merger.submit(self._writer.merge, self._writer.take_loose()))
 

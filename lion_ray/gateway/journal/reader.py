@@ -12,6 +12,7 @@ This module writes nothing and knows nothing of prices.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from pyarrow import fs as pafs
@@ -66,6 +67,8 @@ class Reader:
         """Where a key's records are, the one that stands first."""
         digest = digest_of(key)
         found = self.index.find(digest) if digest is not None else []
+        if not found:
+            return []
         return sorted(Place(self._names[where.segment], where.offset, where.length) for where in found)
 
     def read(self, place: Place) -> bytes:
@@ -85,15 +88,16 @@ class Reader:
         with self._lock:
             self._claimed.add(name)
 
-    def add_own(self, head: Head, place: Place) -> None:
-        """Take in a record that this process has made durable in a segment it has claimed."""
+    def add_own(self, written: Iterable[tuple[Head, Place]]) -> None:
+        """Take in records that this process has made durable in segments it has claimed."""
         with self._lock:
-            segment = self._own.get(place.segment)
-            if segment is None:
-                segment = self._own[place.segment] = Segment(place.segment)
-            segment.scanned = segment.size = place.offset + place.length + 1
-            add_to(segment.sums.setdefault(segment.name, {}), head.account, head.spent)
-            self.index.add(head.digest, Where(self._number(place.segment), place.offset, place.length))
+            for head, place in written:
+                segment = self._own.get(place.segment)
+                if segment is None:
+                    segment = self._own[place.segment] = Segment(place.segment)
+                segment.scanned = segment.size = place.offset + place.length + 1
+                add_to(segment.sums.setdefault(segment.name, {}), head.account, head.spent)
+                self.index.add(head.digest, Where(self._number(place.segment), place.offset, place.length))
 
     def update(self) -> None:
         """Take in what has been added, merged or deleted since (blocking).
