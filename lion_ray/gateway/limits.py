@@ -34,6 +34,8 @@ FIRST_CONTACT = 4
 CUT, KEPT = 0.5, 0.97
 BAND = 0.95
 GROWTH_BELOW, GROWTH_IN_BAND, GROWTH_ABOVE = 0.05, 0.002, 0.01  # of the ceiling, in a second
+DOUBLING_S = 10.0
+"""Past the ceiling the growth doubles in this time: a limit that was raised, or misjudged, is found in a minute."""
 DAY_S = 86_400.0
 
 
@@ -157,7 +159,7 @@ class Limiter:
         for kind, bucket in self._buckets.items():
             bucket.level -= need.of(kind)
             bucket.taken += need.of(kind)
-        self._adaptive.take()
+        self._adaptive.take(now)
         self._out += 1
         self._note_send(now)
         return Ticket(need, now, {kind: bucket.taken for kind, bucket in self._buckets.items()})
@@ -174,7 +176,7 @@ class Limiter:
         """A request succeeded; what its estimate was wrong by is given back or taken."""
         now = self._clock()
         self._answered = True
-        self._adaptive.succeeded()
+        self._adaptive.succeeded(ticket.at)
         need = ticket.need
         if prompt_tokens:
             used = Need(prompt_tokens, completion_tokens)
@@ -254,16 +256,25 @@ class Limiter:
 
 
 class _Adaptive:
-    """A rate that nobody tells, found by what gets through."""
+    """A rate that nobody tells, found by what gets through.
+
+    A period lasts from one cut to the next. What is sent in it and gets through counts to it, also where the answer
+    comes after the cut: refusals come back sooner than answers.
+    """
 
     def __init__(self, now: float) -> None:
         self.bucket: Bucket | None = None  # none until the first 429
         self._ceiling = math.inf
         self._grown_at = now
         self._bound = False  # the rate, and not the caller, was the limit since it last grew
+        self._above_s = 0.0
+        """How long the rate has been growing past its ceiling: what was once enough may be too little by far."""
         self._cut_at = -math.inf
-        self._since = now
+        self._since: float | None = None
         self._passed = 0
+        self._ended = (1.0, 0)
+        """The period before: its seconds, and what got through of it."""
+        self._uncut = math.inf
 
     def wait_s(self, now: float) -> float:
         if self.bucket is None:
@@ -274,26 +285,40 @@ class _Adaptive:
         self._bound = self._bound or wait > 0
         return wait
 
-    def take(self) -> None:
+    def take(self, now: float) -> None:
+        if self._since is None:
+            self._since = now
         if self.bucket is not None:
             self.bucket.level -= 1.0
 
-    def succeeded(self) -> None:
-        self._passed += 1
+    def succeeded(self, sent_at: float) -> None:
+        if sent_at > self._cut_at:
+            self._passed += 1
+            return
+        seconds, passed = self._ended
+        self._ended = seconds, passed + 1
+        if self.bucket is not None and (rate := self._cut()) > self.bucket.rate:
+            self.bucket.pace(rate)
+            self._ceiling = max(self._ceiling, rate)
 
     def limited(self, sent_at: float, now: float) -> None:
         if sent_at <= self._cut_at:
             return  # it was out with those for which the rate was cut
-        passed = self._passed / max(now - self._since, 0.05)
-        rate = self.bucket.rate if self.bucket is not None else max(passed, 1.0)
-        # What got through since the last cut is the endpoint's rate, once its burst is used up.
-        cut = max(CUT * rate, min(KEPT * passed, KEPT * rate), 1 / 60)
-        self._ceiling = rate
+        self._ended = max(now - (self._since or 0.0), 0.05), self._passed
+        self._uncut = self.bucket.rate if self.bucket is not None else math.inf
+        cut = self._cut()
+        self._ceiling = min(self._uncut, max(cut, 1.0))
         if self.bucket is None:
             self.bucket = _paced(cut, now)
         self.bucket.pace(cut)
         self._cut_at = self._grown_at = self._since = now
-        self._passed, self._bound = 0, False
+        self._passed, self._bound, self._above_s = 0, False, 0.0
+
+    def _cut(self) -> float:
+        """What the rate is cut to: what got through is the endpoint's rate, once its burst is used up."""
+        seconds, passed = self._ended
+        found = KEPT * min(passed / seconds, self._uncut)
+        return max(found, 1 / 60) if math.isinf(self._uncut) else max(CUT * self._uncut, found, 1 / 60)
 
     def _grow(self, now: float) -> None:
         assert self.bucket is not None
@@ -307,7 +332,8 @@ class _Adaptive:
         elif rate < self._ceiling:
             share = GROWTH_IN_BAND
         else:
-            share = GROWTH_ABOVE
+            share = min(1.0, GROWTH_ABOVE * 2 ** (self._above_s / DOUBLING_S))
+            self._above_s += min(elapsed, 1.0)
             self._ceiling = rate
         # A pause is no time in which the rate has proved itself.
         rate += share * self._ceiling * min(elapsed, 1.0)

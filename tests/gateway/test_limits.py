@@ -80,6 +80,7 @@ def simulate(
     seconds: float,
     in_flight: int,
     latency: float,
+    refusal_latency: float | None = None,
 ) -> list[Seen]:
     """Each limiter's client always has work for `in_flight` requests; the server decides when a request arrives."""
     seen = [Seen() for _ in limiters]
@@ -106,7 +107,9 @@ def simulate(
                 out[who] += 1
                 push(time.now + latency / 2, "arrive", who, granted)
         elif kind == "arrive":
-            push(time.now + latency / 2, "back", who, (what, server.ask(time.now)))
+            said = server.ask(time.now)
+            way_back = latency / 2 if said[0] or refusal_latency is None else refusal_latency
+            push(time.now + way_back, "back", who, (what, said))
         else:
             ticket, (passed, pause, told) = what
             full = out[who] == in_flight
@@ -143,6 +146,27 @@ def test_a_limit_that_only_429s_tell_is_found(capacity: float) -> None:
     assert seen.answered >= 0.9 * 6000
     later = simulate([limiter], time, server, seconds=240, in_flight=256, latency=0.05)
     assert later[0].limited < 0.1 * later[0].answered
+
+
+@pytest.mark.parametrize("latency", [0.05, 1.0])
+def test_a_limit_is_found_where_refusals_come_back_before_answers(latency: float) -> None:
+    # At the first 429 next to nothing has been answered, and that is no measure of the endpoint.
+    time = Time()
+    limiter = Limiter(LimitsConfig(), clock=time.clock)
+    server = TokenBucketServer(6000, 100, tells=False)
+    (seen,) = simulate([limiter], time, server, seconds=60, in_flight=256, latency=latency, refusal_latency=0.001)
+    assert seen.answered >= 0.85 * 6000
+
+
+def test_a_limit_that_is_raised_is_used_within_minutes() -> None:
+    time = Time()
+    limiter = Limiter(LimitsConfig(), clock=time.clock)
+    server = TokenBucketServer(600, 10, tells=False)
+    simulate([limiter], time, server, seconds=60, in_flight=64, latency=0.05)
+    server.per_minute, server.capacity = 6000, 100
+    simulate([limiter], time, server, seconds=180, in_flight=64, latency=0.05)
+    (seen,) = simulate([limiter], time, server, seconds=240, in_flight=64, latency=0.05)
+    assert seen.answered >= 0.9 * 6000
 
 
 @pytest.mark.parametrize("tells", [True, False])
