@@ -172,6 +172,7 @@ async def shards_at_once(
     return sum(await asyncio.gather(*(work() for _ in range(max(1, 2 * in_flight // SHARD)))))
 
 
+OURS = ("raw", "transport", "no-journal", "gateway")
 CLIENTS: dict[str, tuple[Callable[..., contextlib.AbstractAsyncContextManager[Ask]], dict[str, Any], Any]] = {
     "raw": (raw, {}, by_workers),
     "transport": (transport, {}, by_workers),
@@ -184,6 +185,11 @@ CLIENTS: dict[str, tuple[Callable[..., contextlib.AbstractAsyncContextManager[As
 
 async def bench(name: str, url: str, calls: int, in_flight: int, *, warm_up: bool) -> None:
     make, options, drive = CLIENTS[name]
+    if name in OURS:
+        # As a proxy actor does, and for the raw loop too, so that the steps between them compare.
+        from lion_ray.gateway.tuning import collect_seldom
+
+        collect_seldom()
     async with make(url, in_flight, **options) as ask:
         if warm_up:
             await drive(ask, WARM_UP, in_flight)

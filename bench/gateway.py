@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
+from bench import goals as promised
+from bench.goals import Goal
 from bench.harness import BenchError, measure, stub_server
 from bench.kills import Killed, kill_often
 from bench.peers import PEERS
@@ -60,17 +60,6 @@ ENOUGH_PAIRS = 5
 
 
 @dataclass
-class Goal:
-    """What was promised, and what came of it; `ok` None where it was not measured."""
-
-    name: str
-    ok: bool | None
-    measured: Any
-    needed: Any
-    note: str = ""
-
-
-@dataclass
 class Findings:
     """All that one run of the bench has found."""
 
@@ -83,7 +72,7 @@ class Findings:
 
     @property
     def ok(self) -> bool:
-        return all(goal.ok is not False for goal in self.goals)
+        return promised.all_ok(self.goals)
 
 
 # --- clients side by side
@@ -301,19 +290,14 @@ def report(found: Findings) -> Iterator[str]:
         f"kills: {one['kills']} over {one['calls']} calls: {one['lost']} lost, {one['journaled_repeated']} journaled "
         f"repeated, {one['bought_twice']} bought twice ({sum(one['in_flight_at_kill'])} were in flight)"
     )
-    for goal in found.goals:
-        verdict = "not measured" if goal.ok is None else "held" if goal.ok else "MISSED"
-        note = f" ({goal.note})" if goal.note else ""
-        yield f"{verdict:<14}{goal.name}: {goal.measured} against {goal.needed}{note}"
+    yield from promised.lines(found.goals)
 
 
 def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str, Any]:
     return {
         "ok": found.ok,
         "quick": given.quick,
-        "goals": {
-            goal.name: {key: value for key, value in asdict(goal).items() if key != "name"} for goal in found.goals
-        },
+        "goals": promised.as_json(found.goals),
         "without_latency": found.without_latency,
         "with_latency": found.with_latency,
         "cpu_ms_by_part": ladder(found.without_latency),
@@ -326,7 +310,7 @@ def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str,
         "in_flight": IN_FLIGHT,
         "latency_ms": LATENCY_MS,
         "peers": {peer.name: peer.version for peer in PEERS},
-        "machine": {"cpus": os.cpu_count(), "python": platform.python_version()},
+        "machine": promised.machine(),
     }
 
 

@@ -41,6 +41,8 @@ class DataConfig(Section):
     """Use only the first so many instructions of the pool; null for all."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
     """What a malformed row does: stop the run with its file and line, or go to a quarantine file."""
+    decontaminate: tuple[str, ...] = ()
+    """Evaluation sets, as files or folders: instructions too near one of their questions are never trained on."""
 
 
 class ServeConfig(Section):
@@ -388,6 +390,8 @@ class RunConfig(Section):
     """Rows in one shard, the unit of work that is committed."""
     max_shards_in_flight: int = operational(8, ge=1)
     """The window of shards under way at once."""
+    overlap: bool = operational(True)
+    """Do side by side what need not wait for one another; false does one thing after the other, for comparison."""
     max_failure_rate: float = Field(0.2, ge=0, le=1)
     """A stage that quarantines a larger share of its rows stops the run."""
 

@@ -1,11 +1,18 @@
 """Lion's loop: imitation, discrimination, generation (paper, section 3).
 
-Every function here is resumable: what an earlier attempt committed is read, not done again. Iteration k needs only
-what iteration k-1 committed.
+Invariants:
+- Every function here is resumable: what an earlier attempt committed is read, not done again. Iteration k needs only
+  what iteration k-1 committed.
+- What waits for nothing but the same endpoint or engine goes on beside it: the referee judges while the student
+  answers, the held-out set is judged while the generator writes, and the teacher answers what was accepted while more
+  is asked for. The results do not depend on it (`overlap: false` gives the same).
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Coroutine
 from typing import Any
 
 from lion_ray.actors.student import ModelRef
@@ -16,35 +23,48 @@ from lion_ray.inference import wants_gpu
 from lion_ray.results import IterationResult, summarise, write_result
 from lion_ray.stages import (
     HELDOUT,
+    QUESTIONS,
+    Feed,
     Manifest,
     Run,
     Shard,
-    commit_generation,
+    commit_generated,
     commit_part,
     import_pools,
+    in_turn,
     load,
     shard_stage,
     split_verdicts,
     together,
+    windowed,
 )
 
 
 async def distil(run: Run) -> list[IterationResult]:
     """Run every iteration, and a last imitation on what the last of them generated; returns a result for each."""
-    await together(prepare(run), warm_up(run))
-    results = [await measure_base(run)]
+    await prepare(run)
+    results = [conclude(run, 0)]
     for iteration in range(1, run.config.iterations + 2):
         await imitation(run, iteration)
-        if iteration <= run.config.iterations:
-            await discrimination(run, iteration)
-            await generation(run, iteration)
-        await judge_heldout(run, iteration)
+        await judge_and_grow(run, iteration)
         results.append(conclude(run, iteration))
     return results
 
 
 async def prepare(run: Run) -> None:
-    """Pool 0 and the held-out set, and the teacher's answers to both, side by side: an API likes full batches."""
+    """Pool 0 and the held-out set, the teacher's answers to both, and how good the student is as it came."""
+    await side_by_side(run, import_data(run), warm_up(run))
+
+    async def measure_base() -> None:
+        await teacher_answers(run, HELDOUT, "teacher answers held-out")
+        await judge_heldout(run, 0)
+
+    # The first imitation begins when both are done: an API likes full batches, and engines may have to go first.
+    await side_by_side(run, teacher_answers(run, 0, answering(1)), measure_base())
+
+
+async def import_data(run: Run) -> None:
+    """Pool 0 and the held-out set, from the user's files."""
     await run.crew.ready()
     first, heldout = run.store.stage("pool-0"), run.store.stage(f"pool-{HELDOUT}")
     if first.manifest() is None:
@@ -55,10 +75,6 @@ async def prepare(run: Run) -> None:
         manifests = [await reference for reference in imported]
         heldout.commit(manifests[1])
         first.commit(manifests[0])
-    await together(
-        teacher_answers(run, HELDOUT, "teacher answers held-out"),
-        teacher_answers(run, 0, "iteration 1: teacher answers the Train Pool"),
-    )
 
 
 async def warm_up(run: Run) -> None:
@@ -70,7 +86,7 @@ async def warm_up(run: Run) -> None:
 
 async def imitation(run: Run, iteration: int) -> ModelRef:
     """The teacher answers the Train Pool; the student learns from it, starting from the last checkpoint."""
-    await teacher_answers(run, train_pool(iteration), f"iteration {iteration}: teacher answers the Train Pool")
+    await teacher_answers(run, train_pool(iteration), answering(iteration))
     stage = run.store.stage(f"iteration-{iteration}/checkpoint")
     if stage.manifest() is None:
         if handoff(run.config):
@@ -79,70 +95,147 @@ async def imitation(run: Run, iteration: int) -> ModelRef:
     return checkpoint(run, iteration)
 
 
-async def discrimination(run: Run, iteration: int) -> Manifest:
+async def judge_and_grow(run: Run, iteration: int) -> None:
+    """Discrimination and generation; the held-out set is judged once the student has answered the Cache Pool.
+
+    The last imitation only judges.
+    """
+    if iteration > run.config.iterations:
+        await judge_heldout(run, iteration)
+        return
+    answered = asyncio.Event()
+
+    async def grow() -> None:
+        await discrimination(run, iteration, answered)
+        await generation(run, iteration)
+
+    async def measure() -> None:
+        await answered.wait()
+        await judge_heldout(run, iteration)
+
+    await side_by_side(run, grow(), measure())
+
+
+async def discrimination(run: Run, iteration: int, answered: asyncio.Event | None = None) -> Manifest:
     """Student against teacher on the whole Cache Pool; rows are hard where the student lags by τ or more."""
     stage = f"iteration-{iteration}"
-    return await judge(run, iteration, run.cache(iteration), stage, f"iteration {iteration}: judging the Cache Pool")
+    title = f"iteration {iteration}: judging the Cache Pool"
+    return await judge(run, iteration, run.cache(iteration), stage, title, answered)
 
 
-async def generation(run: Run, iteration: int) -> Manifest:
-    """New instructions from hard and easy ones; they are the next Train Pool and join the Cache Pool."""
-    stage = run.store.stage(f"pool-{iteration}")
-    if (manifest := stage.manifest()) is not None:
-        return manifest
+async def generation(run: Run, iteration: int) -> None:
+    """New instructions from hard and easy ones; they are the next Train Pool and join the Cache Pool.
+
+    The teacher answers each part as soon as it is full: the next imitation waits for the last answer only.
+    """
+    pool = run.store.stage(f"pool-{iteration}")
+    if pool.manifest() is not None:
+        return
+    accepted = Feed()
+    if run.config.overlap:
+        await together(generate(run, iteration, accepted), answer_pool(run, iteration, accepted))
+    else:
+        await generate(run, iteration, accepted)
+
+
+async def generate(run: Run, iteration: int, accepted: Feed) -> Manifest:
+    """Write pool `iteration`, part by part, and put each into `accepted`."""
     wanted = run.config.generation.hard + run.config.generation.easy
     folder = f"iteration-{iteration}/verdicts"
+    began = time.time()
+    manifest: Manifest = {"rows": 0, "parts": 0}
     with run.progress.stage(f"iteration {iteration}: generating", wanted, "instructions") as shown:
-        accepted, candidates = run.crew.generator.create.remote(
+        pieces = run.crew.generator.create.remote(
             load.remote(run.store, f"{folder}/hard.parquet"),
             load.remote(run.store, f"{folder}/easy.parquet"),
             load.remote(run.store, *(shard.instructions for shard in run.cache(iteration))),
             load.remote(run.store, *(shard.instructions for shard in run.pool(HELDOUT))),
+            load.remote(run.store, *([QUESTIONS] if run.store.exists(QUESTIONS) else [])),
             iteration,
+            run.config.shard_rows,
         )
-        await run.progress.follow(accepted, shown, run.crew.generator.accepted.remote)
-        manifest = await commit_generation.remote(run.store, iteration, run.config.shard_rows, accepted, candidates)
+
+        async def take() -> None:
+            async for piece in pieces:
+                part = await commit_generated.remote(run.store, iteration, piece)
+                if "part" in part:
+                    manifest["rows"] += part["rows"]
+                    manifest["parts"] += 1
+                    accepted.put(Shard(str(iteration), part["part"]))
+                else:
+                    manifest.update(part)
+
+        await run.progress.follow(take(), shown, run.crew.generator.accepted.remote)
         shown.update(manifest["rows"])
-    return stage.commit(manifest | {"seconds": round(shown.seconds(), 2)})
+    manifest |= {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
+    # Before the feed ends: the answers' manifest must not be there without the pool's.
+    run.store.stage(f"pool-{iteration}").commit(manifest)
+    accepted.end()
+    return manifest
 
 
 async def teacher_answers(run: Run, pool: str | int, title: str) -> Manifest:
     """The teacher's answers to a pool, committed shard by shard."""
+    return await answer_feed(run, pool, title, Feed.of(run.pool(pool)))
 
-    async def work(shard: Shard) -> Any:
+
+async def answer_pool(run: Run, pool: int, accepted: Feed) -> Manifest:
+    """The teacher's answers to a pool that is being written."""
+    return await answer_feed(run, pool, answering(pool + 1), accepted)
+
+
+async def answer_feed(run: Run, pool: str | int, title: str, shards: Feed) -> Manifest:
+    stage = f"answers-{pool}"
+
+    async def work(_: int, shard: Shard) -> Any:
         return run.crew.teacher(shard.index).answer.remote(load.remote(run.store, shard.instructions), stage)
 
-    stage = f"answers-{pool}"
-    return await shard_stage(run, stage, title, run.pool(pool), work, batched=run.config.teacher.mode == "batch")
+    return await shard_stage(run, stage, title, shards, work, batched=run.config.teacher.mode == "batch")
 
 
-async def judge(run: Run, iteration: int, shards: list[Shard], folder: str, title: str) -> Manifest:
-    """Student answers, then verdicts, shard by shard: the referee judges one while the student answers the next."""
+async def judge(
+    run: Run, iteration: int, shards: list[Shard], folder: str, title: str, answered: asyncio.Event | None = None
+) -> Manifest:
+    """Student answers, then verdicts, shard by shard: the referee judges one while the student answers the next.
+
+    Sets `answered` when the student has nothing left to answer here.
+    """
+    answered = answered or asyncio.Event()
     stage = run.store.stage(f"{folder}/verdicts")
     if (manifest := stage.manifest()) is not None and "hard" in manifest:
+        answered.set()
         return manifest
-    answered = run.store.stage(f"{folder}/student").part_indexes()
+    student = run.store.stage(f"{folder}/student")
+    there = student.part_indexes()
+    ready = [asyncio.Event() for _ in shards]
     await run.crew.students.load(checkpoint(run, iteration), run.progress)
 
-    places = {shard: index for index, shard in enumerate(shards)}
-
-    async def work(shard: Shard) -> Any:
-        index = places[shard]
-        instructions = load.remote(run.store, shard.instructions)
-        if index in answered:
-            answers = load.remote(run.store, run.store.stage(f"{folder}/student").part_name(index))
-        else:
+    async def answer(index: int, shard: Shard) -> None:
+        if index not in there:
+            instructions = load.remote(run.store, shard.instructions)
             answers = await run.crew.students.answer(instructions, iteration)
-            await commit_part.remote(run.store, f"{folder}/student", index, answers)
-        return run.crew.referee.judge.remote(instructions, load.remote(run.store, shard.answers), answers, stage.name)
+            await commit_part.remote(run.store, student.name, index, answers)
+        ready[index].set()
+
+    async def answer_all() -> None:
+        # Not held back by the referee: what the student has written is on the disk, not in memory.
+        await windowed(answer, Feed.of(shards), run.config.max_shards_in_flight)
+        answered.set()
+
+    async def verdicts(index: int, shard: Shard) -> Any:
+        await ready[index].wait()
+        names = (shard.instructions, shard.answers, student.part_name(index))
+        return run.crew.referee.judge.remote(*(load.remote(run.store, name) for name in names), stage.name)
 
     batched = run.config.referee.mode == "batch"
-    verdicts = await shard_stage(run, stage.name, title, shards, work, batched=batched)
+    judging = shard_stage(run, stage.name, title, Feed.of(shards), verdicts, batched=batched)
+    await side_by_side(run, answer_all(), judging)
+    judged = stage.manifest() or {}
     names = [shard.instructions for shard in shards]
     config = run.config
     split = split_verdicts.remote(run.store, stage.name, names, config.discrimination.tau, config.seed)
-    manifest = verdicts | await split
-    run.store.stage(f"{folder}/student").commit({"rows": manifest["rows"], "parts": len(shards)})
+    manifest = judged | await split
+    student.commit({"rows": manifest["rows"], "parts": len(shards)})
     return stage.commit(manifest)
 
 
@@ -152,12 +245,6 @@ async def judge_heldout(run: Run, iteration: int) -> None:
     if shards and judges_heldout(run.config, iteration):
         folder = f"iteration-{iteration}/{HELDOUT}"
         await judge(run, iteration, shards, folder, f"iteration {iteration}: judging held-out")
-
-
-async def measure_base(run: Run) -> IterationResult:
-    """The student as it came, on the held-out instructions: what every iteration is compared with."""
-    await judge_heldout(run, 0)
-    return conclude(run, 0)
 
 
 def conclude(run: Run, iteration: int) -> IterationResult:
@@ -173,6 +260,15 @@ def checkpoint(run: Run, iteration: int) -> ModelRef:
     if iteration == 0:
         return ModelRef("base", source=run.config.student.model)
     return ModelRef(f"iteration-{iteration}", folder=f"iteration-{iteration}/checkpoint/model")
+
+
+def answering(iteration: int) -> str:
+    return f"iteration {iteration}: teacher answers the Train Pool"
+
+
+async def side_by_side(run: Run, *work: Coroutine[Any, Any, Any]) -> None:
+    """Do all of `work` at once, or where the configuration says so, one after the other."""
+    await (together if run.config.overlap else in_turn)(*work)
 
 
 def handoff(config: RunConfig) -> bool:

@@ -18,9 +18,9 @@ from typing import Any
 from rich.table import Table
 
 from lion_ray import estimate
-from lion_ray.algorithm.pools import read_pool, split_heldout
 from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.errors import LionError
+from lion_ray.intake import take_in
 from lion_ray.store import RunStore
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -138,14 +138,10 @@ def what_is_left(plan: Plan, store: RunStore, shard_rows: int) -> tuple[float | 
 
 def _measure(config: RunConfig, base_dir: Path) -> tuple[estimate.Lengths, estimate.Lengths]:
     """The lengths of what is trained on, and of what is held out."""
-    data = config.data
-    pool = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row).pool
-    if isinstance(data.heldout, int):
-        pool, apart = split_heldout(pool, data.heldout, config.seed)
-    else:
-        apart = read_pool(data.heldout, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row).pool
+    taken = take_in(config.data, base_dir, config.seed)
     first, second = (
-        estimate.measure(table["text"].to_pylist(), config.student.model, base_dir) for table in (pool, apart)
+        estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
+        for table in (taken.pool, taken.heldout)
     )
     return first, second
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -114,6 +114,14 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
         if not field.nullable and result[field.name].null_count:
             raise ValueError(f"{field.name} must not be null")
     return result
+
+
+class Piece(NamedTuple):
+    """What the generator hands over at a time."""
+
+    part: int | None
+    """The number of a part of the new pool, whose INSTRUCTION rows these are; None for every CANDIDATE, at the end."""
+    rows: pa.Table
 
 
 def shards(pool: pa.Table, rows: int) -> Iterator[pa.Table]:

@@ -22,16 +22,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from lion_ray.algorithm.pools import bad_rows_jsonl, cache_pools, drop_ids, read_pool, split_heldout
+from lion_ray.algorithm.pools import bad_rows_jsonl, cache_pools
 from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import DataConfig, RunConfig
 from lion_ray.errors import DataError
-from lion_ray.records import INSTRUCTION, OK, derive_seed, ok_rows, shards
+from lion_ray.intake import take_in
+from lion_ray.records import INSTRUCTION, OK, Piece, derive_seed, ok_rows, shards
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
 Manifest = dict[str, Any]
+EVERYTHING = 4096
+"""Shards under way at once where a Batch API is to get them all."""
 HELDOUT = "heldout"
+QUESTIONS = "questions.parquet"
+"""Of the evaluation sets that nothing trained on may resemble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +109,29 @@ def import_pools(
     store: RunStore, data: DataConfig, base_dir: Path, seed: int, shard_rows: int
 ) -> tuple[Manifest, Manifest]:
     """Read the user's instructions into pool-0 and pool-heldout; returns both manifests, uncommitted."""
-    read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
-    pool, bad = read.pool, list(read.bad_rows)
-    if isinstance(data.heldout, int):
-        pool, heldout = split_heldout(pool, data.heldout, seed)
-        overlap = 0
-    else:
-        apart = read_pool(data.heldout, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row)
-        heldout, bad = apart.pool, bad + list(apart.bad_rows)
-        pool, overlap = drop_ids(pool, set(heldout["id"].to_pylist()))
-    if bad:
-        store.write_bytes("quarantine.jsonl", bad_rows_jsonl(bad).encode())
-    if not pool.num_rows:
-        raise DataError(f"{data.pool}: no instruction is left to train on")
-    first = write_pool(store, "0", pool, shard_rows)
-    first |= {"duplicates": read.duplicates, "bad_rows": len(bad), "in_heldout": overlap}
-    return first, write_pool(store, HELDOUT, heldout, shard_rows)
+    taken = take_in(data, base_dir, seed)
+    if taken.bad_rows:
+        store.write_bytes("quarantine.jsonl", bad_rows_jsonl(taken.bad_rows).encode())
+    if taken.contaminated:
+        store.write_bytes("contaminated.jsonl", taken.contaminated_jsonl().encode())
+    if taken.questions:
+        # The generator holds its candidates against the questions that the pool was held against.
+        store.write_table(QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
+    first = write_pool(store, "0", taken.pool, shard_rows) | taken.counts()
+    return first, write_pool(store, HELDOUT, taken.heldout, shard_rows)
 
 
 @ray.remote(num_cpus=0)
-def commit_generation(
-    store: RunStore, iteration: int, shard_rows: int, accepted: pa.Table, candidates: pa.Table
-) -> Manifest:
-    """Write an iteration's new pool and every candidate; returns the pool's manifest, uncommitted."""
-    store.write_table(f"iteration-{iteration}/candidates.parquet", candidates)
+def commit_generated(store: RunStore, iteration: int, piece: Piece) -> Manifest:
+    """Write what the generator came to: a part of the new pool, or at its end every candidate.
+
+    Returns:
+        ``part`` and ``rows`` of a part; of the candidates what to know of them, by kind.
+    """
+    if piece.part is not None:
+        store.stage(f"pool-{iteration}").write_part(piece.part, piece.rows)
+        return {"part": piece.part, "rows": piece.rows.num_rows}
+    store.write_table(f"iteration-{iteration}/candidates.parquet", piece.rows)
     counts = {
         kind: {
             "requests": of_kind.num_rows,
@@ -135,9 +139,9 @@ def commit_generation(
             "rejected": dict(Counter(reason for reason in of_kind["reason"].to_pylist() if reason).most_common()),
         }
         for kind in ("hard", "easy")
-        for of_kind in [candidates.filter(pc.equal(candidates["source"], kind))]
+        for of_kind in [piece.rows.filter(pc.equal(piece.rows["source"], kind))]
     }
-    return write_pool(store, str(iteration), accepted, shard_rows) | {"kinds": counts, **spent(candidates)}
+    return {"kinds": counts, **spent(piece.rows)}
 
 
 @ray.remote(num_cpus=0)
@@ -219,24 +223,64 @@ def _flipped(verdict: Manifest) -> bool:
 # -- how a stage runs -----------------------------------------------------------------------------------------------
 
 
-async def windowed(work: Callable[[int], Coroutine[Any, Any, None]], indexes: Iterable[int], width: int) -> None:
-    """Do `work` for every index, `width` at a time, starting in order; the first failure ends the rest."""
-    window = asyncio.Semaphore(width)
+class Feed:
+    """Shards, in order, some of which may not exist yet. For one reader, or several that share them."""
 
-    failed = False
+    def __init__(self, shards: Iterable[Shard] = ()) -> None:
+        self._shards = list(shards)
+        self._taken = 0
+        self._whole = False
+        self._changed = asyncio.Event()
 
-    async def one(index: int) -> None:
-        nonlocal failed
-        async with window:
-            if failed:  # the place that became free is the failed one's
-                return
-            try:
-                await work(index)
-            except BaseException:
-                failed = True
-                raise
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> Feed:
+        """All there will be."""
+        feed = cls(shards)
+        feed.end()
+        return feed
 
-    await together(*(one(index) for index in indexes))
+    def __len__(self) -> int:
+        """How many there are so far."""
+        return len(self._shards)
+
+    def put(self, shard: Shard) -> None:
+        self._shards.append(shard)
+        self._changed.set()
+
+    def end(self) -> None:
+        """No more will come."""
+        self._whole = True
+        self._changed.set()
+
+    async def next(self) -> tuple[int, Shard] | None:
+        """The next shard nobody has taken, and its place; None where there will be none."""
+        while self._taken == len(self._shards):
+            if self._whole:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        self._taken += 1
+        return self._taken - 1, self._shards[self._taken - 1]
+
+
+async def windowed(work: Callable[[int, Shard], Coroutine[Any, Any, None]], feed: Feed, width: int) -> None:
+    """Do `work` for every place and shard, `width` at a time, starting in order; the first failure ends the rest."""
+
+    async def worker() -> None:
+        while (taken := await feed.next()) is not None:
+            await work(*taken)
+
+    await together(*(worker() for _ in range(max(1, width))))
+
+
+async def in_turn(*work: Coroutine[Any, Any, Any]) -> None:
+    """Do one after the other; what a failure leaves undone is not begun."""
+    try:
+        for one in work:
+            await one
+    finally:
+        for one in work:
+            one.close()
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> None:
@@ -254,8 +298,8 @@ async def shard_stage(
     run: Run,
     name: str,
     title: str,
-    sources: list[Shard],
-    work: Callable[[Shard], Awaitable[Any]],
+    sources: Feed,
+    work: Callable[[int, Shard], Awaitable[Any]],
     *,
     batched: bool = False,
 ) -> Manifest:
@@ -264,7 +308,7 @@ async def shard_stage(
     Args:
         name: the stage's folder in the run.
         title: what a person reads.
-        work: takes a shard, returns a reference to its rows.
+        work: takes a shard's place and the shard, returns a reference to its rows.
         batched: its calls go through a Batch API, which wants them all at once and not by the window.
 
     Raises:
@@ -276,31 +320,32 @@ async def shard_stage(
         return manifest
     began = time.time()
     done = stage.part_indexes()
-    summaries: dict[int, Manifest] = {}
-    rows = 0
+    total = merge(())
+    failed: list[int] = []
     with run.progress.stage(title, len(sources), "shards") as shown:
 
-        async def one(index: int) -> None:
-            nonlocal rows
-            reference = None if index in done else await work(sources[index])
-            summaries[index] = await commit_part.remote(run.store, name, index, reference)
-            rows += summaries[index]["rows"]
-            shown.advance(1, f"{rows} rows")
+        async def one(index: int, shard: Shard) -> None:
+            nonlocal total
+            shown.total = len(sources)
+            reference = None if index in done else await work(index, shard)
+            part = await commit_part.remote(run.store, name, index, reference)
+            total = merge((total, part))
+            if part.get("quarantined"):
+                failed.append(index)
+            shown.advance(1, f"{total['rows']} rows")
 
-        width = len(sources) if batched else run.config.max_shards_in_flight
-        await windowed(one, range(len(sources)), max(1, width))
-    total = merge(summaries.values())
-    check_failures(run, name, title, total, summaries)
-    return stage.commit(total | {"parts": len(sources), "seconds": round(time.time() - began, 2)})
+        await windowed(one, sources, EVERYTHING if batched else run.config.max_shards_in_flight)
+    check_failures(run, name, title, total, failed)
+    seconds = round(time.time() - began, 2)
+    return stage.commit(total | {"parts": len(sources), "began": round(began, 2), "seconds": seconds})
 
 
-def check_failures(run: Run, name: str, title: str, total: Manifest, parts: dict[int, Manifest]) -> None:
-    """Stop the run where too many rows of a stage failed, saying why."""
+def check_failures(run: Run, name: str, title: str, total: Manifest, parts: Iterable[int]) -> None:
+    """Stop the run where too many rows of a stage failed, saying why; `parts` are those with failed rows."""
     failed = sum(total["quarantined"].values())
     if total["rows"] and failed / total["rows"] > run.config.max_failure_rate:
-        for index, part in parts.items():
-            if part["quarantined"]:
-                run.store.delete(run.store.stage(name).part_name(index))
+        for index in parts:
+            run.store.delete(run.store.stage(name).part_name(index))
         counted: Counter[str] = Counter(total["quarantined"])
         reasons = "; ".join(f"{count} × {reason}" for reason, count in counted.most_common(3))
         raise DataError(

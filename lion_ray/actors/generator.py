@@ -4,14 +4,18 @@ Invariants:
 - What is accepted depends on the answers and on the order of requests, never on the order of arrival.
 - Every candidate is either accepted or rejected with a reason that is counted.
 - Requests are bounded: a target that cannot be met ends the stage with what there is, and is reported.
-- A wave's size follows from the acceptance seen before it, so a resumed stage sends the same waves and finds their
-  answers in the journal.
+- Which requests are sent follows from the decisions before them, block by block in order, so a resumed stage sends the
+  same and finds their answers in the journal.
+- A part of the new pool is handed over as soon as it is full, so that the teacher can begin with it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +23,19 @@ import pyarrow as pa
 import ray
 
 from lion_ray.actors.door import Door
+from lion_ray.algorithm.contamination import EvaluationSet
 from lion_ray.algorithm.novelty import NoveltyIndex
 from lion_ray.algorithm.prompts import generator_messages, load_template
 from lion_ray.algorithm.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
 from lion_ray.config import GenerationConfig, GeneratorConfig
 from lion_ray.gateway.calls import Call, Failure, Outcome
-from lion_ray.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, derive_seed, instruction_id, table
+from lion_ray.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, Piece, derive_seed, instruction_id, table
 
 KINDS = ("hard", "easy")
-WAVE_REQUESTS = 256
-"""Requests of a kind in one wave at most. No setting: what is accepted depends on it."""
+BLOCK = 64
+"""Requests in a message at most, decided together. No settings, these: what is accepted depends on them."""
+AHEAD = {"live": 256, "batch": 4096}
+"""Requests of a kind that are sent and not yet decided, at most: a Batch API wants many at once."""
 ORDINALS = 1_000_000
 """Ordinals kept for one iteration, so that a seed drawn again is asked anew and not answered from the journal."""
 
@@ -53,42 +60,57 @@ class Generator:
         """Instructions accepted so far in the stage under way."""
         return len(self._stage.accepted) if self._stage else 0
 
-    @ray.method(num_returns=2)
     async def create(
-        self, hard: pa.Table, easy: pa.Table, known: pa.Table, heldout: pa.Table, iteration: int
-    ) -> tuple[pa.Table, pa.Table]:
-        """New instructions from `hard` and `easy` seeds (INSTRUCTION rows), none of them near `known` or `heldout`.
+        self,
+        hard: pa.Table,
+        easy: pa.Table,
+        known: pa.Table,
+        heldout: pa.Table,
+        questions: pa.Table,
+        iteration: int,
+        shard_rows: int,
+    ) -> AsyncIterator[Piece]:
+        """New instructions from `hard` and `easy` seeds (INSTRUCTION rows), none of them near `known` or `heldout`, or
+        near the `text` of `questions`, those of evaluation sets.
 
-        Returns:
-            The accepted INSTRUCTION rows in order of acceptance, and every CANDIDATE in order of request.
+        Yields:
+            The accepted rows in order of acceptance, `shard_rows` at a time; then every candidate in order of request.
         """
-        stage = self._stage = _Stage(self._limits, known, heldout, iteration)
         seeds = {"hard": hard, "easy": easy}
-        while True:
-            plan = [(kind, request) for kind in KINDS if seeds[kind].num_rows for request in stage.next(kind)]
-            if not plan:
-                return table(stage.accepted, INSTRUCTION), table(stage.candidates, CANDIDATE)
-            drawn = [self._draw(seeds[kind], kind, iteration, request) for kind, request in plan]
-            calls = [
-                self._call(kind, seed, stage.ordinal(kind, seed["id"]), f"pool-{iteration}")
-                for (kind, _), seed in zip(plan, drawn, strict=True)
-            ]
-            outcomes = await self._door.complete(calls)
-            for (kind, request), seed, outcome in zip(plan, drawn, outcomes, strict=True):
-                stage.take(kind, request, seed["id"], outcome)
+        kinds = [kind for kind in KINDS if seeds[kind].num_rows]
+        stage = self._stage = _Stage(self._limits, known, heldout, questions, iteration, AHEAD[self._config.mode])
+        sent: deque[tuple[list[_Request], asyncio.Task[list[Outcome]]]] = deque()
+        try:
+            while True:
+                for block in stage.next_blocks(kinds, partial(self._draw, seeds, iteration)):
+                    calls = [self._call(request, f"pool-{iteration}") for request in block]
+                    sent.append((block, asyncio.create_task(self._door.complete(calls))))
+                if not sent:
+                    break
+                block, answers = sent.popleft()
+                for request, outcome in zip(block, await answers, strict=True):
+                    stage.take(request, outcome)
+                while (rows := stage.next_part(shard_rows)) is not None:
+                    yield Piece(stage.parts - 1, rows)
+            if (rows := stage.next_part(1, most=shard_rows)) is not None:
+                yield Piece(stage.parts - 1, rows)
+            yield Piece(None, table(stage.candidates, CANDIDATE))
+        finally:
+            for _, answers in sent:
+                answers.cancel()
 
-    def _draw(self, pool: pa.Table, kind: str, iteration: int, request: int) -> dict[str, Any]:
-        return draw_seed(pool, seed=self._seed, iteration=iteration, kind=kind, request=request)
+    def _draw(self, seeds: dict[str, pa.Table], iteration: int, kind: str, number: int) -> dict[str, Any]:
+        return draw_seed(seeds[kind], seed=self._seed, iteration=iteration, kind=kind, request=number)
 
-    def _call(self, kind: str, seed: dict[str, Any], ordinal: int, stage: str) -> Call:
-        words = len(seed["text"].split())
+    def _call(self, request: _Request, stage: str) -> Call:
+        words = len(request.text.split())
         return Call(
-            messages=generator_messages(self._templates[kind], seed["text"]),
+            messages=generator_messages(self._templates[request.kind], request.text),
             max_tokens=max(self._config.min_tokens, round(self._config.tokens_per_word * words)),
             temperature=self._config.temperature,
             top_p=self._config.top_p,
-            seed=derive_seed(self._seed, "generator", kind, seed["id"], ordinal),
-            ordinal=ordinal,
+            seed=derive_seed(self._seed, "generator", request.kind, request.parent, request.ordinal),
+            ordinal=request.ordinal,
             role="generator",
             stage=stage,
             batch=self._config.mode == "batch",
@@ -98,42 +120,91 @@ class Generator:
 GeneratorActor: Any = ray.remote(num_cpus=0, max_restarts=5, max_task_retries=5, max_concurrency=10)(Generator)
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One instruction asked for: its kind's `number`th, from the seed `parent`."""
+
+    kind: str
+    number: int
+    parent: str
+    text: str
+    """The seed's."""
+    ordinal: int
+
+
 class _Stage:
     """One iteration's generation: what was asked, what was kept, and why the rest was not."""
 
-    def __init__(self, limits: GenerationConfig, known: pa.Table, heldout: pa.Table, iteration: int) -> None:
+    def __init__(
+        self,
+        limits: GenerationConfig,
+        known: pa.Table,
+        heldout: pa.Table,
+        questions: pa.Table,
+        iteration: int,
+        ahead: int,
+    ) -> None:
         self._limits = limits
         self._iteration = iteration
+        self._ahead = ahead
         self._index = NoveltyIndex(known["text"].to_pylist(), threshold=limits.max_similarity)
         self._heldout = NoveltyIndex(heldout["text"].to_pylist(), threshold=limits.max_similarity)
+        self._evaluation = EvaluationSet(questions["text"].to_pylist())
         self._wanted = {"hard": limits.hard, "easy": limits.easy}
         self._asked: Counter[str] = Counter()
+        self._decided: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
         self._drawn: Counter[tuple[str, str]] = Counter()
+        self._handed = 0
+        self.parts = 0
+        """Parts of the new pool that were handed over."""
         self.accepted: list[dict[str, Any]] = []
         self.candidates: list[dict[str, Any]] = []
 
-    def next(self, kind: str) -> range:
-        """The numbers of the next wave's requests; empty when the target is met or the attempts are used up."""
-        size = wave_size(
-            wanted=self._wanted[kind],
-            accepted=self._kept[kind],
-            attempted=self._asked[kind],
-            max_attempts=round(self._wanted[kind] * self._limits.max_attempts),
-            floor=1,
-            ceiling=WAVE_REQUESTS,
-        )
-        start = self._asked[kind]
-        self._asked[kind] += size
-        return range(start, start + size)
+    def next_blocks(self, kinds: Iterable[str], draw: Callable[[str, int], dict[str, Any]]) -> Iterator[list[_Request]]:
+        """The requests to send now, by what was decided so far; none where the targets are met, the attempts used up,
+        or enough is under way."""
+        requests = []
+        for kind in kinds:
+            wanted = self._decided[kind] + wave_size(
+                wanted=self._wanted[kind],
+                accepted=self._kept[kind],
+                attempted=self._decided[kind],
+                max_attempts=round(self._wanted[kind] * self._limits.max_attempts),
+                floor=1,
+                ceiling=self._ahead,
+            )
+            for number in range(self._asked[kind], wanted):
+                seed = draw(kind, number)
+                requests.append(_Request(kind, number, seed["id"], seed["text"], self._ordinal(kind, seed["id"])))
+            self._asked[kind] = max(self._asked[kind], wanted)
+        for start in range(0, len(requests), BLOCK):
+            yield requests[start : start + BLOCK]
 
-    def ordinal(self, kind: str, seed_id: str) -> int:
+    def next_part(self, rows: int, *, most: int | None = None) -> pa.Table | None:
+        """The next `rows` accepted ones, or up to `most`; None where there are fewer than `rows`."""
+        if len(self.accepted) - self._handed < rows:
+            return None
+        part = self.accepted[self._handed : self._handed + (most or rows)]
+        self._handed += len(part)
+        self.parts += 1
+        return table(part, INSTRUCTION)
+
+    def _ordinal(self, kind: str, seed_id: str) -> int:
         count = self._drawn[kind, seed_id]
         self._drawn[kind, seed_id] += 1
         return self._iteration * ORDINALS + count
 
-    def take(self, kind: str, request: int, parent: str, outcome: Outcome) -> None:
-        row: dict[str, Any] = {"source": kind, "parent": parent, "request": request, "call": outcome.key}
+    def take(self, request: _Request, outcome: Outcome) -> None:
+        """Decide on a candidate; requests come in the order in which they were asked."""
+        kind = request.kind
+        self._decided[kind] += 1
+        row: dict[str, Any] = {
+            "source": kind,
+            "parent": request.parent,
+            "request": request.number,
+            "call": outcome.key,
+        }
         if isinstance(outcome, Failure):
             text = ""
             reason: str | None = f"no answer: {outcome.reason}"
@@ -154,7 +225,7 @@ class _Stage:
                     "id": instruction_id(text),
                     "text": text,
                     "source": kind,
-                    "parent": parent,
+                    "parent": request.parent,
                     "iteration": self._iteration,
                 }
             )
@@ -164,6 +235,8 @@ class _Stage:
             return reason
         if self._kept[kind] >= self._wanted[kind]:
             return "not needed: the target was met"
+        if contaminated := self._evaluation.rejects(text):
+            return contaminated
         if not self._heldout.is_novel(text):
             return "too similar to a held-out instruction"
         if not self._index.is_novel(text):

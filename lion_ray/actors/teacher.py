@@ -30,6 +30,7 @@ from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.sender import DOWN
 from lion_ray.gateway.stats import Event, Stats
+from lion_ray.gateway.tuning import collect_seldom
 from lion_ray.gateway.wire import UNREACHABLE
 from lion_ray.inference.server import ModelServer
 from lion_ray.models import resolve_model
@@ -103,6 +104,7 @@ class TeacherProxy:
             )
             self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
             base_url = await self._server.start(say=print)
+        collect_seldom()
         client = Client(
             settings.endpoint,
             settings.config,

@@ -1,111 +1,70 @@
-"""Whether a text says something that no known text says: ROUGE-L F over tokens.
+"""Whether a text says something that no known text says: ROUGE-L F over tokens (`rouge`).
 
 Invariants:
-- The decision is exact: F is computed in the order and precision of the `rouge_score` package, P = lcs/n, R = lcs/m,
-  F = 2PR/(P+R), and a text is known where F *exceeds* the threshold. Rounding decides the many ties at exactly 0.7.
-- On ASCII texts the tokens are `rouge_score`'s (runs of a-z and 0-9, lower case, no stemmer). On other texts it would
-  drop every other letter, so here they are kept: words where a script puts spaces between words, single characters
-  where it does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
+- The decision is exact: a text is known where its F with a known text *exceeds* the threshold, in `rouge_score`'s
+  floats.
 - A text without tokens resembles nothing, itself included, as in `rouge_score`: F is 0 and the text is novel.
-- Answers depend on the texts and their order alone.
+- Answers depend on the texts and their order alone. Asking changes nothing.
 - No comparison that could decide is left out. A text is a multiset of elements (token, k-th occurrence) in one fixed
-  order, rarest in the initial texts first. F > t needs an LCS of at least l(m, n), so at least l shared elements, and
-  two multisets that share l elements share one within their first m - l + 1 and n - l + 1 (the prefix filter of
-  set-similarity joins; Chaudhuri et al., ICDE 2006). What follows two shared elements bounds the rest.
+  order: rarest in the initial texts first, and before them the elements that came later, the youngest first. F > t
+  needs an LCS of at least l(m, n), so at least l shared elements, and two multisets that share l elements share one
+  within their first m - l + 1 and n - l + 1 (the prefix filter of set-similarity joins; Chaudhuri et al., ICDE 2006).
+  An element further back leaves fewer to share, which bounds how long the other text may be.
+
+What it costs (`bench/novelty.py` measures it): a query meets only texts that share one of its rarer elements, so the
+time grows with how often those occur. A text like many known ones meets all of them, and its first true neighbour ends
+the search. A text of 10,000 tokens costs 10,000 times as much as one of ten to compare with its like, and
+nothing to compare with short ones. A text of no token or one costs next to nothing.
 
 This module does not know what the texts are, where they are kept or what becomes of a text that is not novel.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-_ASCII_TOKEN = re.compile(r"[a-z0-9]+")
+from lion_ray.algorithm.rouge import f_measure, tokens
 
-_UNSPACED = re.compile(
-    "["
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f"  # Burmese
-    "\u1780-\u17ff"  # Khmer
-    "\u3005-\u3007"  # 々〆〇
-    "\u3040-\u30ff\u31f0-\u31ff"  # kana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese characters
-    "]"
-)
+_Encoded = str | list[int]
+"""One character for each token: rapidfuzz compares strings two to three times as fast as lists. Tokens past the last
+character are numbers, and so is then the whole text; rapidfuzz compares both kinds with each other."""
+_LAST_CHARACTER = 0x10FFFF
+_REPEAT = 32
+"""An element is its token's number, and for the k-th occurrence k - 1 shifted left by this."""
+_FLAT = 24
+"""Postings of one element before they are kept apart by length."""
+_ANY_LENGTH = 2**31
+_BLOCK = 64
 
-RANKS = 2**21
-"""More than there are characters."""
-
-
-def tokens(text: str) -> list[str]:
-    """The units that are compared, in order."""
-    if text.isascii():
-        return _ASCII_TOKEN.findall(text.lower())
-    return _unicode_tokens(unicodedata.normalize("NFKC", text).casefold())
-
-
-def _unicode_tokens(text: str) -> list[str]:
-    found: list[str] = []
-    # Whether the next letter continues the last token, and whether the next combining mark does.
-    in_word = in_character = False
-    for character in text:
-        if character.isalnum():
-            alone = _UNSPACED.match(character) is not None
-            if in_word and not alone:
-                found[-1] += character
-            else:
-                found.append(character)
-            in_word, in_character = not alone, True
-        elif in_character and unicodedata.category(character).startswith("M"):
-            # Vowel signs and accents belong to the letter before them.
-            found[-1] += character
-        else:
-            in_word = in_character = False
-    return found
-
-
-def has_unspaced_script(text: str) -> bool:
-    """Whether the text has letters of a script that puts no spaces between words."""
-    return _UNSPACED.search(text) is not None
-
-
-def f_measure(lcs: int, m: int, n: int) -> float:
-    """ROUGE-L F of texts of m and n tokens with a longest common subsequence of `lcs`, as `rouge_score` rounds it."""
-    if lcs == 0:
-        return 0.0
-    precision, recall = lcs / n, lcs / m
-    return 2 * precision * recall / (precision + recall)
+_Postings = dict[int, "array[int] | dict[int, array[int]]"]
+Scores = npt.NDArray[np.float64]
 
 
 class NoveltyIndex:
-    """Known texts, and how close another text comes to any of them.
-
-    A query meets only texts with which it shares one of its rarer elements. A pool of near-copies makes every query
-    meet all of them. It holds up to 1,114,110 different tokens (texts of 52,000 instructions have some 21,000).
-    """
+    """Known texts, and how close another text comes to any of them."""
 
     def __init__(self, texts: Iterable[str] = (), threshold: float = 0.7) -> None:
+        """The order of elements is taken from `texts`; without any, from the order in which tokens are first added."""
         self.threshold = threshold
-        self._ids: dict[str, str] = {}
-        self._rank: dict[str, int] = {}
-        """By a token's character: its frequency in the initial texts, and among equals the order of appearance."""
-        # A text is a string with one character for each token: rapidfuzz compares strings two to three times as fast as
-        # lists of numbers.
-        self._encoded: list[str] = []
-        self._by_length: dict[int, list[int]] = {}
-        # For each element, the texts that have it in their prefix: (number of tokens, place in the prefix, position).
-        self._postings: dict[str, list[tuple[int, int, int]]] = {}
-        self._least: dict[tuple[int, int], int] = {}
-        self._lengths: dict[int, tuple[int, int, int]] = {}
-        initial = [self._encode(text) for text in texts]
-        frequency = Counter(character for encoded in initial for character in encoded)
-        self._rank = {character: count * RANKS + ord(character) for character, count in frequency.items()}
+        self._vocabulary: dict[str, int] = {}  # from 1 on; 0 stands for any token that no known text has
+        self._rank: dict[int, int] = {}
+        self._encoded: list[_Encoded] = []
+        self._by_length: dict[int, array[int]] = {}
+        # For each element, the texts that have it among those that decide; of a frequent one by their lengths.
+        self._postings: _Postings = {}
+        self._reaches: dict[int, _Reach] = {}
+        frequency: Counter[int] = Counter()
+        initial = [self._encode(text, grow=True) for text in texts]
+        for encoded in initial:
+            frequency.update(_elements(_numbers(encoded)))
+        self._rank = {element: rank for rank, element in enumerate(sorted(frequency, key=frequency.__getitem__), 1)}
         for encoded in initial:
             self._add(encoded)
 
@@ -114,15 +73,7 @@ class NoveltyIndex:
 
     def add(self, text: str) -> None:
         """Make `text` known, novel or not."""
-        self._add(self._encode(text))
-
-    def _add(self, encoded: str) -> None:
-        n = len(encoded)
-        position = len(self._encoded)
-        self._encoded.append(encoded)
-        self._by_length.setdefault(n, []).append(position)
-        for place, element in enumerate(self._prefix(encoded)):
-            self._postings.setdefault(element, []).append((n, place, position))
+        self._add(self._encode(text, grow=True))
 
     def is_novel(self, text: str) -> bool:
         """Whether no known text has an F above the threshold with `text`."""
@@ -132,62 +83,34 @@ class NoveltyIndex:
             return True
         if self.threshold < 0:
             return not self._encoded
-        shortest, longest, _ = self._bounds(m)
+        reach = self._reach(m)
+        postings, shortest = self._postings, reach.shortest
         met: set[int] = set()
-        for place, element in enumerate(self._prefix(query)):
-            after = m - place - 1
-            for n, other, position in self._postings.get(element, ()):
-                if not shortest <= n <= longest or position in met:
-                    continue
-                needed = self._least_lcs(m, n)
-                # What is shared from here on, should these be the first elements that the two share.
-                if 1 + min(after, n - other - 1) < needed:
-                    continue
-                met.add(position)
-                if LCSseq.similarity(query, self._encoded[position], score_cutoff=needed) >= needed:
-                    return False
-        return True
-
-    def _prefix(self, encoded: str) -> list[str]:
-        """The elements, rarest first, of which two texts above the threshold share one."""
-        if not encoded:
-            return []
-        seen: Counter[str] = Counter()
-        elements = []
-        for character in encoded:
-            seen[character] += 1
-            elements.append((self._rank.get(character, ord(character)), seen[character], character))
-        elements.sort()
-        least = self._bounds(len(encoded))[2]
-        return [f"{character}{count}" for _, count, character in elements[: len(encoded) - least + 1]]
-
-    def _bounds(self, m: int) -> tuple[int, int, int]:
-        """For a text of m tokens: the lengths that can be above the threshold, and the least LCS with any of them."""
-        found = self._lengths.get(m)
-        if found is None:
-            # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which falls on both sides of n = m.
-            shortest = longest = m
-            while shortest > 1 and self._possible(m, shortest - 1):
-                shortest -= 1
-            while self.threshold > 0 and self._possible(m, longest + 1):
-                longest += 1
-            if self.threshold <= 0:
-                longest = 2**31
-            least = self._least_lcs(m, shortest) if self._possible(m, shortest) else m + 1
-            found = self._lengths[m] = (shortest, longest, least)
-        return found
-
-    def _possible(self, m: int, n: int) -> bool:
-        return f_measure(min(m, n), m, n) > self.threshold
-
-    def _least_lcs(self, m: int, n: int) -> int:
-        found = self._least.get((m, n))
-        if found is None:
-            found = self._least[m, n] = self._least_lcs_above_threshold(m, n)
-        return found
+        for element, longest in zip(self._ordered(query), reach.longest, strict=False):
+            found = postings.get(element)
+            if found is None:
+                continue
+            if not isinstance(found, dict):
+                met.update(found)
+            elif longest - shortest > len(found):
+                for n, positions in found.items():
+                    if shortest <= n <= longest:
+                        met.update(positions)
+            else:
+                for n in range(shortest, longest + 1):
+                    if (positions := found.get(n)) is not None:
+                        met.update(positions)
+        encoded = self._encoded
+        close = process.extract_iter(
+            query, [encoded[position] for position in met], scorer=LCSseq.similarity, score_cutoff=reach.least
+        )
+        return not any(lcs >= self._least_lcs(m, len(known)) for known, lcs, _ in close)
 
     def nearest(self, text: str, k: int = 10) -> list[tuple[int, float]]:
-        """The `k` closest known texts: (position in the order of adding, F), best first, then in order of adding."""
+        """The `k` closest known texts: (position in the order of adding, F), best first, then in order of adding.
+
+        Compares with every text that can be among them.
+        """
         query = self._encode(text)
         m = len(query)
         best: list[tuple[int, float]] = []
@@ -202,18 +125,138 @@ class NoveltyIndex:
             best = sorted(best, key=lambda found: (-found[1], found[0]))[:k]
         return best
 
-    def _encode(self, text: str) -> str:
-        return "".join([self._ids.setdefault(token, chr(len(self._ids) + 1)) for token in tokens(text)])
+    def scores(self, texts: Sequence[str]) -> Iterator[Scores]:
+        """F of each text with every known one: blocks of at most 64 rows, in the order of `texts`, a column for each
+        known text in the order of adding.
+
+        For reports: it compares all with all. A block takes 512 bytes for each known text.
+        """
+        lengths = np.fromiter(map(len, self._encoded), np.float64, len(self._encoded))
+        for start in range(0, len(texts), _BLOCK):
+            queries = [self._encode(text) for text in texts[start : start + _BLOCK]]
+            # Similar lengths side by side are compared fastest.
+            order = sorted(range(len(queries)), key=lambda row: len(queries[row]))
+            lcs = np.empty((len(queries), len(self._encoded)))
+            lcs[order] = process.cdist(
+                [queries[row] for row in order], self._encoded, scorer=LCSseq.similarity, dtype=np.int32
+            )
+            asked = np.array([[len(query)] for query in queries], np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                # In the order of `f_measure`, so that the floats are the same.
+                precision, recall = lcs / lengths, lcs / asked
+                yield np.where(lcs == 0, 0.0, 2 * precision * recall / (precision + recall))
+
+    # --- texts as elements
+
+    def _encode(self, text: str, *, grow: bool = False) -> _Encoded:
+        """A text's tokens as the vocabulary numbers them; with `grow` new ones are numbered."""
+        vocabulary = self._vocabulary
+        if grow:
+            numbers = [vocabulary.setdefault(token, len(vocabulary) + 1) for token in tokens(text)]
+        else:
+            numbers = [vocabulary.get(token, 0) for token in tokens(text)]
+        if len(vocabulary) > _LAST_CHARACTER and max(numbers, default=0) > _LAST_CHARACTER:
+            return numbers
+        return "".join(map(chr, numbers))
+
+    def _ordered(self, encoded: _Encoded) -> list[int]:
+        """The elements' ranks, rarest first. One that the initial texts lack ranks below 1, a younger one lower."""
+        rank = self._rank.get
+        return sorted([rank(element, -element) for element in _elements(_numbers(encoded))])
+
+    def _add(self, encoded: _Encoded) -> None:
+        n, position = len(encoded), len(self._encoded)
+        self._encoded.append(encoded)
+        self._by_length.setdefault(n, array("I")).append(position)
+        if not n or not 0 <= self.threshold < 1:
+            return
+        postings = self._postings
+        for element in self._ordered(encoded)[: len(self._reach(n).longest)]:
+            found = postings.get(element)
+            if found is None:
+                postings[element] = array("I", (position,))
+            elif isinstance(found, dict):
+                found.setdefault(n, array("I")).append(position)
+            else:
+                found.append(position)
+                if len(found) > _FLAT:
+                    postings[element] = self._apart(found)
+
+    def _apart(self, positions: Iterable[int]) -> dict[int, array[int]]:
+        by_length: dict[int, array[int]] = {}
+        for position in positions:
+            by_length.setdefault(len(self._encoded[position]), array("I")).append(position)
+        return by_length
+
+    # --- what the threshold asks for
+
+    def _reach(self, m: int) -> _Reach:
+        found = self._reaches.get(m)
+        if found is None:
+            found = self._reaches[m] = self._find_reach(m)
+        return found
+
+    def _find_reach(self, m: int) -> _Reach:
+        if not self._possible(m, m):
+            return _Reach(m, m + 1, array("I"))
+        # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which falls on both sides of n = m.
+        shortest = longest = m
+        while shortest > 1 and self._possible(m, shortest - 1):
+            shortest -= 1
+        if self.threshold <= 0:
+            return _Reach(shortest, 1, array("I", [_ANY_LENGTH] * m))
+        while self._possible(m, longest + 1):
+            longest += 1
+        least = self._least_lcs(m, shortest)
+        reaches = array("I")
+        for place in range(m - least + 1):
+            while self._least_lcs(m, longest) > m - place:
+                longest -= 1
+            reaches.append(longest)
+        return _Reach(shortest, least, reaches)
+
+    def _possible(self, m: int, n: int) -> bool:
+        return f_measure(min(m, n), m, n) > self.threshold
+
+    def _least_lcs(self, m: int, n: int) -> int:
+        """The smallest LCS whose F, as rounded, exceeds the threshold; more than both lengths where none does."""
+        # F = 2 lcs / (m + n) but for rounding, which is far smaller than the step to the next LCS.
+        needed = max(1, int(self.threshold * (m + n) / 2) - 1)
+        while needed <= max(m, n) and f_measure(needed, m, n) <= self.threshold:
+            needed += 1
+        return needed
 
     def _lengths_by_bound(self, m: int) -> Iterator[tuple[int, float]]:
         """The lengths among the known texts, each with the highest F it allows, the most promising first."""
         bounds = ((n, f_measure(min(m, n), m, n)) for n in self._by_length)
         yield from sorted(bounds, key=lambda pair: (-pair[1], pair[0]))
 
-    def _least_lcs_above_threshold(self, m: int, n: int) -> int:
-        """The smallest LCS whose F, as rounded, exceeds the threshold; the caller knows that min(m, n) does."""
-        # F = 2 lcs / (m + n) but for rounding, which is far smaller than the step to the next LCS.
-        needed = max(1, int(self.threshold * (m + n) / 2) - 1)
-        while f_measure(needed, m, n) <= self.threshold:
-            needed += 1
-        return needed
+
+class _Reach:
+    """Which lengths can be above the threshold with a text of m tokens."""
+
+    __slots__ = ("least", "longest", "shortest")
+
+    def __init__(self, shortest: int, least: int, longest: array[int]) -> None:
+        self.shortest = shortest
+        self.least = least
+        """The smallest LCS with any of them."""
+        self.longest = longest
+        """By place of an element among those that decide: the longest text that may share it and none before it."""
+
+
+def _numbers(encoded: _Encoded) -> Sequence[int]:
+    return [ord(character) for character in encoded] if isinstance(encoded, str) else encoded
+
+
+def _elements(numbers: Sequence[int]) -> Sequence[int]:
+    """The multiset as a set: a token's k-th occurrence is an element of its own."""
+    if len(set(numbers)) == len(numbers):
+        return numbers
+    seen: dict[int, int] = {}
+    elements = []
+    for number in numbers:
+        times = seen.get(number, 0)
+        seen[number] = times + 1
+        elements.append(number + (times << _REPEAT))
+    return elements

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_ray.algorithm.novelty import has_unspaced_script, tokens
+from lion_ray.algorithm.rouge import has_unspaced_script, tokens
 from lion_ray.records import derive_seed
 
 EMPTY = "empty"
@@ -70,7 +70,7 @@ def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | 
     """Why a cleaned candidate is rejected, or None. The rules and their strictness are the published code's.
 
     `finish_reason` is the endpoint's; a text that its content filter cut is no more whole than a long one. Words are
-    counted between spaces, as there; in scripts without spaces, as novelty tokens.
+    counted between spaces, as there; in scripts without spaces, as ROUGE tokens.
     """
     if finish_reason == "length":
         return CUT_OFF

@@ -231,10 +231,10 @@ class Client:
                 self._stats.replayed += 1
                 self._on_event(Event("replayed", key, call.role))
                 return known
-            bought = await self._sender.buy(key, call, flight.attempt)
+            account = Account(self._run, call.role, call.stage)
+            bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
-            await self._journal.put(bought, Account(self._run, call.role, call.stage))
             if self._batches is not None and call.batch:
                 await self._batches.settled(key)
             self._count(bought, call)

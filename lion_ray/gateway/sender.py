@@ -1,7 +1,8 @@
 """One call's way to an endpoint: a slot, money, the rate limit, the breaker, and as many attempts as it takes.
 
 Invariants:
-- At most `max_concurrency` requests are in flight, shared fairly among the proxies of an endpoint.
+- At most `max_concurrency` calls are in flight, shared fairly among the proxies of an endpoint. A call is in flight
+  until its answer is kept: a machine that dies loses no more answers than that.
 - Every attempt's worst case is reserved before it is sent (`ledger`), and settled or held afterwards.
 - A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent.
 - While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
@@ -91,8 +92,10 @@ class Sender:
         self._turn = asyncio.Lock()
         self._answered = False
 
-    async def buy(self, key: str, call: Call, attempt: Attempt) -> Outcome:
-        """Send until there is an answer, a reason to stop, or no attempt left.
+    async def buy(
+        self, key: str, call: Call, attempt: Attempt, keep: Callable[[Completion], Awaitable[None]]
+    ) -> Outcome:
+        """Send until there is an answer, which goes through `keep`, a reason to stop, or no attempt left.
 
         Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap.
         """
@@ -104,9 +107,14 @@ class Sender:
         if call.batch and self._batches is not None:
             outcome = await self._in_batch(self._batches(), key, call, body, size, attempt)
             if outcome is not None:
+                if isinstance(outcome, Completion):
+                    await keep(outcome)
                 return outcome
         async with self._slots:
-            return await self._live(key, call, body, characters, size, attempt)
+            outcome = await self._live(key, call, body, characters, size, attempt)
+            if isinstance(outcome, Completion):
+                await keep(outcome)
+            return outcome
 
     # --- live
 

@@ -291,17 +291,22 @@ async def test_a_schema_is_asked_for_where_the_endpoint_can(cluster: None, tmp_p
 
 
 async def generate(
-    folder: Path, stub: StubAPI, limits: GenerationConfig
+    folder: Path, stub: StubAPI, limits: GenerationConfig, shard_rows: int = 3
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     async with proxy(folder, stub) as (_, name):
         generator = GeneratorActor.remote(GeneratorConfig(), limits, (name,), folder, 0)
         hard, easy = instructions(*TEXTS[:1]), instructions(*TEXTS[1:])
-        accepted, candidates = generator.create.remote(
-            hard, easy, instructions(*TEXTS), instructions("Held out and secret words."), 1
+        questions = instructions("An evaluation question about owls.")
+        pieces = generator.create.remote(
+            hard, easy, instructions(*TEXTS), instructions("Held out and secret words."), questions, 1, shard_rows
         )
-        result = (await accepted).to_pylist(), (await candidates).to_pylist()
+        found = [await piece async for piece in pieces]
         ray.kill(generator)
-    return result
+    *parts, (last, candidates) = found
+    assert last is None
+    assert [piece.part for piece in parts] == list(range(len(parts)))
+    assert all(piece.rows.num_rows == shard_rows for piece in parts[:-1])
+    return [row for piece in parts for row in piece.rows.to_pylist()], candidates.to_pylist()
 
 
 async def test_generation_meets_its_target_and_says_who_begot_whom(cluster: None, tmp_path: Path) -> None:
@@ -327,6 +332,24 @@ async def test_a_target_that_cannot_be_met_ends(cluster: None, tmp_path: Path) -
     assert accepted == []
     assert Counter(row["source"] for row in candidates) == {"hard": 12, "easy": 8}
     assert {row["reason"] for row in candidates} == {"too similar to a held-out instruction"}
+
+
+async def test_an_evaluation_question_is_never_accepted(cluster: None, tmp_path: Path) -> None:
+    async with StubAPI(answer=lambda body: Answer("An evaluation question about owls?")) as stub:
+        accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=1, easy=1, max_attempts=2))
+    assert accepted == []
+    assert {row["reason"] for row in candidates} == {"too similar to an evaluation question"}
+
+
+async def test_what_is_accepted_does_not_depend_on_the_order_of_arrival(cluster: None, tmp_path: Path) -> None:
+    limits = GenerationConfig(hard=90, easy=90)
+    rules = [Rule("delay", seconds=0.3, contains=seed) for seed in TEXTS[:1]]
+    async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",))) as stub:
+        once = await generate(tmp_path / "a", stub, limits, 64)
+    async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",)), rules=rules) as stub:
+        late = await generate(tmp_path / "b", stub, limits, 64)
+    assert once == late
+    assert len(once[0]) == 180
 
 
 async def test_copies_of_a_new_row_are_rejected_across_kinds(cluster: None, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.algorithm.novelty import NoveltyIndex, f_measure, tokens
+from lion_ray.algorithm import novelty
+from lion_ray.algorithm.novelty import NoveltyIndex
+from lion_ray.algorithm.rouge import f_measure, tokens
 
 ALPACA_SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "alpaca" / "alpaca_sample_5000.jsonl"
 
@@ -45,6 +47,69 @@ def test_agrees_with_the_table_on_made_texts(threshold: float) -> None:
         novel += index.is_novel(query)
     if threshold == 0.7:
         assert 10 < novel < 90, "both decisions must occur"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 0.95, 1.0])
+def test_no_decision_differs_while_texts_are_added(threshold: float) -> None:
+    texts = made_texts(400)
+    index = NoveltyIndex(texts[:50], threshold)
+    known = [text.split() for text in texts[:50]]
+    decisions = set()
+    for text in texts[50:]:
+        expected = all(reference_f(text.split(), other) <= threshold for other in known)
+        assert index.is_novel(text) == expected, text
+        decisions.add(expected)
+        index.add(text)
+        known.append(text.split())
+    assert decisions == ({True, False} if threshold < 1 else {True})
+
+
+def test_an_order_without_initial_texts_decides_alike() -> None:
+    texts = made_texts(300)
+    grown, whole = NoveltyIndex(), NoveltyIndex(texts[:200])
+    for text in texts[:200]:
+        grown.add(text)
+    assert [grown.is_novel(text) for text in texts[200:]] == [whole.is_novel(text) for text in texts[200:]]
+
+
+def test_all_scores_are_the_tables_to_the_last_bit() -> None:
+    known, queries = made_texts(90)[:60], [*made_texts(100)[20:], "unheard of"]
+    blocks = list(NoveltyIndex(known).scores(queries))
+    assert [len(block) for block in blocks] == [64, 17]
+    rows = [row for block in blocks for row in block.tolist()]
+    assert rows == [[reference_f(query.split(), text.split()) for text in known] for query in queries]
+
+
+def test_texts_with_more_words_than_there_are_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, queries = made_texts(300)[:200], made_texts(300)[200:]
+    expected = [NoveltyIndex(texts).is_novel(query) for query in queries]
+    monkeypatch.setattr(novelty, "_LAST_CHARACTER", 3)
+    index = NoveltyIndex(texts)
+    assert [index.is_novel(query) for query in queries] == expected
+    assert any(isinstance(encoded, list) for encoded in index._encoded)
+    assert index.nearest(texts[7], k=1)[0][1] == 1.0
+
+
+def test_long_texts_and_pools_of_near_copies() -> None:
+    rng = random.Random(3)
+    long = [f"w{rng.randrange(900)}" for _ in range(10_000)]
+    changed = [word if rng.random() < 0.8 else "x" for word in long]
+    other = [f"w{rng.randrange(900)}" for _ in range(10_000)]
+    index = NoveltyIndex([" ".join(long), "short text"])
+    assert not index.is_novel(" ".join(changed))
+    assert index.is_novel(" ".join(other))
+    assert index.is_novel(" ".join(long[:3000]))
+    base = [f"w{number}" for number in range(20)]
+    copies = [" ".join([*base[:at], f"x{number}", *base[at + 1 :]]) for number in range(500) for at in [number % 20]]
+    near = NoveltyIndex(copies)
+    assert not near.is_novel(" ".join([*base[:5], "y", *base[6:]]))
+    assert near.is_novel(" ".join([*base[:10], *(f"z{number}" for number in range(10))]))
+
+
+def test_one_word_repeated() -> None:
+    index = NoveltyIndex(["a " * count for count in range(40)])
+    assert not index.is_novel("a " * 60)
+    assert index.is_novel("a " * 80)
 
 
 def test_agrees_with_the_table_on_real_texts() -> None:
@@ -128,7 +193,23 @@ def test_other_scripts_keep_their_letters(text: str, expected: list[str]) -> Non
     assert tokens(text) == expected
 
 
-def test_chinese_texts_are_told_apart() -> None:
-    index = NoveltyIndex(["请解释为什么天空是蓝色的"])
-    assert not index.is_novel("请解释为什么天空是蓝色的？")
-    assert index.is_novel("写一首关于秋天和落叶的短诗")
+@pytest.mark.parametrize(
+    ("known", "same", "other"),
+    [
+        ("请解释为什么天空是蓝色的", "请解释为什么天空是蓝色的？", "写一首关于秋天和落叶的短诗"),
+        ("東京の天気を教えてください", "東京の天気を教えてください。", "夕食のレシピを三つ考えて"),
+        (
+            "한국의 수도는 어디인지 설명해 주세요",
+            "한국의 수도는 어디인지 설명해 주세요!",
+            "바다에 관한 짧은 시를 쓰세요",
+        ),
+        ("อธิบายว่าทำไมท้องฟ้าเป็นสีฟ้า", "อธิบายว่าทำไมท้องฟ้าเป็นสีฟ้า?", "เขียนบทกวีสั้นเกี่ยวกับทะเล"),
+        ("Объясни, почему небо голубое днём", "объясни почему НЕБО голубое днём", "Напиши короткое письмо другу"),
+        ("اشرح لماذا تبدو السماء زرقاء", "اشرح لماذا تبدو السماء زرقاء؟", "اكتب قصيدة قصيرة عن البحر"),
+    ],
+)
+def test_every_script_tells_texts_apart_and_knows_its_own(known: str, same: str, other: str) -> None:
+    index = NoveltyIndex([known])
+    assert not index.is_novel(same)
+    assert index.is_novel(other)
+    assert index.nearest(same)[0][1] == 1.0

@@ -7,14 +7,18 @@ import asyncio
 import pytest
 
 from lion_ray.records import ANSWER, VERDICT, table
-from lion_ray.stages import merge, summary, windowed
+from lion_ray.stages import Feed, Shard, in_turn, merge, summary, windowed
+
+
+def shards(count: int) -> list[Shard]:
+    return [Shard("0", index) for index in range(count)]
 
 
 async def test_a_window_bounds_what_is_under_way_and_starts_in_order() -> None:
     started: list[int] = []
     most = running = 0
 
-    async def work(index: int) -> None:
+    async def work(index: int, _: Shard) -> None:
         nonlocal most, running
         started.append(index)
         running += 1
@@ -22,7 +26,7 @@ async def test_a_window_bounds_what_is_under_way_and_starts_in_order() -> None:
         await asyncio.sleep(0)
         running -= 1
 
-    await windowed(work, range(10), 3)
+    await windowed(work, Feed.of(shards(10)), 3)
     assert started == list(range(10))
     assert most == 3
 
@@ -30,7 +34,7 @@ async def test_a_window_bounds_what_is_under_way_and_starts_in_order() -> None:
 async def test_the_first_failure_ends_the_rest_and_is_the_one_that_is_told() -> None:
     ended: list[int] = []
 
-    async def work(index: int) -> None:
+    async def work(index: int, _: Shard) -> None:
         if index == 1:
             await asyncio.sleep(0)  # the others of the window have started
             raise ValueError("shard 1")
@@ -40,8 +44,43 @@ async def test_the_first_failure_ends_the_rest_and_is_the_one_that_is_told() -> 
             ended.append(index)
 
     with pytest.raises(ValueError, match="shard 1"):
-        await windowed(work, range(4), 3)
+        await windowed(work, Feed.of(shards(4)), 3)
     assert sorted(ended) == [0, 2], "what had started was cancelled; what had not never starts"
+
+
+async def test_shards_that_come_later_are_waited_for() -> None:
+    feed = Feed()
+    seen: list[tuple[int, Shard]] = []
+    moved = asyncio.Event()
+
+    async def work(index: int, shard: Shard) -> None:
+        seen.append((index, shard))
+        moved.set()
+
+    reading = asyncio.create_task(windowed(work, feed, 2))
+    for count, shard in enumerate(shards(3), start=1):
+        feed.put(shard)
+        moved.clear()
+        await moved.wait()
+        assert seen == list(enumerate(shards(count)))
+    assert not reading.done()
+    feed.end()
+    await reading
+    assert await feed.next() is None
+    assert len(feed) == 3
+
+
+async def test_one_after_the_other_stops_at_the_first_failure() -> None:
+    done: list[str] = []
+
+    async def one(name: str) -> None:
+        if name == "bad":
+            raise ValueError(name)
+        done.append(name)
+
+    with pytest.raises(ValueError, match="bad"):
+        await in_turn(one("first"), one("bad"), one("never"))
+    assert done == ["first"]
 
 
 def answer(reason: str | None, finish: str | None = "stop") -> dict[str, object]:

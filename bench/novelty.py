@@ -1,0 +1,262 @@
+"""The novelty index against brute force and against the published way: `bench/README.md` says what is measured.
+
+Exits with 0 where every goal that was measured held, 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import LCSseq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
+
+from bench import goals as promised
+from bench.goals import Goal
+from bench.peers import Peer
+from bench.texts import OTHERS, REAL, candidates, edited, instructions, made, spliced
+from lion_ray.algorithm.novelty import NoveltyIndex
+from lion_ray.algorithm.rouge import tokens
+
+THRESHOLD = 0.7
+POOL = 52_002
+ROUGE = Peer("rouge-score", "0.1.2", "bench.peer_rouge", (("rouge_score==0.1.2",),))
+
+# In a process of its own, as memory that was used before would hide what the index takes.
+MEMORY = """
+import gc, json, sys
+from pathlib import Path
+from lion_ray.algorithm.novelty import NoveltyIndex
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in status if line.startswith("VmRSS"))
+
+NoveltyIndex(["warm up"]).is_novel("warm up")
+texts = json.loads(Path(sys.argv[1]).read_text())
+gc.collect()
+before = resident()
+index = NoveltyIndex(texts)
+gc.collect()
+print(resident() - before)
+"""
+
+
+def brute_force(known: list[str], asked: list[str]) -> list[bool]:
+    """Every decision, accepted texts joining: all scores with rapidfuzz, nothing left out, its own encoding."""
+    numbers: dict[str, int] = {}
+
+    def encoded(text: str) -> str:
+        return "".join(chr(numbers.setdefault(token, len(numbers) + 1)) for token in tokens(text))
+
+    texts, queries = [encoded(text) for text in known], [encoded(text) for text in asked]
+    lengths = np.array([len(text) for text in texts], np.float64)
+    joined = np.array([len(text) for text in queries], np.float64)
+    novel: list[bool] = []
+    for start in range(0, len(queries), 64):
+        block = queries[start : start + 64]
+        sizes = joined[start : start + 64, None]
+        known_now = _f(process.cdist(block, texts, scorer=LCSseq.similarity, dtype=np.int32), sizes, lengths)
+        joined_now = _f(process.cdist(block, queries[: start + 64], scorer=LCSseq.similarity, dtype=np.int32), sizes,
+                        joined[: start + 64])  # fmt: skip
+        for row in range(len(block)):
+            earlier = np.array([*novel, *[False] * (joined_now.shape[1] - len(novel))])
+            highest = max(known_now[row].max(), joined_now[row][earlier].max(initial=0.0))
+            novel.append(bool(highest <= THRESHOLD))
+    return novel
+
+
+def _f(lcs: Any, asked: Any, known: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = lcs / known, lcs / asked
+        return np.where(lcs == 0, 0.0, 2 * precision * recall / (precision + recall))
+
+
+def filtered(known: list[str], asked: list[str]) -> tuple[list[bool], float, float]:
+    """The index's decisions, accepted texts joining; CPU seconds to build it, and for all candidates together."""
+    gc.collect()
+    began = time.process_time()
+    index = NoveltyIndex(known, THRESHOLD)
+    built = time.process_time()
+    novel = []
+    for text in asked:
+        novel.append(index.is_novel(text))
+        if novel[-1]:
+            index.add(text)
+    return novel, built - began, time.process_time() - built
+
+
+def published(known: list[str], asked: list[str]) -> dict[str, Any]:
+    """The published way in its own environment; `{"reason": …}` where it cannot be had."""
+    if (reason := ROUGE.build()) is not None:
+        return {"reason": reason}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"known": known, "candidates": asked}, file)
+        file.flush()
+        root = Path(__file__).resolve().parents[1]
+        command = [str(ROUGE.python), "-m", ROUGE.module, file.name]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+    if done.returncode:
+        return {"reason": done.stderr.strip().splitlines()[-1]}
+    return dict(json.loads(done.stdout))
+
+
+def memory_mb(known: list[str]) -> float:
+    """Memory that the index adds to a process, in MB."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(known, file)
+        file.flush()
+        root = Path(__file__).resolve().parents[1]
+        command = [sys.executable, "-c", MEMORY, file.name]
+        done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def exponent(sizes: list[int], costs: list[float]) -> float:
+    """The slope of log(cost) over log(size), by least squares."""
+    slope, _ = np.polyfit([math.log(size) for size in sizes], [math.log(cost) for cost in costs], 1)
+    return float(slope)
+
+
+def degenerate(seed: int) -> dict[str, dict[str, float]]:
+    """CPU ms for one query in pools that a filter is not made for."""
+    rng = np.random.default_rng(seed)
+
+    def words(count: int, of: int) -> str:
+        return " ".join(f"w{number}" for number in rng.integers(0, of, count))
+
+    base = words(30, 1000).split()
+    near = [" ".join([*base[:at], f"x{number}", *base[at + 1 :]]) for number in range(20_000) for at in [number % 30]]
+    far = " ".join([*base[:14], *words(16, 1000).split()])
+    long = [words(10_000, 3000) for _ in range(50)]
+    cases = {
+        "no token": (near[:1000], "?!"),
+        "one token": (["word", *near[:1000]], "word"),
+        "10,000 tokens against 50 of 10,000": (long, words(10_000, 3000)),
+        "a near-copy among 20,000 near-copies": (near, " ".join([*base[:29], "y"])),
+        "half alike among 20,000 near-copies": (near, far),
+        "one word repeated, 20,000 of them": (["a " * (number % 50) for number in range(20_000)], "a " * 7 + "b " * 30),
+    }
+    found = {}
+    for name, (known, query) in cases.items():
+        index = NoveltyIndex(known, THRESHOLD)
+        index.is_novel(query)
+        began, rounds = time.process_time(), 0
+        while time.process_time() - began < 0.1:
+            index.is_novel(query)
+            rounds += 1
+        found[name] = {"known": len(known), "ms": round((time.process_time() - began) / rounds * 1000, 4)}
+    return found
+
+
+def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
+    real = given.pool.exists()
+    known = instructions(given.pool) if real else made(POOL)
+    others = [text for path in OTHERS if path.exists() for text in instructions(path)] if real else []
+    asked = candidates(known, others, 1500 if given.quick else 6000)
+    say(f"{len(known):,} {'real' if real else 'made'} texts, {len(asked):,} candidates")
+    rounds = [filtered(known, asked) for _ in range(1 if given.quick else 3)]
+    novel, build, spent = sorted(rounds, key=lambda one: one[2])[len(rounds) // 2]
+    ms = spent / len(asked) * 1000
+    say(f"index: {ms:.4f} ms a candidate, {build:.2f} s to build, {sum(novel):,} novel")
+    began = time.process_time()
+    expected = brute_force(known, asked)
+    brute = (time.process_time() - began) / len(asked) * 1000
+    differ = sum(one != other for one, other in zip(novel, expected, strict=True))
+    say(f"brute force: {brute:.3f} ms a candidate, {differ} decisions differ")
+
+    few = asked[: 2 if given.quick else 8]
+    theirs = published(known, few)
+    ratio = None
+    if "reason" in theirs:
+        say(f"published way: {theirs['reason']}")
+    else:
+        # By CPU and by the clock; the smaller counts.
+        ratio = min(theirs["cpu_s"], theirs["seconds"]) * 1000 / ms
+        alone = NoveltyIndex(known, THRESHOLD)
+        differ += sum(
+            alone.is_novel(text) != (high <= THRESHOLD) for text, high in zip(few, theirs["highest"], strict=True)
+        )
+        say(f"published way: {theirs['cpu_s'] * 1000:,.0f} ms a candidate, {ratio:,.0f} times as much")
+
+    size = memory_mb(known)
+    say(f"memory: {size:.1f} MB")
+    grown: list[dict[str, float]] = []
+    more = itertools.chain(known, _alternating(known))
+    texts: list[str] = []
+    for count in [13_000, 26_000, 52_000] if given.quick else [13_000, 26_000, 52_000, 104_000, 208_000, 1_000_000]:
+        texts += itertools.islice(more, count - len(texts))
+        # The same candidates and none joining, so that only the pool differs.
+        began = time.process_time()
+        index = NoveltyIndex(texts, THRESHOLD)
+        built = time.process_time()
+        for text in asked[:1500]:
+            index.is_novel(text)
+        cost = (time.process_time() - built) / len(asked[:1500]) * 1000
+        grown.append({"known": count, "ms": round(cost, 4), "build_s": round(built - began, 2)})
+        say(f"{count:,} texts: {cost:.4f} ms a candidate, {built - began:.2f} s to build")
+        del index
+    fitted = [one for one in grown if one["known"] <= 208_000]
+    slope = exponent([int(one["known"]) for one in fitted], [one["ms"] for one in fitted])
+    found: dict[str, Any] = {
+        "texts": "real" if real else "made",
+        "known": len(known),
+        "candidates": len(asked),
+        "novel": sum(novel),
+        "ms_per_candidate": round(ms, 4),
+        "build_s": round(build, 3),
+        "brute_force_ms": round(brute, 4),
+        "published": theirs,
+        "times_published": ratio and round(ratio),
+        "decisions_different": differ,
+        "memory_mb": round(size, 1),
+        "growth": grown,
+        "exponent": round(slope, 3),
+        "degenerate": degenerate(0),
+    }
+    for name, one in found["degenerate"].items():
+        say(f"{name}: {one['ms']:.4f} ms")
+    goals = [
+        promised.at_most("decisions that differ from brute force", differ, 0),
+        promised.at_most("CPU ms per candidate", found["ms_per_candidate"], 0.2),
+        promised.at_least("times the published way", found["times_published"], 10_000, theirs.get("reason", "")),
+        promised.at_most("growth exponent", found["exponent"], 1.0),
+        promised.at_most("index in MB", found["memory_mb"], 30.0),
+    ]
+    return found, goals
+
+
+def _alternating(texts: list[str]) -> Any:
+    for pair in zip(spliced(texts, 2), edited(texts, 2), strict=True):
+        yield from pair
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser.add_argument("--pool", type=Path, default=REAL, help="instructions; made ones where there is no such file")
+    given = parser.parse_args()
+    found, goals = run(given, lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join(promised.lines(goals)))
+    if given.json:
+        print(promised.last_line(found, goals, quick=given.quick))
+    return 0 if promised.all_ok(goals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
