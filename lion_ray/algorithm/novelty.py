@@ -9,7 +9,9 @@ Invariants:
   order: rarest in the initial texts first, and before them the elements that came later, the youngest first. F > t
   needs an LCS of at least l(m, n), so at least l shared elements, and two multisets that share l elements share one
   within their first m - l + 1 and n - l + 1 (the prefix filter of set-similarity joins; Chaudhuri et al., ICDE 2006).
-  An element further back leaves fewer to share, which bounds how long the other text may be.
+  An element further back leaves fewer to share, which bounds how long the other text may be. Of the texts that are
+  met, those go first whose signature (a bit for each token's number modulo 64) lacks too many of the query's bits, or
+  has too many of its own: each such bit is a token that is not shared. The rest is compared.
 
 What it costs (`bench/novelty.py` measures it): a query meets only texts that share one of its rarer elements, so the
 time grows with how often those occur. A text like many known ones meets all of them, and its first true neighbour ends
@@ -24,6 +26,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +41,15 @@ character are numbers, and so is then the whole text; rapidfuzz compares both ki
 _LAST_CHARACTER = 0x10FFFF
 _REPEAT = 32
 """An element is its token's number, and for the k-th occurrence k - 1 shifted left by this."""
-_FLAT = 24
+_FLAT = 64
 """Postings of one element before they are kept apart by length."""
 _ANY_LENGTH = 2**31
+_NEVER = 2**31
 _BLOCK = 64
+_FEW = 16
+"""Texts that are compared sooner than looked at."""
+_CHUNK = 256
+"""Texts compared at once, so that one that is alike ends the search."""
 
 _Postings = dict[int, "array[int] | dict[int, array[int]]"]
 Scores = npt.NDArray[np.float64]
@@ -56,6 +64,8 @@ class NoveltyIndex:
         self._vocabulary: dict[str, int] = {}  # from 1 on; 0 stands for any token that no known text has
         self._rank: dict[int, int] = {}
         self._encoded: list[_Encoded] = []
+        self._lengths = array("I")
+        self._signatures = array("Q")
         self._by_length: dict[int, array[int]] = {}
         # For each element, the texts that have it among those that decide; of a frequent one by their lengths.
         self._postings: _Postings = {}
@@ -84,27 +94,45 @@ class NoveltyIndex:
         if self.threshold < 0:
             return not self._encoded
         reach = self._reach(m)
+        met = self._met(query, reach)
+        encoded = self._encoded
+        for start in range(0, len(met), _CHUNK):
+            close = process.extract_iter(
+                query,
+                [encoded[position] for position in met[start : start + _CHUNK]],
+                scorer=LCSseq.similarity,
+                score_cutoff=reach.least,
+            )
+            if any(lcs >= self._least_lcs(m, len(known)) for known, lcs, _ in close):
+                return False
+        return True
+
+    def _met(self, query: _Encoded, reach: _Reach) -> list[int]:
+        """The positions of the texts that may be above the threshold."""
+        found: list[array[int]] = []
         postings, shortest = self._postings, reach.shortest
-        met: set[int] = set()
         for element, longest in zip(self._ordered(query), reach.longest, strict=False):
-            found = postings.get(element)
-            if found is None:
+            texts = postings.get(element)
+            if texts is None:
                 continue
-            if not isinstance(found, dict):
-                met.update(found)
-            elif longest - shortest > len(found):
-                for n, positions in found.items():
-                    if shortest <= n <= longest:
-                        met.update(positions)
+            if not isinstance(texts, dict):
+                found.append(texts)
+            elif longest - shortest > len(texts):
+                found += [positions for n, positions in texts.items() if shortest <= n <= longest]
             else:
                 for n in range(shortest, longest + 1):
-                    if (positions := found.get(n)) is not None:
-                        met.update(positions)
-        encoded = self._encoded
-        close = process.extract_iter(
-            query, [encoded[position] for position in met], scorer=LCSseq.similarity, score_cutoff=reach.least
-        )
-        return not any(lcs >= self._least_lcs(m, len(known)) for known, lcs, _ in close)
+                    if (positions := texts.get(n)) is not None:
+                        found.append(positions)
+        met = np.frombuffer(b"".join(found), np.uint32)
+        if len(met) > _FEW:
+            own = np.uint64(_signature(query))
+            signatures = np.frombuffer(self._signatures, np.uint64)[met]
+            lengths = np.frombuffer(self._lengths, np.uint32)[met].astype(np.int64)
+            needed = reach.needed[np.minimum(lengths, len(reach.needed) - 1)]
+            enough = np.int64(len(query)) - np.bitwise_count(own & ~signatures) >= needed
+            enough &= lengths - np.bitwise_count(signatures & ~own) >= needed
+            met = met[enough]
+        return sorted(set(met.tolist()))
 
     def nearest(self, text: str, k: int = 10) -> list[tuple[int, float]]:
         """The `k` closest known texts: (position in the order of adding, F), best first, then in order of adding.
@@ -167,6 +195,8 @@ class NoveltyIndex:
     def _add(self, encoded: _Encoded) -> None:
         n, position = len(encoded), len(self._encoded)
         self._encoded.append(encoded)
+        self._lengths.append(n)
+        self._signatures.append(_signature(encoded))
         self._by_length.setdefault(n, array("I")).append(position)
         if not n or not 0 <= self.threshold < 1:
             return
@@ -185,7 +215,7 @@ class NoveltyIndex:
     def _apart(self, positions: Iterable[int]) -> dict[int, array[int]]:
         by_length: dict[int, array[int]] = {}
         for position in positions:
-            by_length.setdefault(len(self._encoded[position]), array("I")).append(position)
+            by_length.setdefault(self._lengths[position], array("I")).append(position)
         return by_length
 
     # --- what the threshold asks for
@@ -198,22 +228,24 @@ class NoveltyIndex:
 
     def _find_reach(self, m: int) -> _Reach:
         if not self._possible(m, m):
-            return _Reach(m, m + 1, array("I"))
+            return _Reach(m, m + 1, array("I"), np.array([_NEVER]))
         # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which falls on both sides of n = m.
         shortest = longest = m
         while shortest > 1 and self._possible(m, shortest - 1):
             shortest -= 1
         if self.threshold <= 0:
-            return _Reach(shortest, 1, array("I", [_ANY_LENGTH] * m))
+            return _Reach(shortest, 1, array("I", [_ANY_LENGTH] * m), np.array([1]))
         while self._possible(m, longest + 1):
             longest += 1
-        least = self._least_lcs(m, shortest)
+        needed = np.full(longest + 2, _NEVER)
+        needed[shortest : longest + 1] = [self._least_lcs(m, n) for n in range(shortest, longest + 1)]
+        least = int(needed[shortest])
         reaches = array("I")
         for place in range(m - least + 1):
-            while self._least_lcs(m, longest) > m - place:
+            while needed[longest] > m - place:
                 longest -= 1
             reaches.append(longest)
-        return _Reach(shortest, least, reaches)
+        return _Reach(shortest, least, reaches, needed)
 
     def _possible(self, m: int, n: int) -> bool:
         return f_measure(min(m, n), m, n) > self.threshold
@@ -232,17 +264,24 @@ class NoveltyIndex:
         yield from sorted(bounds, key=lambda pair: (-pair[1], pair[0]))
 
 
+@dataclass(frozen=True, slots=True)
 class _Reach:
     """Which lengths can be above the threshold with a text of m tokens."""
 
-    __slots__ = ("least", "longest", "shortest")
+    shortest: int
+    least: int
+    """The smallest LCS with any of them."""
+    longest: array[int]
+    """By place of an element among those that decide: the longest text that may share it and none before it."""
+    needed: npt.NDArray[np.int64]
+    """By length of the other text, the smallest LCS; what is past the end is as the last one."""
 
-    def __init__(self, shortest: int, least: int, longest: array[int]) -> None:
-        self.shortest = shortest
-        self.least = least
-        """The smallest LCS with any of them."""
-        self.longest = longest
-        """By place of an element among those that decide: the longest text that may share it and none before it."""
+
+def _signature(encoded: _Encoded) -> int:
+    bits = 0
+    for number in _numbers(encoded):
+        bits |= 1 << (number & 63)
+    return bits
 
 
 def _numbers(encoded: _Encoded) -> Sequence[int]:
