@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -27,7 +28,7 @@ from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import DataConfig, RunConfig
 from lion_ray.errors import DataError
 from lion_ray.intake import take_in
-from lion_ray.records import INSTRUCTION, OK, Piece, derive_seed, ok_rows, shards
+from lion_ray.records import INSTRUCTION, ORDERS, Piece, derive_seed, ok_rows, shards
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
@@ -147,23 +148,21 @@ def commit_generated(store: RunStore, iteration: int, piece: Piece) -> Manifest:
 @ray.remote(num_cpus=0)
 def split_verdicts(store: RunStore, stage: str, instructions: list[str], tau: float, seed: int) -> Manifest:
     """Split judged rows into hard.parquet and easy.parquet beside the verdicts; returns what to know of them."""
-    folder = store.stage(stage)
-    verdicts = folder.read(len(instructions)).to_pylist()
-    texts = pa.concat_tables([store.read_table(name) for name in instructions])
-    judged = [verdict for verdict in verdicts if verdict["status"] == OK]
-    hard = {v["id"] for v in judged if is_hard(v["teacher_score"], v["student_score"], tau)}
-    easy = {v["id"] for v in judged} - hard
-    for name, ids in (("hard", hard), ("easy", easy)):
-        mask = pc.is_in(texts["id"], value_set=pa.array(sorted(ids), pa.string()))
-        store.write_table(f"{stage}/{name}.parquet", texts.filter(mask))
-    quality = relative_quality(
-        [v["teacher_score"] for v in judged], [v["student_score"] for v in judged], seed=derive_seed(seed, stage)
-    )
-    return {
-        "hard": len(hard),
-        "easy": len(easy),
+    # By columns: the reviews are most of the verdicts, and a Cache Pool may have a million rows.
+    needed = ("id", "status", "teacher_score", "student_score", *ORDERS)
+    verdicts = ok_rows(store.stage(stage).read(len(instructions), needed))
+    teacher, student = (verdicts[name].to_numpy() for name in ("teacher_score", "student_score"))
+    lags = is_hard(teacher, student, tau)
+    counts = {}
+    pool = pa.concat_tables([store.read_table(name) for name in instructions])
+    for name, mask in (("hard", lags), ("easy", ~lags)):
+        ids = verdicts["id"].filter(pa.array(mask)).combine_chunks()
+        counts[name] = len(ids)
+        store.write_table(f"{stage}/{name}.parquet", pool.filter(pc.is_in(pool["id"], value_set=ids)))
+    quality = relative_quality(teacher, student, seed=derive_seed(seed, stage))
+    return counts | {
         "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
-        "order_flips": sum(_flipped(verdict) for verdict in judged),
+        "order_flips": _flips(*(verdicts[order] for order in ORDERS)),
     }
 
 
@@ -214,10 +213,10 @@ def merge(summaries: Iterable[Manifest]) -> Manifest:
     return total
 
 
-def _flipped(verdict: Manifest) -> bool:
-    """Whether the two orders name different winners."""
-    (t1, s1), (t2, s2) = verdict["teacher_first"], verdict["student_first"]
-    return (t1 - s1) * (t2 - s2) < 0
+def _flips(*orders: pa.ChunkedArray) -> int:
+    """How many rows' two orders, each of teacher's and student's score, name different winners."""
+    ahead = [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
+    return int((ahead[0] * ahead[1] < 0).sum())
 
 
 # -- how a stage runs -----------------------------------------------------------------------------------------------
