@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -136,10 +137,9 @@ def write_pool(path: Path, rows: int) -> None:
 
 async def stages(folder: Path, rows: int) -> dict[str, Any]:
     """One pool through import, the teacher's answers, discrimination and generation with its answers."""
-    peak = ObjectStorePeak()
+    shared = shared_memory()
     async with a_run(folder, rows) as run:
         commit_checkpoints(run.store, 1)
-        watching = asyncio.create_task(peak.watch())
         seconds: dict[str, float] = {}
         before = peak_mb()
         with _timed(seconds, "preparing"):
@@ -148,7 +148,6 @@ async def stages(folder: Path, rows: int) -> dict[str, Any]:
             await discrimination(run, 1)
         with _timed(seconds, "generation"):
             await generation(run, 1)
-        watching.cancel()
         assert isinstance(run.progress, Recorder)
         files = [path for path in Path(run.store.path()).rglob("*") if path.is_file()]
         judged = run.store.stage("iteration-1/verdicts").manifest() or {}
@@ -162,7 +161,7 @@ async def stages(folder: Path, rows: int) -> dict[str, Any]:
         "rows_per_s": round(rows / (seconds["discrimination"] + seconds["generation"])),
         "driver_peak_mb": round(peak_mb(), 1),
         "driver_grown_mb": round(peak_mb() - before, 1),
-        "object_store_peak_mb": round(peak.bytes / 1e6, 1),
+        "object_store_peak_mb": round((shared_memory() - shared) / 1e6, 1),
         "files": len(files),
         "file_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
     }
@@ -175,18 +174,9 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - began
 
 
-class ObjectStorePeak:
-    """The most that the object store held, as far as looking twice a second tells."""
-
-    def __init__(self) -> None:
-        self.bytes = 0.0
-
-    async def watch(self) -> None:
-        whole = ray.cluster_resources().get("object_store_memory", 0.0)
-        while True:
-            left = await asyncio.to_thread(ray.available_resources)
-            self.bytes = max(self.bytes, whole - left.get("object_store_memory", whole))
-            await asyncio.sleep(0.5)
+def shared_memory() -> int:
+    """Bytes of shared memory in use: Ray's object store is there, and gives nothing back before it ends."""
+    return shutil.disk_usage("/dev/shm").used
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
@@ -200,7 +190,7 @@ def one(rows: int) -> None:
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
         write_pool(Path(name) / "pool.jsonl", rows)
         with ray_here():
-            print(json.dumps(asyncio.run(stages(Path(name), rows))))
+            print(json.dumps(asyncio.run(stages(Path(name), rows))), flush=True)
 
 
 def run(sizes: list[int], say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
@@ -209,7 +199,8 @@ def run(sizes: list[int], say: Callable[[str], None]) -> tuple[dict[str, Any], l
         # A process for each, so that a driver's peak is its own.
         command = [sys.executable, __file__, "--one", str(rows)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+        # Ray may say something after it.
+        found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{"))))
         last = found[-1]
         say(
             f"{rows:,} rows: {last['rows_per_s']:,} rows/s through discrimination and generation ({last['seconds']}), "

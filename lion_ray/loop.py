@@ -33,6 +33,7 @@ from lion_ray.stages import (
     import_pools,
     in_turn,
     load,
+    load_each,
     shard_stage,
     split_verdicts,
     together,
@@ -225,7 +226,8 @@ async def judge(
     async def verdicts(index: int, shard: Shard) -> Any:
         await ready[index].wait()
         names = (shard.instructions, shard.answers, student.part_name(index))
-        return run.crew.referee.judge.remote(*(load.remote(run.store, name) for name in names), stage.name)
+        tables = load_each.options(num_returns=len(names)).remote(run.store, *names)
+        return run.crew.referee.judge.remote(*tables, stage.name)
 
     batched = run.config.referee.mode == "batch"
     judging = shard_stage(run, stage.name, title, Feed.of(shards), verdicts, batched=batched)

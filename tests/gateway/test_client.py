@@ -159,6 +159,30 @@ async def test_an_answer_is_seen_only_once_it_is_durable(stub: StubAPI, connect:
     await journal.close()
 
 
+async def test_what_is_not_durable_yet_counts_as_in_flight(stub: StubAPI, connect: Connect, tmp_path: Path) -> None:
+    # So that a machine that dies loses no more answers than max_concurrency.
+    entered, release = threading.Event(), threading.Event()
+
+    class Blocked(Journal):
+        def _sync(self, fd: int) -> None:
+            entered.set()
+            release.wait()
+            super()._sync(fd)
+
+    journal = Blocked.open(str(tmp_path / "blocked"))
+    client = connect({"max_concurrency": 2}, journal=journal)
+    tasks = [asyncio.create_task(client.complete(call(f"Question {n}"))) for n in range(6)]
+    await asyncio.to_thread(entered.wait)
+    while stub.stats()["completed"] < 2:
+        await asyncio.sleep(0.01)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert stub.stats()["total"] == 2
+    release.set()
+    assert len({bought(outcome).key for outcome in await asyncio.gather(*tasks)}) == 6
+    await journal.close()
+
+
 async def test_an_answer_that_cannot_be_journaled_is_not_given(stub: StubAPI, connect: Connect, tmp_path: Path) -> None:
     class Refusing(Journal):
         def _sync(self, fd: int) -> None:
