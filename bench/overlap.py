@@ -161,16 +161,11 @@ def _findings(given: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser = promised.parser(__doc__)
     parser.add_argument("--picture", type=Path, help="draw the timelines of the first round into this SVG file")
     given = parser.parse_args()
-    found, goals = run(given, lambda line: print(line, file=sys.stderr, flush=True))
-    print("\n".join(promised.lines(goals)))
-    if given.json:
-        print(promised.last_line(found, goals, quick=given.quick))
-    return 0 if promised.all_ok(goals) else 1
+    found, goals = run(given, promised.say)
+    return promised.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import os
 import random
 import shutil
@@ -19,14 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-import numpy as np
 import pyarrow as pa
 import ray
 
@@ -179,12 +177,6 @@ def shared_memory() -> int:
     return shutil.disk_usage("/dev/shm").used
 
 
-def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """The slope of log(cost) over log(size), by least squares."""
-    slope, _ = np.polyfit([math.log(size) for size in sizes], [math.log(cost) for cost in costs], 1)
-    return float(slope)
-
-
 def one(rows: int) -> None:
     """Measure one size, in this process; prints JSON."""
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
@@ -209,7 +201,7 @@ def run(sizes: list[int], say: Callable[[str], None]) -> tuple[dict[str, Any], l
         )
     largest = found[-1]
     busy = [one["seconds"]["discrimination"] + one["seconds"]["generation"] for one in found]
-    slope = round(exponent(sizes, busy), 3) if len(sizes) > 1 else None
+    slope = round(promised.exponent(sizes, busy), 3) if len(sizes) > 1 else None
     memory = round(found[-1]["driver_peak_mb"] - found[0]["driver_peak_mb"], 1) if len(sizes) > 1 else None
     goals = [
         promised.at_least(f"rows/s at {largest['rows']:,} rows", largest["rows_per_s"], ROWS_PER_S),
@@ -221,9 +213,7 @@ def run(sizes: list[int], say: Callable[[str], None]) -> tuple[dict[str, Any], l
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser = promised.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", help="other pool sizes")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -231,11 +221,8 @@ def main() -> int:
         one(given.one)
         return 0
     sizes = given.rows or ([2_000, 10_000] if given.quick else [10_000, 100_000, 1_000_000])
-    found, goals = run(sizes, lambda line: print(line, file=sys.stderr, flush=True))
-    print("\n".join(promised.lines(goals)))
-    if given.json:
-        print(promised.last_line(found, goals, quick=given.quick))
-    return 0 if promised.all_ok(goals) else 1
+    found, goals = run(sizes, promised.say)
+    return promised.conclude(given, found, goals)
 
 
 if __name__ == "__main__":
