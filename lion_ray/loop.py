@@ -21,23 +21,17 @@ from lion_ray.algorithm.pools import train_pool
 from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.inference import wants_gpu
 from lion_ray.results import IterationResult, summarise, write_result
-from lion_ray.stages import (
+from lion_ray.stages import Feed, Run, Shard, in_turn, shard_stage, together, windowed
+from lion_ray.tasks import (
     HELDOUT,
     QUESTIONS,
-    Feed,
     Manifest,
-    Run,
-    Shard,
     commit_generated,
     commit_part,
     import_pools,
-    in_turn,
     load,
     load_each,
-    shard_stage,
     split_verdicts,
-    together,
-    windowed,
 )
 
 
