@@ -57,14 +57,14 @@ RANDOM: dict[str, dict[str, int]] = {
 PADDED, PADDED_BF16, OURS, PACKED = "padded-fp32", "padded-bf16", "ours", "trl-packed"
 TIMES_PADDED = 2.3
 TOLERANCE = 0.01
-"""Nats. The order of the rows alone, which every way shuffles for itself, moves the loss by some thousandths; what a
-fit of this size learns is more than ten times as much."""
+"""Nats; chosen, not derived. Every way shuffles rows for itself, so that losses differ where nothing is worse: the
+rounds' losses, each with another seed, show by how much."""
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    found.add_argument("--quick", action="store_true", help="once, a tiny random model, without TRL: under a minute")
+    found.add_argument("--quick", action="store_true", help="once, a tiny random model, without TRL")
     found.add_argument("--profile", action="store_true", help="once more with timers: where a step's time goes")
     found.add_argument("--model", help=f"a folder, bundled:NAME, {' or '.join(RANDOM)}; by default {MODEL}")
     found.add_argument("--rows", type=int, help="rows to train on")
