@@ -46,6 +46,31 @@ def cpu_environment(threads: int) -> dict[str, str]:
     }
 
 
+def set_environment(config: StudentConfig) -> None:
+    """Give this process the environment that its engine wants; before vLLM is imported."""
+    if not gpu_build():
+        os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.engines)))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+
+
+def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[str, Any]:
+    """vLLM's settings for an engine, whichever class of vLLM's drives it."""
+    arguments: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enforce_eager": config.enforce_eager,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "seed": seed % 2**31,
+    }
+    if gpu_build():
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return arguments
+
+
 class Engine:
     """A booted engine. `start` must be awaited first."""
 
@@ -68,9 +93,7 @@ class Engine:
             EngineError: the engine did not come up.
         """
         config = self._config
-        if not gpu_build():
-            os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.engines)))
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        set_environment(config)
         if not (model_dir / "config.json").is_file():
             raise ModelError(f"{model_dir}: no model there (config.json is missing)")
 
@@ -80,19 +103,7 @@ class Engine:
         from lion_ray.tokens import Prompter
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
-        arguments: dict[str, Any] = {
-            "model": str(model_dir),
-            "dtype": config.dtype,
-            "max_model_len": config.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "enforce_eager": config.enforce_eager,
-            "trust_remote_code": False,
-            "load_format": "safetensors",
-            "seed": self._seed % 2**31,
-        }
-        if gpu_build():
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        arguments = engine_arguments(config, model_dir, self._seed)
         self._before = set(descendants(os.getpid()))
         boot = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
         try:
