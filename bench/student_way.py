@@ -221,7 +221,12 @@ async def _student_pool(work: Work) -> AsyncIterator[Any]:
 
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as folder:
         students = StudentPool(
-            work.config, run_name="bench", store=RunStore(folder), base_dir=Path(folder), seed=work.seed
+            work.config,
+            run_name="bench",
+            store=RunStore(folder),
+            base_dir=Path(folder),
+            seed=work.seed,
+            shard_rows=work.shard_rows,
         )
         try:
             await students.load(ModelRef("base", source=work.config.model), Progress(sys.stderr))
