@@ -79,7 +79,7 @@ class NoJournal:
     async def get(self, key: str) -> None:
         return None
 
-    async def put(self, *_: object) -> None:
+    async def put(self, *_: object, **__: object) -> None:
         return None
 
     async def refresh_if_older(self, seconds: float) -> bool:

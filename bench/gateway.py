@@ -207,7 +207,14 @@ def memory(size: Size) -> dict[str, Any]:
 # --- goals
 
 
-def goals(found: Findings, killed: Killed | None, skipped: dict[str, str]) -> Iterator[Goal]:
+def allowed(fast: float, calls: int) -> float:
+    """Rows/s that `calls` calls with latency can have, by what they have without: none ends sooner than a latency
+    after it was sent, the last one too, and only so many are in flight."""
+    latency_s = LATENCY_MS / 1000
+    return min(IN_FLIGHT / latency_s, calls / (calls / fast + latency_s))
+
+
+def goals(found: Findings, killed: Killed | None, skipped: dict[str, str], calls: int) -> Iterator[Goal]:
     """`skipped`: the peers that were not asked for, and why. A peer that could not run is a goal that is missed."""
     mine = found.without_latency["gateway"].get("rows_per_s")
     oumi = [one for name, one in found.without_latency.items() if name.startswith("oumi")]
@@ -219,7 +226,7 @@ def goals(found: Findings, killed: Killed | None, skipped: dict[str, str]) -> It
         held = mine is not None and bool(best) and mine >= max(best)
         yield Goal(name, held, mine, max(best, default=None), "" if best else oumi[0]["reason"])
     now, late = (one["gateway"].get("rounds_rows_per_s", []) for one in (found.without_latency, found.with_latency))
-    shares = [slow / min(IN_FLIGHT / LATENCY_MS * 1000, fast) for fast, slow in zip(now, late, strict=False)]
+    shares = [slow / allowed(fast, calls) for fast, slow in zip(now, late, strict=False)]
     share = round(statistics.median(shares), 3) if shares else None
     name = f"{LATENCY_MS} ms, {IN_FLIGHT} in flight: share of what latency or 0 ms allow"
     if share is not None and len(shares) < ENOUGH_PAIRS:
@@ -339,7 +346,7 @@ def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Fi
     say("kills")
     killed = kill_often(size.killed_calls, size.kills, in_flight=64, seed=given.seed)
     found.kills = asdict(killed)
-    found.goals = list(goals(found, killed, skipped))
+    found.goals = list(goals(found, killed, skipped, size.calls))
     return found
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass
@@ -47,6 +52,33 @@ def as_json(goals: Iterable[Goal]) -> dict[str, dict[str, Any]]:
 
 def machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "python": platform.python_version()}
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """How cost grows with size: the slope of log(cost) over log(size), by least squares."""
+    slope, _ = np.polyfit([math.log(size) for size in sizes], [math.log(cost) for cost in costs], 1)
+    return float(slope)
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The options that every bench has."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    made.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    return made
+
+
+def say(line: str) -> None:
+    """Tell a person how far it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def conclude(given: argparse.Namespace, found: Mapping[str, Any], goals: list[Goal]) -> int:
+    """Print what came of it; the exit code."""
+    print("\n".join(lines(goals)))
+    if given.json:
+        print(last_line(found, goals, quick=given.quick))
+    return 0 if all_ok(goals) else 1
 
 
 def last_line(found: Mapping[str, Any], goals: list[Goal], *, quick: bool) -> str:

@@ -9,7 +9,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -126,12 +125,6 @@ def memory_mb(known: list[str]) -> float:
     return float(done.stdout)
 
 
-def exponent(sizes: list[int], costs: list[float]) -> float:
-    """The slope of log(cost) over log(size), by least squares."""
-    slope, _ = np.polyfit([math.log(size) for size in sizes], [math.log(cost) for cost in costs], 1)
-    return float(slope)
-
-
 def degenerate(seed: int) -> dict[str, dict[str, float]]:
     """CPU ms for one query in pools that a filter is not made for."""
     rng = np.random.default_rng(seed)
@@ -211,7 +204,7 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
         say(f"{count:,} texts: {cost:.4f} ms a candidate, {built - began:.2f} s to build")
         del index
     fitted = [one for one in grown if one["known"] <= 208_000]
-    slope = exponent([int(one["known"]) for one in fitted], [one["ms"] for one in fitted])
+    slope = promised.exponent([int(one["known"]) for one in fitted], [one["ms"] for one in fitted])
     found: dict[str, Any] = {
         "texts": "real" if real else "made",
         "known": len(known),
@@ -246,16 +239,11 @@ def _alternating(texts: list[str]) -> Any:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser = promised.parser(__doc__)
     parser.add_argument("--pool", type=Path, default=REAL, help="instructions; made ones where there is no such file")
     given = parser.parse_args()
-    found, goals = run(given, lambda line: print(line, file=sys.stderr, flush=True))
-    print("\n".join(promised.lines(goals)))
-    if given.json:
-        print(promised.last_line(found, goals, quick=given.quick))
-    return 0 if promised.all_ok(goals) else 1
+    found, goals = run(given, promised.say)
+    return promised.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

@@ -21,22 +21,17 @@ from lion_ray.algorithm.pools import train_pool
 from lion_ray.config import RunConfig, judges_heldout
 from lion_ray.inference import wants_gpu
 from lion_ray.results import IterationResult, summarise, write_result
-from lion_ray.stages import (
+from lion_ray.stages import Feed, Run, Shard, in_turn, shard_stage, together, windowed
+from lion_ray.tasks import (
     HELDOUT,
     QUESTIONS,
-    Feed,
     Manifest,
-    Run,
-    Shard,
     commit_generated,
     commit_part,
     import_pools,
-    in_turn,
     load,
-    shard_stage,
+    load_each,
     split_verdicts,
-    together,
-    windowed,
 )
 
 
@@ -226,7 +221,8 @@ async def judge(
     async def verdicts(index: int, shard: Shard) -> Any:
         await ready[index].wait()
         names = (shard.instructions, shard.answers, student.part_name(index))
-        return run.crew.referee.judge.remote(*(load.remote(run.store, name) for name in names), stage.name)
+        tables = load_each.options(num_returns=len(names)).remote(run.store, *names)
+        return run.crew.referee.judge.remote(*tables, stage.name)
 
     batched = run.config.referee.mode == "batch"
     judging = shard_stage(run, stage.name, title, Feed.of(shards), verdicts, batched=batched)

@@ -19,6 +19,8 @@ import pyarrow as pa
 
 OK = "ok"
 QUARANTINED = "quarantined"
+ORDERS = ("teacher_first", "student_first")
+"""Whose answer a referee is shown first; columns of VERDICT."""
 
 INSTRUCTION = pa.schema(
     [

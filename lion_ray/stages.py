@@ -1,7 +1,7 @@
 """The stages of an iteration, each resumable: shards in, committed parts and a manifest out.
 
 Invariants:
-- The driver holds references and summaries, never rows; tasks beside the data read and write parts.
+- The driver holds references and summaries, never rows (`tasks`).
 - A bounded window of shards is the only flow control.
 - A stage whose manifest exists is not run again; one that was cut off repeats only the parts it had not committed.
 - Pool p is the user's own for p = 0, else what iteration p generated; `algorithm.pools` says which of them make up the
@@ -18,25 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import ray
-
-from lion_ray.algorithm.pools import bad_rows_jsonl, cache_pools
-from lion_ray.algorithm.scores import is_hard, relative_quality
-from lion_ray.config import DataConfig, RunConfig
+from lion_ray.algorithm.pools import cache_pools
+from lion_ray.config import RunConfig
 from lion_ray.errors import DataError
-from lion_ray.intake import take_in
-from lion_ray.records import INSTRUCTION, OK, Piece, derive_seed, ok_rows, shards
 from lion_ray.store import RunStore
+from lion_ray.tasks import Manifest, commit_part
 from lion_ray.telemetry import Progress
 
-Manifest = dict[str, Any]
 EVERYTHING = 4096
 """Shards under way at once where a Batch API is to get them all."""
-HELDOUT = "heldout"
-QUESTIONS = "questions.parquet"
-"""Of the evaluation sets that nothing trained on may resemble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,144 +70,6 @@ class Run:
     def cache(self, iteration: int) -> list[Shard]:
         """The Cache Pool that iteration `iteration` judges."""
         return [shard for number in cache_pools(iteration) for shard in self.pool(number)]
-
-
-# -- tasks: they run where Ray puts them, beside the data ---------------------------------------------------------
-
-
-@ray.remote(num_cpus=0)
-def load(store: RunStore, *names: str) -> pa.Table:
-    """Some parts as one table; an empty INSTRUCTION table for none."""
-    if not names:
-        return INSTRUCTION.empty_table()
-    return pa.concat_tables([store.read_table(name) for name in names])
-
-
-@ray.remote(num_cpus=0)
-def commit_part(store: RunStore, stage: str, index: int, rows: pa.Table | None) -> Manifest:
-    """Write a part, or take the one that is there (`rows` None); returns its summary."""
-    folder = store.stage(stage)
-    if rows is None:
-        rows = folder.read_part(index)
-    else:
-        folder.write_part(index, rows)
-    return summary(rows)
-
-
-@ray.remote(num_cpus=0)
-def import_pools(
-    store: RunStore, data: DataConfig, base_dir: Path, seed: int, shard_rows: int
-) -> tuple[Manifest, Manifest]:
-    """Read the user's instructions into pool-0 and pool-heldout; returns both manifests, uncommitted."""
-    taken = take_in(data, base_dir, seed)
-    if taken.bad_rows:
-        store.write_bytes("quarantine.jsonl", bad_rows_jsonl(taken.bad_rows).encode())
-    if taken.contaminated:
-        store.write_bytes("contaminated.jsonl", taken.contaminated_jsonl().encode())
-    if taken.questions:
-        # The generator holds its candidates against the questions that the pool was held against.
-        store.write_table(QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
-    first = write_pool(store, "0", taken.pool, shard_rows) | taken.counts()
-    return first, write_pool(store, HELDOUT, taken.heldout, shard_rows)
-
-
-@ray.remote(num_cpus=0)
-def commit_generated(store: RunStore, iteration: int, piece: Piece) -> Manifest:
-    """Write what the generator came to: a part of the new pool, or at its end every candidate.
-
-    Returns:
-        ``part`` and ``rows`` of a part; of the candidates what to know of them, by kind.
-    """
-    if piece.part is not None:
-        store.stage(f"pool-{iteration}").write_part(piece.part, piece.rows)
-        return {"part": piece.part, "rows": piece.rows.num_rows}
-    store.write_table(f"iteration-{iteration}/candidates.parquet", piece.rows)
-    counts = {
-        kind: {
-            "requests": of_kind.num_rows,
-            "accepted": ok_rows(of_kind).num_rows,
-            "rejected": dict(Counter(reason for reason in of_kind["reason"].to_pylist() if reason).most_common()),
-        }
-        for kind in ("hard", "easy")
-        for of_kind in [piece.rows.filter(pc.equal(piece.rows["source"], kind))]
-    }
-    return {"kinds": counts, **spent(piece.rows)}
-
-
-@ray.remote(num_cpus=0)
-def split_verdicts(store: RunStore, stage: str, instructions: list[str], tau: float, seed: int) -> Manifest:
-    """Split judged rows into hard.parquet and easy.parquet beside the verdicts; returns what to know of them."""
-    folder = store.stage(stage)
-    verdicts = folder.read(len(instructions)).to_pylist()
-    texts = pa.concat_tables([store.read_table(name) for name in instructions])
-    judged = [verdict for verdict in verdicts if verdict["status"] == OK]
-    hard = {v["id"] for v in judged if is_hard(v["teacher_score"], v["student_score"], tau)}
-    easy = {v["id"] for v in judged} - hard
-    for name, ids in (("hard", hard), ("easy", easy)):
-        mask = pc.is_in(texts["id"], value_set=pa.array(sorted(ids), pa.string()))
-        store.write_table(f"{stage}/{name}.parquet", texts.filter(mask))
-    quality = relative_quality(
-        [v["teacher_score"] for v in judged], [v["student_score"] for v in judged], seed=derive_seed(seed, stage)
-    )
-    return {
-        "hard": len(hard),
-        "easy": len(easy),
-        "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
-        "order_flips": sum(_flipped(verdict) for verdict in judged),
-    }
-
-
-def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:
-    """Write a pool's parts; a cut-off attempt may have left more of them, the manifest says how many count."""
-    folder = store.stage(f"pool-{name}")
-    parts = 0
-    for parts, shard in enumerate(shards(pool, shard_rows), start=1):
-        folder.write_part(parts - 1, shard)
-    return {"rows": pool.num_rows, "parts": parts}
-
-
-def summary(rows: pa.Table) -> Manifest:
-    """Counts of a part: rows, quarantined by reason, tokens and cost."""
-    result: Manifest = {"rows": rows.num_rows}
-    if "status" in rows.column_names:
-        # What stands in parentheses is one row's detail; what stands before it is what can be counted.
-        reasons = Counter(reason.split(" (")[0] for reason in rows["reason"].to_pylist() if reason)
-        result |= {"quarantined": dict(reasons), **spent(rows)}
-    if "finish_reason" in rows.column_names:
-        result["cut_off"] = sum(reason == "length" for reason in rows["finish_reason"].to_pylist())
-    return result
-
-
-def spent(rows: pa.Table) -> Manifest:
-    """Tokens and cost of a table's calls or answers."""
-    result: Manifest = {}
-    for name in ("prompt_tokens", "completion_tokens", "cost_usd"):
-        total = pc.sum(rows[name]).as_py()
-        if total is not None:
-            result[name] = total
-    if "calls" in rows.column_names:
-        result["calls"] = pc.sum(pc.list_value_length(rows["calls"])).as_py() or 0
-    elif "call" in rows.column_names:
-        result["calls"] = len(rows["call"]) - rows["call"].null_count
-    return result
-
-
-def merge(summaries: Iterable[Manifest]) -> Manifest:
-    """The sum of summaries, reason by reason."""
-    total: Manifest = {"rows": 0, "quarantined": {}}
-    for one in summaries:
-        for key, value in one.items():
-            if isinstance(value, dict):
-                total[key] = dict(Counter(total.get(key, {})) + Counter(value))
-            else:
-                total[key] = total.get(key, 0) + value
-    return total
-
-
-def _flipped(verdict: Manifest) -> bool:
-    """Whether the two orders name different winners."""
-    (t1, s1), (t2, s2) = verdict["teacher_first"], verdict["student_first"]
-    return (t1 - s1) * (t2 - s2) < 0
 
 
 # -- how a stage runs -----------------------------------------------------------------------------------------------
@@ -338,6 +190,18 @@ async def shard_stage(
     check_failures(run, name, title, total, failed)
     seconds = round(time.time() - began, 2)
     return stage.commit(total | {"parts": len(sources), "began": round(began, 2), "seconds": seconds})
+
+
+def merge(summaries: Iterable[Manifest]) -> Manifest:
+    """The sum of summaries, reason by reason."""
+    total: Manifest = {"rows": 0, "quarantined": {}}
+    for one in summaries:
+        for key, value in one.items():
+            if isinstance(value, dict):
+                total[key] = dict(Counter(total.get(key, {})) + Counter(value))
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
 
 
 def check_failures(run: Run, name: str, title: str, total: Manifest, parts: Iterable[int]) -> None:

@@ -20,6 +20,7 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -122,9 +123,10 @@ class RunStore:
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table, or only some of its columns."""
         with self._fs.open_input_file(self.path(name)) as source:
-            return pq.read_table(source)
+            return pq.read_table(source, columns=None if columns is None else list(columns))
 
     def delete(self, name: str) -> None:
         """Remove a file that may be there."""
@@ -252,6 +254,7 @@ class Stage:
         names = self.store.names(self.name)
         return {int(n[5:10]) for n in names if n.startswith("part-") and n.endswith(".parquet")}
 
-    def read(self, parts: int) -> pa.Table:
-        """Parts 0 to `parts` - 1, one after another."""
-        return pa.concat_tables([self.read_part(index) for index in range(parts)])
+    def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
+        names = map(self.part_name, range(parts))
+        return pa.concat_tables([self.store.read_table(name, columns) for name in names])

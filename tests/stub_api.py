@@ -68,10 +68,10 @@ class Answer(NamedTuple):
 class Rule:
     """When a request meets a fault.
 
-    `fault`: 400, 401, 404, 429, 500, 503, quota, hang, close (mid-body), drop (before any byte), garbage, no_choices,
-    empty, length, content_filter. `contains`: only requests with this text in their body. `ordinals`: only these
-    requests, counted from 1 over all. `times`: only so often, in all or (`per_body`) for each body. `retry_after`: the
-    header's value; ``date:N`` for an HTTP date N seconds ahead.
+    `fault`: late (answered `late_s` seconds later), 400, 401, 404, 429, 500, 503, quota, hang, close (mid-body), drop
+    (before any byte), garbage, no_choices, empty, length, content_filter. `contains`: only requests with this text in
+    their body. `ordinals`: only these requests, counted from 1 over all. `times`: only so often, in all or (`per_body`)
+    for each body. `retry_after`: the header's value; ``date:N`` for an HTTP date N seconds ahead.
     """
 
     fault: str
@@ -80,6 +80,7 @@ class Rule:
     times: int | None = None
     per_body: bool = False
     retry_after: str | None = None
+    late_s: float = 0.3
     hits: Counter[str] = field(default_factory=Counter)
 
     def applies(self, ordinal: int, text: str, digest: str) -> bool:
@@ -257,6 +258,9 @@ class StubAPI:
         fault = rule.fault if rule is not None else ""
         payload = json.dumps(self._completion(body, fault)).encode()
         match fault:
+            case "late":
+                assert rule is not None
+                await asyncio.sleep(rule.late_s)
             case "hang":
                 await self._stopping.wait()
                 return _error(503, "stopping")
@@ -332,7 +336,7 @@ class StubAPI:
         }
 
 
-_GOOD = ("empty", "length", "content_filter")
+_GOOD = ("late", "empty", "length", "content_filter")
 
 
 def _error(status: int, message: str, retry_after: str | None = None, code: str | None = None) -> web.Response:

@@ -21,9 +21,7 @@ from lion_ray.algorithm.prompts import load_template, referee_messages
 from lion_ray.algorithm.scores import combine, in_range, parse_scores
 from lion_ray.config import RefereeConfig
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
-from lion_ray.records import OK, QUARANTINED, VERDICT, derive_seed, table
-
-ORDERS = ("teacher_first", "student_first")
+from lion_ray.records import OK, ORDERS, QUARANTINED, VERDICT, derive_seed, table
 
 
 class Referee:

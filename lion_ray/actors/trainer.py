@@ -35,7 +35,8 @@ from lion_ray.records import OK
 from lion_ray.store import RunStore
 
 if TYPE_CHECKING:
-    from lion_ray.stages import Manifest, Run
+    from lion_ray.stages import Run
+    from lion_ray.tasks import Manifest
 
 CANARY_PROMPTS = (
     "What is the capital of France?",

@@ -24,8 +24,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+
+MANY_ROWS = 10_000
+"""From here on a bootstrap draws pairs of scores, not rows."""
 
 Pair = tuple[float, float]
 
@@ -150,8 +155,11 @@ def combine(teacher_first: Pair | None, student_first: Pair | None) -> Pair | No
     return (teacher_first[0] + student_first[0]) / 2, (teacher_first[1] + student_first[1]) / 2
 
 
-def is_hard(teacher: float, student: float, tau: float) -> bool:
-    """Whether the student trails the teacher by at least `tau` points (paper, section 3.2)."""
+_Number = TypeVar("_Number", float, npt.NDArray[np.float64])
+
+
+def is_hard(teacher: _Number, student: _Number, tau: float) -> Any:
+    """Whether the student trails the teacher by at least `tau` points (paper, section 3.2); of arrays, for each row."""
     return teacher - student >= tau
 
 
@@ -167,7 +175,12 @@ class RelativeQuality:
 
 
 def relative_quality(
-    teacher: Sequence[float], student: Sequence[float], *, seed: int, resamples: int = 2000, level: float = 0.95
+    teacher: Sequence[float] | npt.NDArray[np.float64],
+    student: Sequence[float] | npt.NDArray[np.float64],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
 ) -> RelativeQuality | None:
     """sum(student) / sum(teacher), with a percentile bootstrap over rows; None where there are no rows.
 
@@ -181,15 +194,32 @@ def relative_quality(
     reference, candidate = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
     if not (reference > 0).all():
         raise ValueError("a reference score is not positive")
-    rng = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    # Row by row, because resamples x rows of indices would be gigabytes for a whole Cache Pool.
-    for k in range(resamples):
-        rows = rng.integers(0, len(reference), len(reference))
-        ratios[k] = candidate[rows].sum() / reference[rows].sum()
+    ratios = _resampled(reference, candidate, np.random.default_rng(seed), resamples)
     tail = (1 - level) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return RelativeQuality(float(candidate.sum() / reference.sum()), float(low), float(high), len(reference))
+
+
+def _resampled(
+    reference: npt.NDArray[np.float64],
+    candidate: npt.NDArray[np.float64],
+    rng: np.random.Generator,
+    resamples: int,
+) -> npt.NDArray[np.float64]:
+    """The ratio in each resample of the rows."""
+    rows = len(reference)
+    if rows > MANY_ROWS:
+        pairs, counts = np.unique(np.column_stack([reference, candidate]), axis=0, return_counts=True)
+        if len(pairs) < rows / 10:
+            # Drawing rows is drawing how often each pair of scores occurs, and judges give few different ones.
+            drawn = rng.multinomial(rows, counts / rows, size=resamples)
+            return np.asarray((drawn @ pairs[:, 1]) / (drawn @ pairs[:, 0]))
+    ratios = np.empty(resamples)
+    # One by one, because resamples x rows of indices would be gigabytes for a whole Cache Pool.
+    for k in range(resamples):
+        chosen = rng.integers(0, rows, rows)
+        ratios[k] = candidate[chosen].sum() / reference[chosen].sum()
+    return ratios
 
 
 # -- Reading -----------------------------------------------------------------------------------------------------

@@ -317,8 +317,9 @@ class _Adaptive:
     def _cut(self) -> float:
         """What the rate is cut to: what got through is the endpoint's rate, once its burst is used up."""
         seconds, passed = self._ended
-        found = KEPT * min(passed / seconds, self._uncut)
-        return max(found, 1 / 60) if math.isinf(self._uncut) else max(CUT * self._uncut, found, 1 / 60)
+        found = passed / seconds
+        rate = max(found, 1.0) if math.isinf(self._uncut) else self._uncut
+        return max(CUT * rate, KEPT * min(found, rate), 1 / 60)
 
     def _grow(self, now: float) -> None:
         assert self.bucket is not None

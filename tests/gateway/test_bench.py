@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bench.gateway import Findings, goals, parse
+from bench.gateway import Findings, allowed, goals, parse
 from bench.harness import Stub, stub_server
 from bench.kills import Killed
 
@@ -67,7 +67,7 @@ KILLED = Killed(10, 4, kills=2, answered=10, bought=12, bought_twice=2, in_fligh
 
 
 def missed(found: Findings, killed: Killed = KILLED, skipped: dict[str, str] | None = None) -> list[str]:
-    return [goal.name for goal in goals(found, killed, skipped or {}) if goal.ok is False]
+    return [goal.name for goal in goals(found, killed, skipped or {}, calls=10_000) if goal.ok is False]
 
 
 def test_goals() -> None:
@@ -83,6 +83,11 @@ def test_goals() -> None:
     assert missed(replace(GOOD, memory={"grown_mb": 101.0})) == ["memory: MB from few calls to many"]
     assert missed(GOOD, replace(KILLED, lost=1)) == ["kills: results lost"]
     assert missed(GOOD, replace(KILLED, bought_twice=7)) == ["kills: bought twice"]
+
+
+def test_what_latency_allows() -> None:
+    assert allowed(10_000.0, 10**9) == 256 / 0.05, "so many in flight, each as long as the latency"
+    assert allowed(1000.0, 1000) == pytest.approx(1000 / 1.05), "the last answer comes a latency after its request"
 
 
 def test_arguments() -> None:

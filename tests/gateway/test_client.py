@@ -140,22 +140,48 @@ async def test_a_call_that_nobody_waits_for_any_more_is_not_sent(stub: StubAPI, 
     assert stub.stats()["total"] == 2
 
 
+class Blocked(Journal):
+    """Cannot flush to the disk until it is let."""
+
+    entered: threading.Event
+    release: threading.Event
+
+    def _sync(self, fd: int) -> None:
+        self.entered.set()
+        self.release.wait()
+        super()._sync(fd)
+
+
+def blocked(folder: Path) -> Blocked:
+    journal = Blocked.open(str(folder))
+    assert isinstance(journal, Blocked)
+    journal.entered, journal.release = threading.Event(), threading.Event()
+    return journal
+
+
 async def test_an_answer_is_seen_only_once_it_is_durable(stub: StubAPI, connect: Connect, tmp_path: Path) -> None:
-    entered, release = threading.Event(), threading.Event()
-
-    class Blocked(Journal):
-        def _sync(self, fd: int) -> None:
-            entered.set()
-            release.wait()
-            super()._sync(fd)
-
-    journal = Blocked.open(str(tmp_path / "blocked"))
+    journal = blocked(tmp_path / "blocked")
     task = asyncio.create_task(connect(journal=journal).complete(call("Slow disk.")))
-    await asyncio.to_thread(entered.wait)
+    await asyncio.to_thread(journal.entered.wait)
     assert stub.stats()["completed"] == 1
     assert not task.done()
-    release.set()
+    journal.release.set()
     assert bought(await task).key in Journal.open(str(tmp_path / "blocked"))
+    await journal.close()
+
+
+async def test_what_is_not_durable_yet_counts_as_in_flight(stub: StubAPI, connect: Connect, tmp_path: Path) -> None:
+    # So that a machine that dies loses no more answers than max_concurrency.
+    journal = blocked(tmp_path / "blocked")
+    client = connect({"max_concurrency": 2}, journal=journal)
+    tasks = [asyncio.create_task(client.complete(call(f"Question {n}"))) for n in range(6)]
+    await asyncio.to_thread(journal.entered.wait)
+    await stub.until(lambda stats: stats["completed"] == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert stub.stats()["total"] == 2
+    journal.release.set()
+    assert len({bought(outcome).key for outcome in await asyncio.gather(*tasks)}) == 6
     await journal.close()
 
 

@@ -158,6 +158,16 @@ def test_a_limit_is_found_where_refusals_come_back_before_answers(latency: float
     assert seen.answered >= 0.85 * 6000
 
 
+def test_a_first_request_that_is_refused_is_no_measure() -> None:
+    time = Time()
+    limiter = Limiter(LimitsConfig(), clock=time.clock)
+    first = limiter.take(Need())
+    assert isinstance(first, Ticket)
+    limiter.ended()
+    limiter.limited(first, 0.0, None)
+    assert limiter.allowed_per_minute == 30
+
+
 def test_a_limit_that_is_raised_is_used_within_minutes() -> None:
     time = Time()
     limiter = Limiter(LimitsConfig(), clock=time.clock)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lion_ray.algorithm import scores
 from lion_ray.algorithm.scores import (
     RelativeQuality,
     combine,
@@ -338,3 +339,18 @@ def test_relative_quality_is_deterministic_and_covers() -> None:
     assert relative_quality([9, 8, 7], [3, 7, 7], seed=1, resamples=9) != relative_quality(
         [9, 8, 7], [3, 7, 7], seed=2, resamples=9
     )
+
+
+def test_many_rows_are_resampled_by_their_scores_to_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    teacher, student = rng.integers(6, 11, 20_000).astype(float), rng.integers(1, 11, 20_000) / 2
+    by_scores = relative_quality(teacher, student, seed=3)
+    monkeypatch.setattr(scores, "MANY_ROWS", 10**9)
+    by_rows = relative_quality(teacher, student, seed=3)
+    assert by_scores is not None
+    assert by_rows is not None
+    assert by_scores != by_rows, "two ways, or there is nothing to compare"
+    width = by_rows.high - by_rows.low
+    assert by_scores.ratio == by_rows.ratio
+    assert abs(by_scores.low - by_rows.low) < 0.1 * width
+    assert abs(by_scores.high - by_rows.high) < 0.1 * width

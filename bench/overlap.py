@@ -1,0 +1,172 @@
+"""One iteration with its parts side by side, and one after the other: `bench/README.md` says what is measured.
+
+A real run on real Ray: proxy, referee and generator actors, run folder, journal. The endpoint is a stub server with
+latency, the engine a stub that takes its time. The fine-tuning is left out: it waits for everything before it and
+everything after it waits for it, with or without overlap.
+
+Exits with 0 where every goal that was measured held, 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
+
+from bench import goals as promised
+from bench.gantt import Lane, gantt
+from bench.goals import Goal
+from bench.stub_run import Engine, Recorder, bench_run, commit_checkpoints, ray_here
+from bench.texts import made
+from lion_ray.loop import answering, judge_and_grow, prepare, teacher_answers
+from tests.stub_api import fetch_stats, stub_process
+
+LATENCY_S = 0.5
+IN_FLIGHT = 32
+STUDENT_SHARE = 0.6
+"""How long the student takes to answer, as a share of what the endpoint needs for everything."""
+SAMPLE_S = 0.1
+
+
+def config(folder: Path, name: str, base_url: str, *, heldout: int, new: int) -> dict[str, Any]:
+    return {
+        "run_name": name,
+        "storage_path": str(folder),
+        "iterations": 1,
+        "data": {"pool": "pool.jsonl", "heldout": heldout},
+        "endpoints": {
+            "default": {"base_url": base_url, "model": "stub", "api_key_env": None, "max_concurrency": IN_FLIGHT}
+        },
+        "student": {"model": "none"},
+        "referee": {"prompt": "scores"},
+        "generation": {"hard": new // 2, "easy": new - new // 2},
+        "placement": "dedicated",
+        "shard_rows": 16,
+        "overlap": name == "on",
+    }
+
+
+async def prepared(given: dict[str, Any], base_dir: Path) -> None:
+    """The pools and the teacher's answers to them: what both ways begin with."""
+    engine = Engine.remote(0.0)
+    async with bench_run(given, base_dir, engine) as run:
+        commit_checkpoints(run.store, 1)
+        await prepare(run)
+
+
+async def iteration(given: dict[str, Any], base_dir: Path, base_url: str, row_s: float) -> dict[str, Any]:
+    """Judge, generate, have the teacher answer: seconds in all, and who was busy when."""
+    engine = Engine.remote(row_s)
+    async with bench_run(given, base_dir, engine) as run:
+        await run.crew.ready()
+        before = fetch_stats(base_url)["total"]
+        began = time.time()
+        samples: list[tuple[float, int]] = []
+        watching = asyncio.create_task(_watch(run.crew.proxies["default"][0], began, samples))
+        await judge_and_grow(run, 1)
+        await teacher_answers(run, 1, answering(2))
+        seconds = time.time() - began
+        watching.cancel()
+        calls = fetch_stats(base_url)["total"] - before
+        assert isinstance(run.progress, Recorder)
+        stages = sorted((start - began, end - began, name) for name, start, end in run.progress.spans)
+        busy = [(start - began, end - began) for start, end in await engine.busy.remote()]
+    endpoint = Lane(
+        "endpoint: calls in flight",
+        [(at, at + SAMPLE_S) for at, count in samples if count],
+        "resource",
+        [min(1.0, count / IN_FLIGHT) for _, count in samples if count],
+    )
+    return {
+        "seconds": seconds,
+        "calls": calls,
+        # What it takes at least: so many calls at a time, each as long as the latency.
+        "endpoint_s": calls * LATENCY_S / IN_FLIGHT,
+        "student_s": sum(end - start for start, end in busy),
+        "lanes": [
+            *(Lane(name, [(start, end)]) for start, end, name in stages),
+            Lane("student's engine", busy, "resource"),
+            endpoint,
+        ],
+    }
+
+
+async def _watch(proxy: Any, began: float, samples: list[tuple[float, int]]) -> None:
+    while True:
+        stats = await proxy.stats.remote()
+        samples.append((time.time() - began, stats.in_flight))
+        await asyncio.sleep(SAMPLE_S)
+
+
+def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
+    rows, heldout, new = (240, 32, 64) if given.quick else (960, 96, 192)
+    # Two verdicts a row, an answer for each new one, and somewhat more requests than new ones.
+    student_s = STUDENT_SHARE * (2 * (rows + heldout) + 2.2 * new) * LATENCY_S / IN_FLIGHT
+    rounds: dict[str, list[dict[str, Any]]] = {"on": [], "off": []}
+    with (
+        ray_here(),
+        stub_process("--lion", "--latency-ms", str(1000 * LATENCY_S)) as base_url,
+        tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name,
+    ):
+        base = Path(name)
+        texts = made(rows + heldout)
+        (base / "pool.jsonl").write_text("".join(json.dumps({"instruction": text}) + "\n" for text in texts))
+        first = config(base / "prepared", "on", base_url, heldout=heldout, new=new)
+        first["endpoints"]["default"]["max_concurrency"] = 512
+        say(f"{rows} rows, {heldout} held out, {new} new; the teacher answers them first")
+        asyncio.run(prepared(first, base))
+        for number in range(1 if given.quick else 3):
+            for way in ("on", "off"):
+                folder = base / f"round-{number}"
+                shutil.copytree(base / "prepared" / "on", folder / way)
+                run_config = config(folder, way, base_url, heldout=heldout, new=new)
+                found = asyncio.run(iteration(run_config, base, base_url, student_s / (rows + heldout)))
+                rounds[way].append(found)
+                say(
+                    f"round {number + 1}, overlap {way}: {found['seconds']:.1f} s; "
+                    f"endpoint {found['endpoint_s']:.1f} s ({found['calls']} calls), student {found['student_s']:.1f} s"
+                )
+    return _findings(given, rounds)
+
+
+def _findings(given: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, Any], list[Goal]]:
+    on, off = rounds["on"], rounds["off"]
+    to_longest = statistics.median(one["seconds"] / max(one["endpoint_s"], one["student_s"]) for one in on)
+    faster = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(on, off, strict=True))
+    if given.picture:
+        parts = [(f"overlap {way}: {rounds[way][0]['seconds']:.1f} s", rounds[way][0]["lanes"]) for way in rounds]
+        given.picture.write_text(gantt(parts))
+    found = {
+        way: {
+            key: round(statistics.median(one[key] for one in ones), 2)
+            for key in ("seconds", "calls", "endpoint_s", "student_s")
+        }
+        for way, ones in rounds.items()
+    }
+    goals = [
+        promised.at_most("time over the longest single resource", round(to_longest, 3), 1.15),
+        promised.at_least("times faster than without overlap", round(faster, 3), 1.5),
+    ]
+    return {**found, "rounds": len(on), "latency_s": LATENCY_S, "in_flight": IN_FLIGHT}, goals
+
+
+def main() -> int:
+    parser = promised.parser(__doc__)
+    parser.add_argument("--picture", type=Path, help="draw the timelines of the first round into this SVG file")
+    given = parser.parse_args()
+    found, goals = run(given, promised.say)
+    return promised.conclude(given, found, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

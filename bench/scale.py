@@ -1,0 +1,229 @@
+"""Pools of growing size through every stage: `bench/README.md` says what is measured.
+
+Real Ray, run folder, tasks, referee and generator; a stub for the endpoint's proxy, which answers at once and keeps no
+journal, and one for the student's engine. The fine-tuning is left out. What is left is the control plane.
+
+Exits with 0 where every goal that was measured held, 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
+
+import pyarrow as pa
+import ray
+
+from bench import goals as promised
+from bench.goals import Goal
+from bench.measure import peak_mb
+from bench.stub_run import Engine, Recorder, StubStudents, commit_checkpoints, ray_here
+from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.referee import RefereeActor
+from lion_ray.actors.teacher import answer_row
+from lion_ray.config import RunConfig
+from lion_ray.gateway.calls import Call, Completion
+from lion_ray.loop import discrimination, generation, prepare
+from lion_ray.records import ANSWER, table
+from lion_ray.stages import Run
+from lion_ray.store import RunStore
+
+NEW_SHARE = 0.06
+"""Of the pool, new instructions in an iteration: somewhat less than the paper's 6,000 to 52,000."""
+HELDOUT = 64
+ROWS_PER_S = 2000
+DRIVER_MB = 1000.0
+
+
+class StubProxy:
+    """In the place of a `TeacherProxy`: every call is answered at once, by what it asks for."""
+
+    def __init__(self) -> None:
+        self._words = [f"word{number}" for number in range(20_000)]
+
+    async def ready(self) -> str:
+        return "stub"
+
+    async def complete(self, calls: list[Call], patient: bool = True) -> list[Completion]:
+        return [self._answer(call) for call in calls]
+
+    async def answer(self, shard: pa.Table, stage: str) -> pa.Table:
+        rows = shard.select(["id", "text"]).to_pylist()
+        calls = (Call(({"role": "user", "content": row["text"]},), 64, role="teacher") for row in rows)
+        return table((answer_row(row["id"], self._answer(call)) for row, call in zip(rows, calls, strict=True)), ANSWER)
+
+    def _answer(self, call: Call) -> Completion:
+        key = call.key("stub")
+        draw = int(key[:12], 16)
+        if call.role == "referee":
+            text = f"{1 + draw % 10} {1 + draw // 10 % 10}"
+        elif call.role == "generator":
+            text = " ".join(random.Random(draw).choices(self._words, k=10))
+        else:
+            text = f"It is known that {key[:20]}."
+        return Completion(key, text, "stop", "stub", "default", 100, 20)
+
+
+ProxyActor: Any = ray.remote(num_cpus=0, max_concurrency=100)(StubProxy)
+
+
+class StubCrew:
+    """In the place of `Crew`, with a stub for the endpoint's proxy and for the engine."""
+
+    def __init__(self, config: RunConfig, base_dir: Path) -> None:
+        name = f"{config.run_name}/endpoint-default-0"
+        self._proxy = ProxyActor.options(name=name).remote()
+        self.engine = Engine.remote(0.0)
+        self.students = StubStudents(self.engine, width=4)
+        self.referee: Any = RefereeActor.remote(config.referee, (name,), False, base_dir, config.seed)
+        self.generator: Any = GeneratorActor.remote(config.generator, config.generation, (name,), base_dir, config.seed)
+
+    async def ready(self) -> None:
+        await self._proxy.ready.remote()
+
+    def teacher(self, shard: int) -> Any:
+        return self._proxy
+
+
+@asynccontextmanager
+async def a_run(folder: Path, rows: int) -> AsyncIterator[Run]:
+    new = max(2, round(NEW_SHARE * rows))
+    config = RunConfig.model_validate(
+        {
+            "run_name": f"scale-{rows}",
+            "storage_path": str(folder),
+            "iterations": 1,
+            "data": {"pool": "pool.jsonl", "heldout": HELDOUT},
+            "endpoints": {"default": {"base_url": "http://127.0.0.1:1/v1", "model": "stub", "api_key_env": None}},
+            "student": {"model": "none"},
+            "referee": {"prompt": "scores"},
+            "generation": {"hard": new // 2, "easy": new - new // 2},
+            "placement": "dedicated",
+        }
+    )
+    store = RunStore(f"{folder}/{config.run_name}")
+    store.claim()
+    try:
+        yield Run(config, folder, store, Recorder(), StubCrew(config, folder))
+    finally:
+        store.heartbeat(ended=True)
+
+
+def write_pool(path: Path, rows: int) -> None:
+    """So many different instructions of 10 words, of which hardly any two are alike."""
+    rng = random.Random(0)
+    words = [f"term{number}" for number in range(20_000)]
+    with path.open("w") as file:
+        for number in range(rows):
+            text = " ".join([f"Explain item {number}:", *rng.choices(words, k=8)])
+            file.write(json.dumps({"instruction": text}) + "\n")
+
+
+async def stages(folder: Path, rows: int) -> dict[str, Any]:
+    """One pool through import, the teacher's answers, discrimination and generation with its answers."""
+    shared = shared_memory()
+    async with a_run(folder, rows) as run:
+        commit_checkpoints(run.store, 1)
+        seconds: dict[str, float] = {}
+        before = peak_mb()
+        with _timed(seconds, "preparing"):
+            await prepare(run)
+        with _timed(seconds, "discrimination"):
+            await discrimination(run, 1)
+        with _timed(seconds, "generation"):
+            await generation(run, 1)
+        assert isinstance(run.progress, Recorder)
+        files = [path for path in Path(run.store.path()).rglob("*") if path.is_file()]
+        judged = run.store.stage("iteration-1/verdicts").manifest() or {}
+        grown = run.store.stage("pool-1").manifest() or {}
+    return {
+        "rows": rows,
+        "judged": judged.get("rows", 0),
+        "new": grown.get("rows", 0),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "stages": {name: round(end - begin, 2) for name, begin, end in run.progress.spans},
+        "rows_per_s": round(rows / (seconds["discrimination"] + seconds["generation"])),
+        "driver_peak_mb": round(peak_mb(), 1),
+        "driver_grown_mb": round(peak_mb() - before, 1),
+        "object_store_peak_mb": round((shared_memory() - shared) / 1e6, 1),
+        "files": len(files),
+        "file_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory in use: Ray's object store is there, and gives nothing back before it ends."""
+    return shutil.disk_usage("/dev/shm").used
+
+
+def one(rows: int) -> None:
+    """Measure one size, in this process; prints JSON."""
+    with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
+        write_pool(Path(name) / "pool.jsonl", rows)
+        with ray_here():
+            print(json.dumps(asyncio.run(stages(Path(name), rows))), flush=True)
+
+
+def run(sizes: list[int], say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
+    found = []
+    for rows in sizes:
+        # A process for each, so that a driver's peak is its own.
+        command = [sys.executable, __file__, "--one", str(rows)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
+        # Ray may say something after it.
+        found.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{"))))
+        last = found[-1]
+        say(
+            f"{rows:,} rows: {last['rows_per_s']:,} rows/s through discrimination and generation ({last['seconds']}), "
+            f"driver {last['driver_peak_mb']:.0f} MB, object store {last['object_store_peak_mb']:.0f} MB, "
+            f"{last['files']:,} files"
+        )
+    largest = found[-1]
+    busy = [one["seconds"]["discrimination"] + one["seconds"]["generation"] for one in found]
+    slope = round(promised.exponent(sizes, busy), 3) if len(sizes) > 1 else None
+    memory = round(found[-1]["driver_peak_mb"] - found[0]["driver_peak_mb"], 1) if len(sizes) > 1 else None
+    goals = [
+        promised.at_least(f"rows/s at {largest['rows']:,} rows", largest["rows_per_s"], ROWS_PER_S),
+        promised.at_most("growth exponent of the time", slope, 1.05),
+        promised.at_most("driver's memory in MB", largest["driver_peak_mb"], DRIVER_MB),
+        promised.at_most("driver's memory from the smallest to the largest, MB", memory, 0.1 * DRIVER_MB),
+    ]
+    return {"sizes": found, "exponent": slope}, goals
+
+
+def main() -> int:
+    parser = promised.parser(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", help="other pool sizes")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one)
+        return 0
+    sizes = given.rows or ([2_000, 10_000] if given.quick else [10_000, 100_000, 1_000_000])
+    found, goals = run(sizes, promised.say)
+    return promised.conclude(given, found, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""A real run with a stub for the student's engine: real Ray, run folder, actors and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from lion_ray.actors.crew import Crew
+from lion_ray.config import RunConfig
+from lion_ray.records import ANSWER, OK, table
+from lion_ray.stages import Run
+from lion_ray.store import RunStore
+from lion_ray.telemetry import Progress, Stage
+
+
+class Recorder(Progress):
+    """Says nothing, and remembers when each stage ran."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.spans: list[tuple[str, float, float]] = []
+        """Name, and seconds since the epoch of its begin and end."""
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
+        began = time.time()
+        with super().stage(name, total, unit) as stage:
+            yield stage
+        self.spans.append((name, began, time.time()))
+
+
+class StubEngine:
+    """Answers one shard at a time, with so many seconds for each row."""
+
+    def __init__(self, row_s: float) -> None:
+        self._row_s = row_s
+        self._one = asyncio.Lock()
+        self._busy: list[tuple[float, float]] = []
+
+    @ray.method(num_returns=2)
+    async def answer(self, shard: pa.Table, iteration: int) -> tuple[pa.Table, int]:
+        """ANSWER rows, and their number."""
+        async with self._one:
+            began = time.time()
+            rows = [
+                {
+                    "id": row_id,
+                    "text": f"Of {row_id[:8]} the student of iteration {iteration} knows little.",
+                    "status": OK,
+                    "finish_reason": "stop",
+                    "model": "stub",
+                    "version": str(iteration),
+                    "prompt_tokens": 20,
+                    "completion_tokens": 10,
+                }
+                for row_id in shard["id"].to_pylist()
+            ]
+            if self._row_s:
+                await asyncio.sleep(self._row_s * len(rows))
+            self._busy.append((began, time.time()))
+        return table(rows, ANSWER), len(rows)
+
+    async def busy(self) -> list[tuple[float, float]]:
+        """When it was at work, in seconds since the epoch."""
+        return self._busy
+
+
+Engine: Any = ray.remote(num_cpus=0)(StubEngine)
+
+
+class StubStudents:
+    """In the place of `StudentPool`: engines that are always there."""
+
+    def __init__(self, engine: Any, width: int = 2) -> None:
+        self._engine = engine
+        self._free = asyncio.Semaphore(width)
+
+    async def load(self, *_: object) -> None:
+        """Nothing to load."""
+
+    async def answer(self, shard: Any, iteration: int) -> Any:
+        async with self._free:
+            answers, count = self._engine.answer.remote(shard, iteration)
+            await count
+            return answers
+
+    async def stop(self) -> None:
+        """Nothing to stop: the bench ends its engine."""
+
+
+@contextmanager
+def ray_here() -> Iterator[None]:
+    """A Ray of this bench's own."""
+    ray.init(
+        num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False, namespace="lion-ray-bench"
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@asynccontextmanager
+async def bench_run(config: dict[str, Any], base_dir: Path, engine: Any, *, width: int = 2) -> AsyncIterator[Run]:
+    """A run that has begun, with `engine` as its student; its progress is a `Recorder`."""
+    whole = RunConfig.model_validate(config)
+    store = RunStore(f"{whole.storage_path}/{whole.run_name}")
+    progress = Recorder()
+    attempt = store.claim()
+    try:
+        async with Crew(whole, base_dir, store, attempt, progress) as crew:
+            crew.students = StubStudents(engine, width)  # type: ignore[assignment]
+            yield Run(whole, base_dir, store, progress, crew)
+    finally:
+        store.heartbeat(ended=True)
+
+
+def commit_checkpoints(store: RunStore, iterations: int) -> None:
+    """As if every fine-tuning had been done: it is not what is measured here."""
+    for iteration in range(1, iterations + 2):
+        store.stage(f"iteration-{iteration}/checkpoint").commit({"heldout_loss_after": None})
