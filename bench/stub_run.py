@@ -81,6 +81,7 @@ class StubStudents:
 
     def __init__(self, engine: Any, width: int = 2) -> None:
         self._engine = engine
+        self.window = width
         self._free = asyncio.Semaphore(width)
 
     async def load(self, *_: object) -> None:

@@ -214,7 +214,8 @@ async def judge(
 
     async def answer_all() -> None:
         # Not held back by the referee: what the student has written is on the disk, not in memory.
-        await windowed(answer, Feed.of(shards), run.config.max_shards_in_flight)
+        width = max(run.config.max_shards_in_flight, run.crew.students.window)
+        await windowed(answer, Feed.of(shards), width)
         answered.set()
 
     async def verdicts(index: int, shard: Shard) -> Any:

@@ -78,7 +78,14 @@ class Crew:
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator").remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
-        self.students = StudentPool(config.student, run_name=run_name, store=store, base_dir=base_dir, seed=config.seed)
+        self.students = StudentPool(
+            config.student,
+            run_name=run_name,
+            store=store,
+            base_dir=base_dir,
+            seed=config.seed,
+            shard_rows=config.shard_rows,
+        )
 
     async def __aenter__(self) -> Crew:
         return self

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -33,8 +34,16 @@ from lion_ray.telemetry import Progress
 T = TypeVar("T")
 MAX_SHARD_ATTEMPTS = 3
 """Engines that one shard may outlive; a shard that ends every engine it meets is the shard's fault."""
-SHARDS_PER_ENGINE = 2
-"""In flight at each engine, so that its batch does not run dry between shards."""
+BATCHES_AHEAD = 3
+"""Batches of rows in flight at each engine beside the shard that ends next: a shard is over when its longest answer
+is, and its short ones leave room in the batch long before."""
+MAX_SHARDS_PER_ENGINE = 64
+"""In flight; an actor takes 100 calls at once."""
+
+
+def shards_per_engine(max_num_seqs: int, shard_rows: int) -> int:
+    """How many shards to have in flight at an engine, so that its batch does not run dry between them."""
+    return min(MAX_SHARDS_PER_ENGINE, 1 + math.ceil(BATCHES_AHEAD * max_num_seqs / shard_rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +121,11 @@ class _Slot:
 class StudentPool:
     """N engines that answer shards."""
 
-    def __init__(self, config: StudentConfig, *, run_name: str, store: RunStore, base_dir: Path, seed: int) -> None:
+    def __init__(
+        self, config: StudentConfig, *, run_name: str, store: RunStore, base_dir: Path, seed: int, shard_rows: int = 64
+    ) -> None:
         self._config = config
+        self._per_engine = shards_per_engine(config.max_num_seqs, shard_rows)
         self._run_name = run_name
         self._store = store
         self._base_dir = base_dir
@@ -124,6 +136,11 @@ class StudentPool:
         self._progress: Progress | None = None
         self._loading = asyncio.Lock()
         self.boots = 0
+
+    @property
+    def window(self) -> int:
+        """Shards that keep every engine busy, when so many are asked for at once."""
+        return self._per_engine * len(self._slots)
 
     @property
     def actors(self) -> list[Any]:
@@ -143,7 +160,7 @@ class StudentPool:
             self._model = model
             await asyncio.gather(*(self._refresh(s) if s.actor is not None else self._boot(s) for s in self._slots))
             self._free = asyncio.Queue()
-            for _ in range(SHARDS_PER_ENGINE):
+            for _ in range(self._per_engine):
                 for slot in self._slots:
                     self._free.put_nowait(slot)
 
@@ -203,7 +220,7 @@ class StudentPool:
         await self._boot(slot)
 
     async def _replace(self, slot: _Slot, dead: Any) -> None:
-        # Two shards were in flight at the dead engine: the first to notice boots, the other waits for it.
+        # Several shards were in flight at the dead engine: the first to notice boots, the others wait for it.
         if slot.actor is dead:
             slot.actor = None
             ray.kill(dead)

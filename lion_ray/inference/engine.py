@@ -46,6 +46,32 @@ def cpu_environment(threads: int) -> dict[str, str]:
     }
 
 
+def set_environment(config: StudentConfig) -> None:
+    """Give this process the environment that its engine wants; before vLLM is imported."""
+    if not gpu_build():
+        os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.engines)))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+
+
+def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[str, Any]:
+    """vLLM's settings for an engine, whichever class of vLLM's drives it."""
+    arguments: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enforce_eager": config.enforce_eager,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "seed": seed % 2**31,
+        "disable_log_stats": True,  # nobody reads vLLM's own counters here
+    }
+    if gpu_build():
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return arguments
+
+
 class Engine:
     """A booted engine. `start` must be awaited first."""
 
@@ -68,33 +94,24 @@ class Engine:
             EngineError: the engine did not come up.
         """
         config = self._config
-        if not gpu_build():
-            os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.engines)))
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
+        set_environment(config)
         if not (model_dir / "config.json").is_file():
             raise ModelError(f"{model_dir}: no model there (config.json is missing)")
 
         from vllm.engine.arg_utils import AsyncEngineArgs  # vLLM reads its environment when it is imported
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from lion_ray.tokens import Prompter
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
-        arguments: dict[str, Any] = {
-            "model": str(model_dir),
-            "dtype": config.dtype,
-            "max_model_len": config.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "enforce_eager": config.enforce_eager,
-            "trust_remote_code": False,
-            "load_format": "safetensors",
-            "seed": self._seed % 2**31,
-        }
-        if gpu_build():
-            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        arguments = engine_arguments(config, model_dir, self._seed)
         self._before = set(descendants(os.getpid()))
-        boot = asyncio.create_task(asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments)))
+        # Known as offline, vLLM sizes its batches for throughput, not for the first token's delay.
+        offline = UsageContext.LLM_CLASS
+        boot = asyncio.create_task(
+            asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments), usage_context=offline)
+        )
         try:
             async with asyncio.timeout(config.start_timeout_s):
                 # Also a boot that is cut off must leave nothing behind.
@@ -180,10 +197,15 @@ class Engine:
 
     async def _generate(self, ids: list[int], sampling: dict[str, Any]) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._requests += 1
-        params = SamplingParams(**sampling, stop_token_ids=self._prompter.stop_token_ids)
+        params = SamplingParams(
+            **sampling,
+            stop_token_ids=self._prompter.stop_token_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # nobody here reads an answer before it is whole
+        )
         last = None
         try:
             async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from lion_ray.actors.student import ModelRef, StudentPool
+from lion_ray.actors.student import ModelRef, StudentPool, shards_per_engine
 from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError
 from lion_ray.records import INSTRUCTION, instruction_id, table
@@ -64,6 +64,13 @@ def pool(cluster: None, store: RunStore) -> Callable[..., StudentPool]:
         return StudentPool(config, run_name=os.urandom(4).hex(), store=store, base_dir=Path(store.root), seed=0)
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "shard_rows", "expected"), [(64, 64, 4), (64, 16, 13), (64, 1000, 2), (256, 1, 64), (1, 64, 2)]
+)
+def test_so_many_shards_are_in_flight_that_batches_stay_full(max_num_seqs: int, shard_rows: int, expected: int) -> None:
+    assert shards_per_engine(max_num_seqs, shard_rows) == expected
 
 
 BASE = ModelRef("base", source="base")

@@ -1,0 +1,217 @@
+"""The student pool against raw vLLM and against the published way: `bench/README.md` says what is measured.
+
+Each way runs in a process of its own (`student_way.py`), one at a time. Exits with 0 where every goal that was measured
+held, 1 where one did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
+
+from bench import goals as promised
+from bench.goals import Goal
+from bench.harness import ROOT, BenchError, environment
+from bench.student_way import Measured, Round, Work
+from bench.texts import REAL, instructions, made
+from lion_ray.config import StudentConfig
+from lion_ray.errors import LionError
+from lion_ray.guard import Guard
+from lion_ray.inference import gpu_build
+from lion_ray.models import resolve_model
+
+MODEL = "bundled:smollm2-135m-instruct"
+"""The demo's student."""
+LONGEST_TEXT = 200
+"""Characters of an instruction; longer ones are left out, so that every way's prompts have room."""
+TIMEOUT_S = 1800.0
+"""For one way, its boot included."""
+OF_RAW, OF_PUBLISHED = 0.95, 25.0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, with what was not given filled in."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--quick", action="store_true", help="less of everything, a tiny random model: under a minute")
+    parser.add_argument("--model", help=f"a folder, a hub name or bundled:NAME; {MODEL} by default")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="float16 on a GPU, else float32")
+    parser.add_argument("--eager", action="store_true", help="do not compile: boots sooner, answers slower")
+    parser.add_argument("--rounds", type=_positive, help="3; quick: 1")
+    parser.add_argument("--rows", type=_positive, help="instructions of a round: 256; quick: 128")
+    parser.add_argument("--published-rows", type=_positive, help="of them for the published way: 12; quick: 4")
+    parser.add_argument("--max-tokens", type=_positive, help="the longest answer: 128; quick: 32")
+    parser.add_argument("--max-num-seqs", type=_positive, default=64, help="answers that an engine writes at once")
+    parser.add_argument("--shard-rows", type=_positive, default=64, help="rows of a shard, for the pool")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    given.tiny = given.quick and given.model is None
+    given.eager = given.eager or given.quick
+    given.dtype = given.dtype or ("float16" if gpu_build() else "float32")
+    sizes = {"rounds": (3, 1), "rows": (256, 128), "published_rows": (12, 4), "max_tokens": (128, 32)}
+    for name, (whole, quick) in sizes.items():
+        if getattr(given, name) is None:
+            setattr(given, name, quick if given.quick else whole)
+    return given
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def chosen(given: argparse.Namespace) -> tuple[bool, list[list[str]]]:
+    """Whether the texts are real, and those of the warm-up and of each round; no text is there twice."""
+    real = REAL.exists()
+    wanted = given.rows * given.rounds + given.max_num_seqs
+    texts = instructions(REAL) if real else made(2 * wanted, given.seed)
+    short = list(dict.fromkeys(text for text in texts if 0 < len(text) <= LONGEST_TEXT))
+    picked = random.Random(given.seed).sample(short, wanted)
+    starts = range(given.max_num_seqs, wanted, given.rows)
+    return real, [picked[: given.max_num_seqs], *(picked[start : start + given.rows] for start in starts)]
+
+
+def work_of(given: argparse.Namespace, folder: Path, texts: list[list[str]], way: str) -> Work:
+    """What a way has to do: the published way fewer rows of the same rounds."""
+    warm_up, *rounds = texts
+    if way == "published":
+        warm_up, rounds = warm_up[:1], [one[: given.published_rows] for one in rounds]
+    student = StudentConfig(
+        model=str(folder),
+        dtype=given.dtype,
+        max_tokens=given.max_tokens,
+        max_model_len=512 if given.tiny else 1024,
+        max_num_seqs=given.max_num_seqs,
+        enforce_eager=given.eager,
+    )
+    return Work(student.model_dump(mode="json"), given.seed, given.shard_rows, warm_up, rounds)
+
+
+def measure(way: str, work: Work, say: Callable[[str], None]) -> Measured:
+    """Run a way to its end in a process of its own; whatever it started has ended with it.
+
+    Raises:
+        BenchError: it did not come to its end; with the last it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
+        task, result, log = (Path(name) / file for file in ("work.json", "result.json", "log"))
+        task.write_text(json.dumps(asdict(work)))
+        command = [sys.executable, "-m", "bench.student_way", way, str(task), str(result)]
+        with log.open("wb") as words, _watched(command, words) as process:
+            try:
+                process.wait(TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                raise BenchError(f"{way} took more than {TIMEOUT_S:.0f} s") from None
+        if process.returncode or not result.exists():
+            said = log.read_text(errors="replace").strip().splitlines()
+            raise BenchError(f"{way} ended with {process.returncode}: " + "\n".join(said[-20:]))
+        found = json.loads(result.read_text())
+    measured = Measured(**found | {"rounds": [Round(**one) for one in found["rounds"]]})
+    rates = ", ".join(f"{one.tokens_per_s:.1f}" for one in measured.rounds)
+    say(f"{way}: {rates} tokens/s; boot {measured.boot_s:.1f} s, warm-up {measured.warm_up_s:.1f} s")
+    return measured
+
+
+@contextlib.contextmanager
+def _watched(command: list[str], words: Any) -> Iterator[subprocess.Popen[bytes]]:
+    guard = Guard()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=words, stderr=words)
+    guard.watch(process.pid)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # what can end by itself does
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        guard.close()
+        process.wait()
+
+
+def summary(measured: Measured) -> dict[str, Any]:
+    """What the JSON says of a way."""
+    tokens = sum(one.tokens for one in measured.rounds)
+    return {
+        "tokens_per_s": round(statistics.median(one.tokens_per_s for one in measured.rounds), 2),
+        "rounds_tokens_per_s": [round(one.tokens_per_s, 2) for one in measured.rounds],
+        "cpu_ms_per_token": round(sum(one.cpu_s for one in measured.rounds) / max(1, tokens) * 1000, 3),
+        "rows": measured.rounds[0].rows,
+        "tokens": tokens,
+        "tokens_amiss": sum(abs(one.tokens - one.asked) for one in measured.rounds),
+        "boot_s": round(measured.boot_s, 2),
+        "warm_up_s": round(measured.warm_up_s, 2),
+    }
+
+
+def goals(ways: dict[str, dict[str, Any]], *, tiny: bool) -> list[Goal]:
+    """What was promised. A tiny model's ratios are shown, and decide nothing: its engine has next to nothing to do."""
+    speed = {name: way["tokens_per_s"] for name, way in ways.items()}
+    of_raw, of_published = speed["pool"] / speed["raw"], speed["pool"] / speed["published"]
+    ratios = [
+        promised.at_least("times raw vLLM", round(of_raw, 3), OF_RAW),
+        promised.at_least("times the published way", round(of_published, 2), OF_PUBLISHED),
+    ]
+    for goal in ratios if tiny else ():
+        goal.ok, goal.note = None, "a tiny model decides nothing"
+    amiss = sum(way["tokens_amiss"] for way in ways.values())
+    return [*ratios, promised.at_most("tokens more or fewer than asked", amiss, 0)]
+
+
+def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
+    real, texts = chosen(given)
+    say(f"{given.rounds} rounds of {given.rows} {'real' if real else 'made'} instructions")
+    with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
+        if given.tiny:
+            from tests.tiny import make_tiny_model
+
+            folder = make_tiny_model(Path(name) / "tiny", initializer_range=0.5)
+        else:
+            folder = resolve_model(given.model or MODEL, base_dir=None, progress=say)
+        ways = {
+            way: summary(measure(way, work_of(given, folder, texts, way), say)) for way in ("raw", "pool", "published")
+        }
+    decided = goals(ways, tiny=given.tiny)
+    found: dict[str, Any] = {
+        "ways": ways,
+        "times_raw": decided[0].measured,
+        "times_published": decided[1].measured,
+        "model": "tiny" if given.tiny else given.model or MODEL,
+        "texts": "real" if real else "made",
+        "gpu": gpu_build(),
+    }
+    sizes = ("dtype", "eager", "rounds", "rows", "max_tokens", "max_num_seqs", "shard_rows", "seed")
+    return found | {size: getattr(given, size) for size in sizes}, decided
+
+
+def main() -> int:
+    given = parse()
+    try:
+        found, decided = run(given, lambda line: print(line, file=sys.stderr, flush=True))
+    except (BenchError, LionError) as error:
+        print(error, file=sys.stderr)
+        if given.json:
+            print(json.dumps({"ok": False, "error": str(error).splitlines()[0]}))
+        return 1
+    print("\n".join(promised.lines(decided)))
+    if given.json:
+        print(promised.last_line(found, decided, quick=given.quick))
+    return 0 if promised.all_ok(decided) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
