@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lion_ray import __version__
@@ -25,6 +24,7 @@ from lion_ray.eval_cli import eval_app
 from lion_ray.export_cli import diff_app, export_run
 from lion_ray.journal_cli import journal_app
 from lion_ray.judge_cli import judge_app
+from lion_ray.telemetry import results_console
 
 app = typer.Typer(
     name="lion-ray",
@@ -61,7 +61,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     finally:
         progress.close()
     root = runner.run_root(loaded.config.storage_path, loaded.config.run_name)
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = results_console()
     console.print(results_table(found))
     console.print(f"checkpoint  {found[-1].model}", soft_wrap=True)
     console.print(f"data        {root} (pool-*, answers-*, iteration-*/student and verdicts: Parquet)", soft_wrap=True)
@@ -106,7 +106,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = results_console()
     console.print(found.sentence(), soft_wrap=True)
     for line in found.stage_lines():
         console.print(f"  {line}", soft_wrap=True)
@@ -143,7 +143,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     if as_json:
         print(json.dumps(made.to_json()))
         return
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = results_console()
     console.print(plan_table(made))
     for note in made.notes:
         console.print(f"· {note}", soft_wrap=True)
@@ -191,7 +191,7 @@ def models_list(as_json: AsJson = False) -> None:
         table.add_row(
             f"bundled:{model.name}", model.licence, f"{model.download_bytes / 2**20:,.0f} MiB", str(model.path or "no")
         )
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    results_console().print(table)
 
 
 @models_app.command("fetch")

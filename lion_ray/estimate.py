@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lion_ray.config import EndpointConfig, RunConfig
-from lion_ray.errors import LionError
 from lion_ray.gateway.ledger import cost
 
 CHARACTERS_PER_TOKEN = 4
@@ -62,12 +61,9 @@ def measure(texts: Sequence[str], model: str, base_dir: Path) -> Lengths:
 
 
 def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
-    try:
-        from lion_ray.models import local_model
+    from lion_ray.models import local_model
 
-        folder = local_model(model, base_dir=base_dir)
-    except LionError:
-        folder = None
+    folder = local_model(model, base_dir=base_dir)
     file = None if folder is None else Path(folder) / "tokenizer.json"
     if file is None or not file.is_file():
         return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from lion_ray.errors import ConfigError
+from lion_ray.telemetry import results_console
 
 if TYPE_CHECKING:
     from lion_ray.evaluation.party import Party
     from lion_ray.telemetry import Progress
 
-T = TypeVar("T")
 CHOICES = ("bbh", "agieval")
 PARTY = "a run (RUN@N: after iteration N), a model, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
 
@@ -87,7 +84,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a suite (the word run may be left out)."""
     from lion_ray.evaluation.party import Wishes, find_party
-    from lion_ray.evaluation.session import place_of
+    from lion_ray.evaluation.session import done, place_of
     from lion_ray.telemetry import Progress
 
     progress = Progress(sys.stderr)
@@ -106,7 +103,7 @@ def evaluate(
                 raise ConfigError(f"{target}: recorded outputs are scored by `lion-ray eval score --suite {suite}`")
             asked = _choices(suite, data)
             plan = ChoicePlan(suite, asked, party, letters, limit, max_tokens or MAX_TOKENS, budget)
-            _show_choices(_done(choose(plan, place, progress)), as_json)
+            _show_choices(done(choose(plan, place, progress)), as_json)
             return
         if data is not None:
             raise ConfigError(f"--data is for {' and '.join(CHOICES)}; --suite {suite} takes --questions")
@@ -119,7 +116,7 @@ def evaluate(
         )
         how = settings(setting, samples, referee.temperature)
         compared = PairwisePlan(suite, questions, party, other, referee, how, limit, budget)
-        _show_relative(_done(compare(compared, place, progress)), as_json)
+        _show_relative(done(compare(compared, place, progress)), as_json)
     finally:
         progress.close()
 
@@ -179,20 +176,13 @@ def _judge(target: Party, named: str | None, template: str | None, wishes: Any, 
     return referee if template is None else as_judge(referee, template)
 
 
-def _done(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except asyncio.CancelledError:  # by SIGTERM
-        raise KeyboardInterrupt from None
-
-
 def _show_relative(found: Any, as_json: bool) -> None:
     from lion_ray.evaluation.tables import notes, relative_tables
 
     if as_json:
         print(json.dumps(found.json))
         return
-    console = _console()
+    console = results_console()
     for table in relative_tables(found.json):
         console.print(table)
     for line in notes(found.json):
@@ -205,7 +195,7 @@ def _show_choices(found: Any, as_json: bool) -> None:
         print(json.dumps(found.json))
         return
     _print_score(found.score)
-    console = _console()
+    console = results_console()
     told = ", ".join(f"{way} {mean:.1%}" for way, mean in found.json["means"].items() if mean is not None)
     console.print(f"mean by how letters are read: {told}", soft_wrap=True)
     for why, count in found.json["reasons"].items():
@@ -217,13 +207,9 @@ def _print_score(scored: Any) -> None:
     from lion_ray.evaluation.benchmarks import FILES
     from lion_ray.evaluation.scoring import score_table
 
-    console = _console()
+    console = results_console()
     console.print(score_table(scored))
     if scored.missing:
         console.print(f"not there: {', '.join(scored.missing)} ({FILES[scored.suite]})", soft_wrap=True)
     if not scored.whole:
         console.print("not every question of the suite was answered: the paper's numbers are for all", soft_wrap=True)
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)

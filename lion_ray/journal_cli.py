@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lion_ray.errors import ConfigError, DataError
+from lion_ray.telemetry import count, results_console
 
 if TYPE_CHECKING:
     from lion_ray.gateway.journal.folder import Folder
@@ -33,10 +33,10 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
         held = {"calls": found.calls, "segments": found.segments, "bytes": found.bytes, "damaged": found.damaged}
         print(json.dumps(held | {"spending": spending}))
         return
-    console = Console(width=None, highlight=False)
+    console = results_console()
     console.print(
-        f"{found.calls:,} calls, {found.bytes / 2**20:,.1f} MiB in {_count(found.segments, 'segment')};"
-        f" {_count(found.damaged, 'damaged or torn line')}",
+        f"{found.calls:,} calls, {found.bytes / 2**20:,.1f} MiB in {count(found.segments, 'segments')};"
+        f" {count(found.damaged, 'damaged or torn lines')}",
         soft_wrap=True,
     )
     if not found.sums:
@@ -62,12 +62,12 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        print(f"{found.records:,} records, {found.bytes / 2**20:,.1f} MiB in {_count(found.segments, 'segment')}")
+        print(f"{found.records:,} records, {found.bytes / 2**20:,.1f} MiB in {count(found.segments, 'segments')}")
         for fault in (*found.damaged, *found.torn, *found.sidecars):
             print(f"{fault.file}, byte {fault.offset}: {fault.reason}")
     if found.damaged:
         raise DataError(
-            f"{path}: {_count(len(found.damaged), 'damaged place')}; the calls that were there are bought again when"
+            f"{path}: {count(len(found.damaged), 'damaged places')}; the calls that were there are bought again when"
             f" they are asked for. `lion-ray journal compact` drops them"
         )
 
@@ -78,13 +78,11 @@ def compact(path: JournalPath) -> None:
     from lion_ray.gateway.journal import compaction
 
     done = compaction.compact(_folder(path))
-    print(f"before  {_count(done.segments_before, 'segment')}, {done.bytes_before / 2**20:,.1f} MiB")
-    print(f"after   {_count(done.segments_after, 'segment')}, {done.bytes_after / 2**20:,.1f} MiB")
-    print(
-        f"dropped {_count(done.damaged, 'damaged or torn line')}, {_count(done.copies, 'second copy', 'second copies')}"
-    )
+    print(f"before  {count(done.segments_before, 'segments')}, {done.bytes_before / 2**20:,.1f} MiB")
+    print(f"after   {count(done.segments_after, 'segments')}, {done.bytes_after / 2**20:,.1f} MiB")
+    print(f"dropped {count(done.damaged, 'damaged or torn lines')}, {count(done.copies, 'second copies')}")
     if done.live:
-        print(f"left    {_count(done.live, 'segment')} that a live run is writing")
+        print(f"left    {count(done.live, 'segments')} that a live run is writing")
 
 
 def _folder(path: str) -> Folder:
@@ -98,7 +96,3 @@ def _folder(path: str) -> Folder:
     if not there:
         raise ConfigError(f"{path}: no journal there (a run keeps its own in RUN/journal)")
     return folder
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lion_ray.errors import ConfigError
 
@@ -52,14 +51,14 @@ def calibrate(
 
     With --run and --samples 1 nothing is asked: what the run recorded is read.
     """
-    import asyncio
     from dataclasses import replace
 
     from lion_ray.cli import open_run
     from lion_ray.evaluation import calibrate as calibration
     from lion_ray.evaluation.calibration_table import report_tables
     from lion_ray.evaluation.cases import read_pairs
-    from lion_ray.telemetry import Progress
+    from lion_ray.evaluation.session import done
+    from lion_ray.telemetry import Progress, results_console
 
     store = open_run(run) if run is not None else None
     if named is not None:
@@ -78,11 +77,10 @@ def calibrate(
     chosen = replace(chosen, tau=chosen.tau if tau is None else tau)
     labelled = read_pairs(pairs) if pairs is not None else []
     judged = calibration.rows_to_judge(store, rows) if store is not None and rows else []
-    account = f"{store.read_json('run.json')['config']['run_name']}/judge" if store is not None else "judge"
-    kept = journal or (calibration.journal_of(store) if store is not None else calibration.JOURNAL)
+    place = calibration.place_of(store, journal)
     progress = Progress(sys.stderr)
     try:
-        found = asyncio.run(
+        found = done(
             calibration.calibrate(
                 chosen,
                 labelled=labelled,
@@ -90,8 +88,7 @@ def calibrate(
                 recorded=own,
                 samples=samples,
                 alpha=alpha,
-                journal=kept,
-                account=account,
+                place=place,
                 budget=budget,
                 progress=progress,
             )
@@ -105,12 +102,12 @@ def calibrate(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     elif store is not None:
-        store.write_json("evaluations/judge.json", written)
+        store.write_json(place.name("judge", "json"), written)
     if as_json:
         print(json.dumps(written))
         return
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = results_console()
     console.print(report_tables(report))
-    where = out or (store.path("evaluations/judge.json") if store is not None else None)
+    where = out or (store.path(place.name("judge", "json")) if store is not None else None)
     if where is not None:
         console.print(f"written to {where}", soft_wrap=True, markup=False)

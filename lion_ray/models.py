@@ -81,12 +81,14 @@ def resolve_model(source: str, *, base_dir: Path | None, progress: Progress) -> 
 def local_model(source: str, *, base_dir: Path | None) -> Path | None:
     """The folder of a model that is on this machine already; None where it would have to be fetched.
 
-    Raises ModelError where a local folder is named that holds no model, or an unknown bundled one.
+    None also where nothing of that name can be had: `resolve_model` says so, and an estimate goes on without.
     """
-    if source.startswith(BUNDLED):
-        return _cached(_entry(source.removeprefix(BUNDLED)))
-    folder = (base_dir or Path()) / Path(source).expanduser()
-    return _local(folder) if folder.exists() or source.startswith((".", "/", "~")) else None
+    try:
+        if source.startswith(BUNDLED):
+            return _cached(_entry(source.removeprefix(BUNDLED)))
+        return _local((base_dir or Path()) / Path(source).expanduser())
+    except ModelError:
+        return None
 
 
 def list_models() -> list[ModelInfo]:

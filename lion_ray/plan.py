@@ -21,7 +21,6 @@ from rich.table import Table
 from lion_ray import estimate
 from lion_ray.algorithm.canaries import Canary, load_canaries
 from lion_ray.config import RunConfig, judges_heldout, splits
-from lion_ray.errors import LionError
 from lion_ray.intake import take_in
 from lion_ray.store import RunStore
 
@@ -207,12 +206,9 @@ def _priced(plan: StagePlan, found: estimate.Calls) -> StagePlan:
 
 def _parameters(model: str, base_dir: Path) -> float | None:
     """A model's parameters: from its weights on this machine, else as its name says (``-7b``)."""
-    try:
-        from lion_ray.models import local_model
+    from lion_ray.models import local_model
 
-        folder = local_model(model, base_dir=base_dir)
-    except LionError:
-        folder = None
+    folder = local_model(model, base_dir=base_dir)
     if folder is not None:
         return _from_weights(folder)
     named = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", model.lower())

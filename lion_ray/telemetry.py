@@ -142,11 +142,11 @@ class Progress:
         if self._bars:
             stage._task = self._bars.add_task(name, total=total or None, unit=unit, note="")
         else:
-            self.say(f"{name}: {_count(total, unit)}" if total else name)
+            self.say(f"{name}: {count(total, unit)}" if total else name)
         try:
             yield stage
         except BaseException:
-            self.ended_in = self.ended_in or f"{name} ({stage.done} of {_count(stage.total, unit)})"
+            self.ended_in = self.ended_in or f"{name} ({stage.done} of {count(stage.total, unit)})"
             raise
         finally:
             self.stages.remove(stage)
@@ -154,7 +154,7 @@ class Progress:
             if self._bars:
                 self._bars.remove_task(stage._task)
         note = f"; {stage.note}" if stage.note else ""
-        self.say(f"{name}: done, {_count(stage.done, unit)} in {stage.seconds():.0f} s{note}")
+        self.say(f"{name}: done, {count(stage.done, unit)} in {stage.seconds():.0f} s{note}")
 
     def _tell(self, stage: Stage) -> None:
         for listener in self.listeners:
@@ -219,5 +219,13 @@ class Progress:
             self._bars.stop()
 
 
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit.removesuffix('s') if number == 1 else unit}"
+def count(number: int, unit: str) -> str:
+    """A number of `unit`, which is a plural: "1 call", "2,000 calls", "1 second copy"."""
+    if number == 1:
+        unit = unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
+    return f"{number:,} {unit}"
+
+
+def results_console() -> Console:
+    """Where a command's results go: standard output, with room for a table in a log too."""
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)

@@ -24,7 +24,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from lion_ray.config import RunConfig, Section
+from lion_ray.config import EndpointConfig, RunConfig, Section
 from lion_ray.config.keys import KeyDoc, KeyPath, choices, describe, differences, section_of, wanted
 from lion_ray.errors import ConfigError
 
@@ -42,6 +42,13 @@ class LoadedConfig:
     """The config file's folder: data files, templates and model folders are found relative to it."""
     source: str
     """The config file's path as it was given."""
+
+    def endpoint(self, name: str) -> EndpointConfig:
+        """One of its endpoints. Raises ConfigError where none is called so."""
+        if name not in self.config.endpoints:
+            known = ", ".join(self.config.endpoints)
+            raise ConfigError(f"{self.source}: no endpoint is called '{name}' (there is {known})")
+        return self.config.endpoints[name]
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:

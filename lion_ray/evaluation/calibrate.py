@@ -3,7 +3,7 @@
 Invariants:
 - Through the gateway: every reply is journaled before it is seen, priced and capped, and the same command asks nothing
   twice. A run's referee is measured with the run's own journal and its recorded verdicts, which cost nothing.
-- A calibration's money is not its run's: it has an account of its own, and a cap of its own.
+- A calibration's money is not its run's: it has an account of its own, ``NAME/judge``, and a cap of its own.
 
 What the replies mean is `calibration`'s to say; which pairs there are is `cases`'.
 """
@@ -20,21 +20,16 @@ from pydantic import ValidationError
 from lion_ray.algorithm.orders import Replayed, replay
 from lion_ray.config import EndpointConfig, RefereeConfig
 from lion_ray.config.file import load_config
-from lion_ray.errors import BudgetError, ConfigError, DataError
+from lion_ray.errors import ConfigError, DataError
 from lion_ray.evaluation.calibration import Measures, Reply, measure
 from lion_ray.evaluation.cases import Case, Judged, both_orders, judged_iterations, judged_rows
-from lion_ray.evaluation.endpoint import ask_all, open_endpoint
-from lion_ray.evaluation.session import made_at
+from lion_ray.evaluation.party import Party
+from lion_ray.evaluation.session import FOLDER, Place, made_at, session
 from lion_ray.gateway.calls import Completion, Failure
-from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.ledger import Budget
 from lion_ray.judging import Judge
 from lion_ray.records import ORDERS
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
-
-JOURNAL = "evaluations/journal"
-"""Where replies are kept that belong to no run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +49,10 @@ class Calibrated:
         """How it is asked. Always live: a calibration is small."""
         live = self.referee.model_copy(update={"mode": "live"})
         return Judge(live, structured=self.endpoint.json_schema, base_dir=self.base_dir, seed=self.seed)
+
+    def party(self) -> Party:
+        """Who is asked."""
+        return Party(self.name, endpoint=self.name, config=self.endpoint, base_dir=self.base_dir)
 
     def described(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -95,10 +94,8 @@ def named_judge(named: str) -> Calibrated:
     loaded = load_config(Path(path))
     config = loaded.config
     name = name or config.referee.endpoint
-    if name not in config.endpoints:
-        raise ConfigError(f"{path}: no endpoint is called '{name}' (there is {', '.join(config.endpoints)})")
     tau = config.discrimination.tau
-    return Calibrated(name, config.endpoints[name], config.referee, loaded.base_dir, config.seed, tau)
+    return Calibrated(name, loaded.endpoint(name), config.referee, loaded.base_dir, config.seed, tau)
 
 
 def runs_judge(store: RunStore) -> Calibrated:
@@ -122,9 +119,12 @@ def runs_judge(store: RunStore) -> Calibrated:
     return Calibrated(referee.endpoint, endpoint, referee, Path(described["base_dir"]), config["seed"], tau)
 
 
-def journal_of(store: RunStore) -> str:
-    """Where a run's calls are kept."""
-    return store.journal(store.read_json("run.json")["config"]["journal"])
+def place_of(store: RunStore | None, journal: str | None) -> Place:
+    """Where a calibration's calls and its result are kept: with the run's, if it is of one."""
+    if store is None:
+        return Place(RunStore(FOLDER), "", journal or f"{FOLDER}/journal", "judge")
+    config = store.read_json("run.json")["config"]
+    return Place(store, f"{FOLDER}/", journal or store.journal(config["journal"]), f"{config['run_name']}/judge")
 
 
 async def calibrate(
@@ -135,8 +135,7 @@ async def calibrate(
     recorded: bool,
     samples: int,
     alpha: float,
-    journal: str,
-    account: str,
+    place: Place,
     budget: float | None,
     progress: Progress,
 ) -> tuple[Measures | None, Measures | None]:
@@ -145,16 +144,13 @@ async def calibrate(
     Args:
         recorded: the rows' verdicts are this very judge's, and are its first sample.
         samples: how often each pair is judged in each order; noise needs two.
-        account: whom the journal names as the payer.
-        budget: US dollars, for what is bought now; None for no cap.
+        budget: US dollars, for all that this judge's calibrations here have cost; None for no cap.
 
     Raises:
         EndpointError: no key, nobody there, or a refusal.
         BudgetError: the cap is reached; what was answered is in the journal.
         ConfigError: a cap, and an endpoint without prices.
     """
-    if budget is not None and judge.endpoint.prices is None and judge.endpoint.serve is None:
-        raise ConfigError(f"--budget: endpoints.{judge.name}.prices is missing; without prices nothing can be capped")
     asks = judge.judge()
     known = [reply for row in judged for reply in _recorded(row)] if recorded else []
     # Rows that rest on one order; the other was never asked.
@@ -171,27 +167,10 @@ async def calibrate(
     ]
     replies: tuple[list[Reply], list[Reply]] = ([], list(known))
     if wanted:
-        opened = Journal.open(journal)
-        money = Budget(budget)
-        try:
-            async with open_endpoint(
-                judge.name,
-                judge.endpoint,
-                opened,
-                money,
-                account=account,
-                base_dir=judge.base_dir,
-                say=progress.say,
-            ) as client:
-                calls = [asks.call(case.duel, order, "judge", sample=sample) for _, case, order, sample in wanted]
-                outcomes = await ask_all(client, calls, progress, "asking the judge")
-        except BudgetError as error:
-            raise BudgetError(
-                f"--budget of ${budget:,.2f} is spent: {error}. Every reply is kept in {journal}; with a higher one "
-                "the same command goes on"
-            ) from None
-        finally:
-            await opened.close()
+        party, stem = judge.party(), f"judge-{judge.name}"
+        calls = [asks.call(case.duel, order, stem, sample=sample) for _, case, order, sample in wanted]
+        async with session(place, stem, progress, [party], budget) as opened:
+            outcomes = await (await opened.asked(party)).ask(calls, "asking the judge")
         for (group, case, order, sample), outcome in zip(wanted, outcomes, strict=True):
             replies[group].append(_reply(asks, case, order, sample, outcome))
     found = [

@@ -8,8 +8,8 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,49 +27,6 @@ from lion_ray.inference.server import ModelServer
 from lion_ray.telemetry import Progress
 
 T = TypeVar("T")
-
-
-@asynccontextmanager
-async def open_endpoint(
-    name: str,
-    config: EndpointConfig,
-    journal: Journal,
-    budget: Budget,
-    *,
-    account: str,
-    base_dir: Path,
-    say: Callable[[str], None],
-    server: ModelServer | None = None,
-) -> AsyncIterator[Client]:
-    """A client of the endpoint called `name`, whose server is started first where the configuration serves it.
-
-    Args:
-        budget: shared by all endpoints of one evaluation; its cap None means none.
-        account: the run in the journal's accounts; not the name of a run that has a budget of its own.
-        server: one to start in place of the configuration's (see `serve.serving`).
-
-    Raises:
-        EndpointError: no key, or the server did not come up.
-    """
-    if server is None and config.serve is not None:
-        from lion_ray.models import resolve_model
-
-        model = await asyncio.to_thread(resolve_model, config.serve.model, base_dir=base_dir, progress=say)
-        server = ModelServer(config.serve, str(model), config.model)
-    try:
-        base_url = config.base_url if server is None else await server.start(say)
-        budget.opened(name, 0.0)
-        ledger = Ledger(
-            config.prices, lease=partial(_at_once, budget.lease, name), report=partial(_at_once, budget.report, name)
-        )
-        client = Client(name, config, journal, run=account, base_url=base_url, ledger=ledger, say=say)
-        try:
-            yield client
-        finally:
-            await client.close()
-    finally:
-        if server is not None:
-            await asyncio.to_thread(server.stop)
 
 
 class Asked:
@@ -90,7 +47,13 @@ class Asked:
         progress: Progress,
         server: Callable[[], AbstractContextManager[ModelServer]] | None = None,
     ) -> None:
-        """As `open_endpoint`; `server` makes the one to start in place of the configuration's."""
+        """An endpoint called `name`, whose server is started first where the configuration serves it.
+
+        Args:
+            budget: shared by all endpoints of one evaluation; its cap None means none.
+            account: the run in the journal's accounts; not the name of a run that has a budget of its own.
+            server: makes the one to start in place of the configuration's (see `serve.model_server`).
+        """
         self.name, self.config = name, config
         self._journal, self._budget, self._progress = journal, budget, progress
         self._account, self._base_dir, self._server = account, base_dir, server
@@ -111,7 +74,12 @@ class Asked:
         await self._stack.aclose()
 
     async def ask(self, calls: Sequence[Call], title: str) -> list[Outcome]:
-        """Every call's outcome, in order. Raises as `open_endpoint` and `ask_all`."""
+        """Every call's outcome, in order.
+
+        Raises:
+            EndpointError: no key, the server did not come up, or the endpoint refuses every call.
+            BudgetError: the budget is spent; what was answered is in the journal.
+        """
         known = await recall(self.config, self._journal, calls)
         if None in known:
             if self._client is None:
@@ -125,19 +93,34 @@ class Asked:
         return outcomes
 
     async def _open(self) -> Client:
-        server = None if self._server is None else self._stack.enter_context(self._server())
-        return await self._stack.enter_async_context(
-            open_endpoint(
-                self.name,
-                self.config,
-                self._journal,
-                self._budget,
-                account=self._account,
-                base_dir=self._base_dir,
-                say=self._progress.say,
-                server=server,
-            )
+        say, base_url = self._progress.say, self.config.base_url
+        if (server := await self._own_server()) is not None:
+            self._stack.push_async_callback(asyncio.to_thread, server.stop)
+            base_url = await server.start(say)
+        self._budget.opened(self.name, 0.0)
+        ledger = Ledger(
+            self.config.prices,
+            lease=partial(_at_once, self._budget.lease, self.name),
+            report=partial(_at_once, self._budget.report, self.name),
         )
+        client = Client(
+            self.name, self.config, self._journal, run=self._account, base_url=base_url, ledger=ledger, say=say
+        )
+        self._stack.push_async_callback(client.close)
+        return client
+
+    async def _own_server(self) -> ModelServer | None:
+        """What has to be started before anything can be asked."""
+        if self._server is not None:
+            return self._stack.enter_context(self._server())
+        serve = self.config.serve
+        if serve is None:
+            return None
+        from lion_ray.models import resolve_model
+
+        say = self._progress.say
+        model = await asyncio.to_thread(resolve_model, serve.model, base_dir=self._base_dir, progress=say)
+        return ModelServer(serve, str(model), self.config.model)
 
 
 @dataclass(slots=True)

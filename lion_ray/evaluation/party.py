@@ -202,10 +202,7 @@ def _configured(path: Path, name: str) -> Party:
     from lion_ray.config.file import load_config
 
     loaded = load_config(path)
-    if name not in loaded.config.endpoints:
-        known = ", ".join(loaded.config.endpoints)
-        raise ConfigError(f"{path}: no endpoint is called '{name}' (there is {known})")
-    return Party(name, endpoint=name, config=loaded.config.endpoints[name], base_dir=loaded.base_dir)
+    return Party(name, endpoint=name, config=loaded.endpoint(name), base_dir=loaded.base_dir)
 
 
 def _run(named: str, iteration: int | None) -> tuple[RunStore, int | None] | None:

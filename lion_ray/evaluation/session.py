@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lion_ray.errors import BudgetError, ConfigError
 from lion_ray.evaluation.endpoint import Asked, Spending
@@ -29,6 +29,7 @@ from lion_ray.serve import model_server
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 
+T = TypeVar("T")
 FOLDER = "evaluations"
 
 
@@ -111,7 +112,7 @@ async def session(
     Raises:
         ConfigError: a budget is set, and a party's price is not known.
         BudgetError: the budget is spent, in words for the command line.
-        KeyboardInterrupt: on SIGTERM, as on a Ctrl-C.
+        CancelledError: on SIGTERM; see `done`.
     """
     for party in parties:
         config = party.config
@@ -138,6 +139,14 @@ async def session(
         ) from None
     finally:
         await journal.close()
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; raises KeyboardInterrupt on SIGTERM, as on a Ctrl-C."""
+    try:
+        return asyncio.run(work)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def made_at() -> str:

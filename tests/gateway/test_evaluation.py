@@ -16,7 +16,7 @@ from lion_ray.config import EndpointConfig, PricesConfig
 from lion_ray.errors import BudgetError, ConfigError, DataError, EndpointError
 from lion_ray.evaluation.benchmarks import Question, load_suite
 from lion_ray.evaluation.choices import ChoicePlan, choose
-from lion_ray.evaluation.endpoint import ask_all, open_endpoint
+from lion_ray.evaluation.endpoint import Asked
 from lion_ray.evaluation.pairwise import PairwisePlan, compare
 from lion_ray.evaluation.party import Party
 from lion_ray.evaluation.questions import OpenQuestion, read_questions
@@ -103,10 +103,10 @@ async def test_an_endpoint_without_a_run(stub: StubAPI, tmp_path: Path) -> None:
         Call(({"role": "user", "content": f"say {n}"},), max_tokens=50, role="judge", stage="s") for n in range(20)
     ]
     for replayed in (False, True):
-        async with open_endpoint(
-            "name", config, journal, budget, account="run/eval", base_dir=tmp_path, say=print
-        ) as client:
-            outcomes = await ask_all(client, calls, quiet(), "asking")
+        async with Asked(
+            "name", config, journal, budget, account="run/eval", base_dir=tmp_path, progress=quiet()
+        ) as asked:
+            outcomes = await asked.ask(calls, "asking")
         assert [one.replayed for one in outcomes if isinstance(one, Completion)] == [replayed] * 20
     assert stub.stats()["total"] == 20
     ((account, spent),) = journal.spending("run/eval").items()

@@ -70,7 +70,7 @@ def test_the_budget_ends_it_and_what_was_paid_for_is_kept(tmp_path: Path) -> Non
         configure(tmp_path, base_url, prices={"input": 1000.0, "output": 1000.0})
         ended = calibrate(tmp_path, "c.yaml:api", "--pairs", "pairs.jsonl", "--budget", "2")
         assert ended.code == 8
-        assert "--budget of $2.00 is spent" in ended.message
+        assert "the budget of $2.00 is spent" in ended.message
         bought = fetch_stats(base_url)["completed"]
         assert 0 < bought < 24
         rest = calibrate(tmp_path, "c.yaml:api", "--pairs", "pairs.jsonl", "--json")
@@ -137,7 +137,7 @@ def test_a_runs_rows_are_judged_again_by_its_own_referee(tmp_path: Path) -> None
         (("c.yaml:api",), "--pairs FILE"),
         (("--pairs", "pairs.jsonl"), "name a judge"),
         (("nonsense", "--pairs", "pairs.jsonl"), "CONFIG.yaml:ENDPOINT"),
-        (("c.yaml:api", "--pairs", "pairs.jsonl", "--budget", "1"), "endpoints.api.prices is missing"),
+        (("c.yaml:api", "--pairs", "pairs.jsonl", "--budget", "1"), "endpoint api has no prices"),
         (("c.yaml:api", "--pairs", "pairs.jsonl", "--prompt", "nonsense"), "scores-turns"),
     ],
 )
