@@ -130,7 +130,11 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
         canaries={name: canaries.get(name) for name in ("verdicts", "right", "mean_gap", "against", "drift")}
         if canaries
         else None,
-        warnings=[*_drifted(canaries), *_other_judge(store, iteration, judges)],
+        warnings=[
+            *_no_better_than_chance(store, iteration),
+            *_drifted(canaries),
+            *_other_judge(store, iteration, judges),
+        ],
         stages={
             stage: {
                 key: entry[key]
@@ -150,6 +154,18 @@ def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
     for stage in ("verdicts", "heldout/verdicts", "canaries"):
         found.update((store.stage(f"iteration-{iteration}/{stage}").manifest() or {}).get("judges", {}))
     return dict(found.most_common())
+
+
+def _no_better_than_chance(store: RunStore, iteration: int) -> Iterator[str]:
+    """Told once, in the first iteration in which it is so."""
+    judged = [store.stage(f"iteration-{k}/canaries").manifest() or {} for k in range(iteration + 1)]
+    poor = [bool(one.get("verdicts")) and 2 * one["right"] <= one["verdicts"] for one in judged]
+    if poor[-1] and not any(poor[:-1]):
+        yield (
+            f"the judge is right in {judged[-1]['right']} of {judged[-1]['verdicts']} verdicts on pairs that anyone can "
+            "decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
+            "calibrate"
+        )
 
 
 def _drifted(canaries: Manifest) -> Iterator[str]:

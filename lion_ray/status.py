@@ -21,8 +21,6 @@ from lion_ray.gateway.journal.inspection import survey
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import STALE_S, RunStore
 
-BOUGHT = ("calls", "prompt_tokens", "completion_tokens", "usd")
-
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -45,13 +43,19 @@ class Status:
 
     def sentence(self) -> str:
         last = max((one.iteration for one in self.results), default=0)
-        totals = self.totals
+        calls, prompt, completion = self.used()
         return (
             f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last "
-            f"is imitation alone); {totals['calls']:,.0f} calls, {totals['prompt_tokens']:,.0f} prompt and "
-            f"{totals['completion_tokens']:,.0f} completion tokens"
-            + (f"; ended early: {self.stopped}" if self.stopped else "")
+            f"is imitation alone); {calls:,.0f} calls{' bought' if self.spending else ''}, {prompt:,.0f} prompt and "
+            f"{completion:,.0f} completion tokens" + (f"; ended early: {self.stopped}" if self.stopped else "")
         )
+
+    def used(self) -> tuple[float, float, float]:
+        """Calls, prompt tokens and completion tokens: what was bought, where the journal says it, else what the stages
+        that are done have used, whoever paid for it."""
+        if self.spending:
+            return self._sum("calls"), self._sum("prompt_tokens"), self._sum("completion_tokens")
+        return self.totals["calls"], self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
     def stage_lines(self) -> list[str]:
         lines = [self.meter] if self.meter else []
@@ -68,7 +72,7 @@ class Status:
             numbers = (f"{s[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
             table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}")
         table.add_section()
-        table.add_row("", "", "together", *(f"{self._sum(n):,.0f}" for n in BOUGHT[:3]), f"{self._sum('usd'):,.2f}")
+        table.add_row("", "", "together", *(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}")
         return table
 
     def _sum(self, name: str) -> float:

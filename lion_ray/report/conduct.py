@@ -64,13 +64,13 @@ def _canaries(results: Sequence[IterationResult]) -> Table:
         rows.append(
             (
                 str(one.iteration),
+                drift.get("says") or DASH,
                 share(found.get("right"), found.get("verdicts") or 0),
                 signed(found.get("mean_gap"), 2),
-                drift.get("says") or DASH,
             )
         )
-    headings = ("iteration", "right, of verdicts", "mean gap, good over poor", "against the first")
-    return Table(headings, rows, "Pairs that anyone can decide, judged anew in each iteration")
+    headings = ("iteration", "against the first", "right, of verdicts", "mean gap, good over poor")
+    return Table(headings, rows, "Pairs that anyone can decide, judged anew in each iteration", words=2)
 
 
 def _calibration(found: dict[str, Any]) -> Table:

@@ -127,13 +127,11 @@ def _money(facts: Facts) -> Tile:
 
 def _used(facts: Facts) -> list[Tile]:
     bought = facts.status.spending
-    names = ("calls", "prompt_tokens", "completion_tokens")
     if bought:
         verb, by = "bought", "by teacher, referee and generator"
-        calls, prompt, completion = (float(sum(one[name] for one in bought)) for name in names)
     else:
         verb, by = "used", "by the stages that are done; the journal does not say which of them were bought"
-        calls, prompt, completion = (facts.status.totals[name] for name in names)
+    calls, prompt, completion = facts.status.used()
     # Of no call it is not known whether none was made.
     known_calls, known_tokens = calls or None, (prompt + completion) or None
     split = (

@@ -171,16 +171,19 @@ def canary_verdicts(good: float, model: str = "m-1") -> pa.Table:
 
 def test_a_judge_that_drifts_is_told_in_the_results(store: RunStore) -> None:
     clerk = Clerk(store)
-    for iteration, verdicts in enumerate([canary_verdicts(9.0), canary_verdicts(9.0), canary_verdicts(2.0, "m-2")]):
+    good, poor = canary_verdicts(9.0), canary_verdicts(2.0, "m-2")
+    for iteration, verdicts in enumerate([good, good, poor, poor]):
         stage = store.stage(f"iteration-{iteration}/{CANARIES}")
         stage.commit(clerk.commit_canaries(iteration, verdicts))
-    first, same, other = (summarise(store, iteration) for iteration in range(3))
+    first, same, other, later = (summarise(store, iteration) for iteration in range(4))
     assert first.canaries is not None
     assert (first.canaries["verdicts"], first.canaries["right"], first.canaries["drift"]) == (16, 16, None)
     assert first.warnings == same.warnings == []
     assert other.canaries is not None
     assert (other.canaries["right"], other.canaries["against"]) == (0, 0)
-    drifted, renamed = other.warnings
+    chance, drifted, renamed = other.warnings
+    assert "right in 0 of 16 verdicts on pairs that anyone can decide" in chance
+    assert len(later.warnings) == 1, "that it is no better than chance is told once"
     assert "16 → 0 of 16 verdicts for the good answer" in drifted
     assert "m-1, now m-2" in renamed
     assert "m-2" in str(results_table([first, same, other]).caption)
