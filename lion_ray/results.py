@@ -162,8 +162,8 @@ def _no_better_than_chance(store: RunStore, iteration: int) -> Iterator[str]:
     poor = [bool(one.get("verdicts")) and 2 * one["right"] <= one["verdicts"] for one in judged]
     if poor[-1] and not any(poor[:-1]):
         yield (
-            f"the judge is right in {judged[-1]['right']} of {judged[-1]['verdicts']} verdicts on pairs that anyone can "
-            "decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
+            f"the judge is right in {judged[-1]['right']} of {judged[-1]['verdicts']} verdicts on pairs that anyone "
+            "can decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
             "calibrate"
         )
 

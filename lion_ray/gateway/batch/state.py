@@ -12,18 +12,14 @@ created. This module knows the folder and nothing of the API.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import orjson
-import pyarrow as pa
-from pyarrow import fs as pafs
 
-from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
 FOLDER = "batches"
 SUFFIX = ".json"
-_STORAGE_ERRORS = (OSError, pa.ArrowException)
 
 
 @dataclass
@@ -50,10 +46,13 @@ class BatchRecords:
     """The open records in a journal's folder. Blocking: call it from threads."""
 
     def __init__(self, root: str) -> None:
-        """`root`: the journal's folder, or a URL that pyarrow's filesystems understand. Reads and makes nothing."""
+        """`root`: the journal's folder, or a URL that pyarrow's filesystems understand. Reads and makes nothing.
+
+        Raises InfrastructureError where there is no such storage.
+        """
         self._root = root
-        self._fs: pafs.FileSystem | None = None
-        self._folder = ""
+        self._folder = Folder.at(f"{root.rstrip('/')}/{FOLDER}")
+        self._made = False
 
     def load(self, address: str) -> list[BatchRecord]:
         """The open records of one API, oldest first. Makes the folder where it is missing.
@@ -61,11 +60,10 @@ class BatchRecords:
         Raises InfrastructureError where the folder cannot be used or a record cannot be read.
         """
         try:
-            fs = self._open()
-            infos = fs.get_file_info(pafs.FileSelector(self._folder))
-            paths = [info.path for info in infos if info.is_file and info.path.endswith(SUFFIX)]
-            records = [record for path in paths if (record := self._read(fs, path)) is not None]
-        except (*_STORAGE_ERRORS, ValueError) as cause:
+            self._make()
+            names = [name for name in self._folder.list() if name.endswith(SUFFIX)]
+            records = [record for name in names if (record := self._read(name)) is not None]
+        except STORAGE_ERRORS as cause:
             raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
         return sorted((r for r in records if r.address == address), key=lambda record: record.made_at)
 
@@ -75,61 +73,38 @@ class BatchRecords:
         Raises InfrastructureError where it cannot be read.
         """
         try:
-            return self._read(self._open(), self._path(nonce))
-        except _STORAGE_ERRORS as cause:
+            return self._read(nonce + SUFFIX)
+        except STORAGE_ERRORS as cause:
             raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {cause}") from cause
 
     def write(self, record: BatchRecord) -> None:
         """Make a record, or its new state, durable. Raises InfrastructureError where the storage refuses."""
-        path = self._path(record.nonce)
         try:
-            fs = self._open()
-            local = isinstance(fs, pafs.LocalFileSystem)
-            # An object store shows an object only once it is whole; a folder needs a rename for that.
-            written = path + ".part" if local else path
-            with fs.open_output_stream(written) as stream:
-                stream.write(orjson.dumps(asdict(record)))
-            if local:
-                sync_path(Path(written))
-                fs.move(written, path)
-                sync_path(Path(self._folder))
-        except _STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {path} cannot be written: {cause}") from cause
+            self._make()
+            self._folder.write(record.nonce + SUFFIX, orjson.dumps(asdict(record)), durable=True)
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(
+                f"the batch record {self._path(record.nonce)} cannot be written: {cause}"
+            ) from cause
 
     def remove(self, nonce: str) -> None:
         """Close a record; one that another process closed is no error. Raises InfrastructureError."""
-        path = self._path(nonce)
         try:
-            fs = self._open()
-            if fs.get_file_info(path).type != pafs.FileType.NotFound:
-                fs.delete_file(path)
-        except FileNotFoundError:
-            return
-        except _STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {path} cannot be removed: {cause}") from cause
+            self._folder.delete(nonce + SUFFIX)
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be removed: {cause}") from cause
 
-    def _open(self) -> pafs.FileSystem:
-        if self._fs is not None:
-            return self._fs
-        if "://" in self._root:
-            fs, root = pafs.FileSystem.from_uri(self._root)
-        else:
-            fs, root = pafs.LocalFileSystem(), str(Path(self._root).expanduser().absolute())
-        self._folder = f"{root.rstrip('/')}/{FOLDER}"
-        if isinstance(fs, pafs.LocalFileSystem):
-            make_folder(Path(self._folder))
-        else:
-            fs.create_dir(self._folder, recursive=True)
-        self._fs = fs
-        return fs
+    def _make(self) -> None:
+        if not self._made:
+            self._folder.make()
+            self._made = True
 
     def _path(self, nonce: str) -> str:
-        return f"{self._folder}/{nonce}{SUFFIX}"
+        return self._folder.file(nonce + SUFFIX)
 
-    @staticmethod
-    def _read(fs: pafs.FileSystem, path: str) -> BatchRecord | None:
+    def _read(self, name: str) -> BatchRecord | None:
         try:
-            with fs.open_input_file(path) as file:
+            with self._folder.open(name) as file:
                 data = file.read()
         except FileNotFoundError:
             return None
@@ -137,6 +112,6 @@ class BatchRecords:
             return BatchRecord(**orjson.loads(data))
         except (ValueError, TypeError) as cause:
             raise InfrastructureError(
-                f"the batch record {path} is damaged ({cause}): what it bought cannot be told. Move it away to go on;"
-                " the calls in it are then bought again"
+                f"the batch record {self._folder.file(name)} is damaged ({cause}): what it bought cannot be told. Move"
+                " it away to go on; the calls in it are then bought again"
             ) from cause
