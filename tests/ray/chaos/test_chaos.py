@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import ray
 
 from lion_ray.errors import InfrastructureError
 from tests.ray.chaos.faults import ACTORS, NODES, Fault, answering, judging, lose_node
-from tests.ray.harness import LATENCY, LOOK_S, ROOT, Job, alive, kill, until
+from tests.ray.harness import LATENCY, ROOT, Job, alive, kill, until
 from tests.ray.machines import Machines, machines
 from tests.ray.outcome import assert_same, bought_twice
 from tests.stub_api import stub_process
@@ -41,26 +42,42 @@ def note(**what: object) -> None:
             log.write(json.dumps(what) + "\n")
 
 
+def strike(fault: Fault, job: Job, cluster: Machines, process: subprocess.Popen[bytes]) -> None:
+    """Let the fault strike in its time; return once another process does what the victim did, and gets on with it."""
+    victims: list[dict[str, Any]] = []
+    before: Any = None
+
+    def its_time() -> bool:
+        victims[:] = cluster.actors(fault.victim) if fault.when(job) else []
+        return bool(victims)
+
+    def over() -> bool:
+        nonlocal before
+        if before is None:
+            if {one["Pid"] for one in cluster.actors(fault.victim)} - known:
+                before = fault.sign(job)
+            return False
+        return fault.sign(job) != before or job.store.stage(fault.work).manifest() is not None
+
+    def words() -> str:
+        return f"{fault.name}\n{job.words()}"
+
+    until(its_time, process, words, look_s=0.005)
+    known = {victim["Pid"] for victim in victims}
+    fault.strike(cluster, victims)
+    struck = time.monotonic()
+    if fault.strike is lose_node and set(alive(list(known))) == known:  # it was beside the driver, and was spared
+        before = fault.sign(job)
+    until(over, process, words)
+    note(fault=fault.name, back_s=round(time.monotonic() - struck, 1))
+
+
 def disturb(job: Job, cluster: Machines, faults: Iterable[Fault]) -> None:
     """Run the job to its end, with each fault striking in its turn."""
     process = job.start()
     try:
         for fault in faults:
-            while not (fault.when(job) and (victims := cluster.actors(fault.victim))):
-                assert process.poll() is None, f"the run ended before: {fault.name}\n{job.words()}"
-                time.sleep(0.005)
-            known = {victim["Pid"] for victim in victims}
-            fault.strike(cluster, victims)
-            struck = time.monotonic()
-            # Over when another process does what the victim did, and gets on with it.
-            spared = fault.strike is lose_node and set(alive(list(known))) == known  # it was beside the driver
-            before = fault.sign(job) if spared else None
-            while before is None or (fault.sign(job) == before and job.store.stage(fault.work).manifest() is None):
-                if before is None and {one["Pid"] for one in cluster.actors(fault.victim)} - known:
-                    before = fault.sign(job)
-                assert process.poll() is None, f"the run did not get over: {fault.name}\n{job.words()}"
-                time.sleep(LOOK_S)
-            note(fault=fault.name, back_s=round(time.monotonic() - struck, 1))
+            strike(fault, job, cluster, process)
         assert process.wait() == 0, job.words()
     finally:
         kill(process)
