@@ -39,6 +39,18 @@ def find_run(run: str) -> RunStore | None:
     return None
 
 
+def open_run(run: str) -> RunStore:
+    """As `find_run`.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    store = find_run(run)
+    if store is None:
+        raise ConfigError(f"{run}: no run there (looked for run.json in {', '.join(run_candidates(run))})")
+    return store
+
+
 def run_candidates(run: str) -> list[str]:
     """Where a run of that name is looked for."""
     return [run] if "://" in run or "/" in run else [str(Path("runs") / run), run]

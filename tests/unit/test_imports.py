@@ -34,7 +34,6 @@ def modules(room: str) -> list[str]:
             (f"evaluation/{module}", {"ray", "torch", "vllm", "openai", "transformers", "lion_ray.gateway.client"})
             for module in ("benchmarks", "scoring", "questions", "relative", "tables", "hub")
         ),
-        ("eval_cli", {"ray", "torch", "vllm", "openai", "transformers", "pyarrow"}),
         ("report", {"ray", "torch", "vllm", "openai", "transformers", "lion_ray.actors", "lion_ray.gateway.client"}),
         ("export", {"ray", "torch", "vllm", "openai", "transformers", "huggingface_hub", "lion_ray.actors"}),
         ("records", {"ray", "torch", "vllm", "openai", "transformers"}),

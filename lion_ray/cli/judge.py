@@ -53,7 +53,7 @@ def calibrate(
     """
     from dataclasses import replace
 
-    from lion_ray.cli import open_run
+    from lion_ray.checkpoints import open_run
     from lion_ray.evaluation import calibrate as calibration
     from lion_ray.evaluation.calibration_table import report_tables
     from lion_ray.evaluation.cases import read_pairs

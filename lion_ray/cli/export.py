@@ -32,7 +32,7 @@ def export_run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
 ) -> None:
     """A run's data set (Parquet), model and adapters with their cards, as a folder or on the hub."""
-    from lion_ray.cli import open_run
+    from lion_ray.checkpoints import open_run
     from lion_ray.export.folder import export
     from lion_ray.export.hub import check_target
     from lion_ray.export.hub import push as push_to_hub

@@ -19,11 +19,11 @@ import typer
 from rich.table import Table
 
 from lion_ray import __version__
+from lion_ray.cli.evaluation import eval_app
+from lion_ray.cli.export import diff_app, export_run
+from lion_ray.cli.journal import journal_app
+from lion_ray.cli.judge import judge_app
 from lion_ray.errors import ConfigError, LionError, as_raised
-from lion_ray.eval_cli import eval_app
-from lion_ray.export_cli import diff_app, export_run
-from lion_ray.journal_cli import journal_app
-from lion_ray.judge_cli import judge_app
 from lion_ray.telemetry import results_console
 
 app = typer.Typer(
@@ -99,6 +99,7 @@ def submit(
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """What a run has done and is doing, from its folder alone."""
+    from lion_ray.checkpoints import open_run
     from lion_ray.results import results_table
     from lion_ray.status import read_status
 
@@ -125,6 +126,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """What a run did and whether it helped: one HTML file, to be read anywhere."""
+    from lion_ray.checkpoints import open_run
     from lion_ray.report.command import report as make
 
     print(make(open_run(run), out=out, show=show))
@@ -157,6 +159,7 @@ def chat(
 ) -> None:
     """Talk to a run's student."""
     from lion_ray.chat import chat as talk
+    from lion_ray.checkpoints import open_run
 
     talk(open_run(run), message=message, iteration=iteration)
 
@@ -172,6 +175,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a run's student: an OpenAI-compatible server, until Ctrl-C."""
+    from lion_ray.checkpoints import open_run
     from lion_ray.serve import serve as stand
 
     stand(open_run(run), iteration=iteration, host=host, port=port, key_env=api_key_env)
@@ -240,20 +244,6 @@ def named_amount(text: str) -> tuple[str, float]:
         raise ConfigError(f"{text}: a resource is NAME=AMOUNT, such as driver_node=0.01") from None
 
 
-def open_run(run: str) -> Any:
-    """The store of a run named by its folder, its URL, or its name under ./runs.
-
-    Raises:
-        ConfigError: there is no run.
-    """
-    from lion_ray.checkpoints import find_run, run_candidates
-
-    store = find_run(run)
-    if store is None:
-        raise ConfigError(f"{run}: no run there (looked for run.json in {', '.join(run_candidates(run))})")
-    return store
-
-
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; tell the user's mistakes in one line, without a stack trace. Returns the exit code."""
     try:
@@ -272,7 +262,3 @@ def guarded(command: Callable[[], Any]) -> int:
 
 def main() -> None:
     sys.exit(guarded(app))
-
-
-if __name__ == "__main__":
-    main()
