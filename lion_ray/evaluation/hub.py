@@ -1,8 +1,8 @@
 """The lettered suites from a model hub's data sets, through the `datasets` package.
 
-The repositories and their columns are those of other evaluation tools: lukaemon/bbh (a configuration for each task,
-columns `input` and `target`, split `test`), and hails/agieval-TASK, as lm-eval's own AGIEval tasks have them (columns
-`query`, `choices` and `gold`, split `test`). A `query` is the paper's prompt; passage and question are taken from it.
+The repositories and their columns are those of lm-eval's own tasks (0.4.13): SaylorTwift/bbh (a configuration for each
+task, columns `input` and `target`, split `test`), and hails/agieval-TASK (columns `query`, `choices` and `gold`, split
+`test`). A `query` is the paper's prompt; passage and question are taken from it.
 
 Not tried against a hub: the forms are tested on made-up rows. Their counts are checked as a folder's are.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from lion_ray.errors import DataError, InfrastructureError
 from lion_ray.evaluation.benchmarks import SUITES, Question, bbh_question, check_count, strip_letter
 
-REPOSITORIES = {"bbh": "lukaemon/bbh", "agieval": "hails/agieval-{task}"}
+REPOSITORIES = {"bbh": "SaylorTwift/bbh", "agieval": "hails/agieval-{task}"}
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -75,7 +75,8 @@ def _fetch(repository: str, name: str | None) -> Rows:
 
     try:
         rows: Rows = datasets.load_dataset(repository, name, split="test")
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+    # A RuntimeError is what a data set gets that wants a script of its own to be run, which none may.
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:300]
         raise InfrastructureError(
             f"{repository}: cannot be fetched from the hub: {what}; or use --data FOLDER"

@@ -72,7 +72,7 @@ def hub(changed: Callable[[str, list[dict[str, Any]]], None] = lambda *_: None) 
     """Made-up rows in the form of the hub's."""
 
     def fetch(repository: str, name: str | None) -> list[dict[str, Any]]:
-        if repository == "lukaemon/bbh":
+        if repository == "SaylorTwift/bbh":
             assert name is not None
             target = {"boolean_expressions": "True", "formal_fallacies": "valid", "sports_understanding": "yes"}
             words = target.get(name, "Yes" if name in ("causal_judgement", "navigate", "web_of_lies") else None)
@@ -114,9 +114,9 @@ def test_a_hub_with_other_rows() -> None:
     def several(repository: str, rows: list[dict[str, Any]]) -> None:
         rows[3] = rows[3] | {"gold": [0, 1]}
 
-    with pytest.raises(DataError, match="lukaemon/bbh: 249 questions, and boolean_expressions has 250"):
+    with pytest.raises(DataError, match="SaylorTwift/bbh: 249 questions, and boolean_expressions has 250"):
         load_from_hub("bbh", hub(fewer))
-    with pytest.raises(DataError, match="lukaemon/bbh, boolean_expressions, row 3: not the form"):
+    with pytest.raises(DataError, match="SaylorTwift/bbh, boolean_expressions, row 3: not the form"):
         load_from_hub("bbh", hub(other))
     with pytest.raises(DataError, match="hails/agieval-aqua-rat, aqua-rat, row 3: not the form"):
         load_from_hub("agieval", hub(several))
