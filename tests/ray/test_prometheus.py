@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -37,9 +36,13 @@ def expressions() -> dict[str, str]:
     return {name: one.replace("$run", ".*").replace("$__rate_interval", "1m") for name, one in asked.items()}
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
+def ready(port: int) -> bool:
+    """Whether Prometheus answers questions: it listens before it does, and then answers 503."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready"):
+            return True
+    except OSError:
+        return False
 
 
 def answer(port: int, expression: str) -> list[object]:
@@ -69,7 +72,7 @@ def test_every_panel_has_something_to_show(scratch: Path) -> None:
         try:
             while missing and process.poll() is None:
                 assert scraping.poll() is None, (scratch / "prometheus.log").read_text()
-                if listens(port):
+                if ready(port):
                     missing = {name: one for name, one in missing.items() if not answer(port, one)}
                 time.sleep(LOOK_S)
             process.wait()

@@ -371,7 +371,8 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: None, tmp_pa
         ray.kill(referee)
         ray.kill(clerk)
     first, second = (summarise(store, iteration) for iteration in (1, 2))
-    assert first.warnings == []
+    (chance,) = first.warnings
+    assert "right in 8 of 16 verdicts on pairs that anyone can decide" in chance
     assert first.judges == {"m-0001": 8}
     assert second.canaries is not None
     # Whoever stood first got more, so half of the verdicts were for the poor answer from the start.

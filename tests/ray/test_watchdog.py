@@ -60,7 +60,8 @@ class Scene:
 
     async def ready(self) -> None:
         """Return when the judge is up: however slow the machine, it is then known where it is."""
-        await self.judge.work.remote()
+        # Again and again while it is being restarted, as a role's calls are; its other calls here must not come again.
+        await self.judge.work.options(max_task_retries=-1).remote()
         await self.look()
 
     def evidence(self) -> list[str]:
