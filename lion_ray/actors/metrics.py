@@ -71,10 +71,21 @@ def own_name() -> str:
 
 
 def vllm_loggers() -> list[Any]:
-    """What vLLM shows its own metrics to Ray with; importing it imports vLLM."""
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+    """What vLLM shows its own metrics to Ray with, gauges standing as ours do; importing it imports vLLM."""
+    from vllm.v1.metrics.ray_wrappers import RayGaugeWrapper, RayPrometheusMetric, RayPrometheusStatLogger
 
-    return [RayPrometheusStatLogger]
+    class StandingGauge(RayGaugeWrapper):
+        def __init__(
+            self, name: str, documentation: str = "", labelnames: list[str] | None = None, multiprocess_mode: str = ""
+        ) -> None:
+            RayPrometheusMetric.__init__(self)
+            keys = self._get_tag_keys(labelnames)
+            self.metric = Gauge(self._get_sanitized_opentelemetry_name(name), documentation, keys)
+
+    class StatLogger(RayPrometheusStatLogger):
+        _gauge_cls: type[RayGaugeWrapper] = StandingGauge
+
+    return [StatLogger]
 
 
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

@@ -21,7 +21,7 @@ from lion_ray.errors import EngineError
 from lion_ray.records import INSTRUCTION, instruction_id, table
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
-from tests.ray.harness import metrics_with, wait_until_gone
+from tests.ray.harness import metrics_with, until, wait_until_gone
 from tests.tiny import make_tiny_model
 from tests.trained import make_trained
 
@@ -80,6 +80,12 @@ TWO = ModelRef("two", folder="two/model")
 LYING = ModelRef("lying", folder="lying/model")
 
 
+def nothing_runs() -> bool:
+    """Whether vLLM's gauge of answers under way is there, and says none."""
+    name = "ray_vllm_num_requests_running"
+    return {float(line.split()[-1]) for line in metrics_with(name).split("\n") if line.startswith(name)} == {0.0}
+
+
 async def test_answers_refresh_a_lying_checkpoint_and_the_end(
     pool: Callable[..., StudentPool], said: io.StringIO
 ) -> None:
@@ -97,6 +103,7 @@ async def test_answers_refresh_a_lying_checkpoint_and_the_end(
         shown = await asyncio.to_thread(metrics_with, "ray_vllm_generation_tokens", "ray_lion_engine_tokens")
         (line, *_) = [line for line in shown.split("\n") if line.startswith("ray_vllm_generation_tokens")]
         assert "/student-0-" in line, "vLLM's metrics tell which engine they are of"
+        await asyncio.to_thread(until, nothing_runs)  # of an idle engine too there is something to see
         again = ray.get(await students.answer(ray.put(rows), 2))
         assert again["text"].to_pylist() != base["text"].to_pylist(), "another iteration, other seeds"
 
