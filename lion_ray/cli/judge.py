@@ -38,7 +38,9 @@ def calibrate(
     alpha: Annotated[
         float, typer.Option(help="How often noise alone may reach the recommended tau.", min=0.001, max=0.5)
     ] = 0.1,
-    budget: Annotated[float | None, typer.Option(help="US dollars for this calibration, at most.", min=0.0)] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="US dollars, at most, for all calibrations of this judge there.", min=0.0)
+    ] = None,
     journal: Annotated[
         str | None, typer.Option(help="Where replies are kept; by default the run's, else evaluations/journal.")
     ] = None,
