@@ -131,7 +131,7 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
         if canaries
         else None,
         warnings=[
-            *_no_better_than_chance(store, iteration),
+            *_no_better_than_chance(store, iteration, canaries),
             *_drifted(canaries),
             *_other_judge(store, iteration, judges),
         ],
@@ -156,16 +156,20 @@ def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _no_better_than_chance(store: RunStore, iteration: int) -> Iterator[str]:
+def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) -> Iterator[str]:
     """Told once, in the first iteration in which it is so."""
-    judged = [store.stage(f"iteration-{k}/canaries").manifest() or {} for k in range(iteration + 1)]
-    poor = [bool(one.get("verdicts")) and 2 * one["right"] <= one["verdicts"] for one in judged]
-    if poor[-1] and not any(poor[:-1]):
+    before = (store.stage(f"iteration-{k}/canaries").manifest() or {} for k in range(iteration))
+    if _by_chance(canaries) and not any(map(_by_chance, before)):
         yield (
-            f"the judge is right in {judged[-1]['right']} of {judged[-1]['verdicts']} verdicts on pairs that anyone "
-            "can decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
+            f"the judge is right in {canaries['right']} of {canaries['verdicts']} verdicts on pairs that anyone can "
+            "decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
             "calibrate"
         )
+
+
+def _by_chance(canaries: Manifest) -> bool:
+    """Whether a judge that tosses a coin would be right as often."""
+    return bool(canaries.get("verdicts")) and 2 * canaries["right"] <= canaries["verdicts"]
 
 
 def _drifted(canaries: Manifest) -> Iterator[str]:

@@ -224,8 +224,3 @@ def count(number: int, unit: str) -> str:
     if number == 1:
         unit = unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
     return f"{number:,} {unit}"
-
-
-def results_console() -> Console:
-    """Where a command's results go: standard output, with room for a table in a log too."""
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)

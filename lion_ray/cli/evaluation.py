@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from lion_ray.cli.common import AsJson, results_console
 from lion_ray.errors import ConfigError
-from lion_ray.telemetry import results_console
 
 if TYPE_CHECKING:
     from lion_ray.evaluation.party import Party
@@ -35,8 +35,6 @@ eval_app = typer.Typer(
     help="Whether the student got better: eval TARGET --suite …, or eval score for recorded outputs.",
     no_args_is_help=True,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 
 
 @eval_app.command("run")

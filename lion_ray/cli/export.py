@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from lion_ray.cli.common import AsJson
+
 diff_app = typer.Typer(help="Delta weights: what tuning changed, to be joined to the base.", no_args_is_help=True)
 
 
@@ -29,7 +31,7 @@ def export_run(
         str | None, typer.Option(help="Where your instructions come from, where data.source does not say it.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """A run's data set (Parquet), model and adapters with their cards, as a folder or on the hub."""
     from lion_ray.checkpoints import open_run

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from lion_ray.cli.common import AsJson, results_console
 from lion_ray.errors import ConfigError, DataError
-from lion_ray.telemetry import count, results_console
 
 if TYPE_CHECKING:
     from lion_ray.gateway.journal.folder import Folder
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 journal_app = typer.Typer(help="The journal of paid calls.", no_args_is_help=True)
 
 JournalPath = Annotated[str, typer.Argument(help="A run's journal folder, or a URL.", metavar="PATH")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 
 
 @journal_app.command()
@@ -26,6 +25,7 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
     """What a journal holds, and what was paid for it."""
     from lion_ray.gateway.journal.inspection import survey
     from lion_ray.gateway.journal.spending import Spent
+    from lion_ray.telemetry import count
 
     found = survey(_folder(path))
     if as_json:
@@ -57,6 +57,7 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
 def verify(path: JournalPath, as_json: AsJson = False) -> None:
     """Read every line; say where each damaged one is. Exit code 3 where there is one."""
     from lion_ray.gateway.journal import inspection
+    from lion_ray.telemetry import count
 
     found = inspection.verify(_folder(path))
     if as_json:
@@ -76,6 +77,7 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
 def compact(path: JournalPath) -> None:
     """Merge what no live run is writing into few segments; drop damaged lines and second copies."""
     from lion_ray.gateway.journal import compaction
+    from lion_ray.telemetry import count
 
     done = compaction.compact(_folder(path))
     print(f"before  {count(done.segments_before, 'segments')}, {done.bytes_before / 2**20:,.1f} MiB")

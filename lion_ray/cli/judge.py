@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from lion_ray.cli.common import AsJson, results_console
 from lion_ray.errors import ConfigError
 
 judge_app = typer.Typer(help="The referee, measured.", no_args_is_help=True)
@@ -47,7 +48,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Where the result is written; by default evaluations/judge.json of the run.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How far a judge can be trusted: agreement, order flips, ties, noise, cost, and the tau that its noise supports.
 
@@ -60,7 +61,7 @@ def calibrate(
     from lion_ray.evaluation.calibration_table import report_tables
     from lion_ray.evaluation.cases import read_pairs
     from lion_ray.evaluation.session import done
-    from lion_ray.telemetry import Progress, results_console
+    from lion_ray.telemetry import Progress
 
     store = open_run(run) if run is not None else None
     if named is not None:

@@ -19,12 +19,12 @@ import typer
 from rich.table import Table
 
 from lion_ray import __version__
+from lion_ray.cli.common import AsJson, results_console
 from lion_ray.cli.evaluation import eval_app
 from lion_ray.cli.export import diff_app, export_run
 from lion_ray.cli.journal import journal_app
 from lion_ray.cli.judge import judge_app
 from lion_ray.errors import ConfigError, LionError, as_raised
-from lion_ray.telemetry import results_console
 
 app = typer.Typer(
     name="lion-ray",
@@ -43,7 +43,6 @@ app.add_typer(diff_app, name="diff")
 ConfigPath = Annotated[Path, typer.Argument(help="A YAML file; see configs/.", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …", metavar="[KEY=VALUE]...")]
 RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name under ./runs.", metavar="RUN")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 
 
 @app.command()

@@ -80,11 +80,11 @@ class Asked:
             EndpointError: no key, the server did not come up, or the endpoint refuses every call.
             BudgetError: the budget is spent; what was answered is in the journal.
         """
-        known = await recall(self.config, self._journal, calls)
+        known = await _recall(self.config, self._journal, calls)
         if None in known:
             if self._client is None:
                 self._client = await self._open()
-            outcomes = await ask_all(self._client, calls, self._progress, title)
+            outcomes = await _ask_all(self._client, calls, self._progress, title)
         else:
             outcomes = [one for one in known if one is not None]
             self._progress.say(f"{title}: all {len(calls)} calls are in the journal")
@@ -156,7 +156,7 @@ class Spending:
         return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
 
 
-async def recall(config: EndpointConfig, journal: Journal, calls: Sequence[Call]) -> list[Completion | None]:
+async def _recall(config: EndpointConfig, journal: Journal, calls: Sequence[Call]) -> list[Completion | None]:
     """What the journal knows of calls to an endpoint, without a client; None for each that must be bought."""
 
     async def one(call: Call) -> Completion | None:
@@ -169,7 +169,7 @@ async def recall(config: EndpointConfig, journal: Journal, calls: Sequence[Call]
     return list(await asyncio.gather(*(one(call) for call in calls)))
 
 
-async def ask_all(client: Client, calls: Sequence[Call], progress: Progress, title: str) -> list[Outcome]:
+async def _ask_all(client: Client, calls: Sequence[Call], progress: Progress, title: str) -> list[Outcome]:
     """Every call's outcome, in order; the client bounds how many are out at once.
 
     Raises:

@@ -17,12 +17,9 @@ MOST = 1000.0
 
 def test_a_plateau_ends_a_run_and_a_report_that_fails_does_not(tmp_path: Path) -> None:
     with stub_process(*LATENCY) as base_url:
-        job = Job(tmp_path, base_url, {"iterations": 2})
-        job.changes = {
-            "stop": {"plateau": {"rounds": 1, "min_gain": MOST}},
-            "discrimination": {"judge_heldout": "ends"},
-        }
-        job.write()
+        stop = {"plateau": {"rounds": 1, "min_gain": MOST}}
+        changes = {"iterations": 2, "stop": stop, "discrimination": {"judge_heldout": "ends"}}
+        job = Job(tmp_path, base_url, changes)
         store = job.store
         blocked = Path(store.path("report.html"))
         (blocked / "in the way").mkdir(parents=True)

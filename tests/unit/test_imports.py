@@ -39,7 +39,7 @@ def modules(room: str) -> list[str]:
         ("records", {"ray", "torch", "vllm", "openai", "transformers"}),
         ("store", {"ray", "torch", "vllm", "openai", "transformers"}),
         ("config", {"ray", "torch", "vllm", "openai", "transformers", "pyarrow"}),
-        ("cli", {"ray", "torch", "vllm", "openai", "transformers", "pyarrow"}),
+        ("cli", {"ray", "torch", "vllm", "openai", "transformers", "pyarrow", "rich.progress"}),
     ],
 )
 def test_a_room_does_not_load(room: str, forbidden: set[str]) -> None:

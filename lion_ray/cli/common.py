@@ -1,0 +1,16 @@
+"""What every verb shares: how it prints its result. Imported at every start, so it imports next to nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
+
+
+def results_console() -> Console:
+    """Where a command's results go: standard output, with room for a table in a log too."""
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
