@@ -30,7 +30,7 @@ from bench.texts import REAL, instructions, made
 from lion_ray.config import StudentConfig
 from lion_ray.errors import LionError
 from lion_ray.guard import Guard
-from lion_ray.inference import gpu_build
+from lion_ray.inference import gpu_build, student_type
 from lion_ray.models import resolve_model
 
 MODEL = "bundled:smollm2-135m-instruct"
@@ -68,11 +68,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def native_dtype() -> str:
-    """What this machine multiplies fastest."""
-    if gpu_build():
-        return "float16"
-    cpu = Path("/proc/cpuinfo")
-    return "bfloat16" if cpu.exists() and "amx_bf16" in cpu.read_text() else "float32"
+    """What engines of `dtype: auto` have on this machine."""
+    return student_type("auto")
 
 
 def _positive(text: str) -> int:

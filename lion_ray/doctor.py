@@ -23,6 +23,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from lion_ray.errors import InfrastructureError
+from lion_ray.machine import cores, speeds
 from lion_ray.models import cache_folder, list_models
 
 _GIB = 2**30
@@ -71,6 +73,7 @@ def check() -> list[Check]:
         _gpu(gpus),
         _pip(),
         _cores(),
+        _arithmetic(),
         _memory(),
         _disk("disk for models", cache_folder(), _needed_for_models(), "LION_RAY_CACHE moves it"),
         _disk("disk for runs", Path("runs"), _RUN_DISK, "storage_path moves it"),
@@ -203,9 +206,19 @@ def _gpu(gpus: list[str]) -> Check:
 
 
 def _cores() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ok = cores >= 2
-    return Check("cpu cores", ok, str(cores), "" if ok else "the demo wants 2: it serves, answers and trains at once")
+    found = cores()
+    ok = found >= 2
+    return Check("cpu cores", ok, str(found), "" if ok else "the demo wants 2: it serves, answers and trains at once")
+
+
+def _arithmetic() -> Check:
+    """The type of numbers that `dtype: auto` and `precision: auto` choose on this CPU."""
+    if _version("torch") is None:
+        return Check("arithmetic", None, "not measured: torch is not installed")
+    try:
+        return Check("arithmetic", None, speeds().sentence())
+    except InfrastructureError as error:
+        return Check("arithmetic", False, str(error), _SETUP)
 
 
 def _memory() -> Check:

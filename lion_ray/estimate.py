@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lion_ray.algorithm.prompts import empty_length, is_file, load_template
 from lion_ray.config import EndpointConfig, RunConfig
 from lion_ray.gateway.ledger import cost
 
 CHARACTERS_PER_TOKEN = 4
 FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180}
-"""About what the templates add to a call, in tokens."""
+"""About what the built-in templates add to a call, in tokens."""
 EXPECTED = {"teacher": 160, "referee": 150, "generator": 40, "student": 160}
 """Tokens in a usual answer, about: gpt-3.5-turbo's to Alpaca's instructions, a verdict with reasons, an instruction."""
 
@@ -52,6 +53,23 @@ class Calls:
     """At the endpoint's configured limits; None where none is configured."""
 
 
+def frame_tokens(config: RunConfig, role: str, base_dir: Path) -> int:
+    """About what a role's template adds to a call: measured for one of the user's own, in tokens.
+
+    Raises:
+        ConfigError: the template cannot be used.
+    """
+    section = getattr(config, role)
+    names = (section.hard_prompt, section.easy_prompt) if role == "generator" else (section.prompt,)
+    found = [
+        empty_length(load_template(name, role, base_dir)) // CHARACTERS_PER_TOKEN
+        if is_file(name)
+        else FRAME_TOKENS[role]
+        for name in names
+    ]
+    return sum(found) // len(found)
+
+
 def measure(texts: Sequence[str], model: str, base_dir: Path) -> Lengths:
     """Token lengths of `texts`."""
     counts = _tokens(texts, model, base_dir)
@@ -72,14 +90,16 @@ def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
     return [len(encoding.ids) for encoding in Tokenizer.from_file(str(file)).encode_batch(list(texts))]
 
 
-def calls(config: RunConfig, role: str, count: int, instruction: float, answers: float | None = None) -> Calls:
+def calls(
+    config: RunConfig, base_dir: Path, role: str, count: int, instruction: float, answers: float | None = None
+) -> Calls:
     """`count` calls of a role about instructions of so many tokens in the mean.
 
     `answers`: the tokens of both answers that a referee is shown, where they are known.
     """
     section = getattr(config, role)
     endpoint = config.endpoints[section.endpoint]
-    prompt = prompt_worst = instruction + FRAME_TOKENS[role]
+    prompt = prompt_worst = instruction + frame_tokens(config, role, base_dir)
     worst = section.max_tokens if role != "generator" else _child_limit(config, instruction)
     usual = min(EXPECTED[role], worst)
     if answers is not None:

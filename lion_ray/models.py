@@ -16,6 +16,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -329,3 +330,22 @@ if __name__ == "__main__":
             convert(_entry(name), Path(gguf), Path(out))
         case _:
             raise SystemExit("usage: python -m lion_ray.models convert NAME GGUF FOLDER")
+
+
+def parameters_of(model: str, base_dir: Path | None) -> float | None:
+    """A model's parameters: from its weights on this machine, else as its name says (``-7b``); None for neither."""
+    folder = local_model(model, base_dir=base_dir)
+    if folder is not None:
+        return count_parameters(Path(folder))
+    named = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", model.lower())
+    return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]] if named else None
+
+
+def count_parameters(folder: Path) -> float | None:
+    """Elements in a folder's safetensors, read from their headers; None where there are none."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return float(total) or None

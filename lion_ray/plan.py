@@ -8,9 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +18,12 @@ from rich.table import Table
 
 from lion_ray import estimate
 from lion_ray.algorithm.canaries import Canary, load_canaries
-from lion_ray.config import RunConfig, judges_heldout, splits
+from lion_ray.config import RunConfig, endpoints_in_use, judges_heldout, splits
+from lion_ray.inference import student_type, wants_gpu
 from lion_ray.intake import take_in
+from lion_ray.local_times import LocalTimes, in_words, planned_s
+from lion_ray.machine import resolve_precision
+from lion_ray.models import parameters_of
 from lion_ray.store import RunStore
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -47,6 +49,8 @@ class StagePlan:
     """At most."""
     seconds: float | None = None
     """At the endpoint's configured limits; None where none is configured, or in a batch."""
+    local_s: float | None = None
+    """Seconds on this machine, where it computes the stage itself; None where it does not."""
     student_tokens: int = 0
     """What the student writes, at most."""
     steps: int = 0
@@ -61,10 +65,13 @@ class Plan:
     engine_gib: float | None
     """For the weights on each of an engine's GPUs; the key-value cache takes what is left of its share."""
     notes: list[str]
+    local_s: float | None = None
+    """The whole run on this machine, in seconds; None where it computes nothing itself."""
 
     def to_json(self) -> dict[str, Any]:
         totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
         totals |= {name: total(self.stages, name) for name in ("usd", "usd_worst", "seconds")}
+        totals["local_s"] = self.local_s
         return asdict(self) | {"totals": totals}
 
 
@@ -91,29 +98,31 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     new = config.generation.hard + config.generation.easy
     canaries = load_canaries(config.referee.canaries, config.referee.canary_pairs, base_dir)
 
-    def watched(iteration: int) -> list[StagePlan]:
-        return [_watching(config, iteration, canaries)] if canaries else []
+    planner = _Planner(config, base_dir, LocalTimes.here(config, base_dir))
 
-    stages = [_teacher(config, 0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
+    def watched(iteration: int) -> list[StagePlan]:
+        return [planner.watching(iteration, canaries)] if canaries else []
+
+    stages = [planner.teacher(0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
     if heldout.rows and judges_heldout(config, 0):
         where = "iteration-0/heldout/verdicts"
-        stages += [*watched(0), _judging(config, 0, "judging held-out", where, heldout.rows, heldout.mean)]
+        stages += [*watched(0), planner.judging(0, "judging held-out", where, heldout.rows, heldout.mean)]
     for iteration in range(1, config.iterations + 2):
         folder = f"iteration-{iteration}"
         train = rows if iteration == 1 else new
         cache = rows + new * (iteration - 1)
-        stages.append(_teacher(config, iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
+        stages.append(planner.teacher(iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
         steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
-        stages.append(StagePlan(iteration, "fine-tuning", f"{folder}/checkpoint", train, steps=steps))
+        stages.append(planner.fit(iteration, f"{folder}/checkpoint", train, steps, pool.mean))
         measures = bool(heldout.rows) and judges_heldout(config, iteration)
         if splits(config, iteration) or measures:
             stages += watched(iteration)
         if splits(config, iteration):
-            stages.append(_judging(config, iteration, "judging the Cache Pool", f"{folder}/verdicts", cache, pool.mean))
-            stages.append(_generating(config, iteration, new, pool.mean))
+            stages.append(planner.judging(iteration, "judging the Cache Pool", f"{folder}/verdicts", cache, pool.mean))
+            stages.append(planner.generating(iteration, new, pool.mean))
         if measures:
             where = f"{folder}/heldout/verdicts"
-            stages.append(_judging(config, iteration, "judging held-out", where, heldout.rows, heldout.mean))
+            stages.append(planner.judging(iteration, "judging held-out", where, heldout.rows, heldout.mean))
     notes.append(
         f"generating is counted at one request a row; where candidates are rejected it may take up to "
         f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are "
@@ -131,25 +140,40 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         )
     if total(stages, "usd") is None:
         notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
-    if total(stages, "seconds") is None:
+    if total(stages, "seconds") is None and any(
+        config.endpoints[one].serve is None for one in endpoints_in_use(config)
+    ):
         notes.append("no endpoint has limits configured, so its time is not planned: see endpoints.NAME.limits")
-    parameters = _parameters(config.student.model, base_dir)
+    local_s = planned_s(stages)
+    if local_s is not None:
+        notes.append(
+            f"{in_words(local_s)} on this machine, by its measured speed and usual lengths of answers: what it "
+            "computes itself, start-up included; the run corrects this as it goes"
+        )
+    parameters = parameters_of(config.student.model, base_dir)
     if parameters is None:
         notes.append(f"{config.student.model} is not on this machine and its name tells no size: memory is not planned")
-        return Plan(stages, None, None, notes)
+        return Plan(stages, None, None, notes, local_s)
     notes.append(f"the student has about {parameters / 1e9:.2g} billion parameters")
-    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes)
+    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes, local_s)
+
+
+def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
+    """How much of a stage is committed, from 0 to 1: parts that are there count."""
+    folder = store.stage(stage.folder)
+    if folder.manifest() is not None:
+        return 1.0
+    parts = max(1, -(-stage.rows // config.rows_per_shard(stage.rows)))
+    return min(1.0, len(folder.part_indexes()) / parts)
 
 
 def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float | None, float | None]:
     """What a run's uncommitted stages will cost, in US dollars: about, and at most. Parts that are there count."""
     usual = worst = None
     for stage in plan.stages:
-        folder = store.stage(stage.folder)
-        if stage.usd is None or stage.usd_worst is None or folder.manifest() is not None:
+        if stage.usd is None or stage.usd_worst is None:
             continue
-        parts = max(1, -(-stage.rows // config.rows_per_shard(stage.rows)))
-        share = 1 - min(1.0, len(folder.part_indexes()) / parts)
+        share = 1 - share_done(stage, store, config)
         usual, worst = (usual or 0.0) + share * stage.usd, (worst or 0.0) + share * stage.usd_worst
     return usual, worst
 
@@ -164,19 +188,52 @@ def _measure(config: RunConfig, base_dir: Path) -> tuple[estimate.Lengths, estim
     return first, second
 
 
-def _teacher(config: RunConfig, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-    return _priced(StagePlan(iteration, stage, folder, rows), estimate.calls(config, "teacher", rows, mean))
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Plans single stages of one configuration."""
 
+    config: RunConfig
+    base_dir: Path
+    local: LocalTimes | None
+    """None where the run does not go to this machine."""
 
-def _judging(config: RunConfig, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-    plan = StagePlan(iteration, stage, folder, rows, student_tokens=rows * config.student.max_tokens)
-    return _priced(plan, estimate.calls(config, "referee", 2 * rows, mean))
+    def teacher(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+        return self._called(StagePlan(iteration, stage, folder, rows), "teacher", rows, mean)
 
+    def fit(self, iteration: int, folder: str, rows: int, steps: int, mean: float) -> StagePlan:
+        seconds = self.local.fit(rows, mean) if self.local else None
+        return StagePlan(iteration, "fine-tuning", folder, rows, steps=steps, local_s=seconds)
 
-def _watching(config: RunConfig, iteration: int, canaries: Sequence[Canary]) -> StagePlan:
-    tokens = [sum(map(len, part)) / estimate.CHARACTERS_PER_TOKEN / len(canaries) for part in _parts(canaries)]
-    plan = StagePlan(iteration, "watching the judge", f"iteration-{iteration}/canaries", len(canaries))
-    return _priced(plan, estimate.calls(config, "referee", 2 * len(canaries), tokens[0], tokens[1]))
+    def judging(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+        plan = StagePlan(iteration, stage, folder, rows, student_tokens=rows * self.config.student.max_tokens)
+        if self.local is not None:
+            plan = replace(plan, local_s=self.local.student(rows))
+        return self._called(plan, "referee", 2 * rows, mean)
+
+    def watching(self, iteration: int, canaries: Sequence[Canary]) -> StagePlan:
+        tokens = [sum(map(len, part)) / estimate.CHARACTERS_PER_TOKEN / len(canaries) for part in _parts(canaries)]
+        plan = StagePlan(iteration, "watching the judge", f"iteration-{iteration}/canaries", len(canaries))
+        return self._called(plan, "referee", 2 * len(canaries), tokens[0], tokens[1])
+
+    def generating(self, iteration: int, rows: int, mean: float) -> StagePlan:
+        plan = self._called(StagePlan(iteration, "generating", f"pool-{iteration}", rows), "generator", rows, mean)
+        attempts = self.config.generation.max_attempts
+        return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
+
+    def _called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
+        """A stage with a role's calls: tokens, money and time are added to what it has."""
+        found = estimate.calls(self.config, self.base_dir, role, count, mean, answers)
+        seconds = [plan.local_s, self.local.calls(role, found) if self.local else None]
+        return replace(
+            plan,
+            calls=found.calls,
+            prompt_tokens=found.prompt,
+            completion_tokens=found.completion_worst,
+            usd=found.usd,
+            usd_worst=found.usd_worst,
+            seconds=found.seconds,
+            local_s=None if seconds == [None, None] else sum(one or 0.0 for one in seconds),
+        )
 
 
 def _parts(canaries: Sequence[Canary]) -> tuple[list[str], list[str]]:
@@ -184,58 +241,18 @@ def _parts(canaries: Sequence[Canary]) -> tuple[list[str], list[str]]:
     return [one.instruction for one in canaries], [one.good + one.poor for one in canaries]
 
 
-def _generating(config: RunConfig, iteration: int, rows: int, mean: float) -> StagePlan:
-    plan = _priced(
-        StagePlan(iteration, "generating", f"pool-{iteration}", rows), estimate.calls(config, "generator", rows, mean)
-    )
-    attempts = config.generation.max_attempts
-    return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
-
-
-def _priced(plan: StagePlan, found: estimate.Calls) -> StagePlan:
-    return replace(
-        plan,
-        calls=found.calls,
-        prompt_tokens=found.prompt,
-        completion_tokens=found.completion_worst,
-        usd=found.usd,
-        usd_worst=found.usd_worst,
-        seconds=found.seconds,
-    )
-
-
-def _parameters(model: str, base_dir: Path) -> float | None:
-    """A model's parameters: from its weights on this machine, else as its name says (``-7b``)."""
-    from lion_ray.models import local_model
-
-    folder = local_model(model, base_dir=base_dir)
-    if folder is not None:
-        return _from_weights(folder)
-    named = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", model.lower())
-    return float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]] if named else None
-
-
-def _from_weights(folder: Path) -> float | None:
-    """Elements in a folder's safetensors, read from their headers."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return float(total) or None
-
-
 def _training_gib(config: RunConfig, parameters: float) -> float:
     imitation = config.imitation
     share = imitation.workers if imitation.sharding == "full" else 1
     # float32 weights, gradients and AdamW's two moments; with adapters only the weights, which stay frozen.
     state = parameters * (4 if imitation.lora else 16) / share
-    gathered = 0.05 * parameters * (2 if imitation.precision == "bf16" else 4)
+    half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
+    gathered = 0.05 * parameters * (2 if half else 4)
     return round((state + gathered) / GIB, 1)
 
 
 def _engine_gib(config: RunConfig, parameters: float) -> float:
-    return round(parameters * BYTES[config.student.dtype] / config.student.tensor_parallel_size / GIB, 1)
+    return round(parameters * BYTES[student_type(config.student.dtype)] / config.student.tensor_parallel_size / GIB, 1)
 
 
 def plan_table(plan: Plan) -> Table:
@@ -252,21 +269,24 @@ def plan_table(plan: Plan) -> Table:
     headings = ("rows", "calls", "prompt tokens (about)", "completion tokens (at most)")
     priced = any(stage.usd is not None for stage in plan.stages)
     timed = any(stage.seconds is not None for stage in plan.stages)
+    here = any(stage.local_s is not None for stage in plan.stages)
     more = (["about $", "at most $"] if priced else []) + (["minutes at its limits"] if timed else [])
+    more += ["minutes here (about)"] if here else []
     for heading in (*headings, "student tokens (at most)", "steps", *more):
         table.add_column(heading, justify="right")
 
-    def money(usd: float | None, worst: float | None, seconds: float | None) -> list[str]:
+    def money(usd: float | None, worst: float | None, seconds: float | None, local: float | None) -> list[str]:
         cells = [_amount(usd), _amount(worst)] if priced else []
-        return cells + ([_amount(None if seconds is None else seconds / 60, 1)] if timed else [])
+        times = ([seconds] if timed else []) + ([local] if here else [])
+        return cells + [_amount(None if one is None else one / 60, 1) for one in times]
 
     for s in plan.stages:
         numbers = (s.rows, s.calls, s.prompt_tokens, s.completion_tokens, s.student_tokens, s.steps)
         cells = [f"{n:,}" if n else "–" for n in numbers]
-        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds))
+        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds, s.local_s))
     totals = plan.to_json()["totals"]
     table.add_section()
-    sums = money(totals["usd"], totals["usd_worst"], totals["seconds"])
+    sums = money(totals["usd"], totals["usd_worst"], totals["seconds"], totals["local_s"])
     table.add_row("", "together", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
     return table
 

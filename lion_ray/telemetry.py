@@ -102,6 +102,8 @@ class Progress:
         self._last_line = 0.0
         self._last_meter = time.time()
         self.metered = ""
+        self.left = ""
+        """How long the run will still take, in words; empty where nobody knows."""
         self._waits: list[Callable[[], bool]] = []
         self.ended_in = ""
         """The stage that an error ended, and how far it was."""
@@ -126,6 +128,7 @@ class Progress:
 
     def meter(self, text: str) -> None:
         """What is true now, in one line: under the bars in a terminal, now and then in a log."""
+        text = f"{text} · {self.left} left" if self.left else text
         self.metered = text
         if self._bars:
             self._bars.meter = text

@@ -138,7 +138,8 @@ class Crew:
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
 
     async def moves(self) -> int:
-        """A number that changes whenever a call ends, and all the time while a Batch API has calls."""
+        """A number that changes whenever a call ends or a server of the run's own computes a token, and all the time
+        while a Batch API has calls."""
         moved = 0
         for _, proxy in self._each_proxy():
             try:
@@ -146,6 +147,7 @@ class Crew:
             except (TimeoutError, ray.exceptions.RayError):
                 continue  # whether it answers is asked elsewhere
             moved += stats.ended + (time.monotonic_ns() if stats.in_batches else 0)
+            moved += stats.served.tokens if stats.served else 0
         return moved
 
     def teacher(self, shard: int) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,16 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.sender import DOWN
-from lion_ray.gateway.stats import Event, Stats
+from lion_ray.gateway.stats import Event, ServedStats, Stats
 from lion_ray.gateway.tuning import collect_seldom
 from lion_ray.gateway.wire import UNREACHABLE
 from lion_ray.inference.server import ModelServer
-from lion_ray.models import resolve_model
+from lion_ray.inference.server_metrics import ServerRates
+from lion_ray.quantize import served_folder
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
 
 METRICS_S = 2.0
+OWN_SERVER_TIMEOUT_S = 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class TeacherProxy(Watched):
         self._template = load_template(settings.teacher.prompt, "teacher", settings.base_dir)
         self._metrics = EndpointMetrics(settings.endpoint, settings.name)
         self._server: ModelServer | None = None
+        self._served: ServedStats | None = None
         self._journal: Journal | None = None
         self._opening: asyncio.Task[Client] | None = None
         self._meter: asyncio.Task[None] | None = None
@@ -100,15 +103,13 @@ class TeacherProxy(Watched):
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
         if settings.config.serve is not None:
-            model = await asyncio.to_thread(
-                resolve_model, settings.config.serve.model, base_dir=settings.base_dir, progress=print
-            )
+            model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, print)
             self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
             base_url = await self._server.start(say=print)
         collect_seldom()
         client = Client(
             settings.endpoint,
-            settings.config,
+            own_server(settings.config) if settings.config.serve else settings.config,
             self._journal,
             run=settings.run,
             base_url=base_url,
@@ -137,7 +138,10 @@ class TeacherProxy(Watched):
         (await self._client()).pause(seconds)
 
     async def _keep_showing(self, client: Client) -> None:
+        rates = ServerRates()
         while True:
+            if self._server is not None and (counts := await self._server.counts()) is not None:
+                self._served = rates.add(time.monotonic(), counts)
             self._metrics.show(client.stats)
             await asyncio.sleep(METRICS_S)
 
@@ -204,7 +208,7 @@ class TeacherProxy(Watched):
 
     async def stats(self) -> Stats:
         """Counts since this proxy started, and what it is doing now."""
-        return (await self._client()).stats
+        return replace((await self._client()).stats, served=self._served)
 
     async def close(self) -> None:
         """Let the calls that are out come home and be journaled, close the journal, stop the server."""
@@ -221,6 +225,14 @@ class TeacherProxy(Watched):
             await asyncio.to_thread(self._server.stop)
         if self._journal is not None:
             await self._journal.close()
+
+
+def own_server(config: EndpointConfig) -> EndpointConfig:
+    """The settings of an endpoint whose server is the run's own: nobody asks again for what it is still writing.
+
+    On a slow CPU an answer may take longer than any API's would; whether the server works is seen from its metrics.
+    """
+    return config.model_copy(update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S)})
 
 
 async def _ask(method: Any, proxy: str, *arguments: float) -> Any:

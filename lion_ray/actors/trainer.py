@@ -9,7 +9,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 import threading
@@ -32,7 +31,8 @@ from lion_ray.actors.resources import group_waits, scarce
 from lion_ray.actors.student import ModelRef
 from lion_ray.algorithm.pools import train_pool
 from lion_ray.errors import LionError, TrainingError, as_raised
-from lion_ray.inference import gpu_build, wants_gpu
+from lion_ray.inference import gpu_build, student_type, wants_gpu
+from lion_ray.machine import cores
 from lion_ray.records import OK
 from lion_ray.store import RunStore
 
@@ -73,7 +73,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         "prompt": run.config.student.prompt,
         "serve_dtype": run.config.student.dtype,
         "seed": run.config.seed + iteration,
-        "threads": max(1, (os.cpu_count() or 1) // config.workers),
+        "workers": config.workers,
     }
     if (previous := run.store.stage(f"iteration-{iteration - 1}/checkpoint").manifest()) is not None:
         job["heldout_before"] = previous["heldout_loss_after"]
@@ -166,7 +166,7 @@ def _worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
     if not torch.cuda.is_available():
-        torch.set_num_threads(job["threads"])
+        torch.set_num_threads(max(1, cores() // job["workers"]))
     # Beside its final place where that is a local folder, so that adopting it is one rename.
     output = Path(store.path(job["target"])) if store.is_local else Path(tempfile.mkdtemp()) / "model"
     spec = TrainSpec.of(
@@ -176,7 +176,7 @@ def _worker(job: dict[str, Any]) -> None:
         prompt=job["prompt"],
         base_dir=str(job["base_dir"]),
         seed=job["seed"],
-        serve_dtype=job["serve_dtype"],
+        serve_dtype=student_type(job["serve_dtype"]),
         canary_prompts=CANARY_PROMPTS,
         canary_tokens=CANARY_TOKENS,
     )

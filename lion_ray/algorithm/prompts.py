@@ -89,12 +89,27 @@ class Template:
         return _SCHEMAS[self.json_schema] if self.json_schema else None
 
 
+def is_file(name_or_path: str) -> bool:
+    """Whether a template's name is a file of the user's and not a built-in."""
+    return name_or_path.lower().endswith((".yaml", ".yml"))
+
+
+def empty_length(template: Template) -> int:
+    """Characters of a template's messages with nothing filled in."""
+    messages = _render(template, dict.fromkeys(_REQUIRED[template.kind], ""), **_flags(template))
+    return sum(len(message["content"]) for message in messages)
+
+
+def _flags(template: Template) -> dict[str, bool]:
+    return {"as_json": False} if template.kind == "referee" else {}
+
+
 def load_template(name_or_path: str, kind: str, base_dir: Path | None = None) -> Template:
     """The built-in or the user's template (a name that ends in .yaml or .yml, relative to `base_dir`).
 
     Raises ConfigError, in one line, where it is unknown, cannot be read, or could not be rendered.
     """
-    if name_or_path.lower().endswith((".yaml", ".yml")):
+    if is_file(name_or_path):
         where = f"template {name_or_path}"
         try:
             text = (base_dir or Path()).joinpath(name_or_path).read_text(encoding="utf-8")

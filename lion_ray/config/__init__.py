@@ -34,7 +34,7 @@ from lion_ray.config.run import (
     models_in_use,
     splits,
 )
-from lion_ray.config.section import Dtype, Section, operational
+from lion_ray.config.section import Dtype, NumberType, Precision, Section, operational
 
 __all__ = [
     "MANY_SHARDS",
@@ -51,7 +51,9 @@ __all__ = [
     "ImitationConfig",
     "LimitsConfig",
     "LoraConfig",
+    "NumberType",
     "PlateauConfig",
+    "Precision",
     "PricesConfig",
     "RefereeConfig",
     "RunConfig",

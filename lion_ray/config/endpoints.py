@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from lion_ray.config.section import Dtype, Section, operational
+from lion_ray.config.section import Dtype, Section, by_machine, operational
 
 
 class ServeConfig(Section):
@@ -14,20 +14,22 @@ class ServeConfig(Section):
 
     model: str
     """The model to serve: a folder, a hub name, or bundled:NAME."""
-    dtype: Dtype = "bfloat16"
-    """The weights' type in the server."""
+    dtype: Dtype = by_machine()
+    """The weights' type in the server; auto: bfloat16 on a GPU, on a CPU the type that it computes fastest."""
+    quantization: Literal["int8"] | None = None
+    """int8: round the weights once to 8 bits, several times faster and smaller on a CPU; null: as they are."""
     max_model_len: int = operational(4096, ge=64)
     """The longest prompt plus answer, in tokens."""
-    max_num_seqs: int = operational(64, ge=1)
-    """How many requests run at once in the server."""
+    max_num_seqs: int | None = operational(None, ge=1)
+    """How many requests run at once in the server; null: 64 on a GPU, on a CPU so many that answers come steadily."""
     kv_cache_gib: float = operational(2.0, gt=0)
     """Memory for the key-value cache on a CPU, in GiB."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
     """Share of a GPU's memory the server may take."""
     num_gpus: int = operational(0, ge=0)
     """GPUs for the server; 0 runs it on the CPU."""
-    enforce_eager: bool = operational(False)
-    """Skip compilation: starts sooner, answers slower."""
+    enforce_eager: bool | None = operational(None)
+    """Skip compilation: starts sooner, answers slower; null: on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
     """How long the server may take to answer its first request, in seconds."""
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lion_ray.config import RunConfig, Section
+from lion_ray.config.section import AUTO
 
 KeyPath = tuple[str, ...]
 
@@ -40,7 +41,8 @@ class KeyDoc(NamedTuple):
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Dotted keys that make two dumped configurations (`RunConfig.model_dump`) different runs.
 
-    Operational fields may differ. A key that one dump lacks (an older version's) counts as its default.
+    Operational fields may differ, and so may a choice that one of them leaves to the machine (`by_machine`). A key
+    that one dump lacks (an older version's) counts as its default.
     """
     return list(_differences(RunConfig, a, b, ()))
 
@@ -125,7 +127,7 @@ def _differences(section: type[Section], a: Mapping[str, Any], b: Mapping[str, A
         below, named = section_of(info.annotation)
         one, other = (_plain_value(dump[name]) if name in dump else _plain_default(info) for dump in (a, b))
         if below is None or not isinstance(one, dict) or not isinstance(other, dict):
-            if one != other:
+            if one != other and not (isinstance(extra, dict) and extra.get("by_machine") and AUTO in (one, other)):
                 yield ".".join(here)
         elif not named:
             yield from _differences(below, one, other, here)

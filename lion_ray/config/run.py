@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from lion_ray.config.endpoints import EndpointConfig
 from lion_ray.config.referee import RefereeConfig
-from lion_ray.config.section import Dtype, Mode, Section, operational
+from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
 
 SHARD_ROWS, MAX_SHARD_ROWS, MANY_SHARDS = 64, 512, 256
 """Where `shard_rows` is not given: rows of a shard in a small pool, in a vast one, and the shards that are many."""
@@ -87,8 +87,8 @@ class StudentConfig(Section):
     """Nucleus sampling's mass."""
     max_tokens: int = Field(1024, ge=1)
     """The longest answer, in the student's tokens."""
-    dtype: Dtype = "float16"
-    """The weights' type in the engines; the checkpoint itself is float32."""
+    dtype: Dtype = by_machine()
+    """The engines' weights (checkpoints are float32); auto: float16 on a GPU, on a CPU the type it computes fastest."""
     max_model_len: int = Field(2048, ge=16)
     """The longest prompt plus answer, in tokens; a prompt that leaves no room is quarantined."""
     min_engines: int = operational(1, ge=0)
@@ -109,8 +109,8 @@ class StudentConfig(Section):
     """Share of a GPU's memory an engine may take."""
     kv_cache_gib: float = operational(1.0, gt=0)
     """Memory for an engine's key-value cache on a CPU, in GiB."""
-    enforce_eager: bool = operational(False)
-    """Skip compilation: starts sooner, answers slower."""
+    enforce_eager: bool | None = operational(None)
+    """Skip compilation: starts sooner, answers slower; null: on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
     """How long an engine may take to start once it has its resources, in seconds."""
 
@@ -158,8 +158,8 @@ class ImitationConfig(Section):
     """The longest prompt plus answer, in tokens, and the length of a packed row."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the forward and backward pass; the weights themselves are always float32."""
+    precision: Precision = by_machine()
+    """Arithmetic of forward and backward pass (auto: bf16 on a GPU, on a CPU what is faster); weights are float32."""
     truncated: Literal["drop", "keep"] = "drop"
     """An answer that was cut off is dropped, or trained on without an end-of-sequence token."""
     lora: LoraConfig | None = None

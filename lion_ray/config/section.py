@@ -6,13 +6,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+AUTO: Literal["auto"] = "auto"
+NumberType = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+"""A type of numbers, or `auto`: on a CPU the one that it computes fastest (`machine`), on a GPU the field's own."""
+Precision = Literal["auto", "bf16", "fp32"]
 Mode = Literal["live", "batch"]
 
 
 def operational(default: Any = ..., **constraints: Any) -> Any:
     """A field that may differ between the attempts of one run."""
     return Field(default, json_schema_extra={"operational": True}, **constraints)
+
+
+def by_machine() -> Any:
+    """A field that is `auto` unless the user says otherwise: attempts on different machines are still one run."""
+    return Field(AUTO, json_schema_extra={"by_machine": True})
 
 
 class Section(BaseModel):

@@ -116,10 +116,9 @@ class Asked:
         serve = self.config.serve
         if serve is None:
             return None
-        from lion_ray.models import resolve_model
+        from lion_ray.quantize import served_folder
 
-        say = self._progress.say
-        model = await asyncio.to_thread(resolve_model, serve.model, base_dir=self._base_dir, progress=say)
+        model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
         return ModelServer(serve, str(model), self.config.model)
 
 

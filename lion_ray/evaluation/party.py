@@ -27,7 +27,8 @@ from lion_ray.checkpoints import Student, described_run, find_run, find_student
 from lion_ray.config import Dtype, EndpointConfig, RunConfig, ServeConfig
 from lion_ray.errors import ConfigError, ModelError
 from lion_ray.gateway.calls import Message
-from lion_ray.inference import gpu_build
+from lion_ray.inference import gpu_build, student_type
+from lion_ray.inference.server import MOST_AT_ONCE
 from lion_ray.models import BUNDLED, resolve_model
 from lion_ray.store import RunStore
 
@@ -234,14 +235,13 @@ def _student(store: RunStore, iteration: int | None, say: Callable[[str], None])
 
 def _model(named: str, wishes: Wishes, say: Callable[[str], None]) -> Party:
     folder = resolve_model(named, base_dir=None, progress=say)
-    # On a CPU nothing is won by rounding the weights.
-    dtype: Dtype = wishes.dtype or ("float16" if gpu_build() else "float32")
     config = ServeConfig(
         model=str(folder),
-        dtype=dtype,
+        dtype=student_type(wishes.dtype or "auto"),
         max_model_len=min(MAX_MODEL_LEN, _longest(folder)),
         num_gpus=1 if gpu_build() else 0,
         enforce_eager=True,
+        max_num_seqs=MOST_AT_ONCE,
     )
     prompt = wishes.prompt or _frame_of(folder)
     if prompt == "chat" and _frame_of(folder) != "chat":
@@ -256,7 +256,7 @@ def _serve(name: str, config: ServeConfig, prompt: str, base_dir: Path, say: Cal
     frame = frame_template(config.model, prompt, base_dir) or prompt
     say(f"{name}: reading its files, to know its answers again by them")
     model = f"{name}-{fingerprint(Path(config.model), config.dtype, frame)}"
-    endpoint = EndpointConfig(model=model, api_key_env=None, max_concurrency=config.max_num_seqs)
+    endpoint = EndpointConfig(model=model, api_key_env=None, max_concurrency=config.max_num_seqs or MOST_AT_ONCE)
     served = Served(config, prompt, base_dir)
     return Party(name, endpoint=name, config=endpoint, base_dir=base_dir, served=served)
 

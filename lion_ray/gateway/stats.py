@@ -13,6 +13,24 @@ from typing import Literal
 LATENCIES_KEPT = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class ServedStats:
+    """What a server that the run started itself is doing, by its own account (`inference.server_metrics`)."""
+
+    read_per_s: float
+    """Prompt tokens per second, those in its prefix cache left out."""
+    written_per_s: float
+    """Answers' tokens per second."""
+    tokens: int
+    """Read and written since it started: grows while an answer is being written."""
+    finished: int
+    """Answers since it started."""
+    running: int
+    """Answers being written now."""
+    queued: int
+    """Requests that wait in the server."""
+
+
 @dataclass(slots=True)
 class Stats:
     """Counts since a client was made, and what it is doing now."""
@@ -50,6 +68,8 @@ class Stats:
     latency_p50_s: float | None = None
     """The median of the last answers' seconds."""
     latency_p95_s: float | None = None
+    served: ServedStats | None = None
+    """Where the run started the endpoint's server itself."""
 
     @property
     def ended(self) -> int:
@@ -99,6 +119,9 @@ def meter_line(endpoints: Mapping[str, Sequence[Stats]], spent: float, cap: floa
 
 
 def _endpoint(name: str, proxies: Sequence[Stats]) -> str:
+    if served := [stats.served for stats in proxies if stats.served is not None]:
+        down = max(stats.down_s for stats in proxies)
+        return f"{name}: {'; '.join(map(_served, served))}" + (f", DOWN for {down:.0f} s, probing" if down else "")
     sent = sum(stats.sent_per_minute for stats in proxies)
     allowed = [stats.allowed_per_minute for stats in proxies if stats.allowed_per_minute is not None]
     of = f" of {sum(allowed):,.0f}" if allowed else ""
@@ -118,3 +141,16 @@ def _endpoint(name: str, proxies: Sequence[Stats]) -> str:
     if down := max(stats.down_s for stats in proxies):
         words.append(f"DOWN for {down:.0f} s, probing")
     return f"{name}: {', '.join(words)}"
+
+
+def _served(stats: ServedStats) -> str:
+    """A server's own line: on a slow machine an answer takes minutes, and its tokens show that it comes."""
+    words = [
+        f"reads {stats.read_per_s:,.0f} and writes {stats.written_per_s:,.0f} tokens/s",
+        f"{stats.finished:,} answers finished",
+    ]
+    if stats.running:
+        words.append(f"{stats.running:,} under way")
+    if stats.queued:
+        words.append(f"{stats.queued:,} waiting")
+    return ", ".join(words)

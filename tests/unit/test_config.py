@@ -55,7 +55,7 @@ def test_reference_says_type_range_and_default() -> None:
     docs = {doc.key: doc for doc in describe()}
     assert docs["run_name"].default == "required"
     assert docs["data.limit"][1:3] == ("a whole number at least 1 or null", "null")
-    assert docs["imitation.precision"][1:3] == ("one of bf16, fp32", "bf16")
+    assert docs["imitation.precision"][1:3] == ("one of auto, bf16, fp32", "auto")
     assert docs["endpoints.NAME.json_schema"][1:3] == ("true or false", "false")
     assert docs["teacher.temperature"].type == "a number at least 0 and at most 2"
 
@@ -146,7 +146,7 @@ def test_anchors_and_merges(config_path: Path) -> None:
         ("teacher:", "FILE:9: teacher: given nothing (null); wanted a section"),
         (
             "imitation:\n  precision: bf17",
-            'FILE:10: imitation.precision: given the text "bf17"; wanted one of bf16, fp32; did you mean bf16?',
+            'FILE:10: imitation.precision: given the text "bf17"; wanted one of auto, bf16, fp32; did you mean bf16?',
         ),
         (
             "teacher:\n  temperature: 3",
@@ -280,13 +280,20 @@ def test_differences_ignore_operational_fields(config_path: Path) -> None:
     ],
 )
 def test_differences_name_what_makes_another_run(config_path: Path, overrides: list[str], expected: list[str]) -> None:
-    one, other = dumped(config_path), dumped(config_path, *overrides)
+    one, other = dumped(config_path, "student.dtype=float16"), dumped(config_path, "student.dtype=float16", *overrides)
     assert differences(one, other) == expected
     assert differences(other, one) == expected
 
 
+@pytest.mark.parametrize("key", ["student.dtype=float16", "imitation.precision=bf16"])
+def test_what_is_left_to_the_machine_makes_no_other_run(config_path: Path, key: str) -> None:
+    left, chosen = dumped(config_path), dumped(config_path, key)
+    assert differences(left, chosen) == []
+    assert differences(chosen, left) == [], "a run of before, whose default was this type, goes on"
+
+
 def test_differences_inside_optional_sections(config_path: Path) -> None:
-    serve = ["endpoints.default.serve.model=x", "imitation.lora.target_modules=[a]"]
+    serve = ["endpoints.default.serve={model: x, dtype: bfloat16}", "imitation.lora.target_modules=[a]"]
     one = dumped(config_path, *serve)
     changed = [*serve, "endpoints.default.serve.dtype=float32", "imitation.lora.rank=4"]
     keys = ["endpoints.default.serve.dtype", "imitation.lora.rank"]
