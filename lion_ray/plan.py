@@ -20,8 +20,9 @@ from rich.table import Table
 
 from lion_ray import estimate
 from lion_ray.algorithm.canaries import Canary, load_canaries
-from lion_ray.config import RunConfig, judges_heldout, splits
-from lion_ray.intake import take_in
+from lion_ray.checks import heldout_problems
+from lion_ray.config import RunConfig, check_name, judges_heldout, splits
+from lion_ray.intake import Intake, take_in
 from lion_ray.store import RunStore
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -80,7 +81,8 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     Raises:
         DataError: the pool cannot be read.
     """
-    pool, heldout = _measure(config, base_dir)
+    taken = take_in(config.data, base_dir, config.seed)
+    pool, heldout = _measure(config, base_dir, taken)
     rows = pool.rows
     notes = [
         f"{rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
@@ -95,6 +97,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         return [_watching(config, iteration, canaries)] if canaries else []
 
     stages = [_teacher(config, 0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
+    stages += _answering(config, 0, heldout.rows)
     if heldout.rows and judges_heldout(config, 0):
         where = "iteration-0/heldout/verdicts"
         stages += [*watched(0), _judging(config, 0, "judging held-out", where, heldout.rows, heldout.mean)]
@@ -105,6 +108,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         stages.append(_teacher(config, iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
         steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
         stages.append(StagePlan(iteration, "fine-tuning", f"{folder}/checkpoint", train, steps=steps))
+        stages += _answering(config, iteration, heldout.rows)
         measures = bool(heldout.rows) and judges_heldout(config, iteration)
         if splits(config, iteration) or measures:
             stages += watched(iteration)
@@ -124,6 +128,10 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
             "second_order: near_threshold spares up to half of the calls that judge the Cache Pool; how many is not "
             "known before, so all are planned"
         )
+    if config.evaluation.checks:
+        names = ", ".join(map(check_name, config.evaluation.checks))
+        notes.append(f"the checks ({names}) score every held-out answer, the teacher's too, and cost nothing")
+        notes += heldout_problems(config, base_dir, taken.heldout)
     if (plateau := config.stop.plateau) is not None:
         notes.append(
             f"the run ends early where the student has not gained {plateau.min_gain:g} on held-out in "
@@ -154,9 +162,8 @@ def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float 
     return usual, worst
 
 
-def _measure(config: RunConfig, base_dir: Path) -> tuple[estimate.Lengths, estimate.Lengths]:
+def _measure(config: RunConfig, base_dir: Path, taken: Intake) -> tuple[estimate.Lengths, estimate.Lengths]:
     """The lengths of what is trained on, and of what is held out."""
-    taken = take_in(config.data, base_dir, config.seed)
     first, second = (
         estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
         for table in (taken.pool, taken.heldout)
@@ -168,8 +175,18 @@ def _teacher(config: RunConfig, iteration: int, stage: str, folder: str, rows: i
     return _priced(StagePlan(iteration, stage, folder, rows), estimate.calls(config, "teacher", rows, mean))
 
 
+def _answering(config: RunConfig, iteration: int, rows: int) -> list[StagePlan]:
+    """The student's held-out answers for the checks; what is judged as well is judged on the same answers."""
+    if not rows or not config.evaluation.checks:
+        return []
+    where, tokens = f"iteration-{iteration}/heldout/student", rows * config.student.max_tokens
+    return [StagePlan(iteration, "student answers held-out", where, rows, student_tokens=tokens)]
+
+
 def _judging(config: RunConfig, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-    plan = StagePlan(iteration, stage, folder, rows, student_tokens=rows * config.student.max_tokens)
+    answered = "heldout" in folder and bool(config.evaluation.checks)
+    tokens = 0 if answered else rows * config.student.max_tokens
+    plan = StagePlan(iteration, stage, folder, rows, student_tokens=tokens)
     return _priced(plan, estimate.calls(config, "referee", 2 * rows, mean))
 
 

@@ -81,8 +81,8 @@ def describe(
 
     Returns:
         ``mean`` and ``by_check`` (a figure each), ``gain`` and ``gain_over_base`` (differences of means), ``teacher``
-        (the teacher's own mean) and ``share_of_teacher`` (the ratio of the means). A figure is ``{value, low, high, n}``,
-        or None where it was not measured.
+        (the teacher's own mean) and ``share_of_teacher`` (the ratio of the means). A figure is
+        ``{value, low, high, n}``, or None where it was not measured.
     """
     scores = row_scores(rows)
     reference = None if teacher is None else row_scores(teacher)
