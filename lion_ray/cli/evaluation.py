@@ -107,9 +107,8 @@ def evaluate(
             return
         if (checked := _check_plan(suite, party, limit, budget, temperature, max_tokens, reference, judge)) is not None:
             if reference or judge or questions or data:
-                raise ConfigError(
-                    f"--suite {suite} is scored by checks; it takes neither --questions, --data, --reference nor --judge"
-                )
+                others = "--questions, --data, --reference nor --judge"
+                raise ConfigError(f"--suite {suite} is scored by checks; it takes neither {others}")
             from lion_ray.evaluation.checked import check_suite
 
             _show_checked(done(check_suite(checked, place, progress)), as_json)

@@ -141,7 +141,7 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
         answers = table((_answer(*one) for one in zip(questions, said, strict=True)), ANSWER)
         checked = checked_rows(plan.checks, rows, answers)
         figures = describe(checked, plan.names, seed=SEED)
-        result = {
+        result: dict[str, Any] = {
             "suite": plan.suite,
             "target": target_name(plan.target),
             "made_at": made_at(),
