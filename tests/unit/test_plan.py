@@ -134,7 +134,8 @@ def test_the_students_held_out_answers_for_the_checks_are_planned(tmp_path: Path
 def test_held_out_rows_that_no_check_can_score(tmp_path: Path) -> None:
     config = configured(tmp_path).model_dump(mode="json")
     (tmp_path / "held.jsonl").write_text(
-        '{"instruction": "One?", "reference": "1"}\n\n{"instruction": "Two?"}\n{"instruction": "Three?", "reference": " "}\n'
+        '{"instruction": "One?", "reference": "1"}\n\n{"instruction": "Two?"}\n'
+        '{"instruction": "Three?", "reference": " "}\n'
     )
     config |= {"data": {"pool": "pool.jsonl", "heldout": "held.jsonl"}}
     checked = RunConfig.model_validate(config | {"evaluation": {"checks": [{"type": "json"}, {"type": "exact"}]}})
