@@ -159,7 +159,7 @@ class SuiteConfig(Section):
 
     rows: str
     """The instructions with their references: a file like the pool's, relative to this one, or hf:NAME[:SPLIT]."""
-    checks: tuple[CheckConfig, ...] = Field(min_length=1)
+    checks: tuple[CheckConfig, ...]
     """Score every answer by these; see docs/evaluation.md."""
     temperature: float | None = Field(None, ge=0, le=2)
     """Sampling temperature; null: the target's own."""
@@ -170,6 +170,8 @@ class SuiteConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> SuiteConfig:
+        if not self.checks:  # by a length of its field, a check that is wrong would be missing too
+            raise ValueError("checks: empty; add at least one")
         refuse_same_names(self.checks)
         return self
 

@@ -28,9 +28,9 @@ def adding(body: dict[str, Any]) -> Answer:
     return Answer(f"It is {2 * number + number % 2}.")
 
 
-def suite(folder: Path, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> Path:
+def suite(folder: Path, given: list[dict[str, Any]] = ROWS, **changes: Any) -> Path:
     (folder / "sums").mkdir(exist_ok=True)
-    (folder / "sums" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "sums" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     written = {"rows": "sums/rows.jsonl", "checks": [{"type": "number"}, {"type": "regex", "pattern": "^It is"}]}
     path = folder / "sums.yaml"
     path.write_text(yaml.safe_dump(written | changes))
@@ -75,7 +75,7 @@ async def test_a_part_of_it_what_failed_and_what_cannot_be_scored(stub: StubAPI,
     assert checks["quarantined"] == {"check number: no reference": 1}
     assert sum(checks["unanswered"].values()) == 1
     assert found.json["cost"]["target"]["usd"] is None, "no price is known"
-    assert check_notes(found.json)[0].startswith("not scored: 2 of 6 (no answer: ")
+    assert check_notes(found.json)[0].startswith("not scored: 2 of 6 (1 × no answer: ")
     limited = await check_suite(replace(plan, limit=2), place(tmp_path, target), quiet())
     assert limited.json["checks"]["rows"] == 2
     assert check_notes(limited.json)[-1] == "2 of the suite's 6 rows were asked"
