@@ -12,7 +12,6 @@ The whole interface is `load_checks` and `apply_checks`. This module does not kn
 
 from __future__ import annotations
 
-import decimal
 import importlib
 import json
 import math
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lion_ray.algorithm.values import EXACT, NOTHING, agree, json_value, last_number
 from lion_ray.config.checks import (
     CheckConfig,
     ContainsCheck,
@@ -45,18 +45,6 @@ Measure = Callable[[str, str, str | None], float]
 """(instruction, answer, reference) to a score; raises `_UnusableError` where it cannot say."""
 
 NO_REFERENCE = "no reference"
-LONGEST_NUMBER = 1000
-LONGEST_EXPONENT = 7
-"""Characters of a number and of its exponent; what is longer is none."""
-
-_FENCED = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
-_NUMBER = re.compile(
-    # Not within a word (H2O) or a longer number; a sign only where it cannot be a dash between two numbers (3-5).
-    r"(?<![A-Za-z0-9_])(?<![0-9]\.)(?:(?<![\w)\]])[-+−–])?(?:[$€£]\s?)?"
-    r"((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE]([-+]?[0-9]+))?"
-    r"(\s?%|\s?percent\b)?"
-)
-_EXACT = decimal.Context(prec=LONGEST_NUMBER, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN, traps=[])
 
 
 class Score(NamedTuple):
@@ -114,13 +102,6 @@ def mean_score(scores: Sequence[Score]) -> float | None:
     return math.fsum(values) / len(values) if values and len(values) == len(scores) else None
 
 
-def canonical(value: Any) -> str:
-    """A JSON value as the one text that stands for it. Raises ValueError or RecursionError where it is none."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text.encode()  # half a character is no JSON text
-    return text
-
-
 def _apply(check: Check, instruction: str, answer: str, reference: str | None) -> Score:
     if (why := check.problem(reference)) is not None:
         return Score(check.name, None, f"check {check.name}: {why}")
@@ -137,7 +118,7 @@ def _load(config: CheckConfig, base_dir: Path, key: str) -> Check:
     if isinstance(config, OwnCheck):
         return Check(name, _own(_imported(config.import_path, base_dir, key)), lambda _: None)
     if isinstance(config, JsonCheck):
-        return Check(name, lambda _, answer, __: float(_json(answer) is not _NOTHING), lambda _: None)
+        return Check(name, lambda _, answer, __: float(json_value(answer) is not NOTHING), lambda _: None)
     if isinstance(config, JsonSchemaCheck):
         return Check(name, _fits(_schema(config.schema_, base_dir, f"{key}.schema"), f"{key}.schema"), lambda _: None)
     if isinstance(config, ContainsCheck):
@@ -175,12 +156,12 @@ def _pattern_problem(reference: str) -> str | None:
 
 
 def _number_problem(reference: str) -> str | None:
-    return None if _last_number(reference) else "the reference holds no number"
+    return None if last_number(reference) else "the reference holds no number"
 
 
 def _object_problem(fields: Sequence[str] | None) -> Callable[[str], str | None]:
     def problem(reference: str) -> str | None:
-        value = _json(reference)
+        value = json_value(reference)
         if not isinstance(value, dict):
             return "the reference is no JSON object"
         return "the reference has none of the fields" if fields and not value.keys() & set(fields) else None
@@ -217,10 +198,10 @@ def _number(config: NumberCheck) -> Measure:
 
     def close(one: Decimal, other: Decimal) -> bool:
         # NaN, where a difference is beyond all exponents, is not within anything.
-        return one == other or bool(_EXACT.abs(_EXACT.subtract(one, other)) <= tolerance)
+        return one == other or bool(EXACT.abs(EXACT.subtract(one, other)) <= tolerance)
 
     def measure(_: str, answer: str, reference: str | None) -> float:
-        said, wanted = _last_number(answer), _last_number(reference or "")
+        said, wanted = last_number(answer), last_number(reference or "")
         if said is None or wanted is None:
             return 0.0
         if close(said[0], wanted[0]):
@@ -228,47 +209,15 @@ def _number(config: NumberCheck) -> Measure:
         # 12 % may be written as 0.12: where only one of the two has the sign, it is read both ways.
         hundredth = Decimal("0.01")
         if said[1] and not wanted[1]:
-            return float(close(_EXACT.multiply(said[0], hundredth), wanted[0]))
+            return float(close(EXACT.multiply(said[0], hundredth), wanted[0]))
         if wanted[1] and not said[1]:
-            return float(close(said[0], _EXACT.multiply(wanted[0], hundredth)))
+            return float(close(said[0], EXACT.multiply(wanted[0], hundredth)))
         return 0.0
 
     return measure
 
 
-def _last_number(text: str) -> tuple[Decimal, bool] | None:
-    """The last number in a text, and whether it is a percentage."""
-    last = None
-    for last in _NUMBER.finditer(text):  # noqa: B007 - the last one is what is wanted
-        pass
-    if last is None or len(last[1]) > LONGEST_NUMBER or len(last[2] or "") > LONGEST_EXPONENT:
-        return None
-    negative = last[0].lstrip()[:1] in ("-", "−", "–")
-    digits = last[1].replace(",", "") + (f"e{last[2]}" if last[2] else "")
-    value = _EXACT.create_decimal(digits)
-    return (-value if negative else value), last[3] is not None
-
-
 # -- JSON ------------------------------------------------------------------------------------------------------------
-
-_NOTHING = object()
-"""What is no JSON; null is."""
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _json(text: str) -> Any:
-    """The JSON value that a text is, or that its one fenced block holds; `_NOTHING` where it is none."""
-    stripped = text.strip()
-    fenced = _FENCED.fullmatch(stripped)
-    try:
-        value = json.loads(fenced[1] if fenced else stripped, parse_constant=_no_constant)
-        canonical(value)  # neither 1e999 nor half a character, however they are written
-    except (ValueError, RecursionError):
-        return _NOTHING
-    return value
 
 
 def _schema(given: str | dict[str, Any], base_dir: Path, key: str) -> dict[str, Any]:
@@ -305,8 +254,8 @@ def _fits(schema: dict[str, Any], key: str) -> Measure:
             ) from None
 
     def measure(_: str, answer: str, __: str | None) -> float:
-        value = _json(answer)
-        return float(value is not _NOTHING and bool(validator.is_valid(value)))
+        value = json_value(answer)
+        return float(value is not NOTHING and bool(validator.is_valid(value)))
 
     return measure
 
@@ -326,7 +275,7 @@ def _references(schema: Any, *, outermost: bool = True) -> Iterable[str]:
 
 def _json_fields(config: JsonFieldsCheck) -> Measure:
     def measure(_: str, answer: str, reference: str | None) -> float:
-        wanted, given = _json(reference or ""), _json(answer)
+        wanted, given = json_value(reference or ""), json_value(answer)
         if not isinstance(given, dict):
             return 0.0
         # A field that was made up costs as much as one that is missing, or to say everything would pay.
@@ -334,28 +283,10 @@ def _json_fields(config: JsonFieldsCheck) -> Measure:
         counted = [field for field in compared if field in wanted or field in given]
         if not counted:
             return 1.0
-        right = sum(field in wanted and field in given and _same(wanted[field], given[field]) for field in counted)
+        right = sum(field in wanted and field in given and agree(wanted[field], given[field]) for field in counted)
         return right / len(counted)
 
     return measure
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values of a field agree: texts but for case and whitespace, numbers as numbers, the rest exactly."""
-    if isinstance(one, str) and isinstance(other, str):
-        return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
-    return _equal(one, other)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """JSON's equality: 1 is 1.0, and true is not 1."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
-    return bool(one == other)
 
 
 # -- a user's own ----------------------------------------------------------------------------------------------------

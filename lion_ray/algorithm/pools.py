@@ -24,8 +24,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lion_ray.algorithm.checks import canonical
 from lion_ray.algorithm.sources import ALTERNATIVES, SourceRow, rows_of
+from lion_ray.algorithm.values import canonical
 from lion_ray.errors import ConfigError, DataError
 from lion_ray.records import INSTRUCTION, derive_seed, instruction_id, table
 

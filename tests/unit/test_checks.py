@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from lion_ray.algorithm.checks import Check, apply_checks, canonical, load_checks, mean_score, unusable
+from lion_ray.algorithm.checks import Check, apply_checks, load_checks, mean_score, unusable
+from lion_ray.algorithm.values import canonical
 from lion_ray.config import CheckConfig
 from lion_ray.errors import ConfigError
 
@@ -125,6 +126,10 @@ def test_regex(answer: str, reference: str | None, options: dict[str, Any], expe
         ("1e999999", "1e999999", 0, 1),
         ("1e999999", "1e999998", 5, 0),
         ("1e99999999999", "1", 0, 0),
+        ("-1e9999999", "-1e9999999", 0, 1),
+        ("-1e9999999", "5", 1, 0),
+        ("1e-999999", "0", 0, 0),
+        ("-" + "9" * 400, "-" + "9" * 399 + "8", 0, 0),
         ("٣", "3", 0, 0),
     ],
 )
@@ -223,6 +228,8 @@ HOSTILE = (
     "[" * 900 + "]" * 900,
     '{"a": ' + "[" * 400 + "]" * 400 + "}",
     "-" * 10_000,
+    "-1e9999999",
+    "1e-9999999 %",
     "1," * 50_000,
     "$ " * 20_000,
     "%" * 9999,

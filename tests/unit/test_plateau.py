@@ -119,7 +119,9 @@ def test_checks_go_before_the_judge_and_say_so(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", iterations=3, config=config).begin()
     folder.iterate(1)
     # Of six rows one says it as it came, and two after the first iteration.
-    assert measured(folder.store, folder.settings, 1) == ("checks", [pytest.approx(1 / 6), pytest.approx(2 / 6)])
+    measure, values = measured(folder.store, folder.settings, 1)
+    assert measure == "checks"
+    assert values == pytest.approx([1 / 6, 2 / 6])
     reason = stop_reason(folder.store, folder.settings, 1)
     assert (
         reason == "the checks' score on held-out rose by less than 0.2 in an iteration: 0.333, and before 0.167 at best"

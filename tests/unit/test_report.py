@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lion_ray.evaluation.benchmarks import PAPER
+from lion_ray.evaluation.lineage import read_lineage
 from lion_ray.report import render, write_report
 from lion_ray.report.words import clean, duration, without_secrets
 from lion_ray.store import RunStore
@@ -303,6 +304,19 @@ def test_examples_of_before_and_after(tmp_path: Path) -> None:
     assert "3 held-out instructions, chosen by a hash of the run's seed" in section
     assert section.count("student as it came") == section.count("student after iteration 1") == 3
     assert "checks: contains 1.00, json 0.00, exact 0.00" in section
+
+
+def test_a_run_of_the_version_before_references(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").begin().iterate(1)
+    for pool in ("heldout", "0"):
+        stage = folder.store.stage(f"pool-{pool}")
+        for part in range((stage.manifest() or {})["parts"]):
+            stage.write_part(part, stage.read_part(part).drop_columns(["reference"]))
+    # It goes on with this version: later parts have the column.
+    folder.iterate(2)
+    page = check_whole(render(folder.store))
+    assert "Before and after" in page.text
+    assert read_lineage(folder.store).rows.num_rows == 12 + 4 + 4
 
 
 def test_without_evaluations_there_is_no_such_section(tmp_path: Path) -> None:
