@@ -175,13 +175,13 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
     )
 
 
-def checks_words(checks: dict[str, Any]) -> str:
+def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
     """The checks' mean with its interval, and the share of the teacher's: 0.71 [0.62, 0.79], 88% of the teacher's."""
     mean, share = checks["mean"], checks["share_of_teacher"]
     if not mean:
         return "–"
     words = f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
-    return words + (f", {share['value']:.0%} of the teacher's" if share else "")
+    return words + (f", {share['value']:.0%}{of}" if share else "")
 
 
 def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
@@ -259,7 +259,7 @@ def results_table(found: list[IterationResult]) -> Table:
             "–" if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
             _quality(one.quality_heldout),
             _quality(one.quality_cache),
-            *([checks_words(one.checks) if one.checks else "–"] if checked else []),
+            *([checks_words(one.checks, of="") if one.checks else "–"] if checked else []),
             f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
         )
     return table
