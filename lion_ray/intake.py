@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lion_ray.algorithm.contamination import EvaluationSet, read_questions
-from lion_ray.algorithm.pools import BadRow, drop_ids, read_pool, split_heldout
+from lion_ray.algorithm.pools import BadRow, PoolRead, drop_ids, read_pool, split_heldout
 from lion_ray.config import DataConfig
 from lion_ray.errors import DataError
 
@@ -70,7 +70,7 @@ def take_in(data: DataConfig, base_dir: Path, seed: int) -> Intake:
     if isinstance(data.heldout, int):
         pool, heldout = split_heldout(pool, data.heldout, seed)
     else:
-        apart = read_pool(data.heldout, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row)
+        apart = _apart(data.heldout, data, base_dir)
         heldout, bad = apart.pool, bad + list(apart.bad_rows)
         pool, overlap = drop_ids(pool, set(heldout["id"].to_pylist()))
     questions = read_questions(data.decontaminate, base_dir)
@@ -85,3 +85,15 @@ def take_in(data: DataConfig, base_dir: Path, seed: int) -> Intake:
         why = f" ({len(found)} are too near an evaluation question)" if found else ""
         raise DataError(f"{data.pool}: no instruction is left to train on{why}")
     return Intake(pool, heldout, questions, read.duplicates, overlap, bad, found)
+
+
+def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:
+    """The held-out rows alone, as `take_in` has them: INSTRUCTION. Raises as `pools.read_pool`."""
+    if not isinstance(data.heldout, int):
+        return _apart(data.heldout, data, base_dir).pool
+    read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
+    return split_heldout(read.pool, data.heldout, seed)[1]
+
+
+def _apart(source: str, data: DataConfig, base_dir: Path) -> PoolRead:
+    return read_pool(source, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row)

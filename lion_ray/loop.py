@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from lion_ray.actors.clerk import CANARIES, HELDOUT, QUESTIONS
+from lion_ray.actors.clerk import CANARIES, HELDOUT, QUESTIONS, checks_stage
 from lion_ray.actors.referee import JUDGED
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.trainer import finetune
 from lion_ray.algorithm.pools import train_pool
-from lion_ray.config import RunConfig, judges_heldout, splits
+from lion_ray.config import RunConfig, answers_heldout, judges_heldout, splits
 from lion_ray.evaluation.plateau import stop_reason
 from lion_ray.inference import wants_gpu
 from lion_ray.results import IterationResult, summarise, write_result
-from lion_ray.stages import Feed, Run, Shard, in_turn, shard_stage, together, windowed
+from lion_ray.stages import Feed, Run, Shard, in_turn, shard_stage, together
 from lion_ray.store import Manifest
 
 
@@ -50,7 +50,8 @@ async def prepare(run: Run) -> None:
 
     async def measure_base() -> None:
         await teacher_answers(run, HELDOUT, "teacher answers held-out")
-        await judge_heldout(run, 0, answered)
+        await check_answers(run, None)
+        await measure_heldout(run, 0, answered)
 
     # The first imitation begins when both are done: an API likes full batches, and engines may have to go first.
     await side_by_side(run, measure_base(), engines_rest(run, answered), teacher_answers(run, 0, answering(1)))
@@ -71,7 +72,7 @@ async def warm_up(run: Run) -> None:
     """Boot engines that stay up anyway while servers start and the teacher answers."""
     iteration = run.newest_checkpoint()
     stay = run.config.student.min_engines > 0 and not handoff(run.config)
-    if stay and (iteration or judges_heldout(run.config, 0)):
+    if stay and (iteration or answers_heldout(run.config, 0)):
         await run.crew.students.load(checkpoint(run, iteration), run.progress)
 
 
@@ -89,11 +90,11 @@ async def imitation(run: Run, iteration: int) -> ModelRef:
 async def is_last(run: Run, iteration: int) -> bool:
     """Whether nothing follows this imitation: all are done, or the student has stopped gaining.
 
-    Where that is looked for, the held-out set is judged first, before anything is bought that might not be needed.
+    Where that is looked for, the held-out set is measured first, before anything is bought that might not be needed.
     """
     if iteration > run.config.iterations or run.config.stop.plateau is None:
         return iteration > run.config.iterations
-    await judge_heldout(run, iteration, asyncio.Event())
+    await measure_heldout(run, iteration, asyncio.Event())
     reason = stop_reason(run.store, run.config, iteration)
     if reason is not None:
         run.progress.say(f"iteration {iteration} is the last: {reason}")
@@ -101,16 +102,16 @@ async def is_last(run: Run, iteration: int) -> bool:
 
 
 async def judge_and_grow(run: Run, iteration: int, last: bool) -> None:
-    """Discrimination and generation; the held-out set is judged once the student has answered the Cache Pool.
+    """Discrimination and generation; the held-out set is measured once the student has answered the Cache Pool.
 
-    The last imitation only judges. Engines that are not needed any more give their resources back while the
+    The last imitation only measures. Engines that are not needed any more give their resources back while the
     generator writes.
     """
     answered, measured = asyncio.Event(), asyncio.Event()
 
     async def measure() -> None:
         await answered.wait()
-        await judge_heldout(run, iteration, measured, last=last)
+        await measure_heldout(run, iteration, measured, last=last)
 
     if last:
         answered.set()
@@ -228,21 +229,10 @@ async def judge(
         answered.set()
         return manifest
     student = run.store.stage(f"{folder}/student")
-    there = student.part_indexes()
     ready = [asyncio.Event() for _ in shards]
-    await run.crew.students.load(checkpoint(run, iteration), run.progress)
-
-    async def answer(index: int, shard: Shard) -> None:
-        if index not in there:
-            instructions = run.crew.clerk.load.remote(shard.instructions)
-            answers = await run.crew.students.answer(instructions, iteration)
-            await run.crew.clerk.commit.remote(student.name, index, answers)
-        ready[index].set()
 
     async def answer_all() -> None:
-        # Not held back by the referee: what the student has written is on the disk, not in memory.
-        width = max(run.config.max_shards_in_flight, run.crew.students.window)
-        await windowed(answer, Feed.of(shards), width)
+        await student_answers(run, iteration, shards, folder, ready)
         answered.set()
 
     async def verdicts(index: int, shard: Shard) -> Any:
@@ -258,12 +248,36 @@ async def judge(
     config = run.config
     split = run.crew.clerk.split_verdicts.remote(stage.name, names, config.discrimination.tau, config.seed)
     manifest = judged | await split
-    student.commit({"rows": manifest["rows"], "parts": len(shards)})
     return stage.commit(manifest)
 
 
-async def judge_heldout(run: Run, iteration: int, answered: asyncio.Event, *, last: bool = False) -> None:
-    """Student against teacher on instructions nobody trained on: the proof that it got better.
+async def student_answers(
+    run: Run, iteration: int, shards: list[Shard], folder: str, ready: Sequence[asyncio.Event] = ()
+) -> Manifest:
+    """The student's answers to some shards, committed part by part; sets `ready[i]` once part i is there."""
+    stage = run.store.stage(f"{folder}/student")
+    if len(stage.part_indexes()) < len(shards):
+        await run.crew.students.load(checkpoint(run, iteration), run.progress)
+
+    async def work(_: int, shard: Shard) -> Any:
+        return await run.crew.students.answer(run.crew.clerk.load.remote(shard.instructions), iteration)
+
+    def committed(index: int) -> None:
+        for one in ready[index : index + 1]:
+            one.set()
+
+    what = "held-out" if folder.endswith(HELDOUT) else "the Cache Pool"
+    title = f"iteration {iteration}: student answers {what}"
+    # Not held back by the referee: what the student has written is on the disk, not in memory.
+    width = max(run.config.max_shards_in_flight, run.crew.students.window)
+    manifest = await shard_stage(run, stage.name, title, Feed.of(shards), work, width=width, committed=committed)
+    for one in ready:
+        one.set()
+    return manifest
+
+
+async def measure_heldout(run: Run, iteration: int, answered: asyncio.Event, *, last: bool = False) -> None:
+    """The student on instructions nobody trained on: the checks' scores, and the judge's where it is to judge now.
 
     Sets `answered` when the student has nothing left to answer here.
     """
@@ -274,7 +288,19 @@ async def judge_heldout(run: Run, iteration: int, answered: asyncio.Event, *, la
         # Where there is discrimination the judge is watched there.
         watching = () if splits(run.config, iteration) and not last else (watch_the_judge(run, iteration),)
         await side_by_side(run, judging, *watching)
+    elif shards and answers_heldout(run.config, iteration):
+        await student_answers(run, iteration, shards, f"iteration-{iteration}/{HELDOUT}")
     answered.set()
+    await check_answers(run, iteration)
+
+
+async def check_answers(run: Run, iteration: int | None) -> None:
+    """The checks' scores of an iteration's student, or of the teacher (None), on the held-out set."""
+    stage = run.store.stage(checks_stage(iteration))
+    if run.config.evaluation.checks and run.pool(HELDOUT) and stage.manifest() is None:
+        began = time.time()
+        found = await run.crew.clerk.check_answers.remote(run.config, run.base_dir, iteration)
+        stage.commit(found | {"began": round(began, 2), "seconds": round(time.time() - began, 2)})
 
 
 def conclude(run: Run, iteration: int) -> IterationResult:

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from lion_ray import estimate
 from lion_ray.algorithm.canaries import Canary, load_canaries
-from lion_ray.config import RunConfig, endpoints_in_use, judges_heldout, splits
+from lion_ray.checks import heldout_problems
+from lion_ray.config import RunConfig, check_name, endpoints_in_use, judges_heldout, splits
 from lion_ray.inference import student_type, wants_gpu
-from lion_ray.intake import take_in
+from lion_ray.intake import Intake, take_in
 from lion_ray.local_times import LocalTimes, in_words, planned_s
 from lion_ray.machine import resolve_precision
 from lion_ray.models import parameters_of
@@ -87,7 +88,8 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     Raises:
         DataError: the pool cannot be read.
     """
-    pool, heldout = _measure(config, base_dir)
+    taken = take_in(config.data, base_dir, config.seed)
+    pool, heldout = _measure(config, base_dir, taken)
     rows = pool.rows
     notes = [
         f"{rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
@@ -104,6 +106,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         return [planner.watching(iteration, canaries)] if canaries else []
 
     stages = [planner.teacher(0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
+    stages += planner.answering(0, heldout.rows)
     if heldout.rows and judges_heldout(config, 0):
         where = "iteration-0/heldout/verdicts"
         stages += [*watched(0), planner.judging(0, "judging held-out", where, heldout.rows, heldout.mean)]
@@ -114,6 +117,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         stages.append(planner.teacher(iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
         steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
         stages.append(planner.fit(iteration, f"{folder}/checkpoint", train, steps, pool.mean))
+        stages += planner.answering(iteration, heldout.rows)
         measures = bool(heldout.rows) and judges_heldout(config, iteration)
         if splits(config, iteration) or measures:
             stages += watched(iteration)
@@ -133,6 +137,10 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
             "second_order: near_threshold spares up to half of the calls that judge the Cache Pool; how many is not "
             "known before, so all are planned"
         )
+    if config.evaluation.checks:
+        names = ", ".join(map(check_name, config.evaluation.checks))
+        notes.append(f"the checks ({names}) score every held-out answer, the teacher's too, and cost nothing")
+        notes += heldout_problems(config, base_dir, taken.heldout)
     if (plateau := config.stop.plateau) is not None:
         notes.append(
             f"the run ends early where the student has not gained {plateau.min_gain:g} on held-out in "
@@ -178,9 +186,8 @@ def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float 
     return usual, worst
 
 
-def _measure(config: RunConfig, base_dir: Path) -> tuple[estimate.Lengths, estimate.Lengths]:
+def _measure(config: RunConfig, base_dir: Path, taken: Intake) -> tuple[estimate.Lengths, estimate.Lengths]:
     """The lengths of what is trained on, and of what is held out."""
-    taken = take_in(config.data, base_dir, config.seed)
     first, second = (
         estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
         for table in (taken.pool, taken.heldout)
@@ -200,14 +207,21 @@ class _Planner:
     def teacher(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
         return self._called(StagePlan(iteration, stage, folder, rows), "teacher", rows, mean)
 
+    def answering(self, iteration: int, rows: int) -> list[StagePlan]:
+        """The student's held-out answers for the checks; what is judged as well is judged on the same answers."""
+        if not rows or not self.config.evaluation.checks:
+            return []
+        where = f"iteration-{iteration}/heldout/student"
+        return [self._written(StagePlan(iteration, "student answers held-out", where, rows))]
+
     def fit(self, iteration: int, folder: str, rows: int, steps: int, mean: float) -> StagePlan:
         seconds = self.local.fit(rows, mean) if self.local else None
         return StagePlan(iteration, "fine-tuning", folder, rows, steps=steps, local_s=seconds)
 
     def judging(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-        plan = StagePlan(iteration, stage, folder, rows, student_tokens=rows * self.config.student.max_tokens)
-        if self.local is not None:
-            plan = replace(plan, local_s=self.local.student(rows))
+        plan = StagePlan(iteration, stage, folder, rows)
+        if not ("heldout" in folder and self.config.evaluation.checks):
+            plan = self._written(plan)
         return self._called(plan, "referee", 2 * rows, mean)
 
     def watching(self, iteration: int, canaries: Sequence[Canary]) -> StagePlan:
@@ -219,6 +233,11 @@ class _Planner:
         plan = self._called(StagePlan(iteration, "generating", f"pool-{iteration}", rows), "generator", rows, mean)
         attempts = self.config.generation.max_attempts
         return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
+
+    def _written(self, plan: StagePlan) -> StagePlan:
+        """A stage in which the student answers every row."""
+        seconds = self.local.student(plan.rows) if self.local else None
+        return replace(plan, student_tokens=plan.rows * self.config.student.max_tokens, local_s=seconds)
 
     def _called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
         """A stage with a role's calls: tokens, money and time are added to what it has."""

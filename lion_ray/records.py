@@ -31,6 +31,9 @@ INSTRUCTION = pa.schema(
         pa.field("parent", pa.string()),
         # The iteration that generated it; 0 for the user's own.
         pa.field("iteration", pa.int32(), nullable=False),
+        # What a check compares an answer with: the user's text, or a JSON value as text. Parts that an earlier version
+        # wrote lack the column (see `as_instructions`); no model is ever shown it.
+        pa.field("reference", pa.string()),
     ]
 )
 """A row of the Train Pool, the Cache Pool or the held-out set."""
@@ -77,6 +80,18 @@ VERDICT = pa.schema(
     ]
 )
 """The referee's judgement of one teacher answer against one student answer."""
+
+CHECKED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("score", pa.float64()),  # mean over the checks, 0 to 1; null in a row that is not ok
+        # By check; null where that check could not say.
+        pa.field("scores", pa.list_(pa.struct([("check", pa.string()), ("value", pa.float64())])), nullable=False),
+    ]
+)
+"""What the checks say of one answer."""
 
 CANDIDATE = pa.schema(
     [
@@ -134,6 +149,19 @@ def shards(pool: pa.Table, rows: int) -> Iterator[pa.Table]:
 
 def _compact(piece: pa.Table) -> pa.Table:
     return piece.take(pa.array(range(piece.num_rows), pa.int64()))
+
+
+def as_instructions(parts: Iterable[pa.Table]) -> pa.Table:
+    """Parts of pools as one table; a column that some of them lack is null in their rows."""
+    return pa.concat_tables(parts, promote_options="default")
+
+
+def references(rows: pa.Table) -> list[str | None]:
+    """The reference of each INSTRUCTION row; None for all where the part is from a version without them."""
+    if "reference" not in rows.column_names:
+        return [None] * rows.num_rows
+    found: list[str | None] = rows["reference"].to_pylist()
+    return found
 
 
 def ok_rows(answers: pa.Table) -> pa.Table:

@@ -20,8 +20,23 @@ from lion_ray.evaluation.plateau import read_stop
 from lion_ray.store import RunStore
 
 Manifest = dict[str, Any]
+CHECKS = (
+    "rows",
+    "scored",
+    "unanswered",
+    "quarantined",
+    "mean",
+    "by_check",
+    "gain",
+    "gain_over_base",
+    "teacher",
+    "share_of_teacher",
+)
+"""Of the checks' manifest, what a result repeats."""
 
 CAPTION = "loss: nats per token on held-out teacher answers; quality: student's scores / teacher's, 95 % interval"
+CHECKS_CAPTION = "checks: mean score from 0 to 1 with its 95 % interval, and the share of the teacher's mean score"
+CHECKS_HEADING = "checks, held-out"
 HEADINGS = (
     "iteration",
     "train",
@@ -58,6 +73,10 @@ class IterationResult:
     quality_cache: dict[str, float] | None = None
     """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
     quality_heldout: dict[str, float] | None = None
+    checks: dict[str, Any] | None = None
+    """What the checks say of the held-out answers, each figure as {value, low, high, n} or null: `mean` (over the
+    checks, then over rows), `by_check`, `gain` (over the checkpoint before), `gain_over_base`, `teacher` (its own
+    mean), `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
     judges: dict[str, int] = field(default_factory=dict)
     """The models that the referee's endpoint said it answered as, and the rows that each judged."""
     canaries: dict[str, Any] | None = None
@@ -76,6 +95,8 @@ class IterationResult:
             parts.append(f"held-out loss {_number(self.loss_before)} → {_number(self.loss_after)}")
         if self.quality_heldout:
             parts.append(f"relative quality {_quality(self.quality_heldout)} on held-out")
+        if self.checks is not None and self.checks["mean"]:
+            parts.append(f"checks {checks_words(self.checks)}")
         if self.hard is not None:
             parts.append(f"{self.hard} hard, {self.easy} easy")
         accepted = {kind: entry["accepted"] for kind, entry in self.generation.items()}
@@ -97,14 +118,19 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
     training = manifest(f"{folder}/checkpoint")
     verdicts = manifest(f"{folder}/verdicts")
     heldout = manifest(f"{folder}/heldout/verdicts")
+    answered = {} if heldout else manifest(f"{folder}/heldout/student")
+    checks = manifest(f"{folder}/heldout/checks")
     canaries = manifest(f"{folder}/canaries")
     generated = manifest(f"pool-{iteration}") if iteration else {}
     answers = manifest(f"answers-{iteration - 1}") if iteration else manifest("answers-heldout")
-    named = {
+    named: dict[str, Manifest] = {
         "teacher answers": answers,
         "fine-tuning": training,
         "judging": verdicts,
         "judging held-out": heldout,
+        # Where it was judged, this is in the judging; its tokens are the student's own, and no call's.
+        "student answers held-out": {key: answered[key] for key in ("quarantined", "seconds") if key in answered},
+        "checks": checks,
         "canary pairs": canaries,
         "generating": generated,
     }
@@ -126,6 +152,7 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
         loss_served=training.get("heldout_loss_served"),
         quality_cache=verdicts.get("relative_quality"),
         quality_heldout=heldout.get("relative_quality"),
+        checks={name: checks.get(name) for name in CHECKS} if checks else None,
         judges=judges,
         canaries={name: canaries.get(name) for name in ("verdicts", "right", "mean_gap", "against", "drift")}
         if canaries
@@ -146,6 +173,15 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
         },
         model=store.path(f"{folder}/checkpoint/model") if training else None,
     )
+
+
+def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
+    """The checks' mean with its interval, and the share of the teacher's: 0.71 [0.62, 0.79], 88% of the teacher's."""
+    mean, share = checks["mean"], checks["share_of_teacher"]
+    if not mean:
+        return "–"
+    words = f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
+    return words + (f", {share['value']:.0%}{of}" if share else "")
 
 
 def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
@@ -204,8 +240,10 @@ def results(store: RunStore) -> list[IterationResult]:
 def results_table(found: list[IterationResult]) -> Table:
     """The table a person reads at the end."""
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
-    table = Table(title="What came out", caption="\n".join([CAPTION, *map(escape, warnings)]))
-    for heading in HEADINGS:
+    checked = any(one.checks for one in found)
+    captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
+    table = Table(title="What came out", caption="\n".join([*captions, *map(escape, warnings)]))
+    for heading in (*HEADINGS[:-1], *([CHECKS_HEADING] if checked else []), HEADINGS[-1]):
         table.add_column(heading, justify="right")
     for one in found:
         requests = sum(entry["requests"] for entry in one.generation.values())
@@ -221,6 +259,7 @@ def results_table(found: list[IterationResult]) -> Table:
             "–" if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
             _quality(one.quality_heldout),
             _quality(one.quality_cache),
+            *([checks_words(one.checks, of="") if one.checks else "–"] if checked else []),
             f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
         )
     return table

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from lion_ray.checks import check_keys, check_templates
+from lion_ray.checks import check_keys, check_references, check_templates
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.errors import BudgetError, ConfigError, InfrastructureError, LionError, RunConflictError, as_raised
@@ -63,6 +63,9 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     if finished(store, loaded.config.iterations):
         progress.say(f"{store.root}: this run is finished; give another run_name to run again")
         return results(store)
+    if store.stage("pool-0").manifest() is None:
+        for line in check_references(loaded):
+            progress.say(f"warning: {line}")
     attempt = store.claim()
     try:
         describe_run(store, loaded)

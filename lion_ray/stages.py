@@ -152,6 +152,8 @@ async def shard_stage(
     work: Callable[[int, Shard], Awaitable[Any]],
     *,
     batched: bool = False,
+    width: int | None = None,
+    committed: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
     """Run `work` on every shard whose part is not committed, commit the parts, then the stage.
 
@@ -160,6 +162,8 @@ async def shard_stage(
         title: what a person reads.
         work: takes a shard's place and the shard, returns a reference to its rows.
         batched: its calls go through a Batch API, which wants them all at once and not by the window.
+        width: shards under way at once, where that is not the configured window.
+        committed: told of each shard's place once its part is there.
 
     Raises:
         DataError: a larger share of rows than `max_failure_rate` was quarantined. Those parts are forgotten, so
@@ -184,9 +188,10 @@ async def shard_stage(
             shown.counts.update(ok=part["rows"] - quarantined, quarantined=quarantined)
             if quarantined:
                 failed.append(index)
+            committed(index)
             shown.advance(1, f"{total['rows']} rows")
 
-        await windowed(one, sources, EVERYTHING if batched else run.config.max_shards_in_flight)
+        await windowed(one, sources, EVERYTHING if batched else width or run.config.max_shards_in_flight)
     check_failures(run, name, title, total, failed)
     seconds = round(time.time() - began, 2)
     return stage.commit(total | {"parts": len(sources), "began": round(began, 2), "seconds": seconds})

@@ -289,4 +289,6 @@ class Stage:
     def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
         names = map(self.part_name, range(parts))
-        return pa.concat_tables([self.store.read_table(name, columns) for name in names])
+        tables = [self.store.read_table(name, columns) for name in names]
+        # A resumed run's parts may be of two versions, of which one knew a column more.
+        return pa.concat_tables(tables, promote_options="default")

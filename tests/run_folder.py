@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lion_ray.algorithm.checks import load_checks
 from lion_ray.algorithm.scores import is_hard, relative_quality
-from lion_ray.config import RunConfig
+from lion_ray.config import RunConfig, check_name
+from lion_ray.evaluation.check_scores import checked_rows, counts, describe
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal import Journal
 from lion_ray.records import (
@@ -95,7 +97,9 @@ class RunFolder:
         self.pool("0", seeds)
         self.answers("heldout")
         self.answers("0")
+        self.check(None)
         self.judge(0, "heldout", ["heldout"])
+        self.check(0)
         self.conclude(0)
         return self
 
@@ -106,6 +110,7 @@ class RunFolder:
             self.judge(iteration, "", [str(pool) for pool in range(iteration)])
             self.grow(iteration)
         self.judge(iteration, "heldout", ["heldout"])
+        self.check(iteration)
         self.conclude(iteration)
         return self
 
@@ -127,6 +132,7 @@ class RunFolder:
             "source": source,
             "parent": parent,
             "iteration": iteration,
+            "reference": None if parent else self.say("reference", iteration),
         }
 
     def pool(self, name: str, rows: Sequence[dict[str, Any]], **manifest: Any) -> None:
@@ -158,14 +164,24 @@ class RunFolder:
         """The student's answers and the verdicts; the student gains as it learns, and one row has no verdict."""
         name = f"iteration-{iteration}" + (f"/{folder}" if folder else "")
         asked = [one for pool in pools for one in self.read_pool(pool)]
+        # Where there are checks, the student learns to say what they want: one row more in each iteration.
+        checked = folder == "heldout" and self.settings.evaluation.checks
         student = [
-            self._answer("student", "", one, n, self.say("student", n), version=f"iteration-{iteration}")
+            self._answer(
+                "student",
+                "",
+                one,
+                n,
+                self.say("answer" if checked and n <= iteration else "student", n),
+                version=f"iteration-{iteration}",
+            )
             for n, one in enumerate(asked)
         ]
         verdicts = [self._verdict(f"{name}/verdicts", one, n, iteration) for n, one in enumerate(asked)]
         # Parts are those of the pools, as the run has them.
         sizes = [size for pool in pools for size in self._sizes(pool)]
         self._parts(f"{name}/student", student, ANSWER, sizes)
+        self.store.stage(f"{name}/student").commit({"rows": len(student), "parts": len(sizes)})
         self._parts(f"{name}/verdicts", verdicts, VERDICT, sizes)
         scored = ok_rows(table(verdicts, VERDICT))
         teacher_scores, student_scores = (scored[who].to_numpy() for who in ("teacher_score", "student_score"))
@@ -182,6 +198,32 @@ class RunFolder:
             "order_flips": 1,
         }
         self._commit(f"{name}/verdicts", manifest | _spent(verdicts))
+
+    def check(self, iteration: int | None) -> None:
+        """The checks' scores of a checkpoint, or of the teacher, where there are checks; as the clerk writes them."""
+        checks = load_checks(self.settings.evaluation.checks, Path())
+        if not checks:
+            return
+
+        def stage(k: int | None) -> str:
+            return "answers-heldout/checks" if k is None else f"iteration-{k}/heldout/checks"
+
+        def part(k: int | None) -> pa.Table:
+            return self.store.stage(stage(k)).read_part(0)
+
+        parts = len(self._sizes("heldout"))
+        answers = "answers-heldout" if iteration is None else f"iteration-{iteration}/heldout/student"
+        rows = checked_rows(checks, self.store.stage("pool-heldout").read(parts), self.store.stage(answers).read(parts))
+        self.store.stage(stage(iteration)).write_part(0, rows)
+        found = describe(
+            rows,
+            map(check_name, self.settings.evaluation.checks),
+            seed=0,
+            teacher=None if iteration is None else part(None),
+            before=part(iteration - 1) if iteration else None,
+            base=part(0) if iteration else None,
+        )
+        self._commit(stage(iteration), counts(rows) | {"parts": 1} | found)
 
     def grow(self, iteration: int) -> None:
         """New rows, each from a row of the newest pool, and a rejected candidate of each kind."""

@@ -22,16 +22,21 @@ import pyarrow.compute as pc
 
 from lion_ray.actors.watched import Watched, lasting
 from lion_ray.algorithm.canaries import Gaps, drift
+from lion_ray.algorithm.checks import load_checks
 from lion_ray.algorithm.pools import bad_rows_jsonl
 from lion_ray.algorithm.scores import is_hard, relative_quality
-from lion_ray.config import RunConfig
+from lion_ray.config import RunConfig, check_name
+from lion_ray.errors import DataError
+from lion_ray.evaluation import check_scores
 from lion_ray.intake import take_in
-from lion_ray.records import INSTRUCTION, ORDERS, Piece, derive_seed, ok_rows, shards
+from lion_ray.records import INSTRUCTION, ORDERS, Piece, as_instructions, derive_seed, ok_rows, shards
 from lion_ray.store import Manifest, RunStore
 
 HELDOUT = "heldout"
 QUESTIONS = "questions.parquet"
 """Of the evaluation sets that nothing trained on may resemble."""
+TEACHER_CHECKS = f"answers-{HELDOUT}/checks"
+"""The stage in which the teacher's held-out answers are scored by the checks."""
 CANARIES = "canaries"
 """The stage of an iteration in which the judge itself is judged."""
 
@@ -46,7 +51,7 @@ class Clerk(Watched):
         """Some parts as one table; an empty INSTRUCTION table for none."""
         if not names:
             return INSTRUCTION.empty_table()
-        return pa.concat_tables([self._store.read_table(name) for name in names])
+        return as_instructions(self._store.read_table(name) for name in names)
 
     def load_each(self, *parts: tuple[str, Sequence[str]]) -> list[pa.Table]:
         """Of each part these columns, a table each; ask for as many returns. One task is cheaper than several."""
@@ -107,7 +112,7 @@ class Clerk(Watched):
         teacher, student = (verdicts[name].to_numpy() for name in ("teacher_score", "student_score"))
         lags = is_hard(teacher, student, tau)
         counts = {}
-        pool = pa.concat_tables([self._store.read_table(name) for name in instructions])
+        pool = as_instructions(self._store.read_table(name) for name in instructions)
         for name, mask in (("hard", lags), ("easy", ~lags)):
             ids = verdicts["id"].filter(pa.array(mask)).combine_chunks()
             counts[name] = len(ids)
@@ -118,6 +123,42 @@ class Clerk(Watched):
             **_flips(*(verdicts[order] for order in ORDERS)),
             "judges": counted(everything["model"]),
         }
+
+    def check_answers(self, config: RunConfig, base_dir: Path, iteration: int | None) -> Manifest:
+        """Score the held-out answers of an iteration's student, or the teacher's (None), by the configured checks.
+
+        Returns the manifest of what was written; a part of CHECKED rows.
+
+        Raises:
+            ConfigError: a check cannot be loaded here.
+            DataError: not one answer could be scored.
+        """
+        heldout = self._store.stage(f"pool-{HELDOUT}")
+        parts = (heldout.manifest() or {})["parts"]
+        name, answers = checks_stage(iteration), f"answers-{HELDOUT}" if iteration is None else student_stage(iteration)
+        checks = load_checks(config.evaluation.checks, base_dir)
+        given = self._store.stage(answers).read(parts, ("id", "text", "status", "reason"))
+        rows = check_scores.checked_rows(checks, heldout.read(parts), given)
+        if (why := check_scores.nothing_scored(rows)) is not None:
+            who = "the teacher's answers" if iteration is None else f"the answers of iteration {iteration}'s student"
+            raise DataError(
+                f"evaluation.checks: not one of {who} to the held-out instructions could be scored: {why}. Correct the "
+                "checks or the references, and begin a run of another name"
+            )
+        self._store.stage(name).write_part(0, rows)
+
+        def earlier(k: int | None) -> pa.Table:
+            return self._store.stage(checks_stage(k)).read_part(0)
+
+        found = check_scores.describe(
+            rows,
+            map(check_name, config.evaluation.checks),
+            seed=derive_seed(config.seed, "checks"),
+            teacher=None if iteration is None else earlier(None),
+            before=earlier(iteration - 1) if iteration else None,
+            base=earlier(0) if iteration else None,
+        )
+        return check_scores.counts(rows) | {"parts": 1} | found
 
     def commit_canaries(self, iteration: int, verdicts: pa.Table) -> Manifest:
         """Write an iteration's verdicts on the canary pairs; returns them held against the first iteration's."""
@@ -137,6 +178,16 @@ class Clerk(Watched):
                 found = drift(canary_gaps(first.read_part(0)), gaps)
                 return manifest | {"against": earlier, "drift": found and found.to_json() | {"says": found.sentence()}}
         return manifest
+
+
+def checks_stage(iteration: int | None) -> str:
+    """The stage with the checks' scores of an iteration's student, or of the teacher (None)."""
+    return TEACHER_CHECKS if iteration is None else f"iteration-{iteration}/{HELDOUT}/checks"
+
+
+def student_stage(iteration: int) -> str:
+    """The stage with the held-out answers of an iteration's student."""
+    return f"iteration-{iteration}/{HELDOUT}/student"
 
 
 ClerkActor: Any = lasting(Clerk, at_once=8)

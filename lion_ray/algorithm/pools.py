@@ -6,6 +6,7 @@ Invariants:
 - A malformed row either stops the reading with one line that says where it is and what to do, or is kept aside with a
   reason. It is never mended, guessed at or silently dropped.
 - Reading stops at the limit: rows behind it are neither counted nor checked.
+- A row's `reference` is not part of its text: it changes no id, and of two rows of one text the first one's stays.
 - Which instructions are held out depends on the seed and the texts, not on their order in a file.
 
 This module does not know file formats (see `sources`), models or the run folder.
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.algorithm.sources import ALTERNATIVES, SourceRow, rows_of
+from lion_ray.algorithm.values import canonical
 from lion_ray.errors import ConfigError, DataError
 from lion_ray.records import INSTRUCTION, derive_seed, instruction_id, table
 
@@ -74,12 +76,12 @@ def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Lit
     Raises ConfigError where the source is missing or of an unknown kind, InfrastructureError where the hub cannot be
     reached, and DataError where the source holds nothing usable or, with "stop", at its first malformed row.
     """
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, str | None]] = {}
     duplicates = 0
     bad_rows: list[BadRow] = []
     for row in rows_of(source, base_dir):
         try:
-            text = _instruction(row)
+            text, reference = _instruction(row), _reference(row)
         except _MalformedError as error:
             if on_bad_row == "stop":
                 advice = "correct the row, or set data.on_bad_row to quarantine"
@@ -90,14 +92,28 @@ def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Lit
         if key in texts:
             duplicates += 1
             continue
-        texts[key] = text
+        texts[key] = (text, reference)
         if len(texts) == limit:
             break
     if not texts:
         why = f"all {len(bad_rows)} rows are malformed, the first: {bad_rows[0].reason}" if bad_rows else "it is empty"
         raise DataError(f"{source}: no usable instruction ({why}); give rows with an 'instruction'")
-    rows = ({"id": key, "text": text, "source": "seed", "iteration": 0} for key, text in texts.items())
+    rows = (
+        {"id": key, "text": text, "source": "seed", "iteration": 0, "reference": reference}
+        for key, (text, reference) in texts.items()
+    )
     return PoolRead(table(rows, INSTRUCTION), duplicates, bad_rows)
+
+
+def where_is(source: str, base_dir: Path, row_id: str) -> str:
+    """The place of an instruction that was read from a source: ``file:line``, or ``source: row N``."""
+    for row in rows_of(source, base_dir):
+        try:
+            if instruction_id(_instruction(row)) == row_id:
+                return row.where
+        except _MalformedError:
+            continue
+    return source
 
 
 def bad_rows_jsonl(bad: Iterable[BadRow]) -> str:
@@ -160,6 +176,23 @@ def _instruction(row: SourceRow) -> str:
         raise _MalformedError("the instruction is empty")
     extra = "" if row.value.get("input") is None else _text_of(row.value, "input")
     return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
+
+
+def _reference(row: SourceRow) -> str | None:
+    """What the row's answers are compared with: a text as it is, another JSON value as JSON; None where there is none
+    or it is blank."""
+    value = row.value.get("reference")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value if value.strip() else None
+        return canonical(value)
+    except UnicodeEncodeError:
+        raise _MalformedError("'reference' holds half a character (a lone surrogate)") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _MalformedError(f"'reference' is no JSON value ({' '.join(str(error).split())[:100]})") from None
 
 
 def _instruction_key(value: dict[str, Any]) -> str:

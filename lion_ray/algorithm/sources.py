@@ -29,7 +29,7 @@ ALTERNATIVES = ("prompt", "question", "text")
 """Keys under which other formats keep the instruction; looked at only where a row has no `instruction`."""
 
 _INSTRUCTION_KEYS = ("instruction", *ALTERNATIVES)
-_KEYS = (*_INSTRUCTION_KEYS, "input")
+_KEYS = (*_INSTRUCTION_KEYS, "input", "reference")
 
 # strict=False: control characters inside strings, such as a raw \x0b, are text like any other.
 _DECODER = json.JSONDecoder(strict=False)
@@ -57,7 +57,7 @@ class SourceRow:
 def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
     """The rows of a .json, .jsonl or .parquet file, or of ``hf:NAME[:SPLIT]``; see `pools.read_pool`.
 
-    A row of columns (Parquet, datasets) holds only those that an instruction is made of.
+    A row of columns (Parquet, datasets) holds only those that an instruction is made of, and its `reference`.
     """
     if source.startswith("hf:"):
         return _dataset_rows(source, base_dir)

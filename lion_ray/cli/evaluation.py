@@ -40,7 +40,9 @@ eval_app = typer.Typer(
 @eval_app.command("run")
 def evaluate(
     target: Annotated[str, typer.Argument(help=f"Who is measured: {PARTY}.", metavar="TARGET")],
-    suite: Annotated[str, typer.Option(help="vicuna80, user252, bbh, agieval, or a file of questions.")],
+    suite: Annotated[
+        str, typer.Option(help="vicuna80, user252, bbh, agieval, a file of questions, or a .yaml file with checks.")
+    ],
     questions: Annotated[Path | None, typer.Option(help="vicuna80's or user252's questions.")] = None,
     data: Annotated[str | None, typer.Option(help="bbh's or agieval's folder; or hub.")] = None,
     reference: Annotated[
@@ -103,6 +105,14 @@ def evaluate(
             plan = ChoicePlan(suite, asked, party, letters, limit, max_tokens or MAX_TOKENS, budget)
             _show_choices(done(choose(plan, place, progress)), as_json)
             return
+        if (checked := _check_plan(suite, party, limit, budget, temperature, max_tokens, reference, judge)) is not None:
+            if reference or judge or questions or data:
+                others = "--questions, --data, --reference nor --judge"
+                raise ConfigError(f"--suite {suite} is scored by checks; it takes neither {others}")
+            from lion_ray.evaluation.checked import check_suite
+
+            _show_checked(done(check_suite(checked, place, progress)), as_json)
+            return
         if data is not None:
             raise ConfigError(f"--data is for {' and '.join(CHOICES)}; --suite {suite} takes --questions")
         from lion_ray.evaluation.pairwise import PairwisePlan, compare
@@ -138,6 +148,25 @@ def score_outputs(
         print(json.dumps(scored.to_json()))
         return
     _print_score(scored)
+
+
+def _check_plan(
+    suite: str,
+    party: Party,
+    limit: int | None,
+    budget: float | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    reference: str | None,
+    judge: str | None,
+) -> Any:
+    """The plan of a suite that checks score; None where it is another one."""
+    from lion_ray.evaluation.checked import own_suite, run_suite
+
+    if suite.lower().endswith((".yaml", ".yml")):
+        return own_suite(Path(suite), party, limit, budget, temperature=temperature, max_tokens=max_tokens)
+    # With a judge or somebody to compare with, a file of questions is a suite of relative quality.
+    return None if reference or judge else run_suite(suite, party, limit, budget)
 
 
 def _choices(suite: str, data: str | None) -> Any:
@@ -186,6 +215,20 @@ def _show_relative(found: Any, as_json: bool) -> None:
     for line in notes(found.json):
         console.print(line, soft_wrap=True)
     console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True)
+
+
+def _show_checked(found: Any, as_json: bool) -> None:
+    from lion_ray.evaluation.checked import check_notes, check_tables
+
+    if as_json:
+        print(json.dumps(found.json))
+        return
+    console = results_console()
+    for table in check_tables(found.json):
+        console.print(table)
+    for line in check_notes(found.json):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True, markup=False)
 
 
 def _show_choices(found: Any, as_json: bool) -> None:

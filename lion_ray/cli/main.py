@@ -49,8 +49,11 @@ RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name unde
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run a distillation, or resume it: the same command does both."""
     from lion_ray import runner
+    from lion_ray.cli.examples import print_examples
     from lion_ray.config.file import load_config
+    from lion_ray.examples import read_examples
     from lion_ray.results import results_table
+    from lion_ray.store import RunStore
     from lion_ray.telemetry import Progress
 
     loaded = load_config(config, overrides or [])
@@ -62,6 +65,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     root = runner.run_root(loaded.config.storage_path, loaded.config.run_name)
     console = results_console()
     console.print(results_table(found))
+    print_examples(console, read_examples(RunStore(root)))
     console.print(f"checkpoint  {found[-1].model}", soft_wrap=True)
     console.print(f"data        {root} (pool-*, answers-*, iteration-*/student and verdicts: Parquet)", soft_wrap=True)
     console.print(f"talk to it  lion-ray chat {root}", soft_wrap=True)

@@ -11,6 +11,7 @@ Invariants:
 This package knows the shape of a configuration; reading YAML and telling mistakes is `config.file`'s.
 """
 
+from lion_ray.config.checks import CheckConfig, EvaluationConfig, SuiteConfig, check_name
 from lion_ray.config.endpoints import BatchConfig, EndpointConfig, LimitsConfig, PricesConfig, ServeConfig
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.run import (
@@ -29,6 +30,7 @@ from lion_ray.config.run import (
     StopConfig,
     StudentConfig,
     TeacherConfig,
+    answers_heldout,
     endpoints_in_use,
     judges_heldout,
     models_in_use,
@@ -42,10 +44,12 @@ __all__ = [
     "SHARD_ROWS",
     "BatchConfig",
     "BudgetConfig",
+    "CheckConfig",
     "DataConfig",
     "DiscriminationConfig",
     "Dtype",
     "EndpointConfig",
+    "EvaluationConfig",
     "GenerationConfig",
     "GeneratorConfig",
     "ImitationConfig",
@@ -61,7 +65,10 @@ __all__ = [
     "ServeConfig",
     "StopConfig",
     "StudentConfig",
+    "SuiteConfig",
     "TeacherConfig",
+    "answers_heldout",
+    "check_name",
     "endpoints_in_use",
     "judges_heldout",
     "models_in_use",

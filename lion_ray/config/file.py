@@ -18,19 +18,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from lion_ray.config import EndpointConfig, RunConfig, Section
-from lion_ray.config.keys import KeyDoc, KeyPath, choices, describe, differences, section_of, wanted
+from lion_ray.config.keys import KeyDoc, KeyPath, choices, describe, differences, section_of, variants_of, wanted
 from lion_ray.errors import ConfigError
 
 __all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config"]
 
 _LISTED_KEYS = 12
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     for override in overrides:
         tree.override(override)
     tree.stop_at_problems()
-    try:
-        # Through JSON because strict validation there still takes a list for a tuple.
-        config = RunConfig.model_validate_json(json.dumps(tree.data, default=str), strict=True)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(tree, error))) from None
+    config = _validated(tree, RunConfig)
     for name, endpoint in config.endpoints.items():
         # A key pasted in the name's place would be shown wherever the name is.
         if endpoint.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", endpoint.api_key_env):
@@ -73,6 +70,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
             tree.problem(key, "wanted the name of an environment variable that holds the key, never the key itself")
     tree.stop_at_problems()
     return LoadedConfig(config, Path(path).resolve().parent, str(path))
+
+
+def load_section(path: Path, model: type[S]) -> S:
+    """What a YAML file of one section holds, such as an evaluation suite. Raises ConfigError, one line per mistake."""
+    tree = _Tree(str(path))
+    tree.read(path)
+    tree.stop_at_problems()
+    return _validated(tree, model)
+
+
+def _validated(tree: _Tree, model: type[S]) -> S:
+    try:
+        # Through JSON because strict validation there still takes a list for a tuple.
+        return model.model_validate_json(json.dumps(tree.data, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(tree, error, model))) from None
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -192,7 +205,11 @@ class _Tree:
             raise ConfigError(f"{self.source}:{node.start_mark.line + 1}: an anchor that holds its own alias")
         inside = (*inside, id(node))
         if isinstance(node, yaml.SequenceNode):
-            return [self._plain(loader, item, path, {}, inside) for item in node.value]
+            result = []
+            for number, item in enumerate(node.value):
+                lines[(*path, str(number))] = item.start_mark.line + 1
+                result.append(self._plain(loader, item, (*path, str(number)), lines, inside))
+            return result
         if not isinstance(node, yaml.MappingNode):
             return loader.construct_object(node)
         seen: dict[str, int] = {}
@@ -208,12 +225,12 @@ class _Tree:
             seen[key_node.value] = line
         self.checked.add(id(node))
         loader.flatten_mapping(node)  # `<<: *anchor`
-        result = {}
+        plain = {}
         for key_node, value_node in node.value:
             below = (*path, key_node.value)
             lines[below] = key_node.start_mark.line + 1
-            result[key_node.value] = self._plain(loader, value_node, below, lines, inside)
-        return result
+            plain[key_node.value] = self._plain(loader, value_node, below, lines, inside)
+        return plain
 
 
 def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
@@ -229,11 +246,13 @@ def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def _explain(tree: _Tree, error: ValidationError) -> list[str]:
+def _explain(tree: _Tree, error: ValidationError, model: type[Section]) -> list[str]:
     """The validation's mistakes, one line each, in the file's order."""
     for mistake in error.errors(include_url=False):
-        path, section, info = _locate(mistake["loc"])
-        if mistake["type"] == "extra_forbidden":
+        path, section, info = _locate(mistake["loc"], model)
+        if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            tree.problem(path, _unknown_variant(_value_at(tree.data, path), info))
+        elif mistake["type"] == "extra_forbidden":
             tree.problem(path, _unknown(path[-1], section))
         elif mistake["type"] == "missing":
             tree.problem(path, f"missing; {_missing(info)}")
@@ -241,8 +260,10 @@ def _explain(tree: _Tree, error: ValidationError) -> list[str]:
             text = str(mistake["ctx"]["error"])
             # A check across sections names the key at fault itself.
             named = re.match(r"([\w.]+): ", text)
-            about = tuple(named[1].split(".")) if named and not path else path
-            tree.problem(about, text[named.end() :] if named and not path else text)
+            if named and (not path or named[1] in section.model_fields):
+                tree.problem((*path, *named[1].split(".")), text[named.end() :])
+            else:
+                tree.problem(path, text)
         elif mistake["type"] == "too_short":
             tree.problem(path, "empty; add at least one")
         elif info is None:
@@ -256,17 +277,26 @@ def _explain(tree: _Tree, error: ValidationError) -> list[str]:
     return list(dict.fromkeys(text for _, text in sorted(tree.problems, key=lambda p: p[0])))
 
 
-def _locate(location: tuple[int | str, ...]) -> tuple[KeyPath, type[Section], FieldInfo | None]:
-    """The key that a validator's location means, the section it is in, and its field where it is a known one."""
-    section: type[Section] = RunConfig
+def _locate(location: tuple[int | str, ...], section: type[Section]) -> tuple[KeyPath, type[Section], FieldInfo | None]:
+    """The key that a validator's location in a `section` means, the section it is in, and its field where it is a
+    known one."""
     path: KeyPath = ()
     info: FieldInfo | None = None
     parts = iter(str(part) for part in location)
     for part in parts:
         path = (*path, part)
-        info = section.model_fields.get(part)
+        info = section.model_fields.get(part) or next(
+            (field for field in section.model_fields.values() if field.alias == part), None
+        )
         if info is None:
             return path, section, None
+        if variants := variants_of(info.annotation):
+            number, tag = next(parts, None), next(parts, None)
+            path = path if number is None else (*path, number)
+            if tag not in variants:
+                break
+            section, info = variants[tag], None
+            continue
         below, named = section_of(info.annotation)
         if below is None:
             break  # what follows names a union's member or an item of a list
@@ -282,7 +312,7 @@ def _locate(location: tuple[int | str, ...]) -> tuple[KeyPath, type[Section], Fi
 
 def _value_at(data: Any, path: KeyPath) -> Any:
     for name in path:
-        data = data[name]
+        data = data[int(name)] if isinstance(data, list) else data[name]
     return data
 
 
@@ -297,6 +327,20 @@ def _unknown(name: str, section: type[Section]) -> str:
     if len(names) <= _LISTED_KEYS:
         return f"unknown key; the keys here are {', '.join(names)}"
     return "unknown key; remove it"
+
+
+def _unknown_variant(given: Any, info: FieldInfo | None) -> str:
+    """What is wrong with an item of a list whose items are chosen by their type."""
+    variants = variants_of(info.annotation) if info is not None else {}
+    kinds = [tag for tag, section in variants.items() if "type" in section.model_fields]
+    if not isinstance(given, dict):
+        return f"given {_given(given)}; wanted a section with a type, one of {', '.join(kinds)}"
+    if "type" not in given:
+        return f"type: missing; add it, one of {', '.join(kinds)}, or {' or '.join(set(variants) - set(kinds))}"
+    kind = given["type"]
+    near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.5) if isinstance(kind, str) else []
+    nearest = f"; did you mean {near[0]}?" if near else ""
+    return f"type: given {_given(kind)}; wanted one of {', '.join(kinds)}{nearest}"
 
 
 def _missing(info: FieldInfo | None) -> str:

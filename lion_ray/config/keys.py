@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic import Tag
 from pydantic.fields import FieldInfo
 
 from lion_ray.config import RunConfig, Section
@@ -22,7 +23,9 @@ from lion_ray.config.section import AUTO
 KeyPath = tuple[str, ...]
 
 _PATTERNS = {
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "text of letters, digits, '.', '_' and '-' that starts with a letter or a digit"
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "text of letters, digits, '.', '_' and '-' that starts with a letter or a digit",
+    r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$": "text of letters, digits, spaces, '.', '_' and '-'",
+    r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "package.module:name",
 }
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -66,6 +69,18 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     return None, False
 
 
+def variants_of(annotation: Any) -> dict[str, type[Section]]:
+    """The sections of a list whose items are chosen by a tag (`type:`), by tag; none where it is no such list."""
+    if get_origin(annotation) is not tuple or get_origin(item := get_args(annotation)[0]) is not Annotated:
+        return {}
+    found = {}
+    for member in get_args(get_args(item)[0]):
+        tag = next((one.tag for one in get_args(member)[1:] if isinstance(one, Tag)), None)
+        if tag is not None:
+            found[tag] = get_args(member)[0]
+    return found
+
+
 def choices(annotation: Any) -> tuple[Any, ...]:
     """The values of an enumeration; none where it is not one."""
     return get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -91,11 +106,17 @@ def _type_words(annotation: Any, bounds: str) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         members = [_type_words(member, bounds) for member in get_args(annotation) if member is not type(None)]
         return " or ".join([*members, "null"] if type(None) in get_args(annotation) else members)
+    if variants := variants_of(annotation):
+        typed = [tag for tag, section in variants.items() if "type" in section.model_fields]
+        others = [f"an {tag}" for tag in variants if tag not in typed]
+        return f"a list of sections, each with a type ({', '.join(typed)}) or {' or '.join(others)}"
     section, named = section_of(annotation)
     if section is not None:
         return "sections, each under a name of your choice" if named else "a section"
     if get_origin(annotation) is tuple:
         return f"a list of {_type_words(get_args(annotation)[0], '')}"
+    if get_origin(annotation) is dict:
+        return "a section of any keys"
     if annotation is str:
         return bounds or _WORDS[str]
     return f"{_WORDS[annotation]} {bounds}".rstrip()
@@ -110,12 +131,15 @@ def _default(info: FieldInfo) -> str:
 
 
 def _describe(section: type[Section], path: KeyPath) -> Iterator[KeyDoc]:
-    for name, info in section.model_fields.items():
+    for field, info in section.model_fields.items():
+        name = info.alias or field
         here = (*path, name)
         yield KeyDoc(".".join(here), wanted(info), _default(info), info.description or "")
         below, named = section_of(info.annotation)
         if below is not None:
             yield from _describe(below, (*here, "NAME") if named else here)
+        for tag, variant in variants_of(info.annotation).items():
+            yield from _describe(variant, (*path, f"{name}[{tag}]"))
 
 
 def _differences(section: type[Section], a: Mapping[str, Any], b: Mapping[str, Any], path: KeyPath) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lion_ray.config.checks import EvaluationConfig
 from lion_ray.config.endpoints import EndpointConfig
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
@@ -218,7 +219,7 @@ class PlateauConfig(Section):
     rounds: int = Field(1, ge=1)
     """Iterations in a row without such a gain after which the run ends."""
     min_gain: float = Field(0.005, ge=0)
-    """The least gain: of relative quality (0.005 is half a point), or of loss in nats where not every one is judged."""
+    """The least gain: of the checks' score (0 to 1), or without checks of relative quality, or of loss in nats."""
 
 
 class StopConfig(Section):
@@ -268,6 +269,8 @@ class RunConfig(Section):
     """Judging."""
     generation: GenerationConfig = GenerationConfig()
     """New instructions."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Measuring the student on the held-out instructions without a judge."""
     stop: StopConfig = StopConfig()
     """When to end early."""
     placement: Literal["handoff", "dedicated"] = operational("handoff")
@@ -309,6 +312,8 @@ class RunConfig(Section):
             raise ValueError(
                 "stop.plateau: data.heldout is 0, so there is nothing to see a plateau with; set some aside"
             )
+        if self.evaluation.checks and not self.data.heldout:
+            raise ValueError("evaluation.checks: data.heldout is 0, so there is nothing to check; set some aside")
         for name in endpoints_in_use(self):
             if self.budget and self.endpoints[name].prices is None and self.endpoints[name].serve is None:
                 raise ValueError(f"budget: endpoints.{name}.prices is missing; without prices nothing can be capped")
@@ -339,3 +344,8 @@ def judges_heldout(config: RunConfig, iteration: int, *, last: bool = False) -> 
     at_an_end = last or iteration in (0, config.iterations + 1)
     when = config.discrimination.judge_heldout
     return when == "every" or (when == "ends" and at_an_end)
+
+
+def answers_heldout(config: RunConfig, iteration: int, *, last: bool = False) -> bool:
+    """Whether an iteration's student answers the held-out instructions: to be judged, or for the checks."""
+    return bool(config.evaluation.checks) or judges_heldout(config, iteration, last=last)

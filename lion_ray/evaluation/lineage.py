@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.algorithm.scores import is_hard
+from lion_ray.records import as_instructions
 from lion_ray.store import RunStore
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +43,7 @@ def judged_iterations(store: RunStore) -> list[int]:
 def read_pools(store: RunStore, pools: Sequence[int], columns: Sequence[str]) -> pa.Table:
     """These columns of these pools' INSTRUCTION rows, one after another, in the order of the Cache Pool."""
     stages = [store.stage(f"pool-{pool}") for pool in pools]
-    return pa.concat_tables([stage.read((stage.manifest() or {})["parts"], columns) for stage in stages])
+    return as_instructions(stage.read((stage.manifest() or {})["parts"], columns) for stage in stages)
 
 
 def read_lineage(store: RunStore) -> Lineage:

@@ -5,8 +5,9 @@ Invariants:
 - A decision to stop is written down with the numbers that it rests on; what was decided once stands.
 - A checkpoint that was not measured neither gains nor loses.
 
-What is measured: relative quality on the held-out set where every checkpoint is judged on it
-(`discrimination.judge_heldout: every`), else the held-out loss. This module knows nothing of Ray.
+What is measured: the checks' score on the held-out set where checks are configured (`evaluation.checks`); else relative
+quality where every checkpoint is judged on it (`discrimination.judge_heldout: every`); else the held-out loss. This
+module knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -73,10 +74,14 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
 
 
 def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, list[float | None]]:
-    """(quality or loss, its value for the student as it came and after each iteration up to this one).
+    """(checks, quality or loss; its value for the student as it came and after each iteration up to this one).
 
-    Quality is student's scores / teacher's; loss is in nats per token. None where it was not measured.
+    The checks' score is a mean from 0 to 1, quality is student's scores / teacher's, loss is in nats per token. None
+    where it was not measured.
     """
+    if config.evaluation.checks:
+        scored = [store.stage(f"iteration-{k}/heldout/checks").manifest() or {} for k in range(iteration + 1)]
+        return "checks", [(one.get("mean") or {}).get("value") for one in scored]
     if config.discrimination.judge_heldout == "every":
         judged = [store.stage(f"iteration-{k}/heldout/verdicts").manifest() or {} for k in range(iteration + 1)]
         return "quality", [(one.get("relative_quality") or {}).get("ratio") for one in judged]
@@ -95,6 +100,11 @@ def _reason(measure: str, values: Sequence[float | None], rounds: int, min_gain:
     known = [value for value in values if value is not None]
     before, last = known[: len(known) - rounds], known[-1]
     times = "an iteration" if rounds == 1 else f"{rounds} iterations in a row"
+    if measure == "checks":
+        return (
+            f"the checks' score on held-out rose by less than {min_gain:g} in {times}: {last:.3f}, and before "
+            f"{max(before):.3f} at best"
+        )
     if measure == "quality":
         return (
             f"relative quality on held-out rose by less than {min_gain:.1%} in {times}: {last:.1%}, and before "

@@ -38,6 +38,8 @@ PAPER = {
 """Vicuna-80, per cent of ChatGPT's score by GPT-4, mean of both settings, as the paper has it."""
 RESAMPLES = 2000
 _TAIL = 0.025
+_AT_ONCE = 5_000_000
+"""Draws of rows that are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,29 @@ def _win_rate(outcomes: Sequence[str], seed: int) -> tuple[float, float, float] 
     worth = np.array([{"win": 1.0, "tie": 0.5, "loss": 0.0}[one] for one in outcomes])
     low, high = np.quantile(_draws(len(worth), seed) @ worth / len(worth), [_TAIL, 1 - _TAIL])
     return float(worth.mean()), float(low), float(high)
+
+
+def resampled_sums(columns: npt.ArrayLike, seed: int) -> npt.NDArray[np.float64]:
+    """The sum of each column over each resample of the rows: (columns, resamples). All columns are drawn together.
+
+    Args:
+        columns: (columns, rows).
+    """
+    values = np.asarray(columns, np.float64)
+    rows = values.shape[1]
+    rng = np.random.default_rng(seed)
+    step = max(1, _AT_ONCE // rows)
+    drawn = (
+        rng.multinomial(rows, np.full(rows, 1 / rows), size=min(step, RESAMPLES - start)) @ values.T
+        for start in range(0, RESAMPLES, step)
+    )
+    return np.concatenate(list(drawn)).T
+
+
+def percentiles(figures: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of a figure, from its value in each resample; NaN where it was not determined is left out."""
+    low, high = np.nanquantile(figures, [_TAIL, 1 - _TAIL])
+    return float(low), float(high)
 
 
 def _draws(rows: int, seed: int) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 def relative_tables(found: dict[str, Any]) -> list[Table]:
     """The settings, the categories and the cost of a result (`pairwise.Compared.json`)."""
-    return [_settings(found), *([_categories(found)] if found["by_category"] else []), _costs(found)]
+    return [_settings(found), *([_categories(found)] if found["by_category"] else []), costs_table(found)]
 
 
 def notes(found: dict[str, Any]) -> list[str]:
@@ -72,7 +72,8 @@ def _categories(found: dict[str, Any]) -> Table:
     return table
 
 
-def _costs(found: dict[str, Any]) -> Table:
+def costs_table(found: dict[str, Any]) -> Table:
+    """What an evaluation took, by role."""
     table = Table(title="what it took", caption="a call that the journal knew was not bought again")
     table.add_column("role")
     for heading in ("calls", "bought now", "failed", "prompt tokens", "completion tokens", "USD", "USD now"):

@@ -68,10 +68,12 @@ def lines(
     said: Callable[[float | None], str],
     last: int,
     across_is: str = "iteration",
+    reference: tuple[str, float] | None = None,
 ) -> Markup | None:
     """Values by iteration or by pool, from 0 to `last`, with intervals where there are any.
 
-    `unit`: what the values are, for the axis. `said` writes a value. None where no point has a value.
+    `unit`: what the values are, for the axis. `said` writes a value. `reference`: a name and a value to mark with a
+    line, such as the teacher's own. None where no point has a value.
     """
     series = [one for one in series if any(point.y is not None for point in one.points)]
     reach = [
@@ -83,6 +85,8 @@ def lines(
     ]
     if not reach:
         return None
+    if reference is not None:
+        reach.append(reference[1])
     alone = len(series) == 1
     # Alone it needs no legend, and has room for its values above the points.
     marks = ticks(min(reach), max(reach) + (0.12 * (max(reach) - min(reach)) if alone else 0))
@@ -94,6 +98,10 @@ def lines(
         parts.append(legend([(one.class_, one.name) for one in series], 58, 32))
     parts.append(left_axis(up, marks, 50, WIDTH - 8, said))
     parts.append(bottom_axis(across, range(max(last, 1) + 1), top + 160, lambda value: f"{value:.0f}", across_is))
+    if reference is not None:
+        at = up(reference[1])
+        parts.append(line(50, at, WIDTH - 8, at, "tau"))
+        parts.append(text(WIDTH - 8, at - 4, f"{reference[0]} {said(reference[1])}", at="end", class_="over legend"))
     ranged = any(point.low is not None for one in series for point in one.points)
     for place, one in enumerate(series):
         aside = (place - (len(series) - 1) / 2) * 9 * ranged
@@ -111,6 +119,8 @@ def lines(
         f"{one.name}: " + ", ".join(f"{point.x}: {said(point.y)}" for point in one.points if point.y is not None)
         for one in series
     )
+    if reference is not None:
+        told += f"; dashed line, {reference[0]}: {said(reference[1])}"
     return picture(key, title, f"{unit}, by {across_is}. {told}.", WIDTH, height, *parts)
 
 

@@ -21,6 +21,7 @@ from lion_ray.errors import InfrastructureError
 from lion_ray.evaluation.diversity import Diversity, read_diversity
 from lion_ray.evaluation.gain import Gain, paired_gain
 from lion_ray.evaluation.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
+from lion_ray.examples import Example, read_examples
 from lion_ray.records import OK, ORDERS, derive_seed
 from lion_ray.report.pictures import Clock, Span
 from lion_ray.results import IterationResult, finished
@@ -97,6 +98,10 @@ class Facts:
     """Of relative quality on held-out, from the first to the last checkpoint judged."""
     gain_between: tuple[int, int] | None
     hardest: list[HardRow]
+    teacher_checks: Manifest
+    """What the checks say of the teacher's held-out answers; empty where there are none."""
+    examples: list[Example]
+    """Held-out instructions with the answers before and after."""
     spans: list[Span]
     untimed: list[tuple[str, float]]
     """Stages that took so many seconds, and did not write down when they began."""
@@ -150,6 +155,8 @@ def read_facts(store: RunStore) -> Facts:
         gain=_gain(store, heldout, config["seed"]),
         gain_between=(heldout[0], heldout[-1]) if len(heldout) > 1 else None,
         hardest=_hardest(store, lineage, gaps),
+        teacher_checks=store.stage("answers-heldout/checks").manifest() or {},
+        examples=read_examples(store),
         spans=spans,
         untimed=untimed,
         calibration=dict(evaluations).get(CALIBRATION),
@@ -271,6 +278,9 @@ def _spans(store: RunStore, iterations: int) -> tuple[list[Span], list[tuple[str
                 (f"iteration-{k}/verdicts", f"{k} · judging the Cache Pool", "s3"),
                 (f"pool-{k}", f"{k} · generating", "s4"),
             ]
+        judged = store.stage(f"iteration-{k}/heldout/verdicts").manifest() is not None
+        if not judged:
+            stages.append((f"iteration-{k}/heldout/student", f"{k} · student answers held-out", "s3"))
         stages.append((f"iteration-{k}/heldout/verdicts", f"{k} · judging held-out", "s3"))
     spans, untimed = [], []
     for name, label, class_ in stages:

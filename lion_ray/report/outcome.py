@@ -17,7 +17,7 @@ from lion_ray.report.charts import Point, Series
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import Group, flow
 from lion_ray.report.words import count, decimal, interval, signed, whole_percent
-from lion_ray.results import IterationResult
+from lion_ray.results import CHECKS_HEADING, IterationResult, checks_words
 
 MANY_PAIRS = 400
 """Different pairs of scores from here on are rounded to half points for the scatter."""
@@ -29,6 +29,7 @@ ORIGINS = {"seed": "your instructions", "hard": "written from hard ones", "easy"
 def by_iteration(facts: Facts) -> Table:
     """One line for each iteration."""
     rows = []
+    checked = any(one.checks for one in facts.results)
     for one in facts.results:
         requests = sum(kind["requests"] for kind in one.generation.values())
         accepted = sum(kind["accepted"] for kind in one.generation.values())
@@ -45,6 +46,7 @@ def by_iteration(facts: Facts) -> Table:
                 else count(None),
                 interval(one.quality_heldout),
                 interval(one.quality_cache),
+                *([checks_words(one.checks) if one.checks else count(None)] if checked else []),
             )
         )
     headings = (
@@ -57,6 +59,7 @@ def by_iteration(facts: Facts) -> Table:
         "loss",
         "quality, held-out",
         "quality, cache",
+        *([CHECKS_HEADING] if checked else []),
     )
     return Table(headings, rows)
 

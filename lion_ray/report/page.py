@@ -18,9 +18,11 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from lion_ray.examples import HOW
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks
 from lion_ray.report.blocks import Section
+from lion_ray.report.checked import checks, examples_said
 from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
 from lion_ray.report.words import DASH, brief, clean, clip, count, decimal, dollars, duration, percent, without_secrets
@@ -55,6 +57,7 @@ def render(store: RunStore) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     before: list[Section | None] = [
         outcome.better(facts),
+        checks(facts),
         outcome.scatter(facts),
         outcome.flows(facts),
         learning(facts),
@@ -72,6 +75,8 @@ def render(store: RunStore) -> str:
         tiles=tiles(facts),
         overview=outcome.by_iteration(facts),
         sections=[section for section in before if section is not None],
+        examples=[examples_said(one) for one in facts.examples],
+        examples_how=HOW,
         hardest=[_said(row) for row in facts.hardest],
         unused=conduct.unused(facts),
         config=yaml.safe_dump(without_secrets(facts.config), sort_keys=False, allow_unicode=True, width=100),

@@ -72,6 +72,8 @@ def _pool(
     size = -(-len(rows) // parts)
     for part in range(parts):
         piece = table(rows[part * size : (part + 1) * size], INSTRUCTION)
+        if part == 0:
+            piece = piece.drop_columns(["reference"])  # as a version that knew no references wrote it
         store.stage(f"pool-{name}").write_part(part, piece)
     store.write_json(f"pool-{name}/manifest.json", {"rows": len(rows), "parts": parts, **(more or {})})
 

@@ -5,6 +5,7 @@ What is waited for is a state of the run folder or of the stub, never a time. On
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,8 @@ KINDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate",
 MODEL = "stub-model"
 CANARY = "sk-canary-9d2f41c07be8"
 """A planted key, looked for in everything that a run writes."""
+REFERENCE = "planted-reference-77ac"
+"""How every row's reference begins; no model is ever to be shown one."""
 LATENCY = ("--lion", "--latency-ms", "40")
 """A stub that gives the roles what they want, in a time in which something can be done to a run."""
 LOOK_S = 0.1
@@ -39,8 +42,14 @@ LOOK_S = 0.1
 
 
 def write_pool(path: Path, rows: int, *, start: int = 0) -> None:
+    """Rows with a reference each, which only the checks of held-out answers look at."""
     lines = [
-        f'{{"instruction": "Describe item {n} of the {KINDS[n % len(KINDS)]} list in {n + 3} words."}}'
+        json.dumps(
+            {
+                "instruction": f"Describe item {n} of the {KINDS[n % len(KINDS)]} list in {n + 3} words.",
+                "reference": f"{REFERENCE} {n}",
+            }
+        )
         for n in range(start, start + rows)
     ]
     path.write_text("\n".join(lines) + "\n")
@@ -100,6 +109,9 @@ class Job:
                 "truncated": "keep",
             },
             "generation": {"hard": 4, "easy": 4},
+            "evaluation": {
+                "checks": [{"type": "number"}, {"type": "regex", "name": "says something", "pattern": r"\w"}]
+            },
             "placement": "dedicated",
             "shard_rows": 4,
             "max_shards_in_flight": 2,

@@ -19,6 +19,7 @@ def test_a_plateau_ends_a_run_and_a_report_that_fails_does_not(tmp_path: Path) -
     with stub_process(*LATENCY) as base_url:
         stop = {"plateau": {"rounds": 1, "min_gain": MOST}}
         changes = {"iterations": 2, "stop": stop, "discrimination": {"judge_heldout": "ends"}}
+        changes["evaluation"] = {"checks": []}  # or it would be their score that is looked at
         job = Job(tmp_path, base_url, changes)
         store = job.store
         blocked = Path(store.path("report.html"))

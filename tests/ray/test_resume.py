@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.ray.harness import LATENCY, Job, kill, requests, wait_until_gone
+import pytest
+
+from tests.ray.harness import LATENCY, REFERENCE, Job, kill, requests, wait_until_gone
 from tests.ray.outcome import assert_same, bought_twice, journaled, table_of
 from tests.stub_api import stub_process
 
@@ -85,3 +88,39 @@ def test_what_came_out(undisturbed: Job) -> None:
     last = store.read_json("iteration-2/result.json")
     assert last["train_rows"] == 8
     assert last["quality_heldout"]["ratio"] > 0
+
+
+def test_every_checkpoint_and_the_teacher_were_checked(undisturbed: Job) -> None:
+    store = undisturbed.store
+    teacher = store.stage("answers-heldout/checks").manifest() or {}
+    assert (teacher["rows"], teacher["scored"], teacher["share_of_teacher"]) == (4, 4, None)
+    assert teacher["by_check"]["says something"]["value"] == 1.0, "the stub answers in words"
+    for iteration in range(3):
+        rows = store.stage(f"iteration-{iteration}/heldout/checks").read_part(0).to_pylist()
+        answers = {row["id"]: row for row in table_of(store, f"iteration-{iteration}/heldout/student").to_pylist()}
+        assert {row["id"] for row in rows} == set(answers)
+        for row in rows:
+            said = {one["check"]: one["value"] for one in row["scores"]}
+            assert said["says something"] == float(bool(re.search(r"\w", answers[row["id"]]["text"])))
+            assert row["score"] == sum(said.values()) / 2
+        checks = store.read_json(f"iteration-{iteration}/result.json")["checks"]
+        assert checks["mean"]["value"] == pytest.approx(sum(row["score"] for row in rows) / 4)
+        assert checks["teacher"] == teacher["mean"]
+        assert (checks["gain"] is None) == (iteration == 0)
+    words = undisturbed.log.read_text(errors="replace")
+    assert "the student as it came; relative quality" in words
+    assert len(re.findall(r"; checks [01]\.\d\d \[", words)) == 3
+    assert "checks," in words.split("What came out")[1]
+    assert "3 held-out instructions, chosen by a hash of the run's seed" in words
+
+
+def test_a_reference_is_shown_to_no_model(undisturbed: Job) -> None:
+    store = undisturbed.store
+    assert set(table_of(store, "pool-heldout")["reference"].to_pylist()) == {
+        f"{REFERENCE} {n}" for n in range(100, 104)
+    }
+    assert table_of(store, "pool-1")["reference"].null_count == 8
+    journal = b"".join(path.read_bytes() for path in Path(store.path("journal")).rglob("*") if path.is_file())
+    assert REFERENCE.encode() not in journal
+    for stage in ("answers-heldout", "answers-0", "iteration-1/student", "iteration-2/heldout/student"):
+        assert not [text for text in table_of(store, stage)["text"].to_pylist() if REFERENCE in text]

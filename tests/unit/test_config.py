@@ -167,6 +167,73 @@ def test_a_mistake_is_one_line(config_path: Path, written: str, expected: str) -
     assert mistakes(config_path, MINIMAL + written + "\n") == [expected]
 
 
+CHECKS = MINIMAL.replace("pool.jsonl\n", "pool.jsonl\n  heldout: 9\n") + "evaluation:\n  checks:\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (
+            "type: exakt",
+            'FILE:12: evaluation.checks.0: type: given the text "exakt"; wanted one of exact, contains, regex, number, '
+            "json, json_schema, json_fields; did you mean exact?",
+        ),
+        (
+            "type: exact\n    ignore_cas: true",
+            "FILE:13: evaluation.checks.0.ignore_cas: unknown key; did you mean ignore_case?",
+        ),
+        (
+            "type: number\n    tolerance: -1",
+            "FILE:13: evaluation.checks.0.tolerance: given the number -1; wanted a number at least 0",
+        ),
+        (
+            "type: regex\n    pattern: '('",
+            "FILE:13: evaluation.checks.0.pattern: no regular expression: missing ), unterminated subpattern at "
+            "position 0; correct it",
+        ),
+        (
+            "type: json_schema\n    schema: {type: 3}",
+            "FILE:13: evaluation.checks.0.schema: no JSON Schema: 3 is not valid under any of the given schemas (at "
+            "['type'])",
+        ),
+        (
+            "import_path: mine",
+            'FILE:12: evaluation.checks.0.import_path: given the text "mine"; wanted package.module:name',
+        ),
+        (
+            "type: json\n  - type: json",
+            "FILE:11: evaluation.checks: two are called 'json'; give each a `name` of its own",
+        ),
+        (
+            "name: x",
+            "FILE:12: evaluation.checks.0: type: missing; add it, one of exact, contains, regex, number, json, "
+            "json_schema, json_fields, or import_path",
+        ),
+    ],
+)
+def test_a_mistake_in_a_check_is_one_line(config_path: Path, written: str, expected: str) -> None:
+    assert mistakes(config_path, f"{CHECKS}  - {written}\n") == [expected]
+
+
+def test_checks_survive_their_own_dump_and_make_another_run(config_path: Path) -> None:
+    config_path.write_text(
+        CHECKS + "  - {type: json_schema, schema: {type: object}}\n  - {import_path: a.b:c, name: mine}\n"
+    )
+    config = load_config(config_path).config
+    dump = config.model_dump(mode="json")
+    assert RunConfig.model_validate(dump) == config
+    assert dump["evaluation"]["checks"][0]["schema"] == {"type": "object"}
+    assert differences(dump, dump) == []
+    older = {key: value for key, value in dump.items() if key != "evaluation"}
+    assert differences(older, dump) == ["evaluation.checks"]
+    assert differences(older, dump | {"evaluation": {"checks": []}}) == []
+
+
+def test_checks_need_a_held_out_set(config_path: Path) -> None:
+    (line,) = mistakes(config_path, None, "evaluation.checks=[{type: json}]")
+    assert "evaluation.checks: data.heldout is 0" in line or "data.heldout is 0, so there is nothing to check" in line
+
+
 def test_a_short_section_lists_its_keys(config_path: Path) -> None:
     text = MINIMAL.replace("  pool: pool.jsonl\n", "  pool: pool.jsonl\n  zzz: 1\n")
     keys = "pool, heldout, limit, on_bad_row, decontaminate, licence, source"

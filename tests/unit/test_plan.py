@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from lion_ray.checks import check_references
 from lion_ray.config import RunConfig
+from lion_ray.config.file import LoadedConfig
+from lion_ray.errors import ConfigError
 from lion_ray.gateway.stats import Latencies, Stats, meter_line
 from lion_ray.plan import make_plan, plan_table, what_is_left
 from lion_ray.store import RunStore
@@ -113,6 +116,42 @@ def test_the_watch_on_the_judge_is_planned_and_priced(tmp_path: Path) -> None:
     assert watching[0].usd_worst == pytest.approx((watching[0].usd or 0) + 16 * (512 - 150) * 10.0 / 1e6)
     none = config.model_copy(update={"referee": config.referee.model_copy(update={"canary_pairs": 0})})
     assert not [stage for stage in make_plan(none, tmp_path).stages if stage.stage == "watching the judge"]
+
+
+def test_the_students_held_out_answers_for_the_checks_are_planned(tmp_path: Path) -> None:
+    config = configured(tmp_path).model_dump(mode="json")
+    config |= {"data": {"pool": "pool.jsonl", "heldout": 10}, "evaluation": {"checks": [{"type": "json"}]}}
+    for when in ("every", "ends", "never"):
+        made = RunConfig.model_validate(config | {"discrimination": {"judge_heldout": when}})
+        plan = make_plan(made, tmp_path)
+        answers = [stage for stage in plan.stages if stage.stage == "student answers held-out"]
+        assert [(one.iteration, one.rows, one.calls) for one in answers] == [(0, 10, 0), (1, 10, 0), (2, 10, 0)]
+        heldout = [stage.student_tokens for stage in plan.stages if "heldout" in stage.folder]
+        assert sum(heldout) == 3 * 10 * made.student.max_tokens, "what is judged as well is answered once"
+        assert any("the checks (json) score every held-out answer" in note for note in plan.notes)
+
+
+def test_held_out_rows_that_no_check_can_score(tmp_path: Path) -> None:
+    config = configured(tmp_path).model_dump(mode="json")
+    (tmp_path / "held.jsonl").write_text(
+        '{"instruction": "One?", "reference": "1"}\n\n{"instruction": "Two?"}\n'
+        '{"instruction": "Three?", "reference": " "}\n'
+    )
+    config |= {"data": {"pool": "pool.jsonl", "heldout": "held.jsonl"}}
+    checked = RunConfig.model_validate(config | {"evaluation": {"checks": [{"type": "json"}, {"type": "exact"}]}})
+    said = (
+        "evaluation.checks: 2 of 3 held-out rows cannot be scored, the first at held.jsonl:3 (check exact: no "
+        "reference); they are left out of the checks' scores"
+    )
+    assert said in make_plan(checked, tmp_path).notes
+    assert check_references(LoadedConfig(checked, tmp_path, "x.yaml")) == [said]
+    none = RunConfig.model_validate(
+        config | {"evaluation": {"checks": [{"type": "number"}]}, "data": {"pool": "pool.jsonl", "heldout": 5}}
+    )
+    with pytest.raises(
+        ConfigError, match=r"5 of 5 held-out rows cannot be scored, the first at pool\.jsonl:\d+ \(check"
+    ):
+        check_references(LoadedConfig(none, tmp_path, "x.yaml"))
 
 
 def test_near_threshold_is_not_promised_to_save_anything(tmp_path: Path) -> None:

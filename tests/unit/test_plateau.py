@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.config import RunConfig, judges_heldout
+from lion_ray.config import RunConfig, answers_heldout, judges_heldout
 from lion_ray.evaluation.plateau import STOPPED, measured, on_plateau, read_stop, stop_reason
 from lion_ray.results import finished
 from lion_ray.status import read_status
@@ -107,6 +107,31 @@ def test_loss_where_not_every_checkpoint_is_judged(tmp_path: Path) -> None:
     assert reason == "held-out loss fell by less than 0.2 in an iteration: 1.333, and before 1.500 at best"
     assert judges_heldout(folder.settings, 2, last=True), "where it ends it is judged"
     assert not judges_heldout(folder.settings, 2)
+
+
+def test_checks_go_before_the_judge_and_say_so(tmp_path: Path) -> None:
+    checks = [{"type": "contains", "text": "answer"}]
+    config = {
+        "stop": {"plateau": {"rounds": 1, "min_gain": 0.2}},
+        "evaluation": {"checks": checks},
+        "discrimination": {"judge_heldout": "never"},
+    }
+    folder = RunFolder(tmp_path / "run", iterations=3, config=config).begin()
+    folder.iterate(1)
+    # Of six rows one says it as it came, and two after the first iteration.
+    measure, values = measured(folder.store, folder.settings, 1)
+    assert measure == "checks"
+    assert values == pytest.approx([1 / 6, 2 / 6])
+    reason = stop_reason(folder.store, folder.settings, 1)
+    assert (
+        reason == "the checks' score on held-out rose by less than 0.2 in an iteration: 0.333, and before 0.167 at best"
+    )
+    stopped = read_stop(folder.store)
+    assert stopped is not None
+    assert stopped["measure"] == "checks"
+    for iteration in (1, 2):
+        assert answers_heldout(folder.settings, iteration)
+        assert not judges_heldout(folder.settings, iteration)
 
 
 def test_a_checkpoint_that_was_not_measured_decides_nothing(tmp_path: Path) -> None:

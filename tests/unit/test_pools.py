@@ -22,6 +22,7 @@ from lion_ray.algorithm.pools import (
     says_no_input,
     split_heldout,
     train_pool,
+    where_is,
 )
 from lion_ray.algorithm.sampling import clean_candidate, filter_candidate
 from lion_ray.errors import ConfigError, DataError, InfrastructureError
@@ -340,3 +341,47 @@ def test_the_demos_data() -> None:
         assert filter_candidate(text, "stop", min_words=4) is None
         assert all(score < 0.5 for _, score in index.nearest(text, k=1)), text
         index.add(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('"Paris"', "Paris"),
+        ('" Paris "', " Paris "),
+        ("42", "42"),
+        ('{"b": 1, "a": "é"}', '{"a":"é","b":1}'),
+        ("[1, null]", "[1,null]"),
+        ("false", "false"),
+        ("null", None),
+        ('" "', None),
+    ],
+)
+def test_a_reference_is_a_text_or_canonical_json(tmp_path: Path, given: str, expected: str | None) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"instruction": "x", "reference": {given}}}\n{{"instruction": "y"}}\n')
+    pool = read_pool("p.jsonl", base_dir=tmp_path, limit=None, on_bad_row="stop").pool
+    assert pool["reference"].to_pylist() == [expected, None]
+    assert pool["id"].to_pylist() == [instruction_id("x"), instruction_id("y")]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [('"\\ud800"', "half a character"), ('["\\ud800"]', "half a character"), ("NaN", "no JSON value")],
+)
+def test_a_reference_that_is_none(tmp_path: Path, given: str, said: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"instruction": "x", "reference": {given}}}\n')
+    with pytest.raises(DataError, match=said) as caught:
+        read_pool("p.jsonl", base_dir=tmp_path, limit=None, on_bad_row="stop")
+    assert str(caught.value).startswith("p.jsonl:1: 'reference'")
+
+
+def test_references_in_parquet(tmp_path: Path) -> None:
+    rows = {"instruction": ["x", "y"], "reference": [{"a": 1}, None], "other": [1, 2]}
+    pq.write_table(pa.table(rows), tmp_path / "p.parquet")
+    pool = read_pool("p.parquet", base_dir=tmp_path, limit=None, on_bad_row="stop").pool
+    assert pool["reference"].to_pylist() == ['{"a":1}', None]
+
+
+def test_where_a_row_is(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"instruction": "x"}\n\nno\n{"instruction": "y"}\n')
+    assert where_is("p.jsonl", tmp_path, instruction_id("y")) == "p.jsonl:4"
+    assert where_is("p.jsonl", tmp_path, "absent") == "p.jsonl"

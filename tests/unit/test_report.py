@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from lion_ray.evaluation.benchmarks import PAPER
+from lion_ray.evaluation.lineage import read_lineage
 from lion_ray.report import render, write_report
 from lion_ray.report.words import clean, duration, without_secrets
 from lion_ray.store import RunStore
@@ -191,7 +192,7 @@ def test_what_models_said_stays_text(tmp_path: Path) -> None:
         "referee": {"endpoint": EVIL[0]},
         "generator": {"endpoint": EVIL[0]},
     }
-    folder = RunFolder(tmp_path / "run", say=evil, config=config).finish()
+    folder = RunFolder(tmp_path / "run", say=evil, config=config | CHECKS).finish()
     described = folder.store.read_json("run.json")
     described["config"]["run_name"] = EVIL[1] + EVIL[4]
     described["versions"] = {EVIL[0]: EVIL[1]}
@@ -267,6 +268,55 @@ def test_what_is_known_of_the_judge(tmp_path: Path) -> None:
     place = verdicts.schema.get_field_index("student_first")
     stage.write_part(0, verdicts.set_column(place, "student_first", one_order))
     check_whole(render(folder.store))
+
+
+CHECKS = {"evaluation": {"checks": [{"type": "contains", "text": "answer"}, {"type": "json"}, {"type": "exact"}]}}
+
+
+def test_checks_are_drawn_with_the_teacher_and_as_numbers(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", config=CHECKS).finish()
+    text = render(folder.store)
+    page = check_whole(text)
+    assert charts(page) >= {"checks", "check-0", "check-1", "check-2"}
+    # Of six rows one says the word as it came, and four at the end; a word is one check of three.
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.S)
+    cells = [[re.sub(r"<[^>]*>", "", one) for one in re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in rows]
+    (last,) = [row for row in cells if row[:1] == ["3"] and len(row) == 9 and row[-1] == "6 of 6"]
+    assert last[1].startswith("0.22 [")
+    assert last[2].startswith("0.67 [")
+    assert last[3] == last[4] == "0.00 [0.00, 0.00]"
+    assert last[5].startswith("+0.06 [")
+    assert last[6].startswith("+0.17 [")
+    assert last[7].startswith("67% [")
+    (teacher,) = [row for row in cells if row[:1] == ["teacher"] and len(row) == 9]
+    assert teacher[1].startswith("0.33 [")
+    assert "dashed line, teacher: 0.33" in page.text, "the figure's description says it too"
+    assert "checks, held-out" in page.text
+    assert "67% of the teacher's" in page.text
+    assert 'id="checks-section"' not in render(RunFolder(tmp_path / "other").begin().store)
+
+
+def test_examples_of_before_and_after(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", config=CHECKS).begin()
+    assert 'id="examples"' not in render(folder.store), "there is no after yet"
+    folder.iterate(1)
+    section = check_whole(render(folder.store)).text.split("Before and after")[2].split("Hardest rows")[0]
+    assert "3 held-out instructions, chosen by a hash of the run's seed" in section
+    assert section.count("student as it came") == section.count("student after iteration 1") == 3
+    assert "checks: contains 1.00, json 0.00, exact 0.00" in section
+
+
+def test_a_run_of_the_version_before_references(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").begin().iterate(1)
+    for pool in ("heldout", "0"):
+        stage = folder.store.stage(f"pool-{pool}")
+        for part in range((stage.manifest() or {})["parts"]):
+            stage.write_part(part, stage.read_part(part).drop_columns(["reference"]))
+    # It goes on with this version: later parts have the column.
+    folder.iterate(2)
+    page = check_whole(render(folder.store))
+    assert "Before and after" in page.text
+    assert read_lineage(folder.store).rows.num_rows == 12 + 4 + 4
 
 
 def test_without_evaluations_there_is_no_such_section(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""A run's examples on the terminal: what models wrote, as text and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lion_ray.examples import Example, Said
+
+
+def print_examples(console: Console, found: list[Example]) -> None:
+    """Print each example: the instruction, and the three answers side by side."""
+    from lion_ray.examples import HOW
+
+    if not found:
+        return
+    console.print(Text(f"{len(found)} held-out instructions, {HOW}"))
+    for number, example in enumerate(found, start=1):
+        table = Table(title=harmless(f"{number}. {example.instruction}"), title_justify="left", title_style="")
+        for said in example.answers:
+            table.add_column(Text(said.who), ratio=1, overflow="fold")
+        table.add_row(*map(_answer, example.answers))
+        console.print(table)
+
+
+def harmless(text: str) -> Text:
+    """A text of a user's or a model's that the terminal shows and does not obey; never markup."""
+    from lion_ray.report.words import clean
+
+    return Text(clean(text))
+
+
+def _answer(said: Said) -> Text:
+    shown = harmless(said.text) if said.problem is None else harmless(f"no answer: {said.problem}")
+    if said.by_check:
+        each = ", ".join(f"{name} {'–' if score is None else f'{score:.2f}'}" for name, score in said.by_check.items())
+        shown.append(f"\n[checks: {each}]", style="dim")
+    return shown
