@@ -4,7 +4,7 @@ Invariants:
 - One place decides which type `auto` means on a CPU. Engines, servers, fits, benches and `doctor` ask here.
 - The products are timed once per machine, in well under a second, and the figures are kept in the user's cache folder.
   A file made by another CPU, another torch or under other settings is not used; one made on a busy machine is made
-  anew.
+  anew after a while.
 - An explicit type stays what it is; `slower_than_best` tells what it costs.
 - Importing this module imports no torch: the products are timed in a process of their own (``python -m
   lion_ray.machine``), so that the command line starts quickly.
@@ -55,6 +55,8 @@ _INNER, _OUTER = 1536, 8960
 _CHOOSING_ROWS, _CHOOSING_OUTER = 64, 2240
 _ROWS = (1, 16, 64, 256)
 _TIMED_S = 0.06
+_BUSY_KEPT_S = 900.0
+"""So long what was measured on a busy machine is used, so that the processes of one run do not all measure."""
 _OWN_SHARE = 0.75
 """The share of all cores' time that the products take where nothing else runs; what is less was shared."""
 _LAYERS_EFFICIENCY = 0.7
@@ -131,7 +133,7 @@ def speeds() -> Speeds:
     path = cache_folder() / f"machine-{_fingerprint()}.json"
     try:
         known = _from_json(json.loads(path.read_text(encoding="utf-8")))
-        if not known.busy:
+        if not known.busy or time.time() - path.stat().st_mtime < _BUSY_KEPT_S:
             return known
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not measured yet, or a damaged file: measure

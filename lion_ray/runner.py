@@ -73,6 +73,9 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
+        if not os.environ.get("RAY_ADDRESS"):
+            prefetch(loaded, progress)
+        forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
         started_here = join_ray(loaded, progress)
         interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
         guard = Guard() if started_here else None
@@ -80,7 +83,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             # Some of Ray's processes take more than a minute to see that a killed driver is gone.
             guard.watch(*descendants(os.getpid()))
         try:
-            return asyncio.run(_distil(loaded, store, attempt, progress))
+            return asyncio.run(_distil(loaded, store, attempt, progress, forecast))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
         except BudgetError as error:
@@ -101,7 +104,9 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             store.heartbeat(ended=True)
 
 
-async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress) -> list[IterationResult]:
+async def _distil(
+    loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress, forecast: Forecast | None
+) -> list[IterationResult]:
     from lion_ray.actors.crew import Crew
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.loop import distil
@@ -109,7 +114,6 @@ async def _distil(loaded: LoadedConfig, store: RunStore, attempt: int, progress:
 
     _stop_on_sigterm()
     progress.listeners.append(StageMetrics(f"{loaded.config.run_name}-{attempt}"))
-    forecast = await asyncio.to_thread(foretell, loaded, store, progress)
     async with (
         _beside(_pulse(store, progress)),
         _beside(_keep_forecasting(forecast, progress)),
@@ -275,8 +279,6 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_reachable(address)
-    else:
-        prefetch(loaded, progress)
     # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
     # "local", as Ray would else join what somebody's `ray start` has left a note of.
     here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, cores())}
