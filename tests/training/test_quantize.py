@@ -1,0 +1,90 @@
+"""Weights rounded to 8 bits for serving: what is rounded, by how much, and what stays as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lion_ray import quantize
+from lion_ray.config import ServeConfig
+from lion_ray.errors import ModelError
+from lion_ray.quantize import LINEAR, round_weight, served_folder
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "cache"))
+    make_tiny_model(tmp_path / "tiny", initializer_range=0.5)
+    return tmp_path / "tiny"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def test_rounding_is_to_the_nearest_of_255_steps() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(7, 33)
+    weight[3] = 0.0  # a dead channel has no scale of its own
+    integers, scale = round_weight(weight)
+    assert (integers.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (7, 1))
+    assert ((integers * scale - weight).abs() <= scale / 2 + 1e-7).all()
+    assert (integers[torch.arange(7) != 3].abs().amax(1) == 127).all(), "each channel uses its whole range"
+    assert torch.isfinite(integers * scale).all()
+
+
+def test_linear_layers_are_rounded_and_nothing_else(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "SHARD_BYTES", 4096)
+    quantize.quantize(tiny, tiny.parent / "made")
+    made = tiny.parent / "made"
+    assert len(list(made.glob("*.safetensors"))) > 1, "so large a model is never in memory at once"
+    before, after = weights(tiny), weights(made)
+    linear = [name for name in before if name.endswith(LINEAR)]
+    assert len(linear) == 14, "7 in each of two layers"
+    for name, weight in before.items():
+        if name in linear:
+            scale = after[f"{name}_scale"]
+            assert after[name].dtype == torch.int8
+            assert ((after[name] * scale - weight).abs() <= scale / 2 + 1e-6).all()
+        else:
+            assert torch.equal(after[name], weight), name
+    assert len(after) == len(before) + len(linear)
+    index = json.loads((made / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index) == set(after)
+    config = json.loads((made / "config.json").read_text())
+    assert config.pop("quantization_config")["quant_method"] == "compressed-tensors"
+    assert config == json.loads((tiny / "config.json").read_text())
+    assert (made / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+
+
+def test_it_is_made_once_and_anew_for_other_weights(tiny: Path) -> None:
+    said: list[str] = []
+    config = ServeConfig(model=str(tiny), quantization="int8")
+    first = served_folder(config, None, said.append)
+    assert served_folder(config, None, said.append) == first
+    assert len(said) == 1
+    make_tiny_model(tiny, seed=1, initializer_range=0.5)
+    other = served_folder(config, None, said.append)
+    assert other != first
+    assert served_folder(ServeConfig(model=str(tiny)), None, said.append) == tiny, "as it is, unless it is asked for"
+
+
+def test_what_cannot_be_rounded_is_said_and_leaves_nothing(tiny: Path) -> None:
+    config = ServeConfig(model=str(tiny), quantization="int8")
+    made = served_folder(config, None, lambda _: None)
+    with pytest.raises(ModelError, match="quantized already"):
+        quantize.quantize(made, tiny.parent / "twice")
+    (tiny / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be rounded to 8 bits"):
+        served_folder(config, None, lambda _: None)
+    assert [path for path in made.parent.iterdir() if path.is_dir()] == [made]
+    shutil.rmtree(tiny)
