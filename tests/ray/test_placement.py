@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -82,7 +81,7 @@ async def test_engines_come_with_work_and_nodes_and_go_without(tmp_path: Path) -
             await students.stop()
 
 
-@pytest.mark.skipif("LION_RAY_CLUSTER_TESTS" not in os.environ, reason="takes minutes: set LION_RAY_CLUSTER_TESTS=1")
+@pytest.mark.long
 def test_a_gpu_goes_from_hand_to_hand(tmp_path: Path) -> None:
     """Handoff, beginning without a GPU, and with the GPU's machine lost in the middle of each of its uses."""
     # The generator takes its time, so that one sees what becomes of the GPU meanwhile.
