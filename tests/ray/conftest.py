@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray
 
-from tests.ray.harness import CANARY, LATENCY, Job, job_with_key, short_folder
+from tests.ray.harness import CANARY, LATENCY, LOOK_S, Job, job_with_key, kill, short_folder
+from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
 
 
@@ -20,17 +25,49 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A run from its beginning to its end, to be looked at from all sides and changed by nobody."""
+
+    job: Job
+    empty_panels: set[str]
+    """The dashboard's questions to which Prometheus had no answer at any time; all of them where there is none."""
+
+
 @pytest.fixture(scope="session")
-def undisturbed() -> Iterator[Job]:
+def whole_run() -> Iterator[Whole]:
     """In a folder of its own with all that the run wrote, Ray's logs included; `CANARY` was its key."""
     # An endpoint with moods: it echoes the key in an error, drops lines, garbles. None of it shows in what comes out.
     rules = (
         '[{"fault": "500", "times": 2, "contains": "item 3"}, {"fault": "503", "times": 2, "contains": "item 11"},'
-        ' {"fault": "garbage", "times": 1, "contains": "item 5"}, {"fault": "drop", "times": 1, "contains": "item 7"}]'
+        ' {"fault": "garbage", "times": 1, "contains": "item 5"}, {"fault": "drop", "times": 1, "contains": "item 7"},'
+        ' {"fault": "429", "times": 1, "retry_after": "0"}]'
     )
     with short_folder() as folder, stub_process(*LATENCY, "--api-key", CANARY, "--rules", rules) as base_url:
         job = job_with_key(folder, base_url, CANARY)
-        job.finish()
+        config = written_by(folder / "ray")
+        process = job.run_until(config.exists)
+        try:
+            empty = watch(process, config, folder) if PROMETHEUS else set(panels())
+            assert process.wait() == 0, job.words()
+        finally:
+            kill(process)
         assert not fetch_stats(base_url)["repeated"], "one run bought the same call twice"
         assert fetch_stats(base_url)["total"] > 50, "the key did arrive"
-        yield job
+        yield Whole(job, empty)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(whole_run: Whole) -> Job:
+    """The whole run's files."""
+    return whole_run.job
+
+
+def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> set[str]:
+    """Ask Prometheus for every panel until it has had something to show, or the run has ended; what is missing."""
+    missing = panels()
+    with scraping(config, folder) as answer:
+        while missing and process.poll() is None:
+            missing = {name: expression for name, expression in missing.items() if not answer(expression)}
+            time.sleep(LOOK_S)
+    return set(missing)

@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.object_store import BUCKET, s3_server
-from tests.ray.harness import ROOT, Job, kill
-from tests.stub_api import stub_process
+from tests.ray.harness import LATENCY, ROOT, Job, kill, until
+from tests.ray.outcome import assert_same
+from tests.stub_api import fetch_stats, stub_process
 
 
-def test_a_run_lives_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# The first attempt cannot get past generation, however slow the second one is to start.
+STOPS = ("--rules", json.dumps([{"fault": "hang", "times": 1, "contains": "You invent tasks"}]))
+
+
+def test_a_run_lives_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job) -> None:
     root = f"s3://{BUCKET}/team/runs"
-    with s3_server() as environment, stub_process("--lion", "--latency-ms", "20") as base_url:
+    with s3_server() as environment, stub_process(*LATENCY, *STOPS) as base_url:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         job = Job(tmp_path, base_url, {"storage_path": root}, environment=environment)
@@ -27,6 +32,7 @@ def test_a_run_lives_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         second = job.start()
         assert second.wait() == 7, "two drivers went on in one folder"
         assert "another attempt at this run is under way" in job.words()
+        until(lambda: hangs(job), first, job.words)
         kill(first)
         # A bucket has no locks: a driver that is gone is known by its silence, which `stale` need not wait out here.
         gone = job.store.read_json("attempt.json")
@@ -47,3 +53,9 @@ def test_a_run_lives_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert json.loads(told.stdout)["spending"]
         assert job.store.exists("report.html")
         assert not (tmp_path / "runs").exists()
+        assert_same(job.store, undisturbed.store)
+
+
+def hangs(job: Job) -> bool:
+    """Whether the run is generating, with a call out that is not answered."""
+    return job.store.exists("iteration-1/verdicts/manifest.json") and fetch_stats(job.base_url)["in_flight"] > 0

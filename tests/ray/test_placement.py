@@ -112,13 +112,15 @@ def test_a_gpu_goes_from_hand_to_hand(tmp_path: Path) -> None:
 def test_two_runs_of_one_name_share_a_cluster(tmp_path: Path) -> None:
     """As two people's do; each ends for what is wrong with its own answers, and not for the other's actors."""
     rules = json.dumps([{"fault": "empty"}])
-    with machines() as cluster, stub_process("--lion", "--latency-ms", "3000", "--rules", rules) as base_url:
+    both_are_there = tmp_path / "both are there"
+    with machines() as cluster, stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
         jobs = [Job(tmp_path / name, base_url, environment=cluster.environment) for name in ("mine", "yours")]
         processes = [job.start() for job in jobs]
         try:
             while len(cluster.actors("Clerk")) < 2:
                 assert all(process.poll() is None for process in processes), jobs[0].words() + jobs[1].words()
                 time.sleep(LOOK_S)
+            both_are_there.touch()
             assert [process.wait() for process in processes] == [3, 3]
         finally:
             for process in processes:

@@ -1,4 +1,4 @@
-"""A run killed in every stage and started again ends as one that was never killed, and buys nothing twice."""
+"""A run that ran out of money, was killed in its stages and started again ends as one that was left alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from lion_ray.status import read_status
 from tests.ray.harness import LATENCY, Job, kill, requests, wait_until_gone
 from tests.ray.outcome import assert_same, bought_twice, journaled, table_of
-from tests.stub_api import stub_process
+from tests.ray.test_mistakes import told
+from tests.stub_api import fetch_stats, stub_process
+
+RICH = "budget.usd=1000"
 
 
 def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
@@ -40,24 +46,50 @@ def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
     }
 
 
-def test_killed_in_every_stage(tmp_path: Path, undisturbed: Job) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [
+        # A kill while it answers is what running out of money is too; while it generates: see test_object_store.
+        pytest.param(("training", "judging"), id="some"),
+        pytest.param(("answering", "training", "judging", "generating"), id="all", marks=pytest.mark.long),
+    ],
+)
+def test_out_of_money_then_killed(stages: tuple[str, ...], tmp_path: Path, undisturbed: Job) -> None:
     with stub_process(*LATENCY) as base_url:
         job = Job(tmp_path, base_url)
-        for stage, condition in stage_conditions(job).items():
-            process = job.run_until(condition)
+        code, line = told(job, "budget.usd=0.3")
+        assert code == 8
+        assert "the budget of $0.30 is spent" in line
+        assert "teacher answers" in line, "how far it got"
+        assert "finishing would cost about $" in line
+        paid_for = set(journaled(job.store))
+        bought = sum(one["calls"] for one in read_status(job.store).spending)
+        spent = sum(one["usd"] for one in read_status(job.store).spending)
+        assert 0.2 < spent <= 0.3
+
+        known: set[str] = set()
+        for stage in stages:
+            process = job.run_until(stage_conditions(job)[stage], RICH)
+            if not known:
+                assert not fetch_stats(base_url)["repeated"], "what the first attempt paid for was not bought again"
             children = kill(process)
             before = journaled(job.store)
             assert not job.store.exists("iteration-2/result.json"), f"the run was over before it was killed in {stage}"
             wait_until_gone(children)  # no engine, no server, no Ray process outlives a killed driver
             assert max(before.values(), default=1) == 1
-        known = set(before)
-        job.finish()
+            known |= set(before)
+        job.finish(RICH)
         after = journaled(job.store)
-        twice = {key for key in known if after[key] > 1}
+        twice = {key for key in known | paid_for if after[key] > 1}
         assert not twice, "a journaled call was sent again"
-        # Only what was in flight at a kill may have been bought twice: two calls at most, four kills.
-        assert bought_twice(base_url) <= 2 * 4
+        # Only what was in flight at a kill may have been bought twice: two calls at most for each.
+        assert bought_twice(base_url) <= 2 * len(stages)
     assert_same(job.store, undisturbed.store)
+    status = read_status(job.store)
+    assert status.state == "finished"
+    assert {one["role"] for one in status.spending} == {"teacher", "referee", "generator"}
+    assert {one["iteration"] for one in status.spending} == {0, 1, 2}
+    assert sum(one["calls"] for one in status.spending) > bought
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(undisturbed: Job) -> None:
