@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.ray.harness import CANARY, LATENCY, LOOK_S, Job, job_with_key, kill, short_folder
+from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
 
@@ -25,6 +27,10 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+MOST = 1000.0
+"""Nats per token: no student gains so much in an iteration."""
+
+
 @dataclass(frozen=True)
 class Whole:
     """A run from its beginning to its end, to be looked at from all sides and changed by nobody."""
@@ -32,11 +38,16 @@ class Whole:
     job: Job
     empty_panels: set[str]
     """The dashboard's questions to which Prometheus had no answer at any time; all of them where there is none."""
+    report: subprocess.CompletedProcess[str]
+    """`lion-ray report`, once what was in its way while the run went on is gone."""
 
 
 @pytest.fixture(scope="session")
 def whole_run() -> Iterator[Whole]:
-    """In a folder of its own with all that the run wrote, Ray's logs included; `CANARY` was its key."""
+    """In a folder of its own with all that the run wrote, Ray's logs included; `CANARY` was its key.
+
+    Of three imitations it makes two: its student gains too little. Its report cannot be written while it goes on.
+    """
     # An endpoint with moods: it echoes the key in an error, drops lines, garbles. None of it shows in what comes out.
     rules = (
         '[{"fault": "500", "times": 2, "contains": "item 3"}, {"fault": "503", "times": 2, "contains": "item 11"},'
@@ -45,6 +56,14 @@ def whole_run() -> Iterator[Whole]:
     )
     with short_folder() as folder, stub_process(*LATENCY, "--api-key", CANARY, "--rules", rules) as base_url:
         job = job_with_key(folder, base_url, CANARY)
+        job.changes |= {
+            "iterations": 2,
+            "stop": {"plateau": {"rounds": 2, "min_gain": MOST}},
+            "discrimination": {"judge_heldout": "ends"},
+        }
+        job.write()
+        blocked = Path(job.store.path("report.html"))
+        (blocked / "in the way").mkdir(parents=True)
         config = written_by(folder / "ray")
         process = job.run_until(config.exists)
         try:
@@ -54,7 +73,9 @@ def whole_run() -> Iterator[Whole]:
             kill(process)
         assert not fetch_stats(base_url)["repeated"], "one run bought the same call twice"
         assert fetch_stats(base_url)["total"] > 50, "the key did arrive"
-        yield Whole(job, empty)
+        shutil.rmtree(blocked)
+        report = [sys.executable, "-m", "lion_ray", "report", job.store.root]
+        yield Whole(job, empty, subprocess.run(report, cwd=ROOT, capture_output=True, text=True))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ from tests.tiny import make_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate", "bakery")
 MODEL = "stub-model"
+UNJUDGED = {"discrimination": {"judge_heldout": "never"}}
+"""Changes for a run that needs no engine before its first fine-tuning is done."""
 CANARY = "sk-canary-9d2f41c07be8"
 """A planted key, looked for in everything that a run writes."""
 PRICES = {"input": 0, "output": 1000}
@@ -154,7 +156,8 @@ class Job:
         """Start the run and return it once `condition` holds; it must not end before."""
         process = self.start(*overrides)
         try:
-            until(condition, process, self.words, look_s=0.005)
+            # Often, for some states are short; a bucket is another process's work.
+            until(condition, process, self.words, look_s=0.05 if "://" in self.store.root else 0.005)
         except BaseException:
             kill(process)
             raise

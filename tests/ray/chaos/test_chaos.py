@@ -1,7 +1,7 @@
 """Things go wrong in a run on a cluster; it ends by itself, or by the same command, and nothing is lost.
 
-Long (`make test-all`): each is a whole run. `LION_RAY_CHAOS_LOG` names a file that gets a JSON line for each fault: what
-`docs/reliability.md` tells.
+Long (`make test-all`): each is a whole run. `LION_RAY_CHAOS_LOG` names a file that gets a JSON line for each fault:
+what `docs/reliability.md` tells.
 """
 
 from __future__ import annotations
