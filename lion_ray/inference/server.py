@@ -101,7 +101,7 @@ class ModelServer:
         if self._key:
             environment["VLLM_API_KEY"] = self._key
         if not self._config.num_gpus:
-            environment |= cpu_environment(os.cpu_count() or 1)
+            environment |= cpu_environment(os.cpu_count() or 1, eager=self._config.enforce_eager)
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._config.kv_cache_gib)))
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below

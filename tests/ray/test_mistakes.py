@@ -1,14 +1,21 @@
-"""Mistakes that only show once a run is under way: one line, an exit code, and nothing left running.
+"""Mistakes that only show once a run is under way: one line and an exit code. All on one cluster, without an engine.
 
-Rows that fail: see test_placement. A budget that is spent: see test_resume. A key that is refused: see test_redaction.
+A budget that is spent: see test_resume. A key that is refused: see test_redaction.
 """
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from lion_ray.inference.server import free_port
-from tests.ray.harness import UNJUDGED, Job
+from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill
+from tests.ray.machines import Machines, machines
+from tests.stub_api import stub_process
 
 NOBODY = f"http://127.0.0.1:{free_port()}/v1"
 
@@ -27,16 +34,42 @@ def the_line(job: Job) -> str:
     return lines[0]
 
 
-def test_an_endpoint_that_nobody_answers_at(tmp_path: Path) -> None:
-    code, line = told(Job(tmp_path, NOBODY, UNJUDGED), "endpoints.default.max_attempts=2")
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Machines]:
+    with machines() as cluster:
+        yield cluster
+
+
+def test_an_endpoint_that_nobody_answers_at(tmp_path: Path, shared: Machines) -> None:
+    code, line = told(Job(tmp_path, NOBODY, UNJUDGED, shared.environment), "endpoints.default.max_attempts=2")
     assert code == 4
     assert NOBODY in line
 
 
-def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path) -> None:
-    job = Job(tmp_path, NOBODY, UNJUDGED)
+def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path, shared: Machines) -> None:
+    job = Job(tmp_path, NOBODY, UNJUDGED, shared.environment)
     with (tmp_path / "pool.jsonl").open("a") as pool:
         pool.write('{"instruction": ""}\n')
     code, line = told(job)
     assert code == 3
     assert "pool.jsonl:21" in line
+
+
+def test_two_runs_of_one_name_end_for_their_own_failures(tmp_path: Path, shared: Machines) -> None:
+    """As two people's do on one cluster: each for what is wrong with its own answers, not for the other's actors."""
+    rules = json.dumps([{"fault": "empty", "contains": "river"}, {"fault": "empty", "contains": "engine"}])
+    both_are_there = tmp_path / "both are there"
+    with stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
+        jobs = [Job(tmp_path / name, base_url, UNJUDGED, shared.environment) for name in ("mine", "yours")]
+        processes = [job.start() for job in jobs]
+        try:
+            while len(shared.actors("Clerk")) < 2:
+                assert all(process.poll() is None for process in processes), jobs[0].words() + jobs[1].words()
+                time.sleep(LOOK_S)
+            both_are_there.touch()
+            assert [process.wait() for process in processes] == [3, 3]
+        finally:
+            for process in processes:
+                kill(process)
+    for job in jobs:
+        assert "6 of 20 rows failed (30%, allowed 20%): 6 × empty answer" in the_line(job)

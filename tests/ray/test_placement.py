@@ -18,9 +18,8 @@ from lion_ray.actors.student_pool import StudentPool
 from lion_ray.config import StudentConfig
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
-from tests.ray.harness import LATENCY, LOOK_S, UNJUDGED, Job, kill
+from tests.ray.harness import LATENCY, LOOK_S, Job, kill
 from tests.ray.machines import Machines, machines
-from tests.ray.test_mistakes import the_line
 from tests.ray.test_student_pool import BASE, CONFIG, shard
 from tests.stub_api import stub_process
 from tests.tiny import make_tiny_model
@@ -108,26 +107,6 @@ def test_a_gpu_goes_from_hand_to_hand(tmp_path: Path) -> None:
         assert f"student engine 0 serves {version}" in words
     assert "student engine 0 died" in words, "lost while it answered"
     assert seen.lost == ["answering", "training"]
-
-
-def test_two_runs_of_one_name_share_a_cluster(tmp_path: Path) -> None:
-    """As two people's do; each ends for what is wrong with its own answers, and not for the other's actors."""
-    rules = json.dumps([{"fault": "empty", "contains": "river"}, {"fault": "empty", "contains": "engine"}])
-    both_are_there = tmp_path / "both are there"
-    with machines() as cluster, stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
-        jobs = [Job(tmp_path / name, base_url, UNJUDGED, cluster.environment) for name in ("mine", "yours")]
-        processes = [job.start() for job in jobs]
-        try:
-            while len(cluster.actors("Clerk")) < 2:
-                assert all(process.poll() is None for process in processes), jobs[0].words() + jobs[1].words()
-                time.sleep(LOOK_S)
-            both_are_there.touch()
-            assert [process.wait() for process in processes] == [3, 3]
-        finally:
-            for process in processes:
-                kill(process)
-    for job in jobs:
-        assert "6 of 20 rows failed (30%, allowed 20%): 6 × empty answer" in the_line(job)
 
 
 class Seen:
