@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lion_ray.inference.server import free_port
-from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill
+from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill, until
 from tests.ray.machines import Machines, machines
 from tests.stub_api import stub_process
 
@@ -61,6 +61,7 @@ def test_two_runs_of_one_name_end_for_their_own_failures(tmp_path: Path, shared:
     both_are_there = tmp_path / "both are there"
     with stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
         jobs = [Job(tmp_path / name, base_url, UNJUDGED, shared.environment) for name in ("mine", "yours")]
+        until(lambda: not shared.actors("Clerk"))  # of the runs before
         processes = [job.start() for job in jobs]
         try:
             while len(shared.actors("Clerk")) < 2:
