@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from lion_ray.runner import RAY_ENVIRONMENT, patience
 from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
@@ -22,10 +23,15 @@ from tests.stub_api import fetch_stats, stub_process
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
+    with patience():
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
     yield
     ray.shutdown()
 
+
+# The clusters that tests start are set up as a driver sets Ray up; of itself Ray gives its workers a low priority.
+for name, value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
 
 MOST = 1000.0
 """Nats per token: no student gains so much in an iteration."""
