@@ -36,7 +36,7 @@ submit: setup  ## Run CONFIG=… as a job on the Ray cluster at ADDRESS=… (its
 	$(BIN)/lion-ray submit $(CONFIG) --address $(ADDRESS)
 
 test: setup  ## Test every layer, before each commit (a quarter of an hour on two cores)
-	$(BIN)/python -m tests
+	$(BIN)/python -m pytest
 
 test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (more than an hour, alone on the machine)
 	$(BIN)/python -m pytest --long

@@ -16,8 +16,7 @@ import platform
 import secrets
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private import services
 
 from lion_ray.checks import check_keys, check_templates
 from lion_ray.config import models_in_use
@@ -228,10 +226,6 @@ RAY_ENVIRONMENT = {
 """How a driver sets Ray up, where the user has not; to be set before `ray.init`, and workers inherit it."""
 
 
-RAY_START_S = 600.0
-"""How long Ray may take to start on this machine."""
-
-
 def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     """Join the cluster, or start Ray here; returns whether it was started here."""
     for name, value in RAY_ENVIRONMENT.items():
@@ -245,17 +239,24 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     # "local", as Ray would else join what somebody's `ray start` has left a note of.
     here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, os.cpu_count() or 1)}
     try:
-        with patience():
-            context = ray.init(
-                # Two people's runs may have one name, and their actors' names must not meet.
-                namespace=f"lion-ray-{loaded.config.run_name}-{secrets.token_hex(4)}",
-                log_to_driver=False,
-                logging_level="ERROR",
-                **here,
-            )
+        context = ray.init(
+            # Two people's runs may have one name, and their actors' names must not meet.
+            namespace=f"lion-ray-{loaded.config.run_name}-{secrets.token_hex(4)}",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **here,
+        )
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+        ) from None
+    except Exception as error:
+        # Of no class of its own. Ray gives its parts 15 and itself 30 seconds to start, which are constants of its code.
+        if "timed out during startup" not in str(error):
+            raise
+        raise InfrastructureError(
+            "Ray did not start on this machine within the time that it gives itself (30 s): something else keeps the "
+            "cores busy; the same command goes on"
         ) from None
     dashboard = getattr(context, "dashboard_url", None)
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
@@ -263,31 +264,6 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     token = "" if os.environ.get("RAY_AUTH_MODE") == "disabled" else " (its token: ray get-auth-token)"
     progress.say(where + (f"; dashboard: http://{dashboard}{token}" if dashboard else ""))
     return not address
-
-
-@contextlib.contextmanager
-def patience(seconds: float = RAY_START_S) -> Iterator[None]:
-    """Let Ray start in its own time: it gives a node 30 s to come up, a constant of its code, and then raises.
-
-    A machine whose cores are busy takes longer. Inside the block, a node that is not there yet is asked for again.
-    """
-    look = services.get_node
-    until = time.monotonic() + seconds
-
-    def wait(*arguments: Any) -> Any:
-        while True:
-            try:
-                return look(*arguments)
-            except RuntimeError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.5)
-
-    services.get_node = wait
-    try:
-        yield
-    finally:
-        services.get_node = look
 
 
 def check_reachable(address: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from lion_ray.runner import RAY_ENVIRONMENT, patience
+from lion_ray.runner import RAY_ENVIRONMENT
 from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
@@ -23,8 +23,7 @@ from tests.stub_api import fetch_stats, stub_process
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
-    with patience():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
     yield
     ray.shutdown()
 

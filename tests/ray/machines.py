@@ -18,7 +18,6 @@ from ray.cluster_utils import Cluster
 
 from lion_ray.guard import descendants
 from lion_ray.inference.server import free_port
-from lion_ray.runner import patience
 from tests.ray.harness import wait_until_gone
 
 
@@ -38,13 +37,12 @@ class Machines:
     def add(self, *, cpus: int = 4, gpus: int = 0) -> Any:
         """A node more; returns it once the cluster knows it."""
         self._made += 1
-        with patience():
-            node = self._cluster.add_node(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                runtime_env_dir_name=f"runtime_resources_{self._made}",
-                dashboard_agent_listen_port=free_port(),
-            )
+        node = self._cluster.add_node(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            runtime_env_dir_name=f"runtime_resources_{self._made}",
+            dashboard_agent_listen_port=free_port(),
+        )
         self._nodes[node.node_id] = node
         return node
 
@@ -87,8 +85,7 @@ def machines(*, head_cpus: int = 4) -> Iterator[Machines]:
         "include_dashboard": False,
         "dashboard_agent_listen_port": free_port(),
     }
-    with patience():
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
         yield Machines(cluster)
