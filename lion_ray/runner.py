@@ -251,7 +251,7 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
         ) from None
     except Exception as error:
-        # Of no class of its own. Ray gives its parts 15 and itself 30 seconds to start, which are constants of its code.
+        # It has no class of its own. Ray gives its agents 15 and itself 30 seconds to start: constants of its code.
         if "timed out during startup" not in str(error):
             raise
         raise InfrastructureError(
