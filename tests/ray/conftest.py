@@ -1,4 +1,4 @@
-"""A real Ray on this machine, one for each test module, and a whole run that nothing disturbs, one for all."""
+"""A real Ray on this machine and a whole run that nothing disturbs, each started once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
+from ray.cluster_utils import Cluster
 
 from lion_ray.runner import RAY_ENVIRONMENT
 from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
+from tests.ray.machines import Machines, joined, started
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
 
 
+@pytest.fixture(scope="session")
+def one_cluster() -> Iterator[Cluster]:
+    """For all who need a cluster and do nothing to its nodes."""
+    with started() as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
-    yield
-    ray.shutdown()
+def cluster(one_cluster: Cluster) -> Iterator[Machines]:
+    """It, joined by this process for the time of a module; what the module's tests leave there ends with it."""
+    with joined(one_cluster) as found:
+        yield found
 
 
 # The clusters that tests start are set up as a driver sets Ray up; of itself Ray gives its workers a low priority.

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from lion_ray.inference.server import free_port
 from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill, until
-from tests.ray.machines import Machines, machines
+from tests.ray.machines import Machines
 from tests.stub_api import stub_process
 
 NOBODY = f"http://127.0.0.1:{free_port()}/v1"
@@ -34,20 +31,14 @@ def the_line(job: Job) -> str:
     return lines[0]
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Machines]:
-    with machines() as cluster:
-        yield cluster
-
-
-def test_an_endpoint_that_nobody_answers_at(tmp_path: Path, shared: Machines) -> None:
-    code, line = told(Job(tmp_path, NOBODY, UNJUDGED, shared.environment), "endpoints.default.max_attempts=2")
+def test_an_endpoint_that_nobody_answers_at(tmp_path: Path, cluster: Machines) -> None:
+    code, line = told(Job(tmp_path, NOBODY, UNJUDGED, cluster.environment), "endpoints.default.max_attempts=2")
     assert code == 4
     assert NOBODY in line
 
 
-def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path, shared: Machines) -> None:
-    job = Job(tmp_path, NOBODY, UNJUDGED, shared.environment)
+def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path, cluster: Machines) -> None:
+    job = Job(tmp_path, NOBODY, UNJUDGED, cluster.environment)
     with (tmp_path / "pool.jsonl").open("a") as pool:
         pool.write('{"instruction": ""}\n')
     code, line = told(job)
@@ -55,16 +46,16 @@ def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path, shared: Mac
     assert "pool.jsonl:21" in line
 
 
-def test_two_runs_of_one_name_end_for_their_own_failures(tmp_path: Path, shared: Machines) -> None:
+def test_two_runs_of_one_name_end_for_their_own_failures(tmp_path: Path, cluster: Machines) -> None:
     """As two people's do on one cluster: each for what is wrong with its own answers, not for the other's actors."""
     rules = json.dumps([{"fault": "empty", "contains": "river"}, {"fault": "empty", "contains": "engine"}])
     both_are_there = tmp_path / "both are there"
     with stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
-        jobs = [Job(tmp_path / name, base_url, UNJUDGED, shared.environment) for name in ("mine", "yours")]
-        until(lambda: not shared.actors("Clerk"))  # of the runs before
+        jobs = [Job(tmp_path / name, base_url, UNJUDGED, cluster.environment) for name in ("mine", "yours")]
+        until(lambda: not cluster.actors("Clerk"))  # of the runs before
         processes = [job.start() for job in jobs]
         try:
-            while len(shared.actors("Clerk")) < 2:
+            while len(cluster.actors("Clerk")) < 2:
                 assert all(process.poll() is None for process in processes), jobs[0].words() + jobs[1].words()
                 time.sleep(LOOK_S)
             both_are_there.touch()

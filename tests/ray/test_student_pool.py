@@ -23,6 +23,7 @@ from lion_ray.records import INSTRUCTION, instruction_id, table
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 from tests.ray.harness import metrics_with, until, wait_until_gone
+from tests.ray.machines import Machines
 from tests.tiny import make_tiny_model
 from tests.trained import make_trained
 
@@ -60,7 +61,7 @@ def said() -> io.StringIO:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def students(cluster: None, store: RunStore) -> AsyncIterator[StudentPool]:
+async def students(cluster: Machines, store: RunStore) -> AsyncIterator[StudentPool]:
     """One pool for all: whatever a test did to its engine, the next one loads what it wants."""
     # Answers so long that an engine can be killed at them.
     config = CONFIG.model_copy(update={"max_tokens": 100})
