@@ -139,15 +139,18 @@ class Job:
                 command, cwd=ROOT, stdout=log, stderr=log, env=environment | self.environment, start_new_session=True
             )
 
-    def finish(self, *overrides: str) -> None:
-        """Run to the end; anything but success fails with the log."""
+    def end(self, *overrides: str) -> int:
+        """Run to the end; the exit code."""
         process = self.start(*overrides)
         try:
-            code = process.wait()
+            return process.wait()
         except BaseException:
             kill(process)
             raise
-        assert code == 0, self.words()
+
+    def finish(self, *overrides: str) -> None:
+        """Run to the end; anything but success fails with the log."""
+        assert self.end(*overrides) == 0, self.words()
 
     def words(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]

@@ -19,7 +19,7 @@ NOBODY = f"http://127.0.0.1:{free_port()}/v1"
 
 def told(job: Job, *overrides: str) -> tuple[int, str]:
     """The exit code and the one line that the user is told."""
-    code = job.start(*overrides).wait()
+    code = job.end(*overrides)
     return code, the_line(job)
 
 

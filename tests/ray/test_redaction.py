@@ -44,7 +44,6 @@ def test_a_run_that_ends_in_a_refusal_keeps_the_key_to_itself(scratch: Path) -> 
         job = job_with_key(scratch, base_url, CANARY)
         job.changes |= UNJUDGED
         job.write()
-        process = job.start()
-        assert process.wait() == 4, job.words()
+        assert job.end() == 4, job.words()
     assert "refuses the key in LION_TEST_KEY" in job.words()
     assert files_with(scratch, CANARY) == []

@@ -104,7 +104,7 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
         assert job.store.root == f"{root}/job"
 
         def another_is_refused() -> None:
-            assert job.start(RICH).wait() == 7, "two drivers went on in one folder"
+            assert job.end(RICH) == 7, "two drivers went on in one folder"
             assert "another attempt at this run is under way" in job.words()
 
         def forget() -> None:
