@@ -35,7 +35,7 @@ demo: setup  ## Run the whole loop on embedded models: no key, no GPU
 submit: setup  ## Run CONFIG=… as a job on the Ray cluster at ADDRESS=… (its dashboard)
 	$(BIN)/lion-ray submit $(CONFIG) --address $(ADDRESS)
 
-test: setup  ## Test every layer, before each commit (a quarter of an hour on two cores)
+test: setup  ## Test every layer, before each commit (to stay below 20 minutes on two quiet cores)
 	$(BIN)/python -m pytest
 
 test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (more than an hour, alone on the machine)
