@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-cluster test-fast lint types check doctor clean
+.PHONY: help setup demo submit test test-all test-fast lint types check doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,11 +35,11 @@ demo: setup  ## Run the whole loop on embedded models: no key, no GPU
 submit: setup  ## Run CONFIG=… as a job on the Ray cluster at ADDRESS=… (its dashboard)
 	$(BIN)/lion-ray submit $(CONFIG) --address $(ADDRESS)
 
-test: setup  ## Run every test that this machine can run
+test: setup  ## Test every layer, before each commit (to stay below 20 minutes on two quiet cores)
 	$(BIN)/python -m pytest
 
-test-cluster: setup  ## The long ones too: faults, clusters, the autoscaler (an hour, alone on the machine)
-	LION_RAY_CHAOS_TESTS=1 LION_RAY_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/ray
+test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (more than an hour, alone on the machine)
+	$(BIN)/python -m pytest --long
 
 test-fast: setup  ## The tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/gateway

@@ -294,6 +294,14 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
         raise ConfigError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
         ) from None
+    except Exception as error:
+        # It has no class of its own. Ray gives its agents 15 and itself 30 seconds to start: constants of its code.
+        if "timed out during startup" not in str(error):
+            raise
+        raise InfrastructureError(
+            "Ray did not start on this machine within the time that it gives itself (30 s): something else keeps the "
+            "cores busy; the same command goes on"
+        ) from None
     dashboard = getattr(context, "dashboard_url", None)
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
     # Ray asks everybody for a token, unless RAY_AUTH_MODE says otherwise.

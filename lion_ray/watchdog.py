@@ -58,7 +58,8 @@ class Watchdog:
         self._stall_s = stall_s
         self._actors = actors
         self._moves = moves
-        self._answer_s = answer_s
+        self.answer_s = answer_s
+        """How long an actor may take to answer; may be changed."""
         self._places: dict[str, Place] = {}
         self._restarted: set[str] = set()
         self._state: tuple[Any, ...] | None = None
@@ -95,7 +96,7 @@ class Watchdog:
 
         async def ask(name: str) -> str | None:
             try:
-                self._places[name] = await within(actors[name].alive.remote(), self._answer_s)
+                self._places[name] = await within(actors[name].alive.remote(), self.answer_s)
             except TimeoutError:
                 return name
             except ray.exceptions.RayError:

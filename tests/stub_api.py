@@ -390,12 +390,18 @@ def fetch_stats(base_url: str) -> dict[str, Any]:
     return stats
 
 
-async def _serve(stub: StubAPI, port: int) -> None:
+async def _serve(stub: StubAPI, port: int, gate: Path | None) -> None:
+    if gate is not None:
+        stub.gate.clear()
     await stub.start(port)
     print(stub.base_url, flush=True)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    while gate is not None and not ended.is_set() and not stub.gate.is_set():
+        await asyncio.sleep(0.05)
+        if gate.exists():
+            stub.gate.set()
     await ended.wait()
     await stub.stop()
 
@@ -404,6 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="An OpenAI-compatible server with planned faults.")
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--gate", type=Path, help="a file: every request that arrives is held until it is there")
     parser.add_argument("--api-key", default=None, help="the only key that is accepted")
     parser.add_argument("--model", action="append", default=[], help="a known model (repeatable); none: all are known")
     parser.add_argument("--rules", default="[]", help='JSON: [{"fault": "429", "times": 1, "retry_after": "1"}, ...]')
@@ -431,7 +438,7 @@ def main() -> None:
             models=given.model,
             batch=BatchPlan(**json.loads(given.batch)) if given.batch else None,
         )
-        await _serve(stub, given.port)
+        await _serve(stub, given.port, given.gate)
 
     asyncio.run(run())
 

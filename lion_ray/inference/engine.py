@@ -42,9 +42,13 @@ imported, and the spinning would take half a core from the model: a third of the
 """
 
 
-def cpu_environment(threads: int) -> dict[str, str]:
-    """Environment under which vLLM shares a machine's cores with its neighbours; to be set before vLLM is imported."""
-    return {
+def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
+    """Environment under which vLLM shares a machine's cores with its neighbours; to be set before vLLM is imported.
+
+    `eager`: nothing is compiled. vLLM's own switch leaves a few functions for torch to compile at their first use
+    (log-probabilities are one), which takes half a minute and a C++ compiler.
+    """
+    return ({"TORCHDYNAMO_DISABLE": "1"} if eager else {}) | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "OMP_NUM_THREADS": str(threads),
@@ -58,7 +62,8 @@ def cpu_environment(threads: int) -> dict[str, str]:
 def set_environment(config: StudentConfig) -> None:
     """Give this process the environment that its engine wants; before vLLM is imported."""
     if not gpu_build():
-        os.environ.update(cpu_environment(max(1, cores() // config.most_engines)))
+        threads = max(1, cores() // config.most_engines)
+        os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
 
 

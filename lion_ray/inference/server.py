@@ -142,7 +142,7 @@ class ModelServer:
         if self._key:
             environment["VLLM_API_KEY"] = self._key
         if not self._config.num_gpus:
-            environment |= cpu_environment(cores())
+            environment |= cpu_environment(cores(), eager=leaves_compilation(self._config.enforce_eager))
             environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._config.kv_cache_gib)))
         command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lion_ray.evaluation.choices import ChoicePlan, ask_choices, choose, likelie
 from lion_ray.evaluation.party import Wishes, find_party
 from lion_ray.evaluation.session import place_of, session
 from lion_ray.gateway.calls import Completion, TokenChoice
+from lion_ray.guard import command_line, descendants, start_time
 from lion_ray.telemetry import Progress
 from lion_ray.tokens import Prompter
 from tests.tiny import make_tiny_model
@@ -50,11 +52,16 @@ async def test_a_model_folder_is_asked_as_it_is_trained(tmp_path: Path, monkeypa
         asked = await opened.asked(target)
         by_logprobs = await ask_choices(asked, QUESTIONS, "logprobs", 64, "both")
         by_text = await ask_choices(asked, QUESTIONS, "published", 8, "both")
+        again = await ask_choices(asked, QUESTIONS, "logprobs", 64, "both")
+        assert all(isinstance(one, Completion) and one.replayed for one in again)
+        servers = [pid for pid in descendants(os.getpid()) if b"api_server" in command_line(pid)]
+        assert servers
+    assert not any(map(start_time, servers)), "a server outlived its evaluation"
     letters = [likeliest_letter(one, QUESTIONS[0].letters) for one in by_logprobs if isinstance(one, Completion)]
     assert letters == list(expected(folder, QUESTIONS))
     assert len(set(letters)) > 2, "or the comparison would say nothing"
     assert all(isinstance(one, Completion) and one.completion_tokens <= 8 for one in by_text)
-    assert said.getvalue().count("starting a server") == 1
+    assert said.getvalue().count("starting a server for tiny at http://127.0.0.1:") == 1
     # The journal knows these weights' answers: what follows starts nothing.
     plan = ChoicePlan("bbh", QUESTIONS, target, "logprobs")
     chosen = await choose(plan, place_of(target, None, None), progress)

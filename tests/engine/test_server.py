@@ -28,7 +28,9 @@ SERVE = ServeConfig(
 )
 
 
+@pytest.mark.long
 async def test_a_server_answers_and_stops(tmp_path: Path) -> None:
+    """What test_eval sees of its server too, here with the model's own chat template."""
     make_tiny_model(tmp_path / "tiny", initializer_range=0.5)
     said: list[str] = []
     server = ModelServer(SERVE, str(tmp_path / "tiny"), "tiny")

@@ -115,9 +115,8 @@ async def outcomes(queue: BatchQueue, *numbers: int) -> list[Reply | BaseExcepti
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once it holds; the loop's other work goes on meanwhile."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what it looks at belongs to a server
-            await asyncio.sleep(0.001)
+    while not condition():  # noqa: ASYNC110 - what it looks at belongs to a server
+        await asyncio.sleep(0.001)
 
 
 @asynccontextmanager

@@ -1,36 +1,106 @@
-"""A real Ray on this machine, one for each test module, and a whole run that nothing disturbs, one for all."""
+"""A real Ray on this machine and a whole run that nothing disturbs, each started once."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-import ray
+from ray.cluster_utils import Cluster
 
-from tests.ray.harness import CANARY, LATENCY, Job, job_with_key, short_folder
+from lion_ray.runner import RAY_ENVIRONMENT
+from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
+from tests.ray.machines import Machines, joined, started
+from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
 
 
+@pytest.fixture(scope="session")
+def one_cluster() -> Iterator[Cluster]:
+    """For all who need a cluster and do nothing to its nodes."""
+    with started() as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", namespace="tests")
-    yield
-    ray.shutdown()
+def cluster(one_cluster: Cluster) -> Iterator[Machines]:
+    """It, joined by this process for the time of a module; what the module's tests leave there ends with it."""
+    with joined(one_cluster) as found:
+        yield found
+
+
+# The clusters that tests start are set up as a driver sets Ray up; of itself Ray gives its workers a low priority.
+for name, value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+MOST = 1000.0
+"""Nats per token: no student gains so much in an iteration."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run from its beginning to its end, to be looked at from all sides and changed by nobody."""
+
+    job: Job
+    empty_panels: set[str]
+    """The dashboard's questions to which Prometheus had no answer at any time; all of them where there is none."""
+    report: subprocess.CompletedProcess[str]
+    """`lion-ray report`, once what was in its way while the run went on is gone."""
 
 
 @pytest.fixture(scope="session")
-def undisturbed() -> Iterator[Job]:
-    """In a folder of its own with all that the run wrote, Ray's logs included; `CANARY` was its key."""
+def whole_run() -> Iterator[Whole]:
+    """In a folder of its own with all that the run wrote, Ray's logs included; `CANARY` was its key.
+
+    Of three imitations it makes two: its student gains too little. Its report cannot be written while it goes on.
+    """
     # An endpoint with moods: it echoes the key in an error, drops lines, garbles. None of it shows in what comes out.
     rules = (
         '[{"fault": "500", "times": 2, "contains": "item 3"}, {"fault": "503", "times": 2, "contains": "item 11"},'
-        ' {"fault": "garbage", "times": 1, "contains": "item 5"}, {"fault": "drop", "times": 1, "contains": "item 7"}]'
+        ' {"fault": "garbage", "times": 1, "contains": "item 5"}, {"fault": "drop", "times": 1, "contains": "item 7"},'
+        ' {"fault": "429", "times": 1, "retry_after": "0"}]'
     )
     with short_folder() as folder, stub_process(*LATENCY, "--api-key", CANARY, "--rules", rules) as base_url:
         job = job_with_key(folder, base_url, CANARY)
-        job.finish()
+        job.changes |= {
+            "iterations": 2,
+            "stop": {"plateau": {"rounds": 2, "min_gain": MOST}},
+            "discrimination": {"judge_heldout": "ends"},
+        }
+        job.write()
+        blocked = Path(job.store.path("report.html"))
+        (blocked / "in the way").mkdir(parents=True)
+        config = written_by(folder / "ray")
+        process = job.run_until(config.exists)
+        try:
+            empty = watch(process, config, folder) if PROMETHEUS else set(panels())
+            assert process.wait() == 0, job.words()
+        finally:
+            kill(process)
         assert not fetch_stats(base_url)["repeated"], "one run bought the same call twice"
         assert fetch_stats(base_url)["total"] > 50, "the key did arrive"
-        yield job
+        shutil.rmtree(blocked)
+        report = [sys.executable, "-m", "lion_ray", "report", job.store.root]
+        yield Whole(job, empty, subprocess.run(report, cwd=ROOT, capture_output=True, text=True))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(whole_run: Whole) -> Job:
+    """The whole run's files."""
+    return whole_run.job
+
+
+def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> set[str]:
+    """Ask Prometheus for every panel until it has had something to show, or the run has ended; what is missing."""
+    missing = panels()
+    with scraping(config, folder) as answer:
+        while missing and process.poll() is None:
+            missing = {name: expression for name, expression in missing.items() if not answer(expression)}
+            time.sleep(LOOK_S)
+    return set(missing)

@@ -31,10 +31,14 @@ from tests.tiny import make_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate", "bakery")
 MODEL = "stub-model"
+UNJUDGED = {"discrimination": {"judge_heldout": "never"}, "evaluation": {"checks": []}}
+"""Changes for a run that needs no engine before its first fine-tuning is done."""
 CANARY = "sk-canary-9d2f41c07be8"
 """A planted key, looked for in everything that a run writes."""
 REFERENCE = "planted-reference-77ac"
 """How every row's reference begins; no model is ever to be shown one."""
+PRICES = {"input": 0, "output": 1000}
+"""A tenth of a cent for each token of an answer, so that a small budget is soon spent."""
 LATENCY = ("--lion", "--latency-ms", "40")
 """A stub that gives the roles what they want, in a time in which something can be done to a run."""
 LOOK_S = 0.1
@@ -87,6 +91,7 @@ class Job:
                     # Every wanted repetition then has a body of its own, so the stub can count what was bought twice.
                     "send_seed": True,
                     "max_backoff_s": 0.2,
+                    "prices": PRICES,
                 }
             },
             "teacher": {"max_tokens": 40},
@@ -146,24 +151,28 @@ class Job:
                 command, cwd=ROOT, stdout=log, stderr=log, env=environment | self.environment, start_new_session=True
             )
 
-    def finish(self, *overrides: str) -> None:
-        """Run to the end; anything but success fails with the log."""
+    def end(self, *overrides: str) -> int:
+        """Run to the end; the exit code."""
         process = self.start(*overrides)
         try:
-            code = process.wait()
+            return process.wait()
         except BaseException:
             kill(process)
             raise
-        assert code == 0, self.words()
+
+    def finish(self, *overrides: str) -> None:
+        """Run to the end; anything but success fails with the log."""
+        assert self.end(*overrides) == 0, self.words()
 
     def words(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]
 
-    def run_until(self, condition: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    def run_until(self, condition: Callable[[], bool], *overrides: str) -> subprocess.Popen[bytes]:
         """Start the run and return it once `condition` holds; it must not end before."""
-        process = self.start()
+        process = self.start(*overrides)
         try:
-            until(condition, process, self.words, look_s=0.005)
+            # Often, for some states are short; a bucket is another process's work.
+            until(condition, process, self.words, look_s=0.05 if "://" in self.store.root else 0.005)
         except BaseException:
             kill(process)
             raise
@@ -195,6 +204,7 @@ def short_folder() -> Iterator[Path]:
 def job_with_key(folder: Path, base_url: str, key: str) -> Job:
     """A job in ``folder/job`` whose endpoint wants a key, and which writes nowhere outside `folder`, nor does Ray."""
     environment = {"LION_TEST_KEY": key, "RAY_TMPDIR": str(folder / "ray"), "TMPDIR": str(folder / "tmp")}
+    environment["RAY_metrics_report_interval_ms"] = "1000"
     for name in ("ray", "tmp"):
         (folder / name).mkdir(exist_ok=True)
     job = Job(folder / "job", base_url, environment=environment)

@@ -41,7 +41,7 @@ class Machines:
             num_cpus=cpus,
             num_gpus=gpus,
             runtime_env_dir_name=f"runtime_resources_{self._made}",
-            dashboard_agent_listen_port=free_port(),
+            **ports(),
         )
         self._nodes[node.node_id] = node
         return node
@@ -76,19 +76,35 @@ class Machines:
         return float(ray.available_resources().get(resource, 0))
 
 
+def ports() -> dict[str, int]:
+    """Ports for a node's agents. Without them Ray waits 15 s for each to have found one itself, and then gives up."""
+    agents = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+    return {agent: free_port() for agent in agents}
+
+
 @contextmanager
-def machines(*, head_cpus: int = 4) -> Iterator[Machines]:
-    """A cluster with a head alone; this process has joined it, to ask what it knows."""
-    head = {
-        "num_cpus": head_cpus,
-        "num_gpus": 0,
-        "include_dashboard": False,
-        "dashboard_agent_listen_port": free_port(),
-    }
+def started(*, head_cpus: int = 4) -> Iterator[Cluster]:
+    """A cluster with a head alone, which nobody has joined."""
+    head = {"num_cpus": head_cpus, "num_gpus": 0, "include_dashboard": False, **ports()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@contextmanager
+def joined(cluster: Cluster) -> Iterator[Machines]:
+    """This process has joined the cluster; a process can be in one at a time."""
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
+    try:
         yield Machines(cluster)
     finally:
         ray.shutdown()
-        cluster.shutdown()
+
+
+@contextmanager
+def machines(*, head_cpus: int = 4) -> Iterator[Machines]:
+    """A cluster of one's own, with a head alone; this process has joined it, to ask what it knows."""
+    with started(head_cpus=head_cpus) as cluster, joined(cluster) as found:
+        yield found

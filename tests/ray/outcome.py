@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import orjson
 import pyarrow as pa
@@ -20,9 +19,10 @@ WEIGHTS = "iteration-2/checkpoint/model/model.safetensors"
 def journaled(store: RunStore) -> Counter[str]:
     """How often each call's completion is in the journal, torn tails left out."""
     found: Counter[str] = Counter()
-    for path in Path(store.path("journal")).glob(f"*{SUFFIX}"):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            found[orjson.loads(line[9:])["key"]] += 1
+    for name in store.names("journal"):
+        if name.endswith(SUFFIX):
+            for line in store.read_bytes(f"journal/{name}").split(b"\n")[:-1]:
+                found[orjson.loads(line[9:])["key"]] += 1
     return found
 
 

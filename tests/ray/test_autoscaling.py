@@ -1,6 +1,6 @@
 """A run under Ray's own autoscaler (v2), whose nodes are processes of this machine (Ray's fake multi-node provider).
 
-For `LION_RAY_CLUSTER_TESTS=1`, alone on the machine: the autoscaler does in minutes what it does in a cloud.
+Long: the autoscaler does in minutes what it does in a cloud.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from lion_ray.inference.server import free_port
 from tests.ray.harness import LATENCY, ROOT, Job, kill, until, wait_until_gone
 from tests.stub_api import stub_process
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("LION_RAY_CLUSTER_TESTS"), reason="takes minutes: set LION_RAY_CLUSTER_TESTS=1"
-)
+pytestmark = pytest.mark.long
 SCALING: dict[str, Any] = {
     "cluster_name": "lion-ray-test",
     "max_workers": 2,

@@ -7,15 +7,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lion_ray.evaluation.plateau import read_stop
+from tests.ray.conftest import MOST, Whole
 from tests.ray.harness import LATENCY, ROOT, Job, kill, requests
 from tests.stub_api import stub_process
 
-MOST = 1000.0
-"""Nats per token: no student gains so much."""
+
+def test_a_plateau_ends_a_run(undisturbed: Job) -> None:
+    store, words = undisturbed.store, undisturbed.log.read_text()
+    decided = read_stop(store)
+    assert decided is not None
+    assert (decided["iteration"], decided["measure"]) == (2, "checks")
+    assert len(decided["values"]) == 3
+    assert "iteration 2 is the last: the checks' score on held-out rose by less than 1000 in 2 iterations" in words
+    assert store.exists("iteration-2/result.json")
+    assert store.stage("iteration-2/heldout/verdicts").manifest(), "the last student is judged, though early"
+    assert not store.exists("iteration-2/verdicts"), "nothing was bought for a next iteration"
+    assert store.stage("pool-2").manifest() is None
 
 
-def test_a_plateau_ends_a_run_and_a_report_that_fails_does_not(tmp_path: Path) -> None:
+def test_a_report_that_fails_does_not_end_a_run(whole_run: Whole) -> None:
+    words = whole_run.job.log.read_text()
+    assert "the report could not be written" in words
+    assert "the run goes on" in words
+    assert whole_run.report.returncode == 0, whole_run.report.stderr
+    decided = read_stop(whole_run.job.store)
+    assert decided is not None
+    assert decided["reason"].split(":")[0] in Path(whole_run.job.store.path("report.html")).read_text()
+
+
+@pytest.mark.long
+def test_a_plateau_ends_a_run_killed_at_the_decision(tmp_path: Path) -> None:
     with stub_process(*LATENCY) as base_url:
         stop = {"plateau": {"rounds": 1, "min_gain": MOST}}
         changes = {"iterations": 2, "stop": stop, "discrimination": {"judge_heldout": "ends"}}

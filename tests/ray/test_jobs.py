@@ -112,7 +112,7 @@ def job_on(tmp_path: Path, base_url: str) -> Job:
     return job
 
 
-@pytest.mark.skipif("LION_RAY_CLUSTER_TESTS" not in os.environ, reason="takes minutes: set LION_RAY_CLUSTER_TESTS=1")
+@pytest.mark.long
 def test_a_job_leaves_nothing_however_it_ends_and_still_ends_well(tmp_path: Path) -> None:
     """Stopped, its driver killed, its head lost; then to its end on a new cluster."""
     with stub_process(*LATENCY, "--api-key", KEY) as base_url:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.harness import CANARY, ROOT, Job, job_with_key, short_folder
+from tests.ray.harness import CANARY, ROOT, UNJUDGED, Job, job_with_key, short_folder
 from tests.stub_api import stub_process
 
 
@@ -42,7 +42,8 @@ def test_a_whole_run_keeps_the_key_to_itself(undisturbed: Job) -> None:
 def test_a_run_that_ends_in_a_refusal_keeps_the_key_to_itself(scratch: Path) -> None:
     with stub_process("--lion", "--api-key", "sk-another") as base_url:
         job = job_with_key(scratch, base_url, CANARY)
-        process = job.start()
-        assert process.wait() == 4, job.words()
+        job.changes |= UNJUDGED
+        job.write()
+        assert job.end() == 4, job.words()
     assert "refuses the key in LION_TEST_KEY" in job.words()
     assert files_with(scratch, CANARY) == []

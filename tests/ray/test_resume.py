@@ -1,17 +1,26 @@
-"""A run killed in every stage and started again ends as one that was never killed, and buys nothing twice."""
+"""A run that ran out of money, was killed in its stages and started again ends as one that was left alone."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.ray.harness import LATENCY, REFERENCE, Job, kill, requests, wait_until_gone
+from lion_ray.status import read_status
+from tests.object_store import BUCKET, s3_server
+from tests.ray.harness import LATENCY, REFERENCE, ROOT, UNJUDGED, Job, kill, requests, wait_until_gone
 from tests.ray.outcome import assert_same, bought_twice, journaled, table_of
-from tests.stub_api import stub_process
+from tests.ray.test_mistakes import told
+from tests.stub_api import fetch_stats, stub_process
+
+RICH = "budget.usd=1000"
 
 
 def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
@@ -43,30 +52,106 @@ def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
     }
 
 
+def spend_the_budget(job: Job) -> Counter[str]:
+    """A first attempt that runs out of money while the teacher answers; what it bought."""
+    code, line = told(job, "budget.usd=0.3")
+    assert code == 8
+    assert "the budget of $0.30 is spent" in line
+    assert "teacher answers" in line, "how far it got"
+    assert "finishing would cost about $" in line
+    assert 0.2 < sum(one["usd"] for one in read_status(job.store).spending) <= 0.3
+    return journaled(job.store)
+
+
+def kill_in(job: Job, stage: str, beside: Callable[[], None] = lambda: None) -> Counter[str]:
+    """An attempt that is killed in the middle of a stage, after `beside` was done; what all attempts bought."""
+    process = job.run_until(stage_conditions(job)[stage], RICH)
+    try:
+        beside()
+    finally:
+        children = kill(process)
+    bought = journaled(job.store)
+    assert not job.store.exists("iteration-2/result.json"), f"the run was over before it was killed in {stage}"
+    wait_until_gone(children)  # no engine, no server, no Ray process outlives a killed driver
+    assert max(bought.values(), default=1) == 1
+    return bought
+
+
+def assert_ended_well(job: Job, bought: list[Counter[str]], undisturbed: Job) -> None:
+    """It came to what the undisturbed run came to, and paid once for what its attempts had `bought`."""
+    after = journaled(job.store)
+    twice = {key for before in bought for key in before if after[key] > 1}
+    assert not twice, "a journaled call was sent again"
+    # Only what was in flight at a kill may have been bought twice: two calls at most for each; the first ended itself.
+    assert bought_twice(job.base_url) <= 2 * (len(bought) - 1)
+    assert_same(job.store, undisturbed.store)
+    status = read_status(job.store)
+    assert status.state == "finished"
+    assert {one["role"] for one in status.spending} == {"teacher", "referee", "generator"}
+    assert {one["iteration"] for one in status.spending} == {0, 1, 2}
+    assert sum(one["calls"] for one in status.spending) > bought[0].total()
+
+
+def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job
+) -> None:
+    root = f"s3://{BUCKET}/team/runs"
+    # The attempt that meets a second driver cannot get past generation, however long that one takes.
+    stops = ("--rules", json.dumps([{"fault": "hang", "times": 1, "contains": "You invent tasks"}]))
+    with s3_server() as environment, stub_process(*LATENCY, *stops) as base_url:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        job = Job(tmp_path, base_url, {"storage_path": root} | UNJUDGED, environment)
+        assert job.store.root == f"{root}/job"
+
+        def another_is_refused() -> None:
+            assert job.end(RICH) == 7, "two drivers went on in one folder"
+            assert "another attempt at this run is under way" in job.words()
+
+        def forget() -> None:
+            # A bucket has no locks: a driver that is gone is known by its silence, which need not be waited out here.
+            gone = job.store.read_json("attempt.json")
+            job.store.write_json("attempt.json", gone | {"alive": 0.0})
+
+        bought = [spend_the_budget(job), kill_in(job, "training")]
+        assert not fetch_stats(base_url)["repeated"], "what the first attempt paid for was not bought again"
+        forget()
+        bought.append(kill_in(job, "generating", another_is_refused))
+        forget()
+        job.finish(RICH)
+        told = subprocess.run(
+            [sys.executable, "-m", "lion_ray", "status", f"{root}/job", "--json"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | environment,
+        )
+        assert json.loads(told.stdout)["results"]
+        assert job.store.names("iteration-2/checkpoint/model")
+        assert job.store.names("journal"), "what was paid for is in the bucket too"
+        assert json.loads(told.stdout)["spending"]
+        assert job.store.exists("report.html")
+        assert not (tmp_path / "runs").exists()
+        assert_ended_well(job, bought, undisturbed)
+
+
+@pytest.mark.long
 def test_killed_in_every_stage(tmp_path: Path, undisturbed: Job) -> None:
     with stub_process(*LATENCY) as base_url:
         job = Job(tmp_path, base_url)
-        for stage, condition in stage_conditions(job).items():
-            process = job.run_until(condition)
-            children = kill(process)
-            before = journaled(job.store)
-            assert not job.store.exists("iteration-2/result.json"), f"the run was over before it was killed in {stage}"
-            wait_until_gone(children)  # no engine, no server, no Ray process outlives a killed driver
-            assert max(before.values(), default=1) == 1
-        known = set(before)
-        job.finish()
-        after = journaled(job.store)
-        twice = {key for key in known if after[key] > 1}
-        assert not twice, "a journaled call was sent again"
-        # Only what was in flight at a kill may have been bought twice: two calls at most, four kills.
-        assert bought_twice(base_url) <= 2 * 4
-    assert_same(job.store, undisturbed.store)
+        bought = [spend_the_budget(job)]
+        bought += [kill_in(job, stage) for stage in stage_conditions(job)]
+        job.finish(RICH)
+        assert_ended_well(job, bought, undisturbed)
 
 
 def test_the_same_command_on_a_finished_run_does_nothing(undisturbed: Job) -> None:
     files = {path: path.stat().st_mtime_ns for path in Path(undisturbed.store.path()).rglob("manifest.json")}
-    # The stub is gone: a run that sent a single call would fail.
+    bought = requests(undisturbed.base_url)
     undisturbed.finish()
+    assert "this run is finished" in undisturbed.words()
+    assert requests(undisturbed.base_url) == bought
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 

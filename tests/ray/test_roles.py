@@ -41,6 +41,7 @@ from lion_ray.stages import Run
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 from tests.ray.harness import metrics_with
+from tests.ray.machines import Machines
 from tests.stub_api import Answer, Rule, StubAPI, lion_answer
 
 TEACHER = TeacherConfig(max_tokens=50)
@@ -112,7 +113,9 @@ async def proxy(
         ("length", "ok", None),
     ],
 )
-async def test_one_bad_answer_is_one_row(cluster: None, tmp_path: Path, fault: str, status: str, reason: str) -> None:
+async def test_one_bad_answer_is_one_row(
+    cluster: Machines, tmp_path: Path, fault: str, status: str, reason: str
+) -> None:
     async with StubAPI([Rule(fault, contains=TEXTS[1])]) as stub, proxy(tmp_path, stub) as (teacher, _):
         rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
     assert [row["id"] for row in rows] == [instruction_id(text) for text in TEXTS]
@@ -126,7 +129,7 @@ async def test_one_bad_answer_is_one_row(cluster: None, tmp_path: Path, fault: s
     assert rows[0]["prompt_tokens"] > 0
 
 
-async def test_a_rate_limit_costs_no_row(cluster: None, tmp_path: Path) -> None:
+async def test_a_rate_limit_costs_no_row(cluster: Machines, tmp_path: Path) -> None:
     rules = [Rule("429", times=5, retry_after="0")]
     async with StubAPI(rules) as stub, proxy(tmp_path, stub) as (teacher, _):
         rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
@@ -135,7 +138,7 @@ async def test_a_rate_limit_costs_no_row(cluster: None, tmp_path: Path) -> None:
     assert stats.rate_limited == 5
 
 
-async def test_an_endpoint_that_refuses_ends_the_run_with_its_own_error(cluster: None, tmp_path: Path) -> None:
+async def test_an_endpoint_that_refuses_ends_the_run_with_its_own_error(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(models=["another"]) as stub, proxy(tmp_path, stub) as (teacher, _):
         with pytest.raises(EndpointError, match="'m'") as caught:
             await teacher.answer.remote(instructions(*TEXTS), "answers-0")
@@ -143,7 +146,7 @@ async def test_an_endpoint_that_refuses_ends_the_run_with_its_own_error(cluster:
     assert caught.value.exit_code == 4
 
 
-async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: None, tmp_path: Path) -> None:
+async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI() as stub, proxy(tmp_path, stub) as (teacher, _):
         first = await teacher.answer.remote(instructions(*TEXTS[:2]), "answers-0")
         before = await teacher.alive.remote()
@@ -155,7 +158,7 @@ async def test_a_proxy_that_dies_goes_on_from_the_journal(cluster: None, tmp_pat
     assert second["text"].to_pylist()[:2] == first["text"].to_pylist()
 
 
-async def test_another_endpoint_answers_while_the_teachers_is_down(cluster: None, tmp_path: Path) -> None:
+async def test_another_endpoint_answers_while_the_teachers_is_down(cluster: Machines, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"breaker_failures": 2, "max_attempts": 6}
     async with (
         StubAPI() as first,
@@ -171,7 +174,7 @@ async def test_another_endpoint_answers_while_the_teachers_is_down(cluster: None
         assert {row["model"] for row in rows} == {"other-0001"}, "each answer says who gave it"
 
 
-async def test_an_endpoint_that_refuses_passes_on_to_the_next(cluster: None, tmp_path: Path) -> None:
+async def test_an_endpoint_that_refuses_passes_on_to_the_next(cluster: Machines, tmp_path: Path) -> None:
     async with (
         StubAPI(models=["else"]) as first,
         StubAPI() as second,
@@ -182,7 +185,7 @@ async def test_an_endpoint_that_refuses_passes_on_to_the_next(cluster: None, tmp
     assert {row["model"] for row in rows} == {"o-0001"}
 
 
-async def test_a_budget_ends_the_run_at_its_cap(cluster: None, tmp_path: Path) -> None:
+async def test_a_budget_ends_the_run_at_its_cap(cluster: Machines, tmp_path: Path) -> None:
     # 50 tokens at most for an answer at $1,000 a million: 5 cents. What is reserved is the worst case.
     prices = PricesConfig(input=0, output=1000)
     many = instructions(*(f"Describe thing number {n}." for n in range(40)))
@@ -206,7 +209,7 @@ async def test_a_budget_ends_the_run_at_its_cap(cluster: None, tmp_path: Path) -
         assert all(row["cost_usd"] > 0 for row in rows)
 
 
-async def test_proxies_of_one_endpoint_never_buy_a_call_twice(cluster: None, tmp_path: Path) -> None:
+async def test_proxies_of_one_endpoint_never_buy_a_call_twice(cluster: Machines, tmp_path: Path) -> None:
     calls = [Call(({"role": "user", "content": f"Question {n % 30}"},), 50, role="teacher") for n in range(90)]
     async with (
         StubAPI() as stub,
@@ -252,7 +255,7 @@ def prefers_good(prompt: str) -> str:
     return "9 4" if prompt.index("good") < prompt.index("poor") else "5 8"
 
 
-async def test_both_orders_are_judged_and_averaged(cluster: None, tmp_path: Path) -> None:
+async def test_both_orders_are_judged_and_averaged(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=verdict_by(lambda prompt, _: prefers_good(prompt))) as stub:
         rows = await judge(tmp_path, stub, GOOD, POOR)
     assert [(row["teacher_score"], row["student_score"]) for row in rows] == [(8.5, 4.5)] * 3
@@ -261,7 +264,7 @@ async def test_both_orders_are_judged_and_averaged(cluster: None, tmp_path: Path
     assert len(rows[0]["calls"]) == 2
 
 
-async def test_an_unreadable_verdict_is_asked_again_then_quarantined(cluster: None, tmp_path: Path) -> None:
+async def test_an_unreadable_verdict_is_asked_again_then_quarantined(cluster: Machines, tmp_path: Path) -> None:
     def scores(prompt: str, time: int) -> str:
         if "salt" in prompt:
             return "I would rather not say."
@@ -279,20 +282,20 @@ async def test_an_unreadable_verdict_is_asked_again_then_quarantined(cluster: No
 
 
 @pytest.mark.parametrize("text", ["11 4", "0 4", "-1 -1"])
-async def test_a_score_out_of_range_is_never_averaged_in(cluster: None, tmp_path: Path, text: str) -> None:
+async def test_a_score_out_of_range_is_never_averaged_in(cluster: Machines, tmp_path: Path, text: str) -> None:
     async with StubAPI(answer=verdict_by(lambda prompt, _: text)) as stub:
         rows = await judge(tmp_path, stub, GOOD, POOR)
     assert [(row["status"], row["teacher_score"]) for row in rows] == [("quarantined", None)] * 3
 
 
-async def test_an_answer_that_failed_is_not_judged(cluster: None, tmp_path: Path) -> None:
+async def test_an_answer_that_failed_is_not_judged(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=verdict_by(lambda prompt, _: prefers_good(prompt))) as stub:
         rows = await judge(tmp_path, stub, answers("good", None, "good"), answers("poor", "poor", None))
         assert stub.stats()["total"] == 2
     assert [row["reason"] for row in rows] == [None, "teacher: timed out", "student: timed out"]
 
 
-async def test_a_schema_is_asked_for_where_the_endpoint_can(cluster: None, tmp_path: Path) -> None:
+async def test_a_schema_is_asked_for_where_the_endpoint_can(cluster: Machines, tmp_path: Path) -> None:
     def scores(prompt: str, time: int) -> str:
         first, second = prefers_good(prompt).split()
         return json.dumps({"assistant_1": int(first), "assistant_2": int(second)})
@@ -303,7 +306,7 @@ async def test_a_schema_is_asked_for_where_the_endpoint_can(cluster: None, tmp_p
     assert [(row["teacher_score"], row["student_score"]) for row in rows] == [(8.5, 4.5)] * 3
 
 
-async def test_a_referee_asks_the_second_order_only_near_tau(cluster: None, tmp_path: Path) -> None:
+async def test_a_referee_asks_the_second_order_only_near_tau(cluster: Machines, tmp_path: Path) -> None:
     def scores(prompt: str, _: int) -> str:
         teacher, student = (7, 6) if "salt" in prompt else (9, 2)
         good_first = prompt.index("good") < prompt.index("poor")
@@ -329,7 +332,7 @@ async def test_a_referee_asks_the_second_order_only_near_tau(cluster: None, tmp_
     assert all(row[order] is not None for row in both for order in ORDERS)
 
 
-async def test_a_referees_canaries_are_bought_anew_in_each_iteration(cluster: None, tmp_path: Path) -> None:
+async def test_a_referees_canaries_are_bought_anew_in_each_iteration(cluster: Machines, tmp_path: Path) -> None:
     judge = verdict_by(lambda prompt, time: f"{9 - time} 2")
     config = RefereeConfig(prompt="scores", max_tokens=16, canary_pairs=3)
     async with StubAPI(answer=judge) as stub, proxy(tmp_path, stub) as (_, name):
@@ -347,7 +350,7 @@ async def test_a_referees_canaries_are_bought_anew_in_each_iteration(cluster: No
     assert resumed == second
 
 
-async def test_a_referee_is_watched_once_in_each_iteration(cluster: None, tmp_path: Path) -> None:
+async def test_a_referee_is_watched_once_in_each_iteration(cluster: Machines, tmp_path: Path) -> None:
     # Milder from the second iteration on: the good answers lose six points.
     judge = verdict_by(lambda prompt, time: "9 2" if time == 1 else "3 2")
     config = RunConfig.model_validate(
@@ -380,7 +383,7 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: None, tmp_pa
     assert second.canaries["drift"]["changed"] == 16
 
 
-async def test_a_referee_weighs_scores_by_their_log_probabilities(cluster: None, tmp_path: Path) -> None:
+async def test_a_referee_weighs_scores_by_their_log_probabilities(cluster: Machines, tmp_path: Path) -> None:
     # The stub gives a number 0.75 and its neighbours 0.125 each; 11 is no score.
     def scores(prompt: str, _: int) -> str:
         if "haiku" in prompt:
@@ -418,7 +421,7 @@ async def generate(
     return [row for piece in parts for row in piece.rows.to_pylist()], candidates.to_pylist()
 
 
-async def test_generation_meets_its_target_and_says_who_begot_whom(cluster: None, tmp_path: Path) -> None:
+async def test_generation_meets_its_target_and_says_who_begot_whom(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",))) as stub:
         accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=5, easy=3))
     assert Counter(row["source"] for row in accepted) == {"hard": 5, "easy": 3}
@@ -428,14 +431,14 @@ async def test_generation_meets_its_target_and_says_who_begot_whom(cluster: None
     assert sum(row["status"] == "ok" for row in candidates) == 8
 
 
-async def test_the_same_answers_make_the_same_pool(cluster: None, tmp_path: Path) -> None:
+async def test_the_same_answers_make_the_same_pool(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=lambda body: lion_answer(body, ("never",), ("",))) as stub:
         once = await generate(tmp_path / "a", stub, GenerationConfig(hard=4, easy=4))
         again = await generate(tmp_path / "b", stub, GenerationConfig(hard=4, easy=4))
     assert once == again
 
 
-async def test_a_target_that_cannot_be_met_ends(cluster: None, tmp_path: Path) -> None:
+async def test_a_target_that_cannot_be_met_ends(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=lambda body: Answer("Held out and secret words.")) as stub:
         accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=3, easy=2, max_attempts=4))
     assert accepted == []
@@ -443,14 +446,14 @@ async def test_a_target_that_cannot_be_met_ends(cluster: None, tmp_path: Path) -
     assert {row["reason"] for row in candidates} == {"too similar to a held-out instruction"}
 
 
-async def test_an_evaluation_question_is_never_accepted(cluster: None, tmp_path: Path) -> None:
+async def test_an_evaluation_question_is_never_accepted(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=lambda body: Answer("An evaluation question about owls?")) as stub:
         accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=1, easy=1, max_attempts=2))
     assert accepted == []
     assert {row["reason"] for row in candidates} == {"too similar to an evaluation question"}
 
 
-async def test_what_is_accepted_does_not_depend_on_the_order_of_arrival(cluster: None, tmp_path: Path) -> None:
+async def test_what_is_accepted_does_not_depend_on_the_order_of_arrival(cluster: Machines, tmp_path: Path) -> None:
     limits = GenerationConfig(hard=90, easy=90)
     # One kind's answers come late, and so do some of the other's.
     rules = [Rule("late", contains=TEXTS[0]), Rule("late", ordinals=range(1, 400, 3))]
@@ -462,14 +465,14 @@ async def test_what_is_accepted_does_not_depend_on_the_order_of_arrival(cluster:
     assert len(once[0]) == 180
 
 
-async def test_copies_of_a_new_row_are_rejected_across_kinds(cluster: None, tmp_path: Path) -> None:
+async def test_copies_of_a_new_row_are_rejected_across_kinds(cluster: Machines, tmp_path: Path) -> None:
     async with StubAPI(answer=lambda body: Answer("Paint the old boat green before winter.")) as stub:
         accepted, candidates = await generate(tmp_path, stub, GenerationConfig(hard=2, easy=2, max_attempts=2))
     assert [row["source"] for row in accepted] == ["hard"]
     assert Counter(row["reason"] for row in candidates)["too similar to a known instruction"] == 7
 
 
-async def test_metrics_tell_calls_by_endpoint_role_and_status(cluster: None, tmp_path: Path) -> None:
+async def test_metrics_tell_calls_by_endpoint_role_and_status(cluster: Machines, tmp_path: Path) -> None:
     prices = PricesConfig(input=1, output=1)
     async with StubAPI([Rule("400", contains=TEXTS[1])]) as stub, proxy(tmp_path, stub, prices=prices) as (teacher, _):
         await teacher.answer.remote(instructions(*TEXTS), "answers-0")

@@ -7,11 +7,12 @@ import io
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import pytest_asyncio
 import ray
 
 from lion_ray.actors.student import ModelRef
@@ -22,6 +23,7 @@ from lion_ray.records import INSTRUCTION, instruction_id, table
 from lion_ray.store import RunStore
 from lion_ray.telemetry import Progress
 from tests.ray.harness import metrics_with, until, wait_until_gone
+from tests.ray.machines import Machines
 from tests.tiny import make_tiny_model
 from tests.trained import make_trained
 
@@ -58,13 +60,21 @@ def said() -> io.StringIO:
     return io.StringIO()
 
 
-@pytest.fixture
-def pool(cluster: None, store: RunStore) -> Callable[..., StudentPool]:
-    def make(**changes: object) -> StudentPool:
-        config = CONFIG.model_copy(update=changes)
-        return StudentPool(config, run_name=os.urandom(4).hex(), store=store, base_dir=Path(store.root), seed=0)
-
-    return make
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def students(cluster: Machines, store: RunStore) -> AsyncIterator[StudentPool]:
+    """One pool for all: whatever a test did to its engine, the next one loads what it wants."""
+    # Answers so long that an engine can be killed at them.
+    config = CONFIG.model_copy(update={"max_tokens": 100})
+    pool = StudentPool(config, run_name=os.urandom(4).hex(), store=store, base_dir=Path(store.root), seed=0)
+    processes: list[int] = []
+    try:
+        yield pool
+        for engine in pool.running.values():
+            processes += await engine.processes.remote()
+    finally:
+        await pool.stop()
+    assert pool.running == {}
+    wait_until_gone(processes)
 
 
 @pytest.mark.parametrize(
@@ -86,74 +96,73 @@ def nothing_runs() -> bool:
     return {float(line.split()[-1]) for line in metrics_with(name).split("\n") if line.startswith(name)} == {0.0}
 
 
-async def test_answers_refresh_a_lying_checkpoint_and_the_end(
-    pool: Callable[..., StudentPool], said: io.StringIO
+@pytest.mark.asyncio(loop_scope="module")
+async def test_answers_follow_the_seed_and_the_checkpoint(students: StudentPool, said: io.StringIO) -> None:
+    progress = Progress(said)
+    rows = shard(6, "word " * 200)
+    await students.load(BASE, progress)
+    boots = students.boots
+    base = ray.get(await students.answer(ray.put(rows), 1))
+    assert base["id"].to_pylist() == rows["id"].to_pylist()
+    *answered, long = base.to_pylist()
+    assert {row["status"] for row in answered} == {"ok"}
+    assert (long["status"], long["reason"], long["text"]) == ("quarantined", "prompt too long", "")
+    assert ray.get(await students.answer(ray.put(rows), 1)).equals(base), "the same seeds, the same answers"
+    shown = await asyncio.to_thread(metrics_with, "ray_vllm_generation_tokens", "ray_lion_engine_tokens")
+    (line, *_) = [line for line in shown.split("\n") if line.startswith("ray_vllm_generation_tokens")]
+    assert "/student-0-" in line, "vLLM's metrics tell which engine they are of"
+    await asyncio.to_thread(until, nothing_runs)  # of an idle engine too there is something to see
+    again = ray.get(await students.answer(ray.put(rows), 2))
+    assert again["text"].to_pylist() != base["text"].to_pylist(), "another iteration, other seeds"
+
+    await students.load(ONE, progress)
+    one = ray.get(await students.answer(ray.put(rows), 1))
+    await students.load(TWO, progress)
+    two = ray.get(await students.answer(ray.put(rows), 1))
+    assert set(one["version"].to_pylist()) == {"one"}
+    assert set(two["version"].to_pylist()) == {"two"}
+    texts = [column["text"].to_pylist() for column in (base, one, two)]
+    assert texts[0] != texts[1] != texts[2]
+    assert students.boots == boots, "refreshing boots nothing"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_killed_engine_is_replaced_with_the_current_checkpoint(
+    students: StudentPool, said: io.StringIO
 ) -> None:
     progress = Progress(said)
-    students = pool()
-    rows = shard(6, "word " * 200)
-    try:
-        await students.load(BASE, progress)
-        base = ray.get(await students.answer(ray.put(rows), 1))
-        assert base["id"].to_pylist() == rows["id"].to_pylist()
-        *answered, long = base.to_pylist()
-        assert {row["status"] for row in answered} == {"ok"}
-        assert (long["status"], long["reason"], long["text"]) == ("quarantined", "prompt too long", "")
-        assert ray.get(await students.answer(ray.put(rows), 1)).equals(base), "the same seeds, the same answers"
-        shown = await asyncio.to_thread(metrics_with, "ray_vllm_generation_tokens", "ray_lion_engine_tokens")
-        (line, *_) = [line for line in shown.split("\n") if line.startswith("ray_vllm_generation_tokens")]
-        assert "/student-0-" in line, "vLLM's metrics tell which engine they are of"
-        await asyncio.to_thread(until, nothing_runs)  # of an idle engine too there is something to see
-        again = ray.get(await students.answer(ray.put(rows), 2))
-        assert again["text"].to_pylist() != base["text"].to_pylist(), "another iteration, other seeds"
-
-        await students.load(ONE, progress)
-        one = ray.get(await students.answer(ray.put(rows), 1))
-        await students.load(TWO, progress)
-        two = ray.get(await students.answer(ray.put(rows), 1))
-        assert set(one["version"].to_pylist()) == {"one"}
-        assert set(two["version"].to_pylist()) == {"two"}
-        texts = [column["text"].to_pylist() for column in (base, one, two)]
-        assert texts[0] != texts[1] != texts[2]
-        assert students.boots == 1, "refreshing boots nothing"
-        processes = await students.running[0].processes.remote()
-        assert processes
-
-        # Weights that are not the ones the canary was made with: booted afresh, and still refused.
-        with pytest.raises(EngineError, match="does not answer like the trained model"):
-            await students.load(LYING, progress)
-        assert students.boots == 2
-        assert "the canary disagrees" in said.getvalue()
-    finally:
-        await students.stop()
-    assert students.running == {}
+    rows = [shard(8), shard(4)]
+    await students.load(BASE, progress)
+    await students.load(ONE, progress)
+    boots = students.boots
+    (actor,) = students.running.values()
+    undisturbed = [ray.get(await students.answer(ray.put(one), 1)) for one in rows]
+    processes = await actor.processes.remote()
+    asked = [asyncio.create_task(students.answer(ray.put(one), 1)) for one in rows]
+    while not await actor.busy.remote():  # each look is a round trip to the actor
+        pass
+    for pid in processes:  # the engine's core and whatever else it runs; the actor itself lives
+        os.kill(pid, signal.SIGKILL)
+    answers = [ray.get(reference) for reference in await asyncio.gather(*asked)]
+    assert [one.num_rows for one in answers] == [8, 4]
+    assert all(status == "ok" for one in answers for status in one["status"].to_pylist())
+    assert [one["text"].to_pylist() for one in answers] == [one["text"].to_pylist() for one in undisturbed]
+    assert set(answers[0]["version"].to_pylist()) == {"one"}, "the current checkpoint, not the first"
+    assert students.boots == boots + 1
+    assert "died" in said.getvalue()
     wait_until_gone(processes)
 
 
-async def test_a_killed_engine_is_replaced_with_the_current_checkpoint(
-    pool: Callable[..., StudentPool], said: io.StringIO
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_lying_checkpoint_is_booted_afresh_and_still_refused(students: StudentPool, said: io.StringIO) -> None:
+    """Its weights are not the ones that its canary was made with."""
     progress = Progress(said)
-    students = pool(max_tokens=100)
-    rows = [shard(8), shard(4)]
-    try:
-        await students.load(BASE, progress)
-        await students.load(ONE, progress)
-        (actor,) = students.running.values()
-        undisturbed = [ray.get(await students.answer(ray.put(one), 1)) for one in rows]
-        processes = await actor.processes.remote()
-        asked = [asyncio.create_task(students.answer(ray.put(one), 1)) for one in rows]
-        while not await actor.busy.remote():  # each look is a round trip to the actor
-            pass
-        for pid in processes:  # the engine's core and whatever else it runs; the actor itself lives
-            os.kill(pid, signal.SIGKILL)
-        answers = [ray.get(reference) for reference in await asyncio.gather(*asked)]
-        assert [one.num_rows for one in answers] == [8, 4]
-        assert all(status == "ok" for one in answers for status in one["status"].to_pylist())
-        assert [one["text"].to_pylist() for one in answers] == [one["text"].to_pylist() for one in undisturbed]
-        assert set(answers[0]["version"].to_pylist()) == {"one"}, "the current checkpoint, not the first"
-        assert students.boots == 2
-        assert "died" in said.getvalue()
-    finally:
-        await students.stop()
+    await students.load(BASE, progress)
+    boots = students.boots
+    processes = await students.running[0].processes.remote()
+    assert processes
+    with pytest.raises(EngineError, match="does not answer like the trained model"):
+        await students.load(LYING, progress)
+    assert students.boots == boots + 1
+    assert "the canary disagrees" in said.getvalue()
     wait_until_gone(processes)

@@ -18,7 +18,10 @@ from lion_ray.telemetry import Progress
 from lion_ray.watchdog import Watchdog
 
 STALL_S = 100.0
-ANSWER_S = 5.0
+DEAF_S = 1.0
+"""How long an answer is waited for of an actor that will give none."""
+PATIENT_S = 600.0
+"""And of one that will, on any machine."""
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -48,14 +51,16 @@ class Scene:
         self.calls = 0
         self.now = 0.0
         self.dog = Watchdog(
-            self.progress, self.store, STALL_S, lambda: {"referee": self.judge}, self._moves, answer_s=ANSWER_S
+            self.progress, self.store, STALL_S, lambda: {"referee": self.judge}, self._moves, answer_s=PATIENT_S
         )
 
     async def _moves(self) -> int:
         return self.calls
 
-    async def look(self, after: float = 0.0) -> None:
+    async def look(self, after: float = 0.0, *, deaf: bool = False) -> None:
+        """Look so much later; `deaf`: at a judge that will not answer."""
         self.now += after
+        self.dog.answer_s = DEAF_S if deaf else PATIENT_S
         await self.dog.look(self.now)
 
     async def ready(self) -> None:
@@ -74,14 +79,14 @@ async def test_an_actor_that_does_not_answer_is_restarted_once_and_named_with_it
         await scene.ready()
         first = await scene.judge.alive.remote()
         scene.judge.stand_still_in_a_loop.remote()
-        await scene.look(after=STALL_S)
+        await scene.look(after=STALL_S, deaf=True)
         assert "referee does not answer and is restarted" in scene.said.getvalue()
         await scene.ready()
         assert (await scene.judge.alive.remote()).pid != first.pid
         scene.judge.stand_still_in_a_loop.remote()
-        await scene.look(after=STALL_S / 2)
+        await scene.look(after=STALL_S / 2, deaf=True)
         with pytest.raises(InfrastructureError) as caught:
-            await scene.look(after=STALL_S / 2)
+            await scene.look(after=STALL_S / 2, deaf=True)
     told = str(caught.value)
     assert "nothing has moved for 100 s in judging (0 of 8): referee does not answer" in told
     assert "stand_still_in_a_loop" in told

@@ -1,7 +1,7 @@
 """Things go wrong in a run on a cluster; it ends by itself, or by the same command, and nothing is lost.
 
-For `LION_RAY_CHAOS_TESTS=1` (`make test-cluster`): each is a whole run. `LION_RAY_CHAOS_LOG` names a file that gets a
-JSON line for each fault: what `docs/reliability.md` tells.
+Long (`make test-all`): each is a whole run. `LION_RAY_CHAOS_LOG` names a file that gets a JSON line for each fault:
+what `docs/reliability.md` tells.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from tests.stub_api import stub_process
 IN_FLIGHT = 2
 """Calls that the job has out at most."""
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("LION_RAY_CHAOS_TESTS"), reason="a whole run for each fault: LION_RAY_CHAOS_TESTS=1"
-)
+pytestmark = pytest.mark.long
 
 
 def note(**what: object) -> None:
