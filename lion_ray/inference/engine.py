@@ -64,7 +64,6 @@ def set_environment(config: StudentConfig) -> None:
     if not gpu_build():
         threads = max(1, cores() // config.most_engines)
         os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
 
 
 def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[str, Any]:
@@ -83,7 +82,9 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
     }
     if gpu_build():
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-    elif config.tensor_parallel_size == 1:
+        return arguments
+    arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
+    if config.tensor_parallel_size == 1:
         arguments["distributed_executor_backend"] = IN_PROCESS
     return arguments
 

@@ -24,7 +24,7 @@ from lion_ray.config import NumberType, ServeConfig
 from lion_ray.errors import EndpointError
 from lion_ray.guard import Guard, descendants
 from lion_ray.inference import leaves_compilation
-from lion_ray.inference.engine import IN_PROCESS, cpu_environment
+from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.machine import cores, resolve_type, speeds
 from lion_ray.models import count_parameters
@@ -36,6 +36,8 @@ PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_
 METRICS_TIMEOUT_S = 10.0
 MOST_AT_ONCE = 64
 """Requests that a server computes together, unless the configuration or a slow CPU says otherwise."""
+CPU_STEP_TOKENS = 512
+"""Tokens that a server computes in one step on a CPU: enough for full speed, and a step still ends within seconds."""
 WAVE_S = 300.0
 """On a CPU, so many requests at once that the first of them have their answer after about this long..."""
 USUAL_ANSWER = 100
@@ -122,6 +124,9 @@ class ModelServer:
         if not config.num_gpus:
             # vLLM's blocks on a CPU are 128 tokens, too coarse for what two prompts of a role share.
             arguments["--block-size"] = "32"
+            arguments["--kv-cache-memory-bytes"] = str(int(config.kv_cache_gib * GIB))
+            at_once = int(arguments["--max-num-seqs"])
+            arguments["--max-num-batched-tokens"] = str(max(CPU_STEP_TOKENS, 2 * at_once))
             arguments["--distributed-executor-backend"] = IN_PROCESS
         if config.num_gpus:
             arguments["--gpu-memory-utilization"] = str(config.gpu_memory_utilization)
@@ -143,7 +148,6 @@ class ModelServer:
             environment["VLLM_API_KEY"] = self._key
         if not self._config.num_gpus:
             environment |= cpu_environment(cores(), eager=leaves_compilation(self._config.enforce_eager))
-            environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._config.kv_cache_gib)))
         command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below

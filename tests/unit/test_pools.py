@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,29 @@ def test_drop_ids() -> None:
 
 
 def test_the_demos_data() -> None:
+    folder = ROOT / "configs" / "data"
+    pool, heldout = read("support-pool.jsonl", folder), read("support-heldout.jsonl", folder)
+    assert pool.duplicates == heldout.duplicates == 0
+    known = {
+        "category": {"billing", "cancellation", "delivery", "how-to", "outage"},
+        "urgency": {"low", "normal", "high"},
+        "product": {"internet", "tv", "mobile", "thermostat", "none"},
+    }
+    for rows in (pool.pool, heldout.pool):
+        records = [json.loads(text) for text in rows["reference"].to_pylist()]
+        for name, values in known.items():
+            counts = Counter(record[name] for record in records)
+            assert set(counts) == values
+            assert max(counts.values()) <= 0.4 * len(records), "no answer that fits nearly always"
+        assert all(set(record) == set(known) for record in records)
+    index = NoveltyIndex()
+    for text in texts_of(pool.pool) + texts_of(heldout.pool):
+        assert filter_candidate(text, "stop", min_words=4) is None
+        assert all(score < 0.6 for _, score in index.nearest(text, k=1)), text
+        index.add(text)
+
+
+def test_the_general_demos_data() -> None:
     folder = ROOT / "configs" / "data"
     pool, heldout = read("demo-pool.jsonl", folder), read("demo-heldout.jsonl", folder)
     assert (pool.pool.num_rows, heldout.pool.num_rows) == (64, 24)
