@@ -173,14 +173,13 @@ def resolve_precision(precision: Precision, *, gpu: bool) -> Literal["bf16", "fp
     return "bf16" if gpu or speeds().fastest == "bfloat16" else "fp32"
 
 
-def _from_json(found: dict[str, object]) -> Speeds:
-    by_type, by_rows = found["by_type"], found["by_rows"]
-    assert isinstance(by_type, dict)
-    assert isinstance(by_rows, dict)
+def _from_json(found: dict[str, Any]) -> Speeds:
+    """What `measure` gave; ValueError, KeyError or TypeError for anything else."""
+    by_type, by_rows = dict(found["by_type"]), dict(found["by_rows"])
     return Speeds(
         cpu=str(found["cpu"]),
-        cores=int(str(found["cores"])),
-        native=tuple(found["native"]),  # type: ignore[arg-type]
+        cores=int(found["cores"]),
+        native=tuple(found["native"]),
         by_type={one: float(by_type[one]) for one in (*TYPES, INT8)},
         by_rows={int(rows): float(value) for rows, value in by_rows.items()},
         busy=bool(found.get("busy")),

@@ -19,6 +19,7 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.guard import command_line, descendants, start_time
 from lion_ray.inference.server import ModelServer
+from lion_ray.quantize import served_folder
 from lion_ray.store import RunStore
 from lion_ray.tokens import Prompter
 from tests.tiny import make_tiny_model
@@ -28,16 +29,17 @@ SERVE = ServeConfig(
 )
 
 
-@pytest.mark.long
-async def test_a_server_answers_and_stops(tmp_path: Path) -> None:
-    """What test_eval sees of its server too, here with the model's own chat template."""
+async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the demo's: weights in 8 bits, the type of numbers left to the machine, the model's own chat template."""
+    monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "cache"))
     make_tiny_model(tmp_path / "tiny", initializer_range=0.5)
+    serve = ServeConfig(model="tiny", quantization="int8", max_model_len=128, max_num_seqs=4, kv_cache_gib=0.1)
     said: list[str] = []
-    server = ModelServer(SERVE, str(tmp_path / "tiny"), "tiny")
+    server = ModelServer(serve, str(served_folder(serve, tmp_path, said.append)), "tiny")
     try:
         base_url = await server.start(said.append)
         assert base_url.startswith("http://127.0.0.1:")
-        endpoint = EndpointConfig(model="tiny", api_key_env=None, serve=SERVE)
+        endpoint = EndpointConfig(model="tiny", api_key_env=None, serve=serve)
         journal = Journal.open(str(tmp_path / "journal"))
         client = Client("local", endpoint, journal, base_url=base_url)
         call = Call(messages=({"role": "user", "content": "Describe item 1."},), max_tokens=8, role="teacher")
@@ -48,12 +50,17 @@ async def test_a_server_answers_and_stops(tmp_path: Path) -> None:
         assert again.replayed
         await client.close()
         await journal.close()
+        while (counts := await server.counts()) is None or not counts.finished:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
+        assert (counts.read, counts.written) == (outcome.prompt_tokens, outcome.completion_tokens)
+        assert (counts.running, counts.queued) == (0, 0)
         pid = server.pid
         assert server.alive()
     finally:
         server.stop()
     assert not server.alive()
     assert start_time(pid) is None
+    assert await server.counts() is None
 
 
 async def test_a_server_that_cannot_start_quotes_its_log(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -18,12 +20,20 @@ WEIGHTS = "iteration-2/checkpoint/model/model.safetensors"
 
 def journaled(store: RunStore) -> Counter[str]:
     """How often each call's completion is in the journal, torn tails left out."""
-    found: Counter[str] = Counter()
+    segments: dict[str, list[dict[str, Any]]] = {}
     for name in store.names("journal"):
         if name.endswith(SUFFIX):
-            for line in store.read_bytes(f"journal/{name}").split(b"\n")[:-1]:
-                found[orjson.loads(line[9:])["key"]] += 1
-    return found
+            lines = store.read_bytes(f"journal/{name}").split(b"\n")[:-1]
+            segments[name] = [orjson.loads(line[9:]) for line in lines]
+    # A segment that others were merged into says so in a line of its own, and they may still be there beside it.
+    merged = [record["merged"] for records in segments.values() for record in records if "merged" in record]
+    gone = {Path(name).name for one in merged for name in (*one["replaces"], *one["sums"])}
+    return Counter(
+        record["key"]
+        for name, records in segments.items()
+        for record in records
+        if "key" in record and (name not in gone or any("merged" in one for one in records))
+    )
 
 
 def table_of(store: RunStore, stage: str) -> pa.Table:

@@ -32,6 +32,7 @@ async def until(condition: Callable[[], object], *, beside: asyncio.Task[Any] | 
         await asyncio.sleep(LOOK_S)
 
 
+@pytest.mark.long
 async def test_engines_come_with_work_and_nodes_and_go_without(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "base", initializer_range=0.5)
     said = io.StringIO()

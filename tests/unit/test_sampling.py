@@ -40,7 +40,9 @@ def test_draws_are_uniform_and_with_replacement() -> None:
 
 def test_a_draw_is_a_whole_row_and_an_empty_pool_has_none() -> None:
     row = draw_seed(pool_of("only"), seed=0, iteration=1, kind="hard", request=3)
-    assert row == {"id": instruction_id("only"), "text": "only", "source": "seed", "parent": None, "iteration": 0}
+    assert row == {"id": instruction_id("only"), "text": "only", "source": "seed", "parent": None, "iteration": 0} | {
+        "reference": None
+    }
     with pytest.raises(ValueError, match="no hard"):
         draw_seed(pool_of(), seed=0, iteration=1, kind="hard", request=0)
 
