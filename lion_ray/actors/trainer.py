@@ -58,7 +58,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     Raises:
         TrainingError: the workers failed more often than `max_restarts`.
     """
-    config = run.config.imitation
+    config = run.config.imitation.of_iteration(iteration)
     folder = f"iteration-{iteration}/checkpoint"
     job = {
         "run": run.config.run_name,

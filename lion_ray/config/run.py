@@ -147,6 +147,8 @@ class ImitationConfig(Section):
     """Passes over the Train Pool."""
     learning_rate: float = Field(2e-5, gt=0)
     """AdamW's peak learning rate."""
+    later_learning_rate: float | None = Field(None, gt=0)
+    """The peak from the second imitation on, where few new rows could undo what was learned; null: the same."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The learning rate's course after warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
@@ -181,6 +183,12 @@ class ImitationConfig(Section):
     """Optimizer steps between checkpoints within a fit."""
     max_restarts: int = operational(3, ge=0)
     """How often a fit whose worker died is restored from its last checkpoint."""
+
+    def of_iteration(self, iteration: int) -> ImitationConfig:
+        """The hyperparameters of one imitation, the first of which is number 1."""
+        if iteration == 1 or self.later_learning_rate is None:
+            return self
+        return self.model_copy(update={"learning_rate": self.later_learning_rate})
 
 
 class DiscriminationConfig(Section):

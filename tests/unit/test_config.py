@@ -122,6 +122,16 @@ def test_overrides_are_yaml_and_make_sections(config_path: Path) -> None:
     assert without.imitation.lora is None
 
 
+def test_later_imitations_may_learn_more_slowly(config_path: Path) -> None:
+    same, slower = (
+        load_config(config_path, overrides).config.imitation
+        for overrides in (["imitation.learning_rate=1e-4"], ["imitation.later_learning_rate=1e-6"])
+    )
+    assert [same.of_iteration(k).learning_rate for k in (1, 2)] == [1e-4, 1e-4]
+    assert [slower.of_iteration(k).learning_rate for k in (1, 2, 3)] == [2e-5, 1e-6, 1e-6]
+    assert slower.of_iteration(2).epochs == slower.epochs
+
+
 def test_anchors_and_merges(config_path: Path) -> None:
     text = MINIMAL.replace("  default:\n", "  default: &one\n").replace(
         "student:", "  second:\n    <<: *one\n    model: other\n  third: *one\n  fourth:\n    <<: *one\nstudent:"
