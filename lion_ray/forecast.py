@@ -28,10 +28,21 @@ class Forecast:
         """`clock`: seconds, only going on. What is committed now was another attempt's and says nothing of the pace."""
         self._plan, self._store, self._config, self._clock = plan, store, config, clock
         self._began = clock()
+        self._open = list(plan.stages)
+        self._done_s = 0.0
         self._before = self._worked_off()
 
     def _worked_off(self) -> float:
-        return sum(stage_s(stage) * share_done(stage, self._store, self._config) for stage in self._plan.stages)
+        """Seconds of the plan; a stage that was seen to be done is not asked for again."""
+        begun, still_open = 0.0, []
+        for stage in self._open:
+            if (share := share_done(stage, self._store, self._config)) < 1:
+                still_open.append(stage)
+                begun += share * stage_s(stage)
+            else:
+                self._done_s += stage_s(stage)
+        self._open = still_open
+        return self._done_s + begun
 
     def left_s(self) -> float | None:
         """Seconds; None where this machine computes nothing. Reads the run's folder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -206,27 +207,23 @@ def _judge(target: Party, named: str | None, template: str | None, wishes: Any, 
 def _show_relative(found: Any, as_json: bool) -> None:
     from lion_ray.evaluation.tables import notes, relative_tables
 
-    if as_json:
-        print(json.dumps(found.json))
-        return
-    console = results_console()
-    for table in relative_tables(found.json):
-        console.print(table)
-    for line in notes(found.json):
-        console.print(line, soft_wrap=True)
-    console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True)
+    _show(found, as_json, relative_tables, notes)
 
 
 def _show_checked(found: Any, as_json: bool) -> None:
     from lion_ray.evaluation.checked import check_notes, check_tables
 
+    _show(found, as_json, check_tables, check_notes)
+
+
+def _show(found: Any, as_json: bool, tables: Callable[[Any], list[Any]], lines: Callable[[Any], list[str]]) -> None:
     if as_json:
         print(json.dumps(found.json))
         return
     console = results_console()
-    for table in check_tables(found.json):
+    for table in tables(found.json):
         console.print(table)
-    for line in check_notes(found.json):
+    for line in lines(found.json):
         console.print(line, soft_wrap=True, markup=False)
     console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True, markup=False)
 

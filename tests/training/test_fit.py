@@ -198,7 +198,8 @@ def test_a_spec_goes_through_json_and_pickle(make_spec, tmp_path):
 def test_a_spec_takes_every_setting_of_imitation():
     config = ImitationConfig(epochs=5, lora=LoraConfig(), sharding="none", truncated="keep")
     spec = TrainSpec.of(config, model_dir="m", output_dir="o")
-    schedulers = {"workers", "use_gpu", "num_cpus", "max_restarts"}  # whoever starts the processes reads these
+    # Whoever starts the processes reads these; `of_iteration` has made the last into the learning rate.
+    schedulers = {"workers", "use_gpu", "num_cpus", "max_restarts", "later_learning_rate"}
     names = {field.name for field in dataclasses.fields(TrainSpec)}
     assert set(ImitationConfig.model_fields) - schedulers <= names
     assert all(getattr(spec, name) == getattr(config, name) for name in set(ImitationConfig.model_fields) & names)
