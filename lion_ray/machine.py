@@ -45,9 +45,10 @@ _NATIVE_FLAGS: dict[NumberType, frozenset[str]] = {
     "float16": frozenset({"amx_fp16", "avx512_fp16", "asimdhp"}),
 }
 """CPU flags (as Linux names them, x86-64 and Arm) of which one must be there for the type not to be emulated."""
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 _CLEARLY = 1.25
 """A rounded type must beat float32 by this factor before it is chosen: rounding costs accuracy."""
-_VERSION = 3
+_VERSION = 4
 """Of the cached file's content: raise it when what is measured changes."""
 
 # The products: about a layer of a model with 1.5 billion parameters, which does not fit into a CPU's cache.
@@ -187,6 +188,11 @@ def _from_json(found: dict[str, Any]) -> Speeds:
 
 
 @lru_cache(maxsize=1)
+def multiplies_int8() -> bool:
+    """Whether the CPU adds products of 8-bit integers in 32 bits (VNNI, or Arm's dot product)."""
+    return bool(_cpu()[1] & _INT8_FLAGS)
+
+
 def _cpu() -> tuple[str, frozenset[str]]:
     """The CPU's name and flags."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
@@ -226,7 +232,7 @@ def measure() -> Speeds:
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    torch.backends.quantized.engine = "onednn"  # vLLM's
+    torch.backends.quantized.engine = "onednn" if multiplies_int8() else "fbgemm"  # vLLM's, and `inference.int8_kernel`'s
 
     def rate(one: str, rows: int, outer: int) -> float:
         layer: Any = torch.nn.Linear(_INNER, outer, bias=False)

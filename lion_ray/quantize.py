@@ -3,6 +3,7 @@
 Invariants:
 - Every linear layer of the decoder has one scale per output channel (symmetric, round to nearest); activations are
   rounded per token while serving. Embeddings, norms and the output head stay as they are.
+- On a CPU that adds 8-bit products in 16 bits the integers stay within ±63, so that no sum overflows.
 - The folder is whole: made aside, flushed and renamed, once per model, in the user's cache folder.
 - Weights are data: safetensors in, safetensors out.
 
@@ -27,6 +28,7 @@ from filelock import FileLock
 from lion_ray.config import ServeConfig
 from lion_ray.durable import whole_folder
 from lion_ray.errors import ModelError
+from lion_ray.machine import multiplies_int8
 from lion_ray.models import cache_folder, resolve_model
 
 if TYPE_CHECKING:
@@ -56,14 +58,15 @@ def quantized(folder: Path, progress: Callable[[str], None]) -> Path:
     Raises:
         ModelError: it has no linear layers of that kind, is quantized already, or cannot be read.
     """
-    target = cache_folder() / "models" / f"{folder.name}-int8-{_fingerprint(folder)}"
+    most = levels()
+    target = cache_folder() / "models" / f"{folder.name}-int8-{_fingerprint(folder, most)}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             progress(f"{folder.name}: rounding its weights to 8-bit integers, once")
-            command = [sys.executable, "-m", "lion_ray.quantize", str(folder), str(target)]
+            command = [sys.executable, "-m", "lion_ray.quantize", str(folder), str(target), str(most)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = done.stderr.strip().splitlines()
@@ -73,13 +76,18 @@ def quantized(folder: Path, progress: Callable[[str], None]) -> Path:
     return target
 
 
-def _fingerprint(folder: Path) -> str:
+def levels() -> int:
+    """The largest weight in integers that this machine's 8-bit products take: 127, or 63 (`inference.int8_kernel`)."""
+    return 127 if multiplies_int8() else 63
+
+
+def _fingerprint(folder: Path, most: int) -> str:
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
-    return hashlib.sha256(json.dumps([_VERSION, str(folder.resolve()), files]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([_VERSION, most, str(folder.resolve()), files]).encode()).hexdigest()[:12]
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Write the model in `source` to the new folder `target`, its linear layers in 8 bits."""
+def quantize(source: Path, target: Path, most: int = 127) -> None:
+    """Write the model in `source` to the new folder `target`, its linear layers as integers within ±`most`."""
     from safetensors.torch import save_file
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -88,7 +96,7 @@ def quantize(source: Path, target: Path) -> None:
     with whole_folder(target) as aside:
         index: dict[str, str] = {}
         rounded = size = 0
-        for number, shard in enumerate(_shards(_tensors(source))):
+        for number, shard in enumerate(_shards(_tensors(source, most))):
             name = f"model-{number:05d}.safetensors"
             save_file(shard, aside / name, {"format": "pt"})
             index |= dict.fromkeys(shard, name)
@@ -103,15 +111,15 @@ def quantize(source: Path, target: Path) -> None:
                 shutil.copyfile(path, aside / path.name)
 
 
-def round_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[out, in] as int8 [out, in] and float32 scales [out, 1]: weight is about int8 * scale."""
+def round_weight(weight: torch.Tensor, most: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
+    """[out, in] as int8 [out, in] within ±`most`, and float32 scales [out, 1]: weight is about int8 * scale."""
     import torch
 
-    scale = weight.float().abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return torch.round(weight.float() / scale).clamp_(-127, 127).to(torch.int8), scale
+    scale = weight.float().abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / most
+    return torch.round(weight.float() / scale).clamp_(-most, most).to(torch.int8), scale
 
 
-def _tensors(source: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(source: Path, most: int) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import safe_open
 
     for path in sorted(source.glob("*.safetensors")):
@@ -119,7 +127,7 @@ def _tensors(source: Path) -> Iterator[tuple[str, torch.Tensor]]:
             for name in file.keys():  # noqa: SIM118 - a file, not a dictionary
                 weight = file.get_tensor(name)
                 if name.endswith(LINEAR) and weight.ndim == 2:
-                    integers, scale = round_weight(weight)
+                    integers, scale = round_weight(weight, most)
                     yield name, integers
                     yield f"{name}_scale", scale
                 else:
@@ -160,4 +168,4 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    quantize(Path(sys.argv[1]), Path(sys.argv[2]))
+    quantize(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

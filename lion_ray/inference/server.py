@@ -23,10 +23,10 @@ import aiohttp
 from lion_ray.config import NumberType, ServeConfig
 from lion_ray.errors import EndpointError
 from lion_ray.guard import Guard, descendants
-from lion_ray.inference import leaves_compilation
+from lion_ray.inference import int8_kernel, leaves_compilation
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
-from lion_ray.machine import cores, resolve_type, speeds
+from lion_ray.machine import cores, multiplies_int8, resolve_type, speeds
 from lion_ray.models import count_parameters
 
 PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": None}
@@ -148,6 +148,8 @@ class ModelServer:
             environment["VLLM_API_KEY"] = self._key
         if not self._config.num_gpus:
             environment |= cpu_environment(cores(), eager=leaves_compilation(self._config.enforce_eager))
+            if self._config.quantization == "int8" and not multiplies_int8():
+                environment["VLLM_DISABLED_KERNELS"] = int8_kernel.REPLACES
         command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below
