@@ -70,6 +70,7 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
     """vLLM's settings for an engine, whichever class of vLLM's drives it."""
     arguments: dict[str, Any] = {
         "model": str(model_dir),
+        "worker_extension_cls": "lion_ray.inference.worker.WeightsInPlace",
         "dtype": student_type(config.dtype),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
@@ -285,7 +286,7 @@ class Engine:
         llm = self.llm
         try:
             await llm.pause_generation(mode="wait")
-            await llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model_dir)})
+            await llm.collective_rpc("take_weights", args=(str(model_dir),))
             if not await llm.reset_prefix_cache():
                 raise EngineError("what the old weights computed could not be forgotten")
             await llm.resume_generation()
