@@ -279,6 +279,9 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_reachable(address)
+    else:
+        # No node of one machine is drained before it goes: an actor less at each fit, which takes seconds to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
     # "local", as Ray would else join what somebody's `ray start` has left a note of.
     here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, cores())}

@@ -47,7 +47,7 @@ def shard(rows: int, *more: str) -> pa.Table:
 def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     """A run folder with a base model, two trained checkpoints, and one that lies about its weights."""
     folder = tmp_path_factory.mktemp("run")
-    make_tiny_model(folder / "base", initializer_range=0.5)
+    make_tiny_model(folder / "base", initializer_range=0.5, tied=True)
     for version, seed in (("one", 1), ("two", 2)):
         make_trained(folder / "base", folder / version / "model", seed=seed)
     shutil.copytree(folder / "one", folder / "lying")
