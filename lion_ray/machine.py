@@ -232,7 +232,9 @@ def measure() -> Speeds:
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    torch.backends.quantized.engine = "onednn" if multiplies_int8() else "fbgemm"  # vLLM's, and `inference.int8_kernel`'s
+    torch.backends.quantized.engine = (
+        "onednn" if multiplies_int8() else "fbgemm"
+    )  # vLLM's, and `inference.int8_kernel`'s
 
     def rate(one: str, rows: int, outer: int) -> float:
         layer: Any = torch.nn.Linear(_INNER, outer, bias=False)

@@ -1,16 +1,22 @@
-"""What every layer shares: which tests run, signals as a person's shell gives them, and what this machine lacks.
+"""What every layer shares: which tests run and where, signals as a person's shell gives them, what this machine lacks.
 
 A test marked `long` runs with ``--long`` alone (`make test-all`); CONTRIBUTING.md says which they are, and why.
+
+`make test` runs two processes (pytest-xdist). Whatever starts Ray or an engine runs in one of them, one after the other
+and first; it mostly waits for processes to start, and the other process has the rest to do meanwhile, file by file.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
+from typing import Any
 
 import pytest
 
 LEFT_OUT = pytest.StashKey[int]()
+STARTS_MUCH = ("ray", "engine")
+"""Folders whose tests share a cluster, and between them would need more memory and cores than a laptop has."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,13 +31,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.option.long:
-        return
-    left_out = [item for item in items if item.get_closest_marker("long")]
-    items[:] = [item for item in items if not item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=left_out)
-    config.stash[LEFT_OUT] = len(left_out)
+    if not config.option.long:
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[LEFT_OUT] = len(left_out)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.parent.name not in STARTS_MUCH)
+        for item in items:
+            together = item.path.parent.name in STARTS_MUCH
+            item.add_marker(pytest.mark.xdist_group("starts much" if together else str(item.path)))
+        config.workeroutput["left_out"] = config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of xdist has ended: it alone knows what it left out."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

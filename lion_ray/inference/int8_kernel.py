@@ -1,4 +1,4 @@
-"""The product of 8-bit weights on a CPU without VNNI, as a linear kernel of vLLM (a plugin of ``vllm.general_plugins``).
+"""The product of 8-bit weights on a CPU without VNNI, as a linear kernel of vLLM.
 
 Invariants:
 - Rows are rounded one by one to 8 bits, so an answer does not depend on what else is in the batch.
@@ -44,7 +44,7 @@ def pack(weight: torch.Tensor, scale: torch.Tensor) -> Any:
 
 
 def register() -> None:
-    """Offer the kernel to vLLM where its own is not wanted; called by vLLM in each of its processes."""
+    """Offer the kernel to vLLM where its own is not wanted."""
     if REPLACES not in os.environ.get("VLLM_DISABLED_KERNELS", ""):
         return
     import torch

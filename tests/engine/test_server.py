@@ -19,6 +19,7 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.guard import command_line, descendants, start_time
 from lion_ray.inference.server import ModelServer
+from lion_ray.machine import multiplies_int8
 from lion_ray.quantize import served_folder
 from lion_ray.store import RunStore
 from lion_ray.tokens import Prompter
@@ -56,6 +57,8 @@ async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, mon
         assert (counts.running, counts.queued) == (0, 0)
         pid = server.pid
         assert server.alive()
+        chosen = "CPUInt8ScaledMMLinearKernel" if multiplies_int8() else "FbgemmInt8LinearKernel"
+        assert f"Selected {chosen}" in server.log_path.read_text()
     finally:
         server.stop()
     assert not server.alive()

@@ -92,8 +92,11 @@ def assert_ended_well(job: Job, bought: list[Counter[str]], undisturbed: Job) ->
     assert sum(one["calls"] for one in status.spending) > bought[0].total()
 
 
+@pytest.mark.parametrize(
+    "in_training", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "killed in training too"]
+)
 def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job, in_training: bool
 ) -> None:
     root = f"s3://{BUCKET}/team/runs"
     # The attempt that meets a second driver cannot get past generation, however long that one takes.
@@ -113,9 +116,11 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
             gone = job.store.read_json("attempt.json")
             job.store.write_json("attempt.json", gone | {"alive": 0.0})
 
-        bought = [spend_the_budget(job), kill_in(job, "training")]
-        assert not fetch_stats(base_url)["repeated"], "what the first attempt paid for was not bought again"
-        forget()
+        bought = [spend_the_budget(job)]
+        if in_training:
+            bought.append(kill_in(job, "training"))
+            assert not fetch_stats(base_url)["repeated"], "what the first attempt paid for was not bought again"
+            forget()
         bought.append(kill_in(job, "generating", another_is_refused))
         forget()
         job.finish(RICH)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from lion_ray import quantize
 from lion_ray.config import ServeConfig
 from lion_ray.errors import ModelError
-from lion_ray.quantize import LINEAR, round_weight, served_folder
+from lion_ray.inference.int8_kernel import multiply, pack
+from lion_ray.quantize import LINEAR, levels, round_weight, served_folder
 from tests.tiny import make_tiny_model
 
 
@@ -88,3 +89,42 @@ def test_what_cannot_be_rounded_is_said_and_leaves_nothing(tiny: Path) -> None:
         served_folder(config, None, lambda _: None)
     assert [path for path in made.parent.iterdir() if path.is_dir()] == [made]
     shutil.rmtree(tiny)
+
+
+def test_a_cpu_that_adds_in_16_bits_gets_smaller_integers_of_its_own(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = ServeConfig(model="tiny", quantization="int8")
+    found = {}
+    for able, most in ((True, 127), (False, 63)):
+        monkeypatch.setattr(quantize, "multiplies_int8", lambda able=able: able)
+        assert levels() == most
+        found[most] = served_folder(serve, tiny.parent, lambda line: None)
+        largest = max(w.abs().max() for name, w in weights(found[most]).items() if name.endswith(LINEAR))
+        assert largest == most
+    assert found[127] != found[63], "two machines may share a cache folder"
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="no FBGEMM: not an x86 CPU")
+@pytest.mark.parametrize("rows", [1, 64])
+def test_the_product_of_8_bit_weights(rows: int) -> None:
+    torch.manual_seed(0)
+    torch.backends.quantized.engine = "fbgemm"
+    weight, given, bias = torch.randn(96, 256), torch.randn(rows, 256), torch.randn(96)
+    given[0, 3] = 40.0  # an outlier, as in language models
+    integers, scale = round_weight(weight, 63)
+    packed = pack(integers, scale.flatten())
+    product = multiply(given, packed, bias)
+    rounded = given.abs().amax(1, keepdim=True) / 127
+    exact = (torch.round(given / rounded) * rounded) @ (integers * scale).T + bias
+    torch.testing.assert_close(product, exact, rtol=1e-4, atol=1e-3)
+    others = torch.randn(7, 256) * 100
+    assert torch.equal(multiply(torch.cat([given, others]), packed, bias)[:rows], product), "each row by itself"
+    assert not multiply(torch.zeros(1, 256), packed, None).any(), "a row of zeros has no scale"
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="no FBGEMM: not an x86 CPU")
+def test_the_largest_sum_of_two_products_still_fits() -> None:
+    torch.backends.quantized.engine = "fbgemm"
+    packed = pack(torch.full((8, 64), 63, dtype=torch.int8), torch.ones(8))
+    assert torch.equal(multiply(torch.full((1, 64), 127.0), packed, None), torch.full((1, 8), 127.0 * 63 * 64))
