@@ -52,6 +52,8 @@ def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "OMP_NUM_THREADS": str(threads),
+        # glibc keeps freed blocks below a size that grows to 32 MB; a model's weights pass through many such.
+        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
         # Threads that wait sleep: spinning ones would take the cores from the engine or server next door.
         "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_NO_USAGE_STATS": "1",

@@ -1,4 +1,4 @@
-"""The product of 8-bit weights on a CPU without VNNI, as a linear kernel of vLLM.
+"""The products of a model with 8-bit weights on a CPU without VNNI: a linear kernel of vLLM, and its output head.
 
 Invariants:
 - Rows are rounded one by one to 8 bits, so an answer does not depend on what else is in the batch.
@@ -43,10 +43,31 @@ def pack(weight: torch.Tensor, scale: torch.Tensor) -> Any:
     return torch.ops.quantized.linear_prepack(integers, None)
 
 
+def wanted() -> bool:
+    """Whether this process is to multiply so."""
+    return REPLACES in os.environ.get("VLLM_DISABLED_KERNELS", "")
+
+
+def lay_out_head(layer: Any) -> None:
+    """Keep an output head, which is not rounded to 8 bits, in float16 for products in float32.
+
+    It is half as large as vLLM's copy in float32 (0.5 GB less for a vocabulary of 150,000), and its product of few rows
+    waits half as long for memory.
+    """
+    import torch
+
+    torch.backends.quantized.engine = "fbgemm"
+    packed = torch.ops.quantized.linear_prepack_fp16(layer.weight.data, None)
+
+    def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        found = torch.ops.quantized.linear_dynamic_fp16(rows, packed)
+        return found if bias is None else found + bias
+
+    layer.cpu_linear = product
+
+
 def register() -> None:
-    """Offer the kernel to vLLM where its own is not wanted."""
-    if REPLACES not in os.environ.get("VLLM_DISABLED_KERNELS", ""):
-        return
+    """Offer the kernel to vLLM."""
     import torch
     from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (

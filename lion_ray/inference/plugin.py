@@ -2,46 +2,53 @@
 
 Invariants:
 - Nothing is changed on a GPU.
-- What is computed stays the same to the bit, except by `int8_kernel`, which is used only where it is asked for.
+- What is computed stays the same to the bit, except by `int8_kernel`, which is used only where it is wanted.
 
-Named in ``pyproject.toml`` as ``vllm.general_plugins``; vLLM may call `register` several times.
+Named in ``pyproject.toml`` as ``vllm.general_plugins``.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from lion_ray.inference import gpu_build, int8_kernel
 
 
+@cache  # vLLM may call it several times
 def register() -> None:
-    if not gpu_build():
+    """Called by vLLM before it loads a model."""
+    if gpu_build():
+        return
+    if int8_kernel.wanted():
         int8_kernel.register()
-        lay_out_embeddings_late()
+    lay_out_embeddings()
 
 
-def lay_out_embeddings_late() -> None:
+def lay_out_embeddings() -> None:
     """Keep no copy of an embedding, laid out for products, that nothing multiplies by.
 
     vLLM makes one for each embedding as for each output head. In the 1.5B model whose head is tied to its embedding it
     takes 0.9 GB. Where a model does multiply by its embedding, it is made then.
     """
+    import torch
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
-    lay_out = UnquantizedEmbeddingMethod.process_weights_after_loading
-    if getattr(lay_out, "late", False):
-        return
+    original = UnquantizedEmbeddingMethod.process_weights_after_loading
 
-    def late(method: Any, layer: Any) -> None:
-        if isinstance(layer, ParallelLMHead):
-            lay_out(method, layer)
-            return
+    def lay_out(method: Any, layer: Any) -> None:
+        if not isinstance(layer, ParallelLMHead):
+            layer.cpu_linear = first_product(method, layer)
+        elif int8_kernel.wanted() and layer.weight.dtype == torch.float32 and not layer.weight.is_meta:
+            int8_kernel.lay_out_head(layer)
+        else:
+            original(method, layer)
 
-        def first(x: Any, weight: Any, bias: Any) -> Any:
-            lay_out(method, layer)
-            return layer.cpu_linear(x, weight, bias)
+    def first_product(method: Any, layer: Any) -> Any:
+        def product(rows: Any, weight: Any, bias: Any) -> Any:
+            original(method, layer)
+            return layer.cpu_linear(rows, weight, bias)
 
-        layer.cpu_linear = first
+        return product
 
-    late.late = True  # type: ignore[attr-defined]
-    UnquantizedEmbeddingMethod.process_weights_after_loading = late
+    UnquantizedEmbeddingMethod.process_weights_after_loading = lay_out
