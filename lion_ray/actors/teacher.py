@@ -25,7 +25,7 @@ from lion_ray.actors.watched import Watched, lasting
 from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
 from lion_ray.errors import EndpointError, LionError, as_raised
-from lion_ray.gateway.calls import Call, Failure, Outcome, refusal
+from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Ledger
@@ -255,7 +255,7 @@ def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:
     refused = refusal(outcome)
     return {
         "id": row_id,
-        "text": outcome.text,
+        "text": answer_text(outcome),
         "status": QUARANTINED if refused else OK,
         "reason": refused,
         "finish_reason": outcome.finish_reason,
