@@ -102,7 +102,7 @@ def _after_leading(text: str) -> str:
     while number < len(marks):
         start, end, opens = marks[number]
         if opens and not text[position:start].strip():
-            # Thoughts may speak of their own marks: they end where as many were closed as opened, or else with the last.
+            # Thoughts may speak of their own marks: they end where as many are closed as opened, or with the last.
             depth = 0
             for place in range(number, len(marks)):
                 depth += 1 if marks[place][2] else -1

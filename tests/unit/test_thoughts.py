@@ -35,7 +35,8 @@ ANSWER = "The Loire."
         "<think>The user writes `</think>` in a question.</think>The Loire.",
         "The Loire.\n<think>\nIs it? Yes.\n</think>\n",
         "The Loire.\n<think>\nIs it? I had bett",
-        "<|channel|>analysis<|message|>A river.<|end|><|start|>assistant<|channel|>final<|message|>The Loire.<|return|>",
+        "<|channel|>analysis<|message|>A river.<|end|><|start|>assistant<|channel|>final<|message|>"
+        "The Loire.<|return|>",
         "<|start|>assistant<|channel|>analysis<|message|>A river.<|end|>"
         "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>"
         "<|start|>assistant<|channel|>final<|message|>The Loire.",
