@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lion_ray.algorithm.file_kinds import HEAD, told
 from lion_ray.errors import ConfigError, DataError, InfrastructureError
+from lion_ray.file_kinds import HEAD, told
 
 ALTERNATIVES = ("prompt", "question", "text")
 """Keys under which other formats keep the instruction; looked at only where a row has no `instruction`."""
