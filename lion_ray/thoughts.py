@@ -69,6 +69,21 @@ def without_thoughts(text: str) -> str:
     return answer
 
 
+def closing_of(prompt: str) -> str:
+    """The mark that ends the thoughts which a prompt leaves open, such as ``</think>``; "" where it leaves none."""
+    opened = ""
+    for match in re.finditer(f"({_OPEN.pattern})|({_CLOSE.pattern})", prompt, re.IGNORECASE):
+        opened = match[1] or ""
+    if not opened or opened.startswith("<unused94>"):
+        return "<unused95>" if opened else ""
+    if opened.startswith("<|channel>"):
+        return "<channel|>"
+    for begin, end in (("begin_of", "end_of"), ("START_", "END_"), ("_prefix", "_suffix")):
+        if begin in opened:
+            return opened.replace(begin, end)
+    return re.sub(r"\A([<\[◁]\|?)", r"\1/", opened)
+
+
 def only_thoughts(text: str) -> bool:
     """Whether a reply says something, and none of it is an answer."""
     return bool(text.strip()) and not without_thoughts(text).strip()

@@ -1,5 +1,5 @@
 """Models that cannot be trained as they are: damaged or foreign weights, too few positions, and architectures in which
-packed samples, or words to come, are seen. Each is one line before the first step; what can be trained is let through."""
+packed samples, or words to come, are seen. Each is one line before the first step; what can be trained goes through."""
 
 from __future__ import annotations
 
