@@ -8,6 +8,7 @@ import sys
 
 from lion_ray.checkpoints import Student, find_student
 from lion_ray.store import RunStore
+from lion_ray.terminal import tell
 
 
 def chat(store: RunStore, *, message: str | None, iteration: int | None) -> None:
@@ -17,7 +18,7 @@ def chat(store: RunStore, *, message: str | None, iteration: int | None) -> None
         ConfigError: the run has no such checkpoint.
     """
     student = find_student(store, iteration)
-    print(f"starting the student of {student.version} (Ctrl-D ends)", file=sys.stderr)
+    tell(f"starting the student of {student.version} (Ctrl-D ends)", file=sys.stderr)
     asyncio.run(_talk(student, message))
 
 
@@ -36,8 +37,8 @@ async def _talk(found: Student, message: str | None) -> None:
                 return
             if text.strip():
                 async for piece in engine.stream(text, student.max_tokens):
-                    print(piece, end="", flush=True)
-                print()
+                    tell(piece, end="")
+                tell("")
             if message is not None:
                 return
     finally:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from lion_ray.evaluation.plateau import read_stop
@@ -242,7 +241,7 @@ def results_table(found: list[IterationResult]) -> Table:
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
     checked = any(one.checks for one in found)
     captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
-    table = Table(title="What came out", caption="\n".join([*captions, *map(escape, warnings)]))
+    table = Table(title="What came out", caption="\n".join([*captions, *warnings]))
     for heading in (*HEADINGS[:-1], *([CHECKS_HEADING] if checked else []), HEADINGS[-1]):
         table.add_column(heading, justify="right")
     for one in found:

@@ -22,6 +22,7 @@ from lion_ray.gateway.wire import is_loopback_host
 from lion_ray.inference import student_type, wants_gpu
 from lion_ray.inference.server import ModelServer
 from lion_ray.store import RunStore
+from lion_ray.terminal import tell
 
 
 def serve(store: RunStore, *, iteration: int | None, host: str, port: int | None, key_env: str | None) -> None:
@@ -119,18 +120,17 @@ async def _serve(student: Student, host: str, port: int | None, key: str | None,
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         try:
-            starting = asyncio.create_task(server.start(print))
+            starting = asyncio.create_task(server.start(tell))
             stopping = asyncio.create_task(ended.wait())
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 starting.cancel()
                 return
             authorization = f" -H 'Authorization: Bearer '\"${key_env}\"" if key else ""
-            print(f"{name}, {student.version}, answers at {starting.result()} (Ctrl-C ends it)")
-            print(
+            tell(f"{name}, {student.version}, answers at {starting.result()} (Ctrl-C ends it)")
+            tell(
                 f"  curl {server.base_url}/chat/completions{authorization} -H 'Content-Type: application/json' \\\n"
-                f'    -d \'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'',
-                flush=True,
+                f'    -d \'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
             )
             while not ended.is_set():
                 if not server.alive():
@@ -138,4 +138,4 @@ async def _serve(student: Student, host: str, port: int | None, key: str | None,
                 await asyncio.wait((stopping,), timeout=1.0)
         finally:
             await asyncio.to_thread(server.stop)
-    print("stopped")
+    tell("stopped")

@@ -13,6 +13,7 @@ This module starts nothing by itself: a driver on the cluster is ``lion-ray run`
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import shutil
 import tempfile
@@ -31,10 +32,12 @@ from lion_ray.config import models_in_use
 from lion_ray.config.checks import JsonSchemaCheck, OwnCheck
 from lion_ray.config.file import LoadedConfig
 from lion_ray.errors import ConfigError, InfrastructureError
+from lion_ray.terminal import tell
 
 STOP_WAIT_S = 150
 """Seconds that `ray job stop` gives a run to let paid calls come home and to end its servers; Ray's default is 3."""
 POLL_S = 2.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 AGENT_WAIT_S = 120.0
 """How long to try a cluster that says that none of its nodes can take a job yet."""
 
@@ -106,7 +109,7 @@ def follow(job: str, address: str) -> bool:
 
     async def tail(client: Any) -> None:
         async for text in client.tail_job_logs(job):
-            print(text, end="", flush=True)
+            tell(_COLOUR.sub("", text), end="")  # Ray colours the names of processes
 
     with _answering(address) as client:
         try:
@@ -121,7 +124,7 @@ def follow(job: str, address: str) -> bool:
                 "same command on another one takes the run up"
             ) from None
         if status != JobStatus.SUCCEEDED:
-            print(f"job {job}: {status.value.lower()}: {client.get_job_info(job).message}")
+            tell(f"job {job}: {status.value.lower()}: {client.get_job_info(job).message}")
         return bool(status == JobStatus.SUCCEEDED)
 
 

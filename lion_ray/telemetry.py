@@ -17,10 +17,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
+
+from lion_ray.terminal import Terminal, one_line
 
 T = TypeVar("T")
 QUIET_S = 15.0
@@ -85,7 +87,7 @@ class _BarsWithMeter(Bars):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         if self.meter:
-            yield Text(self.meter, style="dim")
+            yield Text(one_line(self.meter), style="dim")
 
 
 class Progress:
@@ -95,7 +97,7 @@ class Progress:
         stream = stream or sys.stdout
         self.listeners: list[Callable[[Stage], None]] = []
         """Told of every stage when it begins, changes and ends."""
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.console = Terminal(file=stream, soft_wrap=True)
         self.started = time.time()
         self.stages: list[Stage] = []
         self._bars: _BarsWithMeter | None = None
@@ -109,10 +111,10 @@ class Progress:
         """The stage that an error ended, and how far it was."""
         if self.console.is_terminal:
             self._bars = _BarsWithMeter(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]} {task.fields[note]}", style="dim"),
+                TextColumn("{task.fields[unit]} {task.fields[note]}", style="dim", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self.console,
@@ -124,7 +126,7 @@ class Progress:
         """One line, with the time since the start."""
         self._last_line = time.time()
         seconds = int(self._last_line - self.started)
-        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {message}", markup=False)
+        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {one_line(message)}")
 
     def meter(self, text: str) -> None:
         """What is true now, in one line: under the bars in a terminal, now and then in a log."""
@@ -143,7 +145,7 @@ class Progress:
         self.stages.append(stage)
         self._tell(stage)
         if self._bars:
-            stage._task = self._bars.add_task(name, total=total or None, unit=unit, note="")
+            stage._task = self._bars.add_task(one_line(name), total=total or None, unit=unit, note="")
         else:
             self.say(f"{name}: {count(total, unit)}" if total else name)
         try:
@@ -167,7 +169,7 @@ class Progress:
         self._tell(stage)
         if self._bars:
             note = f"waiting for {stage.waits_for}" if stage.waits_for else stage.note
-            self._bars.update(stage._task, completed=stage.done, total=stage.total or None, note=note)
+            self._bars.update(stage._task, completed=stage.done, total=stage.total or None, note=one_line(note))
         elif time.time() - self._last_line > QUIET_S:
             self.say(stage.line())
 

@@ -15,13 +15,16 @@ This module knows tokenizers; it does not know models, lengths or labels.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lion_ray.chat_template import own_template
 from lion_ray.errors import ConfigError, ModelError
+from lion_ray.thoughts import closing_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,8 +36,18 @@ INSTRUCTION_FRAME = f"### Instruction:\n{SLOT}\n\n### Response:"
 # Private-use characters: no template trims, splits or escapes them, and no template contains them.
 _USER = "\ue0f1u\ue0f2"
 _ASSISTANT = "\ue0f1a\ue0f2"
-# Templates that print today's date (Llama 3.1 and later) take it from here: a prompt must not change overnight.
-_DATE = "26 Jul 2024"
+# Templates that print today's date (Llama 3.1 and later) take this one: a prompt must not change overnight.
+_TODAY = datetime.date(2024, 7, 26)
+# A template that can turn thinking off is asked to: nothing that is trained on or judged here holds thoughts.
+_FIXED: dict[str, Any] = {
+    "date_string": "26 Jul 2024",
+    "strftime_now": _TODAY.strftime,
+    "enable_thinking": False,
+    "thinking": False,
+}
+
+_CHANGEABLE = re.compile(r"strftime_now|date_string|think|thought|reason|<\|channel", re.IGNORECASE)
+"""What a template holds that is affected by any of that."""
 
 
 class Prompter:
@@ -136,14 +149,27 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
     user = {"role": "user", "content": _USER}
     assistant = {"role": "assistant", "content": _ASSISTANT}
     try:
-        opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, date_string=_DATE)
-        closed = tokenizer.apply_chat_template([user, assistant], tokenize=False, date_string=_DATE)
+        opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED)
+        closed = tokenizer.apply_chat_template([user, assistant], tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"the model's chat template fails on one user turn: {_first_line(error)}") from error
     parts = str(opened).split(_USER)
     if len(parts) != 2:
         raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
-    return parts[0], parts[1], str(closed).rpartition(_ASSISTANT)[2]
+    written, _, ending = str(closed).rpartition(_ASSISTANT)
+    return parts[0], _answers_after(parts[1], written.rpartition(_USER)[2]), ending
+
+
+def _answers_after(opened: str, written: str) -> str:
+    """What stands between the user's words and an answer without thoughts.
+
+    `opened` is what the template writes there for a model that is to go on, `written` before an answer it is given.
+    """
+    if written.startswith(opened) and (closing_of(opened) or "<|channel|>" in written[len(opened) :]):
+        opened = written  # with empty thoughts, or in the channel of answers
+    if closing := closing_of(opened):
+        opened = f"{opened.rstrip()}\n\n{closing}\n\n"
+    return opened
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -154,15 +180,39 @@ def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
 def frame_template(model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> str | None:
     """A chat template (Jinja) that asks the last message the way `prompt` does; None where the model's own does.
 
+    It does not where it prints today's date or opens thoughts: `Prompter` has a fixed date and closed thoughts.
+
     For servers, which know chat templates only. Raises as `Prompter`.
     """
     if prompt == "chat":
-        return None
+        own = own_template(Path(model_dir))
+        # Most templates do neither, and a tokenizer takes seconds to load.
+        if own is None or _CHANGEABLE.search(own) is None:
+            return None
+        return _fixed_template(Prompter.load(model_dir, prompt, base_dir).tokenizer)
     before, after = _text_frame(prompt, Path(base_dir))
     tokenizer = Prompter.load(model_dir, prompt, base_dir).tokenizer
     start = tokenizer.bos_token if _begins(tokenizer) else ""
     parts = (json.dumps(f"{start}{before}"), "messages[-1]['content']", json.dumps(after))
     return "".join(f"{{{{ {part} }}}}" for part in parts)
+
+
+def _fixed_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template with what `_FIXED` says and thoughts closed; None where that changes nothing."""
+    own = str(tokenizer.get_chat_template())
+    user = {"role": "user", "content": _USER}
+    plain = str(tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED))
+    before, after, _ = _chat_frame(tokenizer)
+    closing = (before + _USER + after).removeprefix(plain)
+    today = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    dated = re.sub(today, lambda match: json.dumps(_TODAY.strftime(match[2])), own, flags=re.DOTALL)
+    unasked = tokenizer.apply_chat_template([user], chat_template=dated, tokenize=False, add_generation_prompt=True)
+    if not closing and dated == own and unasked == plain:
+        return None
+    names = [name for name in ("enable_thinking", "thinking", "date_string") if re.search(rf"\b{name}\b", own)]
+    fixed = "".join(f"{{% set {name} = {json.dumps(_FIXED[name])} %}}" for name in names)
+    closed = f"{{% if add_generation_prompt %}}{{{{ {json.dumps(closing)} }}}}{{% endif %}}" if closing else ""
+    return f"{fixed}{dated.removesuffix(chr(10))}{closed}"
 
 
 def _text_frame(prompt: str, base_dir: Path) -> tuple[str, str]:

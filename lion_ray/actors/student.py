@@ -24,6 +24,7 @@ from lion_ray.inference.canary import Agreement
 from lion_ray.inference.engine import Engine
 from lion_ray.models import resolve_model
 from lion_ray.store import RunStore
+from lion_ray.terminal import tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class ModelRef:
         """The weights' folder on this machine."""
         if self.folder:
             return store.local_folder(self.folder, cache=_scratch())
-        return Path(resolve_model(self.source, base_dir=base_dir, progress=print))
+        return Path(resolve_model(self.source, base_dir=base_dir, progress=tell))
 
 
 def _scratch() -> Path:

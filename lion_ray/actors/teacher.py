@@ -25,7 +25,7 @@ from lion_ray.actors.watched import Watched, lasting
 from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
 from lion_ray.errors import EndpointError, LionError, as_raised
-from lion_ray.gateway.calls import Call, Failure, Outcome, refusal
+from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Ledger
@@ -37,6 +37,7 @@ from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.quantize import served_folder
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.terminal import tell
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -103,9 +104,9 @@ class TeacherProxy(Watched):
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
         if settings.config.serve is not None:
-            model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, print)
+            model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, tell)
             self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
-            base_url = await self._server.start(say=print)
+            base_url = await self._server.start(say=tell)
         collect_seldom()
         client = Client(
             settings.endpoint,
@@ -119,7 +120,7 @@ class TeacherProxy(Watched):
                 report=partial(_ask, ledger.report, settings.name),
             ),
             on_event=self._heard,
-            say=print,
+            say=tell,
         )
         self._meter = asyncio.create_task(self._keep_showing(client))
         return client
@@ -176,7 +177,7 @@ class TeacherProxy(Watched):
                 if not isinstance(raised, EndpointError):
                     raise
                 refused = raised
-                print(f"teacher: {raised}; asking the next endpoint")
+                tell(f"teacher: {raised}; asking the next endpoint")
                 continue
             outcomes |= {i: a for i, a in zip(left, answers, strict=True) if not _passes_on(a)}
             if len(outcomes) == len(calls):
@@ -255,7 +256,7 @@ def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:
     refused = refusal(outcome)
     return {
         "id": row_id,
-        "text": outcome.text,
+        "text": answer_text(outcome),
         "status": QUARANTINED if refused else OK,
         "reason": refused,
         "finish_reason": outcome.finish_reason,

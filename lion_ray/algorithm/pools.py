@@ -1,8 +1,8 @@
 """The user's instructions, and the pools that grow out of them.
 
 Invariants:
-- An instruction is one text: a row's `input` is folded into it. Its id is the hash of that text, so a pool holds no
-  text twice; the first of two stays.
+- An instruction is one text: a row's `input` (Dolly's `context`) is folded into it. Its id is the hash of that text, so
+  a pool holds no text twice; the first of two stays.
 - A malformed row either stops the reading with one line that says where it is and what to do, or is kept aside with a
   reason. It is never mended, guessed at or silently dropped.
 - Reading stops at the limit: rows behind it are neither counted nor checked.
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lion_ray.algorithm.sources import ALTERNATIVES, SourceRow, rows_of
+from lion_ray.algorithm.sources import ALTERNATIVES, INPUT_KEYS, SourceRow, rows_of
 from lion_ray.algorithm.values import canonical
 from lion_ray.errors import ConfigError, DataError
 from lion_ray.records import INSTRUCTION, derive_seed, instruction_id, table
@@ -34,9 +34,13 @@ _NO_INPUT = re.compile(
     r"no[\W_]*(?:(?:further|additional|specific)\s+)?input[es]?"
     r"(?:\s+(?:(?:is|was)\s+)?(?:needed|required|necessary|provided|given|applicable|available))?"
     r"|input\s+(?:is\s+)?not\s+(?:needed|required|necessary|provided|given|applicable|available)"
-    r"|none|n[/.]\s?a|not\s+applicable",
+    r"|none|n[/.]\s?a|not\s+applicable"
+    # What pandas, JSON and databases write where there is nothing.
+    r"|nan|nat|null|nil|undefined|empty(?:\s+(?:string|input))?",
     re.IGNORECASE,
 )
+_NOTHING = re.compile(r"nan|null|none|<na>|\\n", re.IGNORECASE)
+"""What stands for a text that is missing, where it is all there is of an instruction."""
 _OUTER_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
 
 
@@ -68,9 +72,10 @@ class _MalformedError(Exception):
 
 
 def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Literal["stop", "quarantine"]) -> PoolRead:
-    """The instructions of a .json (a list of objects), .jsonl or .parquet file, or of ``hf:NAME[:SPLIT]``.
+    """The instructions of a .json (a list of objects), .jsonl or .parquet file, or of a dataset.
 
-    JSON files may be gzipped (.gz). NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face
+    JSON files may be gzipped (.gz). A dataset is ``hf:NAME[:CONFIGURATION][:SPLIT]``, of the split `train` unless one
+    is named. NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face
     hub. Paths are relative to `base_dir`. At most `limit` different instructions are read.
 
     Raises ConfigError where the source is missing or of an unknown kind, InfrastructureError where the hub cannot be
@@ -174,8 +179,14 @@ def _instruction(row: SourceRow) -> str:
     instruction = _text_of(row.value, _instruction_key(row.value))
     if not instruction:
         raise _MalformedError("the instruction is empty")
-    extra = "" if row.value.get("input") is None else _text_of(row.value, "input")
-    return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
+    if _NOTHING.fullmatch(instruction):
+        raise _MalformedError(f"the instruction is '{instruction}': there is none")
+    extras = {key: _text_of(row.value, key) for key in INPUT_KEYS if row.value.get(key) is not None}
+    extras = {key: extra for key, extra in extras.items() if extra and not says_no_input(extra)}
+    if len(set(extras.values())) > 1:
+        one, other, *_ = extras
+        raise _MalformedError(f"both '{one}' and '{other}', and an instruction is about one text")
+    return f"{instruction}\n\n{next(iter(extras.values()))}" if extras else instruction
 
 
 def _reference(row: SourceRow) -> str | None:
@@ -224,4 +235,11 @@ def says_no_input(text: str) -> bool:
         return False
     # "NA" only in capitals: "Na" may be the question (sodium).
     bare = _OUTER_PUNCTUATION.sub("", text)
-    return bare == "NA" or _NO_INPUT.fullmatch(bare) is not None or re.fullmatch(r"\s*[-–—]{1,3}\s*", text) is not None
+    if bare.casefold() == "empty" and text.strip() == bare:
+        return False  # a word like any other, but in brackets
+    return (
+        text.strip() == "\\N"
+        or bare == "NA"
+        or _NO_INPUT.fullmatch(bare) is not None
+        or re.fullmatch(r"\s*[-–—]{1,3}\s*", text) is not None
+    )

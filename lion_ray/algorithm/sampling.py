@@ -3,7 +3,8 @@
 Invariants:
 - A draw depends on the pool and on what it is for (run seed, iteration, kind, request number), never on order, time
   or process: a resumed run draws what the first would have drawn.
-- A candidate is cleaned of formatting first and then kept or rejected as it stands, with a reason that can be counted.
+- A candidate is cleaned of thoughts and formatting first and then kept or rejected as it stands, with a reason that
+  can be counted.
 - No more requests are sent than the limit allows, however few candidates pass.
 
 This module does not know prompts, models or the texts that are already there (see `novelty`).
@@ -13,42 +14,63 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from typing import Any
 
 import pyarrow as pa
 
 from lion_ray.algorithm.rouge import has_unspaced_script, tokens
 from lion_ray.records import derive_seed
+from lion_ray.thoughts import without_thoughts
 
 EMPTY = "empty"
 CUT_OFF = "cut off at the length limit"
 FILTERED = "cut off by the endpoint's content filter"
 MENTIONS_INSTRUCTION = "mentions 'instruction'"
 STARTS_WITH_PUNCTUATION = "starts with punctuation"
-STARTS_NON_ASCII = "starts with a non-ASCII character"
+STARTS_WITH_SYMBOL = "starts with a symbol"
 
+_OPENS_SENTENCE = "¿¡"
 _PAIRS = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」"), ("`", "`"), ("'", "'"), ("‘", "’"))
 _BOLD = re.compile(r"(\*\*|__)(?!\s)((?:(?!\1).)+)(?<!\s)\1", re.DOTALL)
 
+_ADJECTIVES = (
+    r"(?:(?:(?:brand|new|newly|created|generated|rare|rarer|similar|rewritten|revised|updated|modified|evolved|harder|"
+    r"more|complex|difficult|challenging|different|final|the|your|output|example)[-_\s]+)*)"
+)
 # "New instruction:", "**Instruction:**", "### Instruction 2:", "#Created Prompt#:", with or without "Here is a" before.
 _LABEL = re.compile(
     r"(?:(?:sure|certainly|of course|okay|ok)\b[!,.:]?\s+)?"
     r"(?:here(?:'s|’s|\s+is)\s+(?:an?|the|your|my|another|one)\s+)?"
-    r"[#*_\s]*"
-    r"(?:(?:(?:brand|new|created|generated|rare|rarer|similar)[-\s]+)*)"
+    rf"[#*_\[(<\s]*{_ADJECTIVES}"
     r"(?:instructions?|prompt|task|question)"
     r"(?:\s*\#?\d{1,2})?"
-    r"[#*_\s]*[:：][#*_]*\s*(?=\S)",
+    r"[#*_\])>\s]*[:：][#*_]*\s*(?=\S)",
     re.IGNORECASE,
 )
-# A whole first line that ends in a colon, such as "Here is a new question from the same field:".
+# A whole first line that only announces: it ends in a colon ("Here is a new question from the same field:"), or a
+# blank line follows it ("Certainly! Below is a new task in the same domain.").
 _PREAMBLE = re.compile(
-    r"(?:[a-z ]{1,12}[!,.]\s+)?here(?:'s|’s|\s+is)\s[^:\n]{0,60}\b(?:instruction|prompt|task|question)\b[^:\n]{0,80}:"
-    r"[ \t]*\n\s*(?=\S)",
+    r"(?:[a-z ]{1,16}[!,.]\s+)?(?:here(?:'s|’s|\s+is|\s+comes)|below(?:'s|’s|\s+is)|this\s+is|i(?:'ve|’ve|\s+have)"
+    r"\s+(?:created|written|made|come\s+up))\s[^:\n]{0,60}\b(?:instruction|prompt|task|question)\b[^:\n]{0,80}"
+    r"(?::[ \t]*\n|[.!:][ \t]*\n[ \t]*\n)\s*(?=\S)",
     re.IGNORECASE,
 )
+# "Sure!" or "Of course, I can do that." alone, with a blank line after it.
+_ASSENT = re.compile(
+    r"(?:sure|certainly|of course|absolutely|okay|ok|great|understood)\b[^\n?]{0,80}[!.:,]?[ \t]*\n[ \t]*\n\s*(?=\S)",
+    re.IGNORECASE,
+)
+# "### New task", "#Rewritten Prompt#", "**Instruction**" or "[New Question]" on a line of its own.
 _HEADING = re.compile(
-    r"\#{1,6}\s*(?:new\s+)?(?:instruction|prompt|task|question)\s*\#*[ \t]*\n+(?=.*\S)", re.IGNORECASE
+    rf"(?:\#{{1,6}}|\*\*|\[|<)\s*{_ADJECTIVES}(?:instructions?|prompt|task|question)(?:\s*\#?\d{{1,2}})?"
+    r"\s*[#*\]>]*[ \t]*\n+(?=.*\S)",
+    re.IGNORECASE,
+)
+_FENCED = re.compile(
+    r"(`{3,}|~{3,})(?:text|txt|plaintext|plain|markdown|md|prompt)?[ \t]*\n"
+    r"((?:(?!\1).)*?)\n?[ \t]*\1",
+    re.DOTALL,
 )
 _LIST_MARKER = re.compile(r"(?:\d{1,2}[.)]|[-*•])[ \t]+(?=\S)")
 _NUMBERED_LINE = re.compile(r"^[ \t]*\d{1,2}[.)][ \t]+\S", re.MULTILINE)
@@ -67,7 +89,8 @@ def draw_seed(pool: pa.Table, *, seed: int, iteration: int, kind: str, request: 
 
 
 def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | None:
-    """Why a cleaned candidate is rejected, or None. The rules and their strictness are the published code's.
+    """Why a cleaned candidate is rejected, or None. The rules and their strictness are the published code's, but that
+    a letter or a digit of any script may come first.
 
     `finish_reason` is the endpoint's; a text that its content filter cut is no more whole than a long one. Words are
     counted between spaces, as there; in scripts without spaces, as ROUGE tokens.
@@ -85,8 +108,10 @@ def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | 
     first = text.lstrip()[0]
     if first in string.punctuation:
         return STARTS_WITH_PUNCTUATION
-    if not first.isascii():
-        return STARTS_NON_ASCII
+    # The published code takes ASCII letters alone, and so rejects whatever is written in another script, paid for.
+    kind = unicodedata.category(first)
+    if kind[0] not in "LNM" and first not in _OPENS_SENTENCE:
+        return STARTS_WITH_PUNCTUATION if kind[0] == "P" else STARTS_WITH_SYMBOL
     return None
 
 
@@ -95,21 +120,29 @@ def _words(text: str) -> int:
 
 
 def clean_candidate(text: str) -> str:
-    """The candidate without a label, a list marker or quotation marks around it.
+    """The candidate without thoughts before it, or a preamble, a label, a list marker, a fence or quotation marks
+    around it; "" where the model only thought.
 
     The published code rejects such texts for their first character or for the word in the label; they are good
     otherwise, and paid for.
     """
+    text = without_thoughts(text)
     while True:
-        cleaned = _without_quotes(_without_marker(_without_label(text.strip())))
+        cleaned = _without_quotes(_without_fence(_without_marker(_without_label(text.strip()))))
         if cleaned == text:
             return cleaned
         text = cleaned
 
 
 def _without_label(text: str) -> str:
-    label = _PREAMBLE.match(text) or _HEADING.match(text) or _LABEL.match(text)
+    label = _PREAMBLE.match(text) or _ASSENT.match(text) or _HEADING.match(text) or _LABEL.match(text)
     return text[label.end() :] if label else text
+
+
+def _without_fence(text: str) -> str:
+    """Without one fence around the whole text; a program in a fence is no such text."""
+    fenced = _FENCED.fullmatch(text)
+    return fenced[2].strip() if fenced else text
 
 
 def _without_marker(text: str) -> str:

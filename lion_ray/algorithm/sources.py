@@ -24,15 +24,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lion_ray.errors import ConfigError, DataError, InfrastructureError
+from lion_ray.file_kinds import HEAD, told
 
 ALTERNATIVES = ("prompt", "question", "text")
 """Keys under which other formats keep the instruction; looked at only where a row has no `instruction`."""
 
 _INSTRUCTION_KEYS = ("instruction", *ALTERNATIVES)
-_KEYS = (*_INSTRUCTION_KEYS, "input", "reference")
+INPUT_KEYS = ("input", "inputs", "context", "passage")
+"""Keys under which formats keep the text that an instruction is about (Alpaca's and Dolly's, and others')."""
+_KEYS = (*_INSTRUCTION_KEYS, *INPUT_KEYS, "reference")
+
+
+class _Doubled(dict[str, Any]):
+    """An object with a key that is there twice; which of the two is meant nobody knows."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    # One in a value below is as wrong as one in the row.
+    below = next((value.key for value in found.values() if isinstance(value, _Doubled)), "")
+    if len(found) == len(pairs) and not below:
+        return found
+    doubled = _Doubled(found)
+    names = [name for name, _ in pairs]
+    doubled.key = below or next(name for name in names if names.count(name) > 1)
+    return doubled
+
+
+def _row(where: str, value: Any, text: str) -> SourceRow:
+    if isinstance(value, _Doubled):
+        return SourceRow(where, None, text, f"the key '{value.key}' is there twice")
+    return SourceRow(where, value, text)
+
 
 # strict=False: control characters inside strings, such as a raw \x0b, are text like any other.
-_DECODER = json.JSONDecoder(strict=False)
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -55,7 +83,7 @@ class SourceRow:
 
 
 def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
-    """The rows of a .json, .jsonl or .parquet file, or of ``hf:NAME[:SPLIT]``; see `pools.read_pool`.
+    """The rows of a .json, .jsonl or .parquet file, or of ``hf:NAME[:CONFIGURATION][:SPLIT]``; see `pools.read_pool`.
 
     A row of columns (Parquet, datasets) holds only those that an instruction is made of, and its `reference`.
     """
@@ -85,12 +113,23 @@ def _content(source: str, path: Path) -> bytes:
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise DataError(f"{source}: is empty; give rows with an 'instruction'")
+    if (what := told(content[:HEAD])) is not None:
+        raise DataError(f"{source}: {what}")
     return content
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    content = _content(source, path)
+    start = content.lstrip()
+    first = start.partition(b"\n")[0].strip()
+    if start[:1] == b"[" and (start.strip() == first or not _is_json(first)):
+        return (yield from _listed_rows(source, content))  # a list, whatever the file is called
+    if first == b"{":
+        raise DataError(
+            f"{source}: an object over several lines; write each row on one line, or all as a list in a .json"
+        )
     # Lines end with \n alone: \x0b, \x85 or U+2028 may stand inside a row, and str.splitlines would cut there.
-    for number, line in enumerate(_content(source, path).split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{source}:{number}"
@@ -104,16 +143,27 @@ def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
         except (ValueError, RecursionError) as error:
             yield SourceRow(where, None, text, f"not JSON ({_one_line(error)})")
         else:
-            yield SourceRow(where, value, text)
+            yield _row(where, value, text)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    return _listed_rows(source, _content(source, path))
+
+
+def _listed_rows(source: str, content: bytes) -> Iterator[SourceRow]:
     """The elements of a list, decoded one by one to know each one's line; broken syntax ends the file either way."""
 
     def broken(position: int, what: str) -> DataError:
         return DataError(f"{source}:{text.count(chr(10), 0, position) + 1}: {what}; correct the file")
 
-    content = _content(source, path)
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -133,7 +183,7 @@ def _json_rows(source: str, path: Path) -> Iterator[SourceRow]:
         except (ValueError, RecursionError) as error:
             raise broken(position, f"not JSON ({_one_line(error)})") from None
         line, counted = line + text.count("\n", counted, position), position
-        yield SourceRow(f"{source}:{line}", value, text[position:end])
+        yield _row(f"{source}:{line}", value, text[position:end])
         position = _after_space(text, end)
         more = text.startswith(",", position)
         position = _after_space(text, position + 1) if more else position
@@ -149,6 +199,9 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    with path.open("rb") as opened:
+        if (what := told(opened.read(HEAD), binary=True)) is not None:
+            raise DataError(f"{source}: {what}")
     try:
         with pq.ParquetFile(path) as file:
             columns = _known_columns(source, file.schema_arrow.names)
@@ -169,21 +222,22 @@ def _parquet_row(where: str, batch: pa.RecordBatch, index: int) -> SourceRow:
 
 
 def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
-    name = source.removeprefix("hf:")
-    split = "train"
-    if ":" in name and not (base_dir / name).is_dir():
-        name, split = name.rsplit(":", 1)
+    name, parts = _named(source.removeprefix("hf:"), base_dir)
+    if len(parts) > 2 or "" in parts:
+        raise ConfigError(f"{source}: not hf:NAME[:CONFIGURATION][:SPLIT]; correct it")
     # Imported here: it takes seconds, and only this kind of source needs it.
     import datasets
 
     folder = base_dir / name
-    saved = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+    split = parts[-1] if parts else "train"
     try:
-        if saved:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
             loaded = datasets.load_from_disk(folder)
             data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            data = datasets.load_dataset(str(folder) if folder.is_dir() else name, split=split)
+            address = str(folder) if folder.is_dir() else name
+            configuration, split = _configuration(source, address, parts)
+            data = datasets.load_dataset(address, configuration, split=split)
     except (FileNotFoundError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{source}: no such dataset or split '{split}' ({_one_line(error)}); check the name"
@@ -195,6 +249,36 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
     wanted = data.select_columns(_known_columns(source, data.column_names))
     for number, value in enumerate(wanted, start=1):
         yield SourceRow(f"{source}: row {number}", value)
+
+
+def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
+    """A dataset's name, and what stands behind its colons. A folder's own name may hold colons."""
+    parts = name.split(":")
+    for end in range(len(parts), 0, -1):
+        if (base_dir / ":".join(parts[:end])).is_dir():
+            return ":".join(parts[:end]), parts[end:]
+    return parts[0], parts[1:]
+
+
+def _configuration(source: str, address: str, parts: list[str]) -> tuple[str | None, str]:
+    """The configuration (None: the only one, or the default) and the split that are meant.
+
+    Raises ConfigError, with the names there are, where a dataset of several does not say which.
+    """
+    import datasets
+
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    known = datasets.get_dataset_config_names(address)
+    split = parts[0] if parts else "train"
+    if len(known) < 2 or "default" in known:
+        return (parts[0], "train") if parts and parts[0] in known and parts[0] != "default" else (None, split)
+    if parts and parts[0] in known:
+        return parts[0], "train"
+    shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    raise ConfigError(
+        f"{source}: has several configurations ({shown}); name one, as hf:NAME:{known[0]} or hf:NAME:{known[0]}:{split}"
+    )
 
 
 def _known_columns(source: str, names: list[str]) -> list[str]:

@@ -6,11 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from lion_ray.terminal import Terminal
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 
 
-def results_console() -> Console:
+def results_console() -> Terminal:
     """Where a command's results go: standard output, with room for a table in a log too."""
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else 180)

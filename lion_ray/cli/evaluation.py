@@ -224,8 +224,8 @@ def _show(found: Any, as_json: bool, tables: Callable[[Any], list[Any]], lines: 
     for table in tables(found.json):
         console.print(table)
     for line in lines(found.json):
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
+    console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True)
 
 
 def _show_choices(found: Any, as_json: bool) -> None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lion_ray.terminal import harmless
+
 if TYPE_CHECKING:
     from lion_ray.examples import Example, Said
 
@@ -20,23 +22,16 @@ def print_examples(console: Console, found: list[Example]) -> None:
         return
     console.print(Text(f"{len(found)} held-out instructions, {HOW}"))
     for number, example in enumerate(found, start=1):
-        table = Table(title=harmless(f"{number}. {example.instruction}"), title_justify="left", title_style="")
+        table = Table(title=Text(harmless(f"{number}. {example.instruction}")), title_justify="left", title_style="")
         for said in example.answers:
-            table.add_column(Text(said.who), ratio=1, overflow="fold")
+            table.add_column(Text(harmless(said.who)), ratio=1, overflow="fold")
         table.add_row(*map(_answer, example.answers))
         console.print(table)
 
 
-def harmless(text: str) -> Text:
-    """A text of a user's or a model's that the terminal shows and does not obey; never markup."""
-    from lion_ray.report.words import clean
-
-    return Text(clean(text))
-
-
 def _answer(said: Said) -> Text:
-    shown = harmless(said.text) if said.problem is None else harmless(f"no answer: {said.problem}")
+    shown = Text(harmless(said.text if said.problem is None else f"no answer: {said.problem}"))
     if said.by_check:
         each = ", ".join(f"{name} {'–' if score is None else f'{score:.2f}'}" for name, score in said.by_check.items())
-        shown.append(f"\n[checks: {each}]", style="dim")
+        shown.append(harmless(f"\n[checks: {each}]"), style="dim")
     return shown

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lion_ray.cli.common import AsJson
+from lion_ray.terminal import tell
 
 diff_app = typer.Typer(help="Delta weights: what tuning changed, to be joined to the base.", no_args_is_help=True)
 
@@ -42,7 +43,7 @@ def export_run(
 
     if push is not None:
         check_target(push)
-    say = _silent if as_json else print
+    say = _silent if as_json else tell
     source = Source.open(open_run(run), iteration, licence=licence, origin=origin)
     wanted = None if what is None else [part.strip() for part in what.split(",") if part.strip()]
     done = export(source, out, wanted, force=force, push_to=push, say=say)
@@ -67,7 +68,7 @@ def diff_make(
     from lion_ray import delta
     from lion_ray.models import resolve_model
 
-    delta.make(resolve_model(base, base_dir=None, progress=print), tuned, out, dtype=dtype)
+    delta.make(resolve_model(base, base_dir=None, progress=tell), tuned, out, dtype=dtype)
 
 
 @diff_app.command("recover")
@@ -80,7 +81,7 @@ def diff_recover(
     from lion_ray import delta
     from lion_ray.models import resolve_model
 
-    delta.recover(resolve_model(base, base_dir=None, progress=print), diff, out)
+    delta.recover(resolve_model(base, base_dir=None, progress=tell), diff, out)
 
 
 def _silent(_: str) -> None:

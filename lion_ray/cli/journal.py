@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lion_ray.cli.common import AsJson, results_console
 from lion_ray.errors import ConfigError, DataError
+from lion_ray.terminal import tell
 
 if TYPE_CHECKING:
     from lion_ray.gateway.journal.folder import Folder
@@ -65,7 +66,7 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
     else:
         print(f"{found.records:,} records, {found.bytes / 2**20:,.1f} MiB in {count(found.segments, 'segments')}")
         for fault in (*found.damaged, *found.torn, *found.sidecars):
-            print(f"{fault.file}, byte {fault.offset}: {fault.reason}")
+            tell(f"{fault.file}, byte {fault.offset}: {fault.reason}")
     if found.damaged:
         raise DataError(
             f"{path}: {count(len(found.damaged), 'damaged places')}; the calls that were there are bought again when"

@@ -113,4 +113,4 @@ def calibrate(
     console.print(report_tables(report))
     where = out or (store.path(place.name("judge", "json")) if store is not None else None)
     if where is not None:
-        console.print(f"written to {where}", soft_wrap=True, markup=False)
+        console.print(f"written to {where}", soft_wrap=True)

@@ -25,6 +25,7 @@ from lion_ray.cli.export import diff_app, export_run
 from lion_ray.cli.journal import journal_app
 from lion_ray.cli.judge import judge_app
 from lion_ray.errors import ConfigError, LionError, as_raised
+from lion_ray.terminal import tell
 
 app = typer.Typer(
     name="lion-ray",
@@ -92,9 +93,9 @@ def submit(
     resources = dict(named_amount(text) for text in driver_resource or [])
     how = jobs.Submission(address, driver_cpus=driver_cpus, driver_resources=resources, installed=installed)
     job = jobs.submit(load_config(config, overrides or []), overrides or [], how)
-    print(f"job {job}: submitted to {address}")
-    print(f"  its log     ray job logs --address {address} --follow {job}")
-    print(f"  to stop it  ray job stop --address {address} {job}", flush=True)
+    tell(f"job {job}: submitted to {address}")
+    tell(f"  its log     ray job logs --address {address} --follow {job}")
+    tell(f"  to stop it  ray job stop --address {address} {job}")
     if wait and not jobs.follow(job, address):
         raise typer.Exit(6)
 
@@ -132,7 +133,7 @@ def report(
     from lion_ray.checkpoints import open_run
     from lion_ray.report.command import report as make
 
-    print(make(open_run(run), out=out, show=show))
+    tell(make(open_run(run), out=out, show=show))
 
 
 @app.command()
@@ -206,7 +207,7 @@ def models_fetch(name: Annotated[str, typer.Argument(help="bundled:NAME, or a hu
     """Fetch a model now, so that a run need not."""
     from lion_ray.models import resolve_model
 
-    print(resolve_model(name, base_dir=None, progress=print))
+    tell(resolve_model(name, base_dir=None, progress=tell))
 
 
 app.command("export")(export_run)
@@ -223,7 +224,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         for one in checks:
             mark = {True: "ok ", False: "NO ", None: "?  "}[one.ok]
-            print(f"{mark} {one.name}: {one.found}" + (f" — {one.advice}" if one.advice else ""))
+            tell(f"{mark} {one.name}: {one.found}" + (f" — {one.advice}" if one.advice else ""))
     if any(one.ok is False for one in checks):
         raise typer.Exit(6)
 
@@ -252,7 +253,7 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except LionError as error:
-        print(f"lion-ray: {as_raised(error)}", file=sys.stderr)
+        tell(f"lion-ray: {as_raised(error)}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, SystemExit) as ended:
         # Typer makes of a Ctrl-C an exit with this code, and says nothing.

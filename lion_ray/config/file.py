@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +63,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     tree.read(Path(path))
     for override in overrides:
         tree.override(override)
+    tree.refuse_endless_numbers()
     tree.stop_at_problems()
     config = _validated(tree, RunConfig)
     for name, endpoint in config.endpoints.items():
@@ -76,6 +79,7 @@ def load_section(path: Path, model: type[S]) -> S:
     """What a YAML file of one section holds, such as an evaluation suite. Raises ConfigError, one line per mistake."""
     tree = _Tree(str(path))
     tree.read(path)
+    tree.refuse_endless_numbers()
     tree.stop_at_problems()
     return _validated(tree, model)
 
@@ -177,6 +181,21 @@ class _Tree:
         here[path[-1]] = value
         self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
         self.overridden[path] = key
+
+    def refuse_endless_numbers(self) -> None:
+        """A problem for each .nan, .inf and number too great for a float, at whatever key: no setting means one."""
+        # Through a stack and not by recursion, since a file may nest as deep as it likes.
+        left: list[tuple[KeyPath, Any]] = [((), self.data)]
+        while left:
+            path, value = left.pop()
+            if isinstance(value, dict):
+                left += [((*path, str(key)), below) for key, below in value.items()]
+            elif isinstance(value, list):
+                left += [((*path, str(number)), below) for number, below in enumerate(value)]
+            elif isinstance(value, float) and not math.isfinite(value):
+                self.problem(path, f"given the number {value}; wanted a finite number")
+            elif isinstance(value, int) and abs(value) > sys.float_info.max:
+                self.problem(path, f"given a number of {len(hex(value)) * 1.2:.0f} digits; wanted a smaller one")
 
     def where(self, path: KeyPath) -> tuple[int, str]:
         """Where `path`, or else the section it would stand in, was said: (order, words)."""

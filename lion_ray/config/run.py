@@ -20,7 +20,7 @@ class DataConfig(Section):
     """The user's instructions."""
 
     pool: str
-    """Where the instructions are: a .json, .jsonl or .parquet file, or hf:NAME[:SPLIT] for a datasets name."""
+    """Where the instructions are: a .json, .jsonl or .parquet file, or hf:NAME[:CONFIGURATION][:SPLIT] of datasets."""
     heldout: str | int = 0
     """Instructions never trained on, to measure with: a file like the pool's, or how many to set aside from it."""
     limit: int | None = Field(None, ge=1)

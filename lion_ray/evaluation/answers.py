@@ -17,8 +17,9 @@ from lion_ray.errors import DataError
 from lion_ray.evaluation.endpoint import Asked
 from lion_ray.evaluation.party import Party
 from lion_ray.evaluation.questions import OpenQuestion, id_of
-from lion_ray.gateway.calls import Call, Failure, Outcome, refusal
+from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.records import derive_seed, instruction_id
+from lion_ray.thoughts import without_thoughts
 
 NOT_RECORDED = "not among the recorded answers"
 
@@ -55,7 +56,8 @@ def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]
             raise DataError(f"{row.where}: the id {one} is there twice")
         if one not in ids:
             raise DataError(f"{row.where}: the id {one} is none of the suite's questions")
-        answers[one] = Answer(text) if text.strip() else Answer(None, "empty answer")
+        said = without_thoughts(text)
+        answers[one] = Answer(said) if said.strip() else Answer(None, "empty answer")
     return answers
 
 
@@ -84,4 +86,4 @@ def _answer(outcome: Outcome) -> Answer:
         return Answer(None, f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason)
     refused = refusal(outcome)
     cut_off = outcome.finish_reason == "length"
-    return Answer(None if refused else outcome.text, refused, cut_off, outcome.key)
+    return Answer(None if refused else answer_text(outcome), refused, cut_off, outcome.key)

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 
 from lion_ray.errors import DataError
+from lion_ray.thoughts import without_thoughts
 
 YES_NO = ("Yes", "No")
 WORDS: dict[str, tuple[str, ...]] = {
@@ -85,7 +86,18 @@ PAPER: dict[str, dict[str, float]] = {
 
 _OPTION = re.compile(r"^(?:\([A-Z]\)|[A-Z][.)]?\s)\s*")
 _PUBLISHED = re.compile(r"[A-F]")
-_ALONE = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z'’])")
+_ANNOUNCED = re.compile(
+    r"(?:\b(?:answer|choice|option|solution)\b"
+    r"(?: (?:is|would be|must be|should be|choice|option|letter|here)| to [^.\n]{0,60} is)*"
+    r" ?[:=]?|\b(?:choose|chose|pick|select|go with)\b|\\boxed) ?(?:option |choice |letter )?[\"'*_`({\[$]*"
+    r"(?:\\text ?\{)?\(?(?P<letter>[A-Z])(?![A-Za-z'’])",
+    re.IGNORECASE,
+)
+_MARKED = re.compile(r"[(\[]([A-Z])[)\]]|(?:^|(?<=\s))\*{0,2}([A-Z])(?:[.):]|\*\*)(?=\s|$)")
+_ALONE = re.compile(r"(?<![A-Za-z'’])([A-Z])(?![A-Za-z'’])")
+_JOINS = frozenset({"because", "since", "as", "is", "and", "or", "but", "seems", "was", "would", "matches", "fits"})
+_AFTER_ANSWER = _JOINS | {"for", "due", "which", "in", "from", "with", "by", "on", "the", "given", "based"}
+"""Words that may follow an answer A, where an article would have a noun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +133,41 @@ class Question:
 
 
 def published_letter(output: str) -> str | None:
-    """The answer as the paper takes it: the first of the characters A to F, wherever it stands."""
-    found = _PUBLISHED.search(output)
+    """The answer as the paper takes it: the first of the characters A to F, wherever it stands but in thoughts."""
+    found = _PUBLISHED.search(without_thoughts(output))
     return found[0] if found else None
 
 
 def standing_letter(output: str, letters: str) -> str | None:
-    """The first of `letters` that stands alone: ``(B)``, ``B.``, ``the answer is B``, but not the B of ``Because``.
+    """Which of `letters` an output answers with; None where it names none.
 
-    A lone A that begins a sentence, as in ``A man walks``, is an article and no answer.
+    An announced letter goes first: "the answer is B", "Answer: (B)", "\\\\boxed{B}"; of several the last, as whoever
+    reasons ends with it. Then a letter in brackets or with a mark behind it: ``(B)``, ``B.``, ``B)``; then one that
+    stands alone, but the B of ``Because``, the article A and the word I. What the model thought does not count.
     """
-    for found in _ALONE.finditer(output):
-        letter = found[1]
-        article = letter == "A" and re.match(r"A [a-z]", output[found.start() :])
-        if letter in letters and not article:
-            return letter
+    output = without_thoughts(output)
+    announced = [found for found in _ANNOUNCED.finditer(output) if found["letter"] in letters]
+    announced = [found for found in announced if not _is_word(output, found.start("letter"), announced=True)]
+    if announced:
+        return announced[-1]["letter"]
+    for pattern in (_MARKED, _ALONE):
+        for found in pattern.finditer(output):
+            letter = next(group for group in found.groups() if group)
+            if letter in letters and not _is_word(output, found.start(found.lastindex or 1)):
+                return letter
     return None
+
+
+def _is_word(output: str, place: int, *, announced: bool = False) -> bool:
+    """Whether the letter there is a word of the sentence: the article A, or I."""
+    if output[place] == "A":
+        # "A because it is" is an answer, and "A man walks" is not.
+        word = re.match(r"A ([a-z]+)", output[place:])
+        return word is not None and not (announced and word[1] in _AFTER_ANSWER) and word[1] not in _JOINS
+    if output[place] == "I":
+        bracketed = output[place - 1 : place] in ("(", "[", "{")
+        return not bracketed and re.match(r"I[ \t]+[a-z]|I['’]|I,? (?:am|think|would|do)", output[place:]) is not None
+    return False
 
 
 def load_suite(suite: str, folder: Path) -> list[Question]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from lion_ray.algorithm.orders import Replayed
@@ -31,7 +30,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         if found is not None
     ]
     if columns:
-        table = Table("", title=f"The judge {escape(report.judge['endpoint'])}: {escape(report.judge['prompt'])}")
+        table = Table("", title=f"The judge {report.judge['endpoint']}: {report.judge['prompt']}")
         for title, _ in columns:
             table.add_column(title, justify="right")
         for cells in zip(*(_lines(found) for _, found in columns), strict=True):
@@ -42,13 +41,13 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     advice = next((found.tau for found in (report.rows, report.labelled) if found and found.tau), None)
     if advice is not None:
         yield _tau_table(advice)
-        yield escape(advice.reasoning)
+        yield advice.reasoning
     if report.second_order:
         yield _second_table(report.second_order)
 
 
 def _lines(found: Measures) -> list[tuple[str, str]]:
-    unread = "; ".join(f"{count} × {escape(reason)}" for reason, count in found.unread.items())
+    unread = "; ".join(f"{count} × {reason}" for reason, count in found.unread.items())
     histogram = " ".join(f"{score}:{count}" for score, count in found.histogram.items())
     return [
         ("pairs × samples", f"{found.pairs} × {found.samples}"),

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.markup import escape
 from rich.table import Table
 
 from lion_ray.algorithm.checks import Check, load_checks, unusable
@@ -163,12 +162,12 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
 
 def check_tables(found: dict[str, Any]) -> list[Table]:
     """A result as a person reads it: the scores, and what they took."""
-    scores = Table(title=escape(f"{found['suite']}: {found['target']}, scored by checks"))
+    scores = Table(title=f"{found['suite']}: {found['target']}, scored by checks")
     scores.add_column("check")
     for heading in ("answers", "mean score", "95 % interval"):
         scores.add_column(heading, justify="right")
     for name, one in found["checks"]["by_check"].items():
-        scores.add_row(escape(name), *_ranged(one))
+        scores.add_row(name, *_ranged(one))
     scores.add_section()
     scores.add_row("all checks", *_ranged(found["checks"]["mean"]))
     return [scores, costs_table(found)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lion_ray.algorithm.pools import says_no_input
-from lion_ray.algorithm.sources import SourceRow, rows_of
+from lion_ray.algorithm.sources import INPUT_KEYS, SourceRow, rows_of
 from lion_ray.errors import ConfigError, DataError
 from lion_ray.records import derive_seed
 
@@ -142,7 +142,8 @@ def _text(row: SourceRow, value: dict[str, Any]) -> str:
     instruction = _string(row, "instruction", value["instruction"])
     instances = value.get("instances")
     source = instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else value
-    extra = _string(row, "input", source.get("input") or "")
+    key = next((key for key in INPUT_KEYS if source.get(key)), "input")
+    extra = _string(row, key, source.get(key) or "")
     # As the pools fold an input into its instruction (`pools.read_pool`).
     return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
 

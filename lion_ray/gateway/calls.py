@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from lion_ray.thoughts import only_thoughts, without_thoughts
+
+ONLY_THOUGHTS = "no answer: the model's thoughts took all of max_tokens, or were all it said"
+
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``, as in OpenAI's chat completions API."""
 
@@ -142,6 +146,14 @@ def refusal(completion: Completion) -> str | None:
     """Why a completion that was paid for is no answer; None where it is one."""
     if completion.finish_reason == "content_filter":
         return "withheld by the endpoint's content filter"
-    if not completion.text.strip():
-        return "empty answer"
+    if not answer_text(completion).strip():
+        thought = only_thoughts(completion.text) or (
+            completion.finish_reason == "length" and completion.completion_tokens
+        )
+        return ONLY_THOUGHTS if thought else "empty answer"
     return None
+
+
+def answer_text(completion: Completion) -> str:
+    """What a completion says, without what the model thought before: the journal keeps both."""
+    return without_thoughts(completion.text)

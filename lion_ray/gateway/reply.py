@@ -66,7 +66,10 @@ def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
 def _text(content: object) -> str:
     """A string as it can be stored; a message's content may also be null or a list of parts."""
     if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        parts = [part for part in content if isinstance(part, dict)]
+        # What a model thought may be a part of its own, as ``thinking`` or ``reasoning``.
+        said = [part for part in parts if not re.search("think|reason", str(part.get("type") or ""))]
+        content = "".join(str(part.get("text") or "") for part in said)
     text = content if isinstance(content, str) else ""
     # A lone surrogate cannot be stored as UTF-8.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -28,6 +28,7 @@ from lion_ray.inference import gpu_build, leaves_compilation, student_type
 from lion_ray.inference.canary import Agreement, Greedy, compare
 from lion_ray.machine import cores
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.thoughts import without_thoughts
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -223,7 +224,7 @@ class Engine:
         output = await self._generate(ids, sampling)
         answer = output.outputs[0]
         return row | {
-            "text": answer.text,
+            "text": without_thoughts(answer.text),
             "status": OK,
             "finish_reason": answer.finish_reason,
             "prompt_tokens": len(ids),

@@ -2,6 +2,7 @@
 
 Invariants:
 - It binds to 127.0.0.1, on a port that was free, unless it is told otherwise.
+- No message can write the model's control tokens (see `chat_template`).
 - It does not outlive the process that started it, however that process ends (see `guard`).
 - `start` returns only once the server answers; if it cannot, the error quotes the log's last words.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import aiohttp
 
+from lion_ray.chat_template import escaping_template, takes_texts
 from lion_ray.config import NumberType, ServeConfig
 from lion_ray.errors import EndpointError
 from lion_ray.guard import Guard, descendants
@@ -117,7 +119,16 @@ class ModelServer:
             "--max-num-seqs": str(requests_at_once(config, count_parameters(Path(self._model_dir)))),
             "--load-format": "safetensors",
         }
-        if self._chat_template is not None:
+        given = None if self._chat_template is None else self._chat_template.read_text(encoding="utf-8")
+        template = escaping_template(Path(self._model_dir), given)
+        if template is not None:
+            written = self.log_path.with_name("chat.jinja")
+            written.write_text(template, encoding="utf-8")
+            arguments["--chat-template"] = str(written)
+            if takes_texts(template.rpartition("{% set messages = safe.messages %}")[2]):
+                # Else vLLM takes the loop over parts for a sign that the template wants lists.
+                arguments["--chat-template-content-format"] = "string"
+        elif self._chat_template is not None:
             arguments["--chat-template"] = str(self._chat_template)
         if self._plain_sampling:
             arguments["--override-generation-config"] = json.dumps(PLAIN_SAMPLING)

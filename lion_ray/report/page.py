@@ -25,8 +25,9 @@ from lion_ray.report.blocks import Section
 from lion_ray.report.checked import checks, examples_said
 from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
-from lion_ray.report.words import DASH, brief, clean, clip, count, decimal, dollars, duration, percent, without_secrets
+from lion_ray.report.words import DASH, brief, clip, count, decimal, dollars, duration, percent, without_secrets
 from lion_ray.store import RunStore
+from lion_ray.terminal import harmless
 
 NAME = "report.html"
 """In the run folder."""
@@ -211,7 +212,7 @@ def _shown(value: Any) -> Any:
     """Every value on its way into the page: None is a dash, and no character of a text acts."""
     if value is None:
         return DASH
-    return clean(value) if type(value) is str else value
+    return harmless(value) if type(value) is str else value
 
 
 @cache

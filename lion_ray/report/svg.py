@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from lion_ray.report.words import clean, short
+from lion_ray.report.words import short
+from lion_ray.terminal import harmless
 
 WIDTH = 340
 """Of a chart, in its own units: at phone width about a CSS pixel each, so that text is as large as it should be."""
@@ -29,7 +30,7 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    inner = Markup("").join(escape(clean(one) if type(one) is str else one) for one in children)
+    inner = Markup("").join(escape(harmless(one) if type(one) is str else one) for one in children)
     return Markup("<{}{}>{}</{}>").format(Markup(name), written, inner, Markup(name))
 
 
@@ -50,7 +51,7 @@ def picture(key: str, title: str, description: str, width: float, height: float,
 
 def text(x: float, y: float, words: str, *, at: str = "start", class_: str = "", limit: int = 60) -> Markup:
     """Words at a place; `at` start, middle or end. What does not fit is in its title."""
-    shown = short(clean(words), limit)
+    shown = short(harmless(words), limit)
     whole = [tag("title", words)] if shown != words else []
     return tag("text", shown, *whole, x=x, y=y, text_anchor=at, class_=class_ or None)
 
@@ -130,4 +131,4 @@ def legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> Markup:
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else "0"
-    return clean(str(value))
+    return harmless(str(value))

@@ -1,8 +1,6 @@
 """Texts and numbers as the report shows them.
 
 Invariants:
-- A text that comes out of `clean` holds no character that acts instead of being seen: controls are shown as their
-  pictures, direction overrides by name. It can be encoded as UTF-8, whatever it was made of.
 - None is never shown as a number.
 
 This module knows nothing of HTML: escaping is where a text is put into a page.
@@ -18,36 +16,7 @@ DASH = "–"
 CLIP = 8000
 """Characters of a model's text that are shown."""
 
-_DIRECTION = {
-    "\u061c": "ALM",
-    "\u200e": "LRM",
-    "\u200f": "RLM",
-    "\u202a": "LRE",
-    "\u202b": "RLE",
-    "\u202c": "PDF",
-    "\u202d": "LRO",
-    "\u202e": "RLO",
-    "\u2066": "LRI",
-    "\u2067": "RLI",
-    "\u2068": "FSI",
-    "\u2069": "PDI",
-    "\u2028": "LS",
-    "\u2029": "PS",
-}
-"""Characters that reorder or break what stands around them (Unicode, annex 9), by their short names."""
-_SHOWN = str.maketrans(
-    {chr(code): chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-    | {"\x7f": "\u2421"}
-    | {chr(code): "\ufffd" for code in (*range(0x80, 0xA0), 0xFFFE, 0xFFFF)}
-    | {character: f"⟨{name}⟩" for character, name in _DIRECTION.items()}
-)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
-def clean(text: str) -> str:
-    """The text with nothing in it that acts: see the module's invariants."""
-    whole = text.encode("utf-8", "replace").decode()
-    return whole.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def clip(text: str | None, limit: int = CLIP) -> str:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from lion_ray.errors import LionError
+from lion_ray.terminal import tell
 from lion_ray.training.data import read_rows
 from lion_ray.training.fit import train
 from lion_ray.training.spec import TrainSpec
@@ -46,9 +47,9 @@ def main(arguments: list[str]) -> int:
         )
         if _rank() == 0:
             shutil.rmtree(progress, ignore_errors=True)
-            print(f"{spec.output_dir}: {_line(metrics)}", flush=True)
+            tell(f"{spec.output_dir}: {_line(metrics)}")
     except LionError as error:
-        print(f"lion-ray training: {error}", file=sys.stderr)
+        tell(f"lion-ray training: {error}", file=sys.stderr)
         return error.exit_code
     finally:
         if distributed and dist.is_initialized():
@@ -74,7 +75,7 @@ def _rank() -> int:
 
 def _report(metrics: dict[str, Any], folder: Path | None, progress: Path) -> None:
     if _rank() == 0:
-        print(_line(metrics), flush=True)
+        tell(_line(metrics))
     if folder is None:
         return
     # Every process moves its part; only then does the checkpoint get its name.

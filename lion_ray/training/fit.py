@@ -31,7 +31,16 @@ from lion_ray.records import derive_seed
 from lion_ray.tokens import Prompter
 from lion_ray.training import output, state
 from lion_ray.training.data import Batch, Sample, collate, count_steps, digest, encode, pack, step_batches
-from lion_ray.training.model import PackedLoss, World, add_adapters, check_packing, default_device, load_model, shard
+from lion_ray.training.model import (
+    PackedLoss,
+    World,
+    add_adapters,
+    check_length,
+    check_packing,
+    default_device,
+    load_model,
+    shard,
+)
 from lion_ray.training.output import evaluate_loss
 from lion_ray.training.spec import TrainSpec
 
@@ -82,6 +91,7 @@ def train(
     spec = dataclasses.replace(spec, precision=chosen)
 
     model = load_model(spec.model_dir, device)
+    check_length(model, [*samples, *heldout], spec.max_length)
     check_packing(model, samples, device)
     if restore is None:
         progress = state.Progress(fingerprint)

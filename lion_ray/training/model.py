@@ -12,7 +12,9 @@ This module knows nothing of steps, optimizers or files other than the model's o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import nn
 
 from lion_ray.config import LoraConfig
 from lion_ray.errors import ModelError
+from lion_ray.file_kinds import HEAD, told
 from lion_ray.training.data import Batch, Sample, collate
 from lion_ray.training.spec import TrainSpec
 
@@ -68,24 +71,71 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
 
     Raises ModelError where it cannot be loaded, or its architecture cannot take packed rows.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    for file in sorted(Path(model_dir).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            if (what := told(opened.read(HEAD), binary=True)) is not None:
+                raise ModelError(f"{file}: {what}")
     # Straight to the GPU, so that the workers of one machine need no copy each in its memory.
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             str(model_dir),
             dtype=torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **placement,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise ModelError(f"no model can be loaded from {model_dir}: {reason}") from error
+    except SafetensorError as error:
+        raise ModelError(
+            f"{model_dir}: its weights are damaged or cut off ({_first_line(error)}); fetch them again"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"no model can be loaded from {model_dir}: {_first_line(error)}") from error
+    _check_weights(model_dir, model, loaded)
     model.requires_grad_(True)
     return model
+
+
+def _check_weights(model_dir: str | Path, model: nn.Module, loaded: dict[str, Any]) -> None:
+    """Raise ModelError where weights are not those of this model: what is not in the files would be random."""
+    for found, what in (
+        ("missing_keys", "its files lack {}, which would be random; fetch the model again"),
+        ("mismatched_keys", "its weights are another model's: {} has another shape than config.json says"),
+    ):
+        names = sorted(name if isinstance(name, str) else str(name[0]) for name in loaded.get(found) or ())
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{model_dir}: {what.format(names[0] + more)}")
+    layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)  # type: ignore[operator, union-attr]
+    for name in sorted(loaded.get("unexpected_keys") or ()):
+        # Other extras (a vision tower, rotary tables of old versions) change nothing; a layer more is another model.
+        if (layer := re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]+)\.", name)) and layers <= int(
+            layer[1]
+        ) < 10 * layers:
+            raise ModelError(
+                f"{model_dir}: its weights are another model's: {name}, and config.json says {layers} layers"
+            )
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise ModelError(
+                f"{model_dir}: {name} holds numbers that are none (NaN or infinite); fetch the model again"
+            )
+
+
+def check_length(model: nn.Module, samples: Iterable[Sample], max_length: int) -> None:
+    """Raise ModelError where a sample is longer than the model has positions."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    longest = max((len(sample.ids) for sample in samples), default=0)
+    if isinstance(known, int) and longest > known > 0:
+        raise ModelError(
+            f"imitation.max_length is {max_length}, and the model has {known} positions: an answer with its prompt "
+            f"takes {longest}; set max_length to {known} or less"
+        )
 
 
 class PackedLoss:
@@ -111,27 +161,72 @@ class PackedLoss:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """A scalar: the sum in nats. `batch` must be on the model's device."""
+        return self.each(batch).sum()
+
+    def each(self, batch: Batch) -> torch.Tensor:
+        """[N]: the loss of each labelled token in nats, in the batch's order."""
         self._positions = batch.positions
         try:
             # No attention mask: then the model makes it from the position ids.
             logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
         finally:
             self._positions = None
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+
+LEAK = 5e-5
+"""Nats by which a token's loss may move when words change that it must not see: nothing but rounding (the kernels are
+the same), which grouping by experts can cause."""
 
 
 @torch.no_grad()
 def check_packing(model: nn.Module, samples: list[Sample], device: torch.device) -> None:
-    """Raise ModelError where a sample's loss depends on what is packed with it (recurrent models, for example)."""
+    """Raise ModelError where a token's loss depends on what it must not see.
+
+    That is the words of another sample in its row (recurrent models, or masks that are made from a padding mask), that
+    anything is packed before it at all, or later words of its own sample (encoders such as BERT).
+    """
     first, second = (sorted(samples, key=lambda s: len(s.ids)) * 2)[:2]
     losses = PackedLoss(model.eval())
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    name = type(model).__name__
+
+    def each(*row: Sample) -> torch.Tensor:
+        return losses.each(collate([list(row)]).to(device))
+
     try:
-        apart = [losses(collate([[s]]).to(device)) for s in (first, second)]
-        packed = losses(collate([[first, second]]).to(device))
-    except TypeError as error:
-        raise ModelError(f"{type(model).__name__} cannot take packed rows: {error}") from error
-    if not torch.allclose(packed, apart[0] + apart[1], rtol=1e-3):
-        raise ModelError(f"{type(model).__name__} cannot be fine-tuned here: packed samples would see one another")
+        apart = each(first).sum() + each(second).sum()
+        packed = each(first, second)
+        if not torch.allclose(packed.sum(), apart, rtol=2e-5, atol=1e-3):
+            raise ModelError(f"{name} cannot be fine-tuned here: packed samples would see one another")
+        mine, others = packed[: first.labelled], packed[first.labelled :]
+        # The same shapes with other words: even a leak too small for the sums shows.
+        swapped = each(_other_words(first, vocabulary), second)[first.labelled :]
+        later = each(first, _other_words(second, vocabulary))[: first.labelled]
+        if _apart(swapped, others) > LEAK or _apart(later, mine) > LEAK:
+            raise ModelError(f"{name} cannot be fine-tuned here: packed samples would see one another")
+        # The last word is nobody's input, only a target: another in its place changes no loss.
+        batch = collate([[first, second]]).to(device)
+        ids = batch.input_ids.clone()
+        ids[0, -1] = (ids[0, -1] + 1) % vocabulary
+        if _apart(losses.each(replace(batch, input_ids=ids)), packed) > LEAK:
+            raise ModelError(
+                f"{name} is no causal language model: what it says of a word depends on the words after it"
+            )
+    except (TypeError, IndexError) as error:
+        raise ModelError(f"{name} cannot take packed rows: {_first_line(error)}") from error
+
+
+def _other_words(sample: Sample, vocabulary: int) -> Sample:
+    return Sample([(7 * token + 3) % vocabulary for token in sample.ids], sample.prompt)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max()) if one.numel() else 0.0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:

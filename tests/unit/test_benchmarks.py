@@ -77,11 +77,44 @@ def test_words_become_letters_and_options_lose_theirs(two_tasks: Path) -> None:
         ("no letter here", None, None),
         ("", None, None),
         ("G", None, None),
+        ("<think>Not A. Perhaps B?</think>\nC", "C", "C"),
+        ("Final answer: B", "F", "B"),
     ],
 )
 def test_the_letter_of_an_output(output: str, published: str | None, standing: str | None) -> None:
     assert published_letter(output) == published
     assert standing_letter(output, "ABCDE") == standing
+
+
+@pytest.mark.parametrize(
+    ("output", "letters", "letter"),
+    [
+        ("I think the answer is (C).", "ABCDEFGHIJ", "C"),
+        ("I would say D.", "ABCDEFGHIJ", "D"),
+        ("Here I count six lines, so (D)", "ABCDEFGHIJ", "D"),
+        ("I'm sure it is B", "ABCDEFGHIJ", "B"),
+        ("I", "ABCDEFGHIJ", "I"),
+        ("I.", "ABCDEFGHIJ", "I"),
+        ("(I) sector", "ABCDEFGHIJ", "I"),
+        ("The answer is I.", "ABCDEFGHIJ", "I"),
+        ("The correct answer is A because it is closed.", "ABCD", "A"),
+        ("The answer is A", "ABCD", "A"),
+        ("the answer is: **A**", "ABCD", "A"),
+        ("A man walks; it is a cat", "ABCD", None),
+        ("A is right", "ABCD", "A"),
+        ("A) a closed path", "ABCD", "A"),
+        ("Option B fails, and so the answer is (C)", "ABCD", "C"),
+        ("Answer: A. No, on reflection, Answer: C", "ABCD", "C"),
+        ("$\\boxed{B}$", "ABCD", "B"),
+        ("\\boxed{\\text{B}}", "ABCD", "B"),
+        ("My answer is a guess: D", "ABCD", "D"),
+        ("The answer is a circle, so B", "ABCDE", "B"),
+        ("The answer is E", "ABCD", None),
+        ("It's C.", "ABCD", "C"),
+    ],
+)
+def test_the_letter_that_stands_for_an_answer(output: str, letters: str, letter: str | None) -> None:
+    assert standing_letter(output, letters) == letter
 
 
 def test_scores_are_means_over_tasks_and_count_what_is_missing(two_tasks: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.config import RunConfig
+from lion_ray.config import DiscriminationConfig, RunConfig
 from lion_ray.config.file import describe, differences, load_config
 from lion_ray.errors import ConfigError
 
@@ -412,6 +412,32 @@ def test_shards_grow_with_the_pool_unless_said(config_path: Path, rows: int, exp
 )
 def test_how_many_engines_there_may_be(config_path: Path, overrides: list[str], most: int) -> None:
     assert load_config(config_path, overrides).config.student.most_engines == most
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "discrimination.tau",
+        "teacher.temperature",
+        "imitation.learning_rate",
+        "budget.usd",
+        "endpoints.default.timeout_s",
+        "seed",
+        "run_name",
+        "evaluation.checks",
+        "no.such.key",
+    ],
+)
+def test_no_key_takes_a_number_that_is_none(config_path: Path, key: str, value: str) -> None:
+    written = f"{{a: [1, {{b: {value}}}]}}" if key == "evaluation.checks" else value
+    told = mistakes(config_path, None, f"{key}={written}")
+    assert any("wanted a finite number" in line or "wanted a smaller one" in line for line in told), told
+
+
+def test_a_section_made_in_code_takes_none_either() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        DiscriminationConfig(tau=float("nan"))
 
 
 def test_fewer_engines_at_most_than_at_least(config_path: Path) -> None:

@@ -131,6 +131,10 @@ BAD_LINES = [
     ('{"instruction": "fine", "input": "\\udc00"}', "'input' holds half a character"),
     ('{"prompt": "a", "text": "b"}', "no 'instruction', but both 'prompt' and 'text'"),
     ("[" * 100_000, "not JSON"),
+    ('{"instruction": "a", "instruction": "b"}', "the key 'instruction' is there twice"),
+    ('{"instruction": "a", "reference": {"k": 1, "k": 2}}', "the key 'k' is there twice"),
+    ('{"instruction": "NaN", "input": "nan"}', "the instruction is 'NaN': there is none"),
+    ('{"instruction": "a", "input": "b", "context": "c"}', "both 'input' and 'context'"),
 ]
 
 
@@ -182,6 +186,9 @@ def test_a_bad_element_of_a_list_has_its_line(tmp_path: Path) -> None:
     assert [(bad.where, bad.row_text) for bad in result.bad_rows] == [("a.json:5", "5"), ("a.json:6", '{"input": "x"}')]
 
 
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
@@ -201,6 +208,21 @@ def test_a_bad_element_of_a_list_has_its_line(tmp_path: Path) -> None:
         ("a.jsonl.gz", "plain", DataError, r"^a\.jsonl\.gz: cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"instruction": "x"}')[:-9], DataError, r"^a\.jsonl\.gz: cannot be read"),
         ("a.parquet", "plain", DataError, r"^a\.parquet: cannot be read as Parquet"),
+        ("a.jsonl", '{"instruction": "x"}\n'.encode("utf-16"), DataError, r"^a\.jsonl: is UTF-16 .*save it as UTF-8"),
+        ("a.jsonl", '{"instruction": "x"}\n'.encode("utf-16-le"), DataError, r"^a\.jsonl: is UTF-16"),
+        ("a.json", '[{"instruction": "x"}]'.encode("utf-16-be"), DataError, r"^a\.json: is UTF-16"),
+        ("a.json", '[{"instruction": "x"}]'.encode("utf-32"), DataError, r"^a\.json: is UTF-32"),
+        ("a.jsonl", "\n<!DOCTYPE html>\n<html>Sign in</html>", DataError, r"^a\.jsonl: is an HTML page"),
+        ("a.parquet", "<html><body>404</body></html>", DataError, r"^a\.parquet: is an HTML page"),
+        ("a.json", "<?xml version='1.0'?><Error>AccessDenied</Error>", DataError, r"^a\.json: is XML"),
+        ("a.jsonl", LFS_POINTER, DataError, r"^a\.jsonl: is a git-lfs pointer .*git lfs pull"),
+        ("a.parquet", LFS_POINTER, DataError, r"^a\.parquet: is a git-lfs pointer"),
+        ("a.jsonl.gz", gzip.compress(LFS_POINTER.encode()), DataError, r"^a\.jsonl\.gz: is a git-lfs pointer"),
+        ("a.jsonl", gzip.compress(b'{"instruction": "x"}'), DataError, r"^a\.jsonl: is gzip; .*\.gz"),
+        ("a.jsonl", b"PAR1\x00\x00", DataError, r"^a\.jsonl: is Parquet"),
+        ("a.jsonl", b"PK\x03\x04 rest", DataError, r"^a\.jsonl: is a ZIP archive"),
+        ("a.jsonl", '{\n  "instruction": "x"\n}\n', DataError, r"^a\.jsonl: an object over several lines"),
+        ("a.jsonl", '[\n {"instruction": "x"},\n', DataError, r"^a\.jsonl:3: not JSON"),
         ("a.csv", "instruction\nx", ConfigError, r"^a\.csv: unknown kind of file"),
         ("a.parquet.gz", "", ConfigError, r"^a\.parquet\.gz: unknown kind of file"),
         ("a", "", ConfigError, r"^a: unknown kind of file"),
@@ -212,6 +234,64 @@ def test_unusable_files(tmp_path: Path, name: str, content: str | bytes, error: 
         read(name, tmp_path, "quarantine")
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[\n {"instruction": "Name a river."},\n {"instruction": "Name a lake."}\n]\n',
+        '[{"instruction": "Name a river."}, {"instruction": "Name a lake."}]',
+        '[{"instruction": "Name a river."},\n{"instruction": "Name a lake."}]',
+        '\ufeff[{\n"instruction": "Name a river."\n}, {"instruction": "Name a lake."}]',
+    ],
+)
+def test_a_list_named_jsonl_is_read_as_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    result = read("a.jsonl", tmp_path, "quarantine")
+    assert (texts_of(result.pool), result.bad_rows) == (["Name a river.", "Name a lake."], [])
+
+
+def test_a_doubled_key_in_a_list_is_one_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"instruction": "x", "input": "1", "input": "2"},\n{"instruction": "y"}]')
+    result = read("a.json", tmp_path, "quarantine")
+    assert texts_of(result.pool) == ["y"]
+    assert [(row.where, row.reason) for row in result.bad_rows] == [("a.json:1", "the key 'input' is there twice")]
+
+
+@pytest.mark.parametrize("key", ["context", "inputs", "passage"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_the_text_that_an_instruction_is_about_is_read_under_other_names(tmp_path: Path, key: str, name: str) -> None:
+    rows = [{"instruction": "Sum it up.", key: f"Text {number}.", "response": "-"} for number in range(3)]
+    rows.append({"instruction": "Name a river.", key: "", "response": "-"})
+    if name == "a.jsonl":
+        (tmp_path / name).write_text(jsonl(rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    result = read(name, tmp_path)
+    assert result.duplicates == 0
+    assert texts_of(result.pool) == [*(f"Sum it up.\n\nText {n}." for n in range(3)), "Name a river."]
+
+
+def test_a_dataset_of_several_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    home = tmp_path / "two"
+    for name in ("main", "extra"):
+        (home / name).mkdir(parents=True)
+        (home / name / "train.jsonl").write_text(jsonl([{"instruction": f"Name a {name} river."}]))
+    (home / "extra" / "test.jsonl").write_text(jsonl([{"instruction": "Name an extra lake."}]))
+    (home / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files: main/train.jsonl\n- config_name: extra\n  data_files:\n"
+        "  - split: train\n    path: extra/train.jsonl\n  - split: test\n    path: extra/test.jsonl\n---\n"
+    )
+    assert texts_of(read("hf:two:extra", tmp_path).pool) == ["Name a extra river."]
+    assert texts_of(read("hf:two:main:train", tmp_path).pool) == ["Name a main river."]
+    assert texts_of(read("hf:two:extra:test", tmp_path).pool) == ["Name an extra lake."]
+    for source in ("hf:two", "hf:two:test"):
+        with pytest.raises(ConfigError, match=rf"{source}: has several configurations \(main, extra\); name one"):
+            read(source, tmp_path)
+    with pytest.raises(ConfigError, match="not hf:NAME"):
+        read("hf:two:extra:test:more", tmp_path)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
@@ -260,12 +340,14 @@ NONE = [
     "[No Input]", "(no input)", "\\<noinput\\>", "{\\noinput}", ":\n<noinput>", "<noinputs>", "No input required.",
     "no input needed", "No input necessary", "No input is required", "No additional input provided.",
     "Input not required", "N/A", "n/a", "<N/A>", "n.a.", "NA", "None", "none.", "<none>", "Not applicable",
-    "-", "--", " — ",
+    "-", "--", " — ", "nan", "NaN", "NULL", "null", "<null>", "<empty>", "(empty)", "<NA>", "NaT", "nil",
+    "undefined", "\\N",
 ]  # fmt: skip
 REAL = [
     "None of the above is true because the sample is small", "None of the students", "No pain, no gain", "No lemon",
     "No input device was found on port 3", "The boy <noinput> the ball", "<noinput> 8", "Na", "North America", "+", ">",
     "-5", "- milk\n- eggs", "0", "[]", ".", "..-. --- -..-", "★★★★★", "🐥", "Noir", "无", "I have no input",
+    "nan bread", "null and void", "Nancy", "empty", "\\n", "NULL != 0",
     "no\n\nyes", "." * 200_000 + "x", "nonexistent",
 ]  # fmt: skip
 

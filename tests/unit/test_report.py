@@ -15,8 +15,9 @@ import pytest
 from lion_ray.evaluation.benchmarks import PAPER
 from lion_ray.evaluation.lineage import read_lineage
 from lion_ray.report import render, write_report
-from lion_ray.report.words import clean, duration, without_secrets
+from lion_ray.report.words import duration, without_secrets
 from lion_ray.store import RunStore
+from lion_ray.terminal import harmless
 from tests.run_folder import RunFolder, plain
 
 ALLOWED = {
@@ -361,10 +362,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_texts_that_act_are_shown() -> None:
-    assert clean("a\x00b\r\nc\rd") == "a␀b\nc␍d"
-    assert clean("\u202eabc") == "⟨RLO⟩abc"
-    assert clean("half \ud800 of one").encode()
-    assert clean("مرحبا 你好 👩‍👩‍👧 é\tx\n") == "مرحبا 你好 👩‍👩‍👧 é\tx\n"
+    assert harmless("a\x00b\r\nc\rd") == "a␀b\nc␍d"
+    assert harmless("\u202eabc") == "⟨RLO⟩abc"
+    assert harmless("half \ud800 of one").encode()
+    assert harmless("مرحبا 你好 👩‍👩‍👧 é\tx\n") == "مرحبا 你好 👩‍👩‍👧 é\tx\n"
 
 
 def test_addresses_lose_their_passwords() -> None:

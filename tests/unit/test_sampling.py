@@ -62,8 +62,17 @@ def test_a_draw_is_a_whole_row_and_an_empty_pool_has_none() -> None:
         ("don't-do it's", "stop", "fewer than 4 words"),
         ("A: 写诗", "stop", "fewer than 4 words"),
         ("(optional) name three rivers", "stop", "starts with punctuation"),
-        ("写一首关于秋天的诗", "stop", "starts with a non-ASCII character"),
-        ("“Name” is a word: define it", "stop", "starts with a non-ASCII character"),
+        ("写一首关于秋天的诗", "stop", None),
+        ("Назови три реки в Африке", "stop", None),
+        ("Überlege dir drei Flüsse", "stop", None),
+        ("¿Qué río cruza Sevilla?", "stop", None),
+        ("اذكر ثلاثة أنهار في أفريقيا", "stop", None),
+        ("अफ़्रीका की तीन नदियाँ बताओ", "stop", None),
+        ("٣ تفاحات بيورو ما ثمن واحدة", "stop", None),
+        ("“Name” is a word: define it", "stop", "starts with punctuation"),
+        ("（可选）写一首关于秋天的诗", "stop", "starts with punctuation"),
+        ("→ name three rivers here", "stop", "starts with a symbol"),
+        ("\U0001f30a name three rivers here", "stop", "starts with a symbol"),
     ],
 )
 def test_filters(text: str, finish_reason: str, reason: str | None) -> None:
@@ -97,6 +106,21 @@ def test_the_least_number_of_words_is_the_callers() -> None:
         "Sure! Here is a new instruction:\n\nName a river.",
         "Sure, here's a brand-new question from the same field:\nName a river.",
         "Brand new task: Name a river.",
+        "<think>\nA short one.\n</think>\n\nName a river.",
+        "[THINK]short[/THINK]New task: Name a river.",
+        "<think>short</think>\n```\nName a river.\n```",
+        "Certainly! Below is a new task in the same domain.\n\nName a river.",
+        "Sure!\n\nName a river.",
+        "Of course, I can do that.\n\n**New task:** Name a river.",
+        "I have created a new question of the same kind:\nName a river.",
+        "```\nName a river.\n```",
+        "```text\nName a river.\n```",
+        "[New Task]: Name a river.",
+        "[New Question]\nName a river.",
+        "#Rewritten Prompt#\nName a river.",
+        "#Rewritten Prompt#: Name a river.",
+        "**New task**\n\nName a river.",
+        "## More difficult question\nName a river.",
     ],
 )
 def test_formatting_is_taken_off(wrapped: str) -> None:
@@ -117,12 +141,23 @@ def test_formatting_is_taken_off(wrapped: str) -> None:
         "Question the claim that cats are solitary.",
         "Here is a task list: buy milk, call Bob. Put it in order.",
         "Task: ",
+        "```python\nprint(1)\n```",
+        "Mend this:\n```\nx = (1\n```",
+        "```\na\n```\nand\n```\nb\n```",
+        "Sure, cats are cute. Why?\n\nExplain.",
+        "Below is a list of tasks. Put it in order:\n\n- wash\n- dry",
+        "Rewrite the prompt `<think>` in plain words.",
         "Fill in {0} and {name}.\x0bThen stop.",
         "",
     ],
 )
 def test_the_text_itself_is_left_alone(text: str) -> None:
     assert clean_candidate(text) == text.strip()
+
+
+def test_thoughts_that_were_cut_off_are_no_candidate() -> None:
+    cut = clean_candidate("<think>\nThe user wants a new task about rivers. Name a")
+    assert (cut, filter_candidate(cut, "stop", min_words=4)) == ("", "empty")
 
 
 def test_an_apostrophe_does_not_keep_quotation_marks_on() -> None:

@@ -1,0 +1,124 @@
+"""The chat template of a server: no message can write the model's control tokens.
+
+Invariants:
+- A server renders messages into one text and reads control tokens out of it, so a text such as ``<|im_start|>`` in an
+  instruction would begin a turn. The template that a server is given puts an invisible character (U+200B) after the
+  first character of each such text in a message; the template's own control tokens stay. For training and engines
+  `tokens` does the same with token ids (contract 7).
+- Whatever else the model's template does with messages, it does as before.
+
+Knows a model's folder as files; loads neither transformers nor vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BREAK = "\u200b"
+"""What is put into the text of a control token: it is not shown, and no tokenizer has it in one."""
+
+_MARKER = re.compile(r"<\|.+\|?>|<(?:start|end)_of_\w+>|<\|?\w*turn\w*\|?>|<｜.+｜>")
+"""Added tokens that are turns and their like, though their tokenizer does not call them special."""
+_SPECIAL_KEY = re.compile(r"(?:bos|eos|pad|sep|cls|mask|unk|eot|eom|additional_special|extra_special)_tokens?")
+_LISTS_ONLY = re.compile(r"for\s+\w+\s+in\s+\w+(?:\.content|\[['\"]content['\"]\])")
+
+
+def escaping_template(model_dir: Path, template: str | None = None) -> str | None:
+    """`template`, or the model's own, with every message's control tokens broken first; None where there is no template
+    or no control token.
+
+    A message's content may be a text or a list of parts with a `text` each.
+    """
+    template = own_template(model_dir) if template is None else template
+    tokens = control_tokens(model_dir)
+    if template is None or not tokens:
+        return None
+    broken = "".join(f" | replace({_quoted(token)}, {_quoted(_broken(token))})" for token in tokens)
+    parts = (
+        "{% set safe.parts = [] %}{% for part in message['content'] %}"
+        "{% if part is mapping and part['text'] is string %}"
+        f"{{% set safe.parts = safe.parts + [dict(part, text=part['text']{broken})] %}}"
+        "{% else %}{% set safe.parts = safe.parts + [part] %}{% endif %}{% endfor %}"
+        "{% set safe.messages = safe.messages + [dict(message, content=safe.parts)] %}"
+    )
+    # One line, so that nothing is printed before what the model's own template prints.
+    return (
+        "{% set safe = namespace(messages=[], parts=[]) %}{% for message in messages %}"
+        "{% if message['content'] is string %}"
+        f"{{% set safe.messages = safe.messages + [dict(message, content=message['content']{broken})] %}}"
+        f"{{% elif message['content'] is iterable %}}{parts}"
+        "{% else %}{% set safe.messages = safe.messages + [message] %}{% endif %}{% endfor %}"
+        "{% set messages = safe.messages %}" + template
+    )
+
+
+def takes_texts(template: str) -> bool:
+    """Whether a template takes a message's content as a text; some (of models that see) take lists of parts alone."""
+    return _LISTS_ONLY.search(template) is None or "is string" in template
+
+
+def control_tokens(model_dir: Path) -> list[str]:
+    """The texts that the tokenizer in a folder reads as control tokens, longest first."""
+    found = {token for token in _named_tokens(model_dir) if len(token) > 1 and token.strip()}
+    # Longest first: of <|im_start|> and <|im_start|>assistant the whole goes before its beginning.
+    return sorted(found, key=lambda token: (-len(token), token))
+
+
+def _named_tokens(model_dir: Path) -> Iterator[str]:
+    configured = _read(model_dir / "tokenizer_config.json")
+    listed = _read(model_dir / "tokenizer.json").get("added_tokens") or []
+    listed = [*listed, *(configured.get("added_tokens_decoder") or {}).values()]
+    for one in listed:
+        text = one.get("content") if isinstance(one, dict) else None
+        if isinstance(text, str) and (one.get("special") or _MARKER.fullmatch(text)):
+            yield text
+    for file in (configured, _read(model_dir / "special_tokens_map.json")):
+        for key, value in file.items():
+            if _SPECIAL_KEY.fullmatch(key):
+                values = value if isinstance(value, list) else value.values() if _is_named(value) else [value]
+                for one in values:
+                    text = one.get("content") if isinstance(one, dict) else one
+                    if isinstance(text, str):
+                        yield text
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a mapping of names to tokens, and not one token with its settings."""
+    return isinstance(value, dict) and "content" not in value
+
+
+def own_template(model_dir: Path) -> str | None:
+    """The template in a model's folder, as Jinja; None where there is none."""
+    try:
+        return (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = _read(model_dir / name).get("chat_template")
+        if isinstance(template, list):  # named ones
+            named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+            template = named.get("default")
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}  # the server says what is wrong with it
+    return found if isinstance(found, dict) else {}
+
+
+def _broken(token: str) -> str:
+    return token[0] + BREAK + token[1:]
+
+
+def _quoted(text: str) -> str:
+    """A text as a Jinja string: Jinja reads Python's escapes, not all of JSON's."""
+    return json.dumps(text, ensure_ascii=True).replace("\\/", "/")

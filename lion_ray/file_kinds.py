@@ -1,0 +1,61 @@
+"""What a file of data is where it is not what its name says: told in words, from its first bytes.
+
+Invariants:
+- A file that is what it should be is never refused here.
+- Each answer is half a sentence that goes on from the file's name and ends with what to do.
+
+This module opens no file and knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+HEAD = 4096
+"""How many first bytes are enough."""
+
+_MAGIC = (
+    (b"\x1f\x8b", "is gzip; give it a name that ends in .gz"),
+    (b"PAR1", "is Parquet; give it a name that ends in .parquet"),
+    (b"PK\x03\x04", "is a ZIP archive (or an Excel file); give the file that is in it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd; decompress it first"),
+    (b"BZh", "is compressed with bzip2; decompress it first"),
+    (b"\xfd7zXZ\x00", "is compressed with xz; decompress it first"),
+    (b"ARROW1", "is an Arrow file; write hf: and the folder that `datasets` saved, or save it as Parquet"),
+    (b"SQLite format 3\x00", "is an SQLite database; export its table as JSON Lines"),
+    (b"%PDF-", "is a PDF; give its rows as JSON Lines"),
+)
+_UTF = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+
+
+def told(head: bytes, *, binary: bool = False) -> str | None:
+    """Why a file cannot be read as JSON (or with `binary` as what its name says); None where nothing speaks against it.
+
+    Args:
+        head: its first bytes, at least HEAD of them where it has so many.
+    """
+    if head.startswith(_POINTERS):
+        return "is a git-lfs pointer and not the data it stands for; run `git lfs pull` where it was cloned"
+    if b"/annex/objects/" in head[:300] and len(head) < 1000:
+        return "is a git-annex pointer and not the data it stands for; run `git annex get` where it was cloned"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<!-- ")):
+        return (
+            "is an HTML page (a sign-in or an error page that was saved in the data's place?); download the file itself"
+        )
+    if text.startswith((b"<?xml", b"<error>")):
+        return "is XML (a store's error message that was saved in the data's place?); download the file itself"
+    if binary:
+        return None
+    for mark, encoding in _UTF:
+        if head.startswith(mark):
+            return f"is {encoding} (as PowerShell's > and some editors write); save it as UTF-8"
+    sample = head[:400]
+    # Latin letters in UTF-16 without a mark at the beginning: every other byte is 0.
+    if len(sample) >= 8 and (sample[1::2].count(0) > 0.45 * len(sample) or sample[::2].count(0) > 0.45 * len(sample)):
+        return "is UTF-16 (as PowerShell's > and some editors write); save it as UTF-8"
+    return next((words for mark, words in _MAGIC if head.startswith(mark)), None)
