@@ -25,6 +25,7 @@ from lion_ray.actors.watched import Watched, lasting
 from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
 from lion_ray.errors import EndpointError, LionError, as_raised
+from lion_ray.finish import ending
 from lion_ray.gateway.calls import Call, Failure, Outcome, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
@@ -258,7 +259,7 @@ def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:
         "text": outcome.text,
         "status": QUARANTINED if refused else OK,
         "reason": refused,
-        "finish_reason": outcome.finish_reason,
+        "finish_reason": ending(outcome.finish_reason).value,
         "model": outcome.model,
         "endpoint": outcome.endpoint,
         "prompt_tokens": outcome.prompt_tokens,

@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from lion_ray.finish import Ending, ending
+
+REFUSED = "refusal"
+"""The finish reason of an answer whose `refusal` field is filled (OpenAI's chat completions; Anthropic's own name)."""
+
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``, as in OpenAI's chat completions API."""
 
@@ -140,8 +145,15 @@ Outcome = Completion | Failure
 
 def refusal(completion: Completion) -> str | None:
     """Why a completion that was paid for is no answer; None where it is one."""
-    if completion.finish_reason == "content_filter":
-        return "withheld by the endpoint's content filter"
+    match ending(completion.finish_reason):
+        case Ending.FILTERED if completion.finish_reason == REFUSED:
+            return "refused by the model"
+        case Ending.FILTERED:
+            return "withheld by the endpoint's content filter"
+        case Ending.TOOL:
+            return "a tool call instead of an answer"
+        case Ending.FAILED:
+            return "broken off by the endpoint"
     if not completion.text.strip():
         return "empty answer"
     return None
