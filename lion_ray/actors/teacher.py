@@ -233,7 +233,9 @@ def own_server(config: EndpointConfig) -> EndpointConfig:
 
     On a slow CPU an answer may take longer than any API's would; whether the server works is seen from its metrics.
     """
-    return config.model_copy(update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S)})
+    return config.model_copy(
+        update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S), "first_byte_timeout_s": None}
+    )
 
 
 async def _ask(method: Any, proxy: str, *arguments: float) -> Any:

@@ -48,6 +48,10 @@ class Call:
     """teacher, referee or generator: for accounts, never part of the key."""
     stage: str = ""
     """The stage of the run that asks: for accounts, never part of the key."""
+    omit: tuple[str, ...] = ()
+    """Fields of the request that are left out, by the endpoint's config; part of the key."""
+    extra: dict[str, Any] | None = None
+    """Fields that the endpoint's config adds; part of the key."""
     batch: bool = False
     """Goes through the endpoint's Batch API; never part of the key."""
 
@@ -69,7 +73,9 @@ class Call:
             body["json_schema"] = self.json_schema
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return body
+        for name in self.omit:
+            body.pop(name, None)
+        return body | (self.extra or {})
 
     def key(self, model: str) -> str:
         """64 hex digits that name this request in every journal."""
