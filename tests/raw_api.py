@@ -6,6 +6,7 @@ It knows nothing of lion_ray.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ def error(status: int, message: str, code: Any = None, headers: dict[str, str] |
 
 
 @asynccontextmanager
-async def raw_api(answer: Handler) -> AsyncIterator[RawAPI]:
+async def raw_api(answer: Handler, certificate: ssl.SSLContext | None = None) -> AsyncIterator[RawAPI]:
     """Serve; `answer` gets the request's number, from 1 on, its JSON, and itself. Any path, any method."""
     api = RawAPI("")
 
@@ -67,7 +68,7 @@ async def raw_api(answer: Handler) -> AsyncIterator[RawAPI]:
     app.router.add_route("*", "/{tail:.*}", handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate)
     await site.start()
     api.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     try:

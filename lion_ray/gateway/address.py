@@ -54,6 +54,11 @@ class Address:
         return f"{self.base}{CHAT}" + (f"?{self.query}" if self.query else "")
 
     @property
+    def through(self) -> str:
+        """Words about the way there, for errors."""
+        return f" (through the proxy {self.proxy.url})" if self.proxy else ""
+
+    @property
     def authorization(self) -> str | None:
         """The value of Authorization that its user and password make (RFC 7617)."""
         if self.credentials is None:

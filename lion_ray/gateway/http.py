@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import Any
 
 import aiohttp
@@ -32,7 +33,6 @@ from lion_ray.gateway.wire import (
     redact,
     redact_text,
     shorten,
-    shown,
     status_error,
 )
 
@@ -61,10 +61,9 @@ class AiohttpTransport:
             connecting = isinstance(cause, aiohttp.ConnectionTimeoutError)
             error = Unreachable(f"no connection: {cause}") if connecting else self._timed_out(cause)
         except aiohttp.ClientHttpProxyError as cause:
-            error = Unreachable(f"the proxy {self._proxy()} answers HTTP {cause.status}: {shorten(cause.message)}")
+            error = Unreachable(f"HTTP {cause.status}: {shorten(cause.message)}{self._address.through}")
         except aiohttp.ClientConnectorError as cause:
-            through = f" (through the proxy {self._proxy()})" if self._address.proxy else ""
-            error = Unreachable(self._told(cause) + through)
+            error = Unreachable(self._told(cause) + self._address.through)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as cause:
             error = Refused("address", self._told(cause))
         except aiohttp.ClientPayloadError as cause:
@@ -87,7 +86,9 @@ class AiohttpTransport:
                 headers["Authorization"] = given
             self._session = aiohttp.ClientSession(
                 # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, socket_factory=_socket),
+                connector=aiohttp.TCPConnector(
+                    limit=0, ttl_dns_cache=300, socket_factory=_socket, ssl=_trust(self._url)
+                ),
                 headers=headers,
                 timeout=self._timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -118,11 +119,13 @@ class AiohttpTransport:
             return Transient(TIMED_OUT, f"no answer began within {self._first_byte_s:g} s")
         return Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
 
-    def _proxy(self) -> str:
-        return shown(self._address.proxy.url) if self._address.proxy else ""
-
     def _told(self, cause: BaseException) -> str:
         return shorten(redact_text(f"{type(cause).__name__}: {cause}", self._key))
+
+
+def _trust(url: str) -> ssl.SSLContext | bool:
+    """Whom to trust: read now, as SSL_CERT_FILE may say so, and not when the library was loaded."""
+    return ssl.create_default_context() if url.startswith("https:") else True
 
 
 def _socket(info: AddrInfoType) -> socket.socket:

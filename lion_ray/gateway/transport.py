@@ -122,6 +122,7 @@ class OpenAITransport:
     def __init__(self, config: EndpointConfig, address: Address, api_key: str | None) -> None:
         """`api_key` None: the endpoint asks for none."""
         self._key = api_key
+        self._through = address.through
         self._total_s = config.timeout_s
         self._client = openai_client(config, address, api_key)
 
@@ -141,6 +142,8 @@ class OpenAITransport:
             error = status_error(cause.status_code, cause.response.headers, redact_text(cause.response.text, self._key))
         except openai.APIConnectionError as cause:
             error = connection_error(cause, self._key)
+            if isinstance(error, Unreachable):
+                error = Unreachable(error.detail + self._through)
         except TransportError as told:
             error = told
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.

@@ -193,6 +193,8 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
     lower = message.lower()
     if status in (408, 409, 425) or status >= 500:
         return Transient(SERVER_ERROR, detail, retry_after(headers))
+    if status == 407:
+        return Unreachable(f"{detail or status}: the proxy on the way asks for a user and a password")
     if status == 402 or (status == 429 and headers.get("retry-after") is None and is_quota(codes, message)):
         return Refused("quota", detail)
     if status in (403, 429) and is_quota(codes, ""):
