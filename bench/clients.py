@@ -56,10 +56,11 @@ async def raw(url: str, in_flight: int) -> AsyncIterator[Ask]:
 async def transport(url: str, in_flight: int) -> AsyncIterator[Ask]:
     """The gateway's transport alone."""
     from lion_ray.config import EndpointConfig
+    from lion_ray.gateway.address import read_address
     from lion_ray.gateway.http import AiohttpTransport
 
     config = EndpointConfig(model=MODEL, api_key_env=None, max_concurrency=in_flight)
-    chat = AiohttpTransport(config, url, None)
+    chat = AiohttpTransport(config, read_address(url), None)
 
     async def ask(text: str) -> bool:
         return bool((await chat.chat(body(text))).text)

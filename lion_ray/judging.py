@@ -22,6 +22,7 @@ from lion_ray.algorithm.prompts import load_template, referee_messages
 from lion_ray.algorithm.scores import Pair, combine, in_range, parse_scores
 from lion_ray.algorithm.weighted import ALTERNATIVES, weighted_pair
 from lion_ray.config import RefereeConfig
+from lion_ray.finish import Ending, ending
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.records import OK, ORDERS, QUARANTINED, derive_seed
 
@@ -52,7 +53,7 @@ class Reading:
 
 def read_scores(completion: Completion) -> Pair | str:
     """The scores of the first and the second answer, each from 1 to 10; or why there are none, in countable words."""
-    if completion.finish_reason == "length" and completion.text[-1:].isdigit():
+    if ending(completion.finish_reason) is not Ending.COMPLETE and completion.text[-1:].isdigit():
         return "verdict cut off"  # perhaps within its last number: a 10 that ends as a 1
     pair = parse_scores(completion.text)
     if pair is None:

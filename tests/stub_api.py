@@ -268,7 +268,7 @@ class StubAPI:
             case "close" | "drop":
                 await self._break_off(request, payload if fault == "close" else b"")
             case "garbage":
-                return web.Response(body=b"<html>upstream " + given.encode() + b"</html>")
+                return web.Response(body=b"upstream: " + given.encode())
             case "no_choices":
                 return web.json_response({"error": {"message": "the upstream is overloaded", "code": 502}})
             case "400":

@@ -28,6 +28,7 @@ from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import RunConfig, check_name
 from lion_ray.errors import DataError
 from lion_ray.evaluation import check_scores
+from lion_ray.finish import Ending, ending
 from lion_ray.intake import take_in
 from lion_ray.records import INSTRUCTION, ORDERS, Piece, as_instructions, derive_seed, ok_rows, shards
 from lion_ray.store import Manifest, RunStore
@@ -210,7 +211,7 @@ def summary(rows: pa.Table) -> Manifest:
         reasons = Counter(reason.split(" (")[0] for reason in rows["reason"].to_pylist() if reason)
         result |= {"quarantined": dict(reasons), **spent(rows)}
     if "finish_reason" in rows.column_names:
-        result["cut_off"] = sum(reason == "length" for reason in rows["finish_reason"].to_pylist())
+        result["cut_off"] = sum(ending(reason) is Ending.CUT for reason in rows["finish_reason"].to_pylist())
     return result
 
 

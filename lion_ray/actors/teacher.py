@@ -25,6 +25,7 @@ from lion_ray.actors.watched import Watched, lasting
 from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
 from lion_ray.errors import EndpointError, LionError, as_raised
+from lion_ray.finish import ending
 from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
@@ -233,7 +234,9 @@ def own_server(config: EndpointConfig) -> EndpointConfig:
 
     On a slow CPU an answer may take longer than any API's would; whether the server works is seen from its metrics.
     """
-    return config.model_copy(update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S)})
+    return config.model_copy(
+        update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S), "first_byte_timeout_s": None}
+    )
 
 
 async def _ask(method: Any, proxy: str, *arguments: float) -> Any:
@@ -259,7 +262,7 @@ def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:
         "text": answer_text(outcome),
         "status": QUARANTINED if refused else OK,
         "reason": refused,
-        "finish_reason": outcome.finish_reason,
+        "finish_reason": ending(outcome.finish_reason).value,
         "model": outcome.model,
         "endpoint": outcome.endpoint,
         "prompt_tokens": outcome.prompt_tokens,

@@ -20,12 +20,14 @@ from typing import Any
 import pyarrow as pa
 
 from lion_ray.algorithm.rouge import has_unspaced_script, tokens
+from lion_ray.finish import Ending, ending
 from lion_ray.records import derive_seed
 from lion_ray.thoughts import without_thoughts
 
 EMPTY = "empty"
 CUT_OFF = "cut off at the length limit"
 FILTERED = "cut off by the endpoint's content filter"
+UNFINISHED = "ended in a way that is not known to be complete"
 MENTIONS_INSTRUCTION = "mentions 'instruction'"
 STARTS_WITH_PUNCTUATION = "starts with punctuation"
 STARTS_WITH_SYMBOL = "starts with a symbol"
@@ -95,10 +97,13 @@ def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | 
     `finish_reason` is the endpoint's; a text that its content filter cut is no more whole than a long one. Words are
     counted between spaces, as there; in scripts without spaces, as ROUGE tokens.
     """
-    if finish_reason == "length":
-        return CUT_OFF
-    if finish_reason == "content_filter":
-        return FILTERED
+    match ending(finish_reason):
+        case Ending.CUT:
+            return CUT_OFF
+        case Ending.FILTERED:
+            return FILTERED
+        case Ending.TOOL | Ending.FAILED | Ending.UNKNOWN:
+            return UNFINISHED
     if not text.strip():
         return EMPTY
     if "instruction" in text.lower():

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from lion_ray.config.section import Dtype, Section, by_machine, operational
+
+_OWN_FIELDS = {
+    "model": "the endpoint's model",
+    "messages": "made of the prompts",
+    "max_tokens": "the role's max_tokens, on which the budget rests",
+    "max_completion_tokens": "the role's max_tokens, on which the budget rests",
+    "temperature": "the role's temperature, or left out by omit",
+    "top_p": "the role's top_p, or left out by omit",
+    "seed": "sent with send_seed",
+    "response_format": "sent with json_schema",
+    "logprobs": "sent where they are needed",
+    "top_logprobs": "sent where they are needed",
+    "n": "always 1: more answers would be paid for and not kept",
+    "best_of": "always 1: more answers would be paid for and not kept",
+    "tools": "no part of a distillation: a tool call is no answer",
+}
+"""Fields of a request that are not the user's to add, and whose they are."""
 
 
 class ServeConfig(Section):
@@ -104,8 +122,8 @@ class EndpointConfig(Section):
     """The HTTP client under live calls: aiohttp (fast), or the openai package."""
     connect_timeout_s: float = operational(10.0, gt=0)
     """Time to connect, in seconds."""
-    first_byte_timeout_s: float | None = operational(None, gt=0)
-    """Time until an answer begins, in seconds; null: no limit of its own."""
+    first_byte_timeout_s: float | None = operational(300.0, gt=0)
+    """Time until an answer begins, in seconds; null: no limit of its own. Connections that die are noticed sooner."""
     timeout_s: float = operational(600.0, gt=0)
     """Time for one whole attempt at a call, in seconds."""
     max_attempts: int = operational(6, ge=1)
@@ -116,15 +134,39 @@ class EndpointConfig(Section):
     """How long an endpoint may be down before the run stops, in seconds."""
     max_backoff_s: float = operational(60.0, gt=0)
     """The longest pause between attempts that the endpoint did not ask for, in seconds."""
+    max_retry_after_s: float = operational(86_400.0, gt=0)
+    """The longest pause that an endpoint may ask for, in seconds; one that keeps asking for more stops the run."""
+    max_reply_bytes: int = operational(16 * 2**20, ge=2**16)
+    """The largest reply that is read, in bytes, as it comes and unpacked; the row of a larger one is quarantined."""
     json_schema: bool = False
     """The endpoint can be made to answer in a JSON schema (OpenAI's response_format)."""
     send_seed: bool = False
     """Send each call's seed; not every endpoint takes one."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = operational("max_tokens")
-    """The name under which the endpoint takes the answer's length limit."""
+    """The name under which the endpoint takes the answer's length limit; the other is found when it refuses this."""
+    omit: tuple[Literal["temperature", "top_p"], ...] = operational(())
+    """Fields that the endpoint does not take: they are left out of requests, and of calls' keys."""
+    extra_body: dict[str, Any] = operational({})
+    """Fields that requests have on top, such as enable_thinking; part of calls' keys."""
+    system_role: Literal["system", "developer", "user"] = operational("system")
+    """How a system message is sent; user, for models without that role: before what the user says, in one message."""
+    finish_reasons: dict[str, Literal["stop", "length", "content_filter", "error"]] = operational({})
+    """What finish reasons of the endpoint's own mean, where they are taken for incomplete; `unknown`: none is given."""
 
     @model_validator(mode="after")
     def _one_source(self) -> EndpointConfig:
         if self.serve is not None and self.base_url is not None:
             raise ValueError("give either base_url or serve, not both")
         return self
+
+    @field_validator("extra_body")
+    @classmethod
+    def _adds_only(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in extra:
+            if name in _OWN_FIELDS:
+                raise ValueError(f"'{name}' is {_OWN_FIELDS[name]}")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("holds something that JSON has no form for, such as a date or .nan") from None
+        return extra

@@ -17,6 +17,7 @@ from lion_ray.errors import DataError
 from lion_ray.evaluation.endpoint import Asked
 from lion_ray.evaluation.party import Party
 from lion_ray.evaluation.questions import OpenQuestion, id_of
+from lion_ray.finish import Ending, ending
 from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.records import derive_seed, instruction_id
 from lion_ray.thoughts import without_thoughts
@@ -85,5 +86,5 @@ def _answer(outcome: Outcome) -> Answer:
     if isinstance(outcome, Failure):
         return Answer(None, f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason)
     refused = refusal(outcome)
-    cut_off = outcome.finish_reason == "length"
+    cut_off = ending(outcome.finish_reason) is Ending.CUT
     return Answer(None if refused else answer_text(outcome), refused, cut_off, outcome.key)

@@ -93,19 +93,19 @@ class Asked:
         return outcomes
 
     async def _open(self) -> Client:
-        say, base_url = self._progress.say, self.config.base_url
+        say, config, base_url = self._progress.say, self.config, self.config.base_url
         if (server := await self._own_server()) is not None:
             self._stack.push_async_callback(asyncio.to_thread, server.stop)
             base_url = await server.start(say)
+            # A server of our own may take long to begin; that it lives is seen otherwise.
+            config = config.model_copy(update={"first_byte_timeout_s": None})
         self._budget.opened(self.name, 0.0)
         ledger = Ledger(
             self.config.prices,
             lease=partial(_at_once, self._budget.lease, self.name),
             report=partial(_at_once, self._budget.report, self.name),
         )
-        client = Client(
-            self.name, self.config, self._journal, run=self._account, base_url=base_url, ledger=ledger, say=say
-        )
+        client = Client(self.name, config, self._journal, run=self._account, base_url=base_url, ledger=ledger, say=say)
         self._stack.push_async_callback(client.close)
         return client
 

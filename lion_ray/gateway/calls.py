@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from lion_ray.finish import Ending, ending
 from lion_ray.thoughts import only_thoughts, without_thoughts
 
+REFUSED = "refusal"
+"""The finish reason of an answer whose `refusal` field is filled (OpenAI's chat completions; Anthropic's own name)."""
 ONLY_THOUGHTS = "no answer: the model's thoughts took all of max_tokens, or were all it said"
 
 Message = dict[str, str]
@@ -47,6 +50,10 @@ class Call:
     """teacher, referee or generator: for accounts, never part of the key."""
     stage: str = ""
     """The stage of the run that asks: for accounts, never part of the key."""
+    omit: tuple[str, ...] = ()
+    """Fields of the request that are left out, by the endpoint's config; part of the key."""
+    extra: dict[str, Any] | None = None
+    """Fields that the endpoint's config adds; part of the key."""
     batch: bool = False
     """Goes through the endpoint's Batch API; never part of the key."""
 
@@ -68,7 +75,9 @@ class Call:
             body["json_schema"] = self.json_schema
         if self.top_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return body
+        for name in self.omit:
+            body.pop(name, None)
+        return body | (self.extra or {})
 
     def key(self, model: str) -> str:
         """64 hex digits that name this request in every journal."""
@@ -144,12 +153,18 @@ Outcome = Completion | Failure
 
 def refusal(completion: Completion) -> str | None:
     """Why a completion that was paid for is no answer; None where it is one."""
-    if completion.finish_reason == "content_filter":
-        return "withheld by the endpoint's content filter"
+    how = ending(completion.finish_reason)
+    match how:
+        case Ending.FILTERED if completion.finish_reason == REFUSED:
+            return "refused by the model"
+        case Ending.FILTERED:
+            return "withheld by the endpoint's content filter"
+        case Ending.TOOL:
+            return "a tool call instead of an answer"
+        case Ending.FAILED:
+            return "broken off by the endpoint"
     if not answer_text(completion).strip():
-        thought = only_thoughts(completion.text) or (
-            completion.finish_reason == "length" and completion.completion_tokens
-        )
+        thought = only_thoughts(completion.text) or (how is Ending.CUT and completion.completion_tokens)
         return ONLY_THOUGHTS if thought else "empty answer"
     return None
 

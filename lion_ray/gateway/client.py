@@ -19,13 +19,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from urllib.parse import urlsplit
 
 import openai
 import orjson
 
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
+from lion_ray.finish import Ending, ending
+from lion_ray.gateway.address import Address, read_address
 from lion_ray.gateway.batch import BatchQueue
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
@@ -83,17 +84,20 @@ class Client:
         if transport is None:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
-            if urlsplit(self.address).scheme not in ("http", "https") or not urlsplit(self.address).hostname:
-                raise EndpointError(
-                    f"endpoint {name}: '{shown(self.address)}' is no address; base_url starts with http:// or https://"
-                )
+            address = self._read_address()
             key = self._read_key()
+            if key is not None and address.credentials is not None:
+                raise EndpointError(
+                    f"endpoint {name} ({shown(self.address)}): base_url holds a user or a password, and "
+                    f"{config.api_key_env} a key, of which only one can be sent: take the one out of base_url, or set "
+                    f"endpoints.{name}.api_key_env to null"
+                )
             kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
-            transport = kind(config, self.address, key)
+            transport = kind(config, address, key)
 
             def make_batches() -> BatchQueue:
                 if self._batches is None:
-                    api = self._batch_api = openai_client(config, self.address, key)
+                    api = self._batch_api = openai_client(config, address, key)
                     self._batches = BatchQueue(
                         name,
                         config,
@@ -111,6 +115,8 @@ class Client:
         self._on_event = on_event or _ignore
         self._flights: dict[str, _Flight] = {}
         self._closed = False
+        self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
+        self._told_reasons: set[str] = set()
         self._stats = Stats()
         self._latencies = Latencies()
         self._ledger = ledger or Ledger(config.prices)
@@ -123,6 +129,7 @@ class Client:
             batches=make_batches,
             stats=self._stats,
             on_event=self._on_event,
+            say=self._say,
             clock=clock,
             sleep=sleep,
             rng=rng,
@@ -230,7 +237,7 @@ class Client:
             if known is not None:
                 self._stats.replayed += 1
                 self._on_event(Event("replayed", key, call.role))
-                return known
+                return self._meant(known)
             account = Account(self._run, call.role, call.stage)
             bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
             if isinstance(bought, Failure):
@@ -238,9 +245,22 @@ class Client:
             if self._batches is not None and call.batch:
                 await self._batches.settled(key)
             self._count(bought, call)
-            return bought
+            return self._meant(bought)
         finally:
             self._forget(key, flight)
+
+    def _meant(self, answer: Completion) -> Completion:
+        """The answer with a finish reason of the endpoint's own as the user says that it is meant."""
+        reason = answer.finish_reason
+        if reason in self.config.finish_reasons:
+            return replace(answer, finish_reason=self.config.finish_reasons[reason])
+        if ending(reason) is Ending.UNKNOWN and reason not in self._told_reasons and len(self._told_reasons) < 5:
+            self._told_reasons.add(reason)
+            self._say(
+                f"an answer ended with finish_reason '{shorten(reason)}', which nobody knows: it counts as cut off; if "
+                f"such answers are whole, set endpoints.{self.name}.finish_reasons: {{{shorten(reason)}: stop}}"
+            )
+        return answer
 
     # --- accounts
 
@@ -262,6 +282,12 @@ class Client:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
+    def _read_address(self) -> Address:
+        try:
+            return read_address(self.address)
+        except ValueError as cause:
+            raise EndpointError(f"endpoint {self.name}: '{_shown(self.address)}' is no address; {cause}") from None
+
     def _read_key(self) -> str | None:
         variable = self.config.api_key_env
         if variable is None:
@@ -279,6 +305,13 @@ class Client:
 
     def _closed_error(self) -> InfrastructureError:
         return InfrastructureError(f"the client of endpoint {self.name} was closed before this call was answered")
+
+
+def _shown(address: str) -> str:
+    try:
+        return shorten(shown(address))
+    except ValueError:  # a bracket in the wrong place, for one
+        return "base_url"
 
 
 def _in_batches(queue: BatchQueue) -> int:

@@ -1,6 +1,7 @@
 """Chat completions over aiohttp: the fast transport.
 
-Invariants: those of `transport.Transport`. A redirect is not followed: it could carry the key elsewhere.
+Invariants: those of `transport.Transport`. A redirect is not followed: it could carry the key and the prompts away.
+Nothing of the environment is used but what `address` reads: no ~/.netrc.
 
 Where `transport.OpenAITransport` spends its time on building requests and typed answers, this one sends orjson's bytes
 and reads the few fields that a Reply needs (both are measured in bench/gateway.py).
@@ -9,12 +10,17 @@ and reads the few fields that a Reply needs (both are measured in bench/gateway.
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from typing import Any
 
 import aiohttp
 import orjson
+from aiohttp import AddrInfoType
 
 from lion_ray.config import EndpointConfig
+from lion_ray.gateway.address import Address, socket_options
+from lion_ray.gateway.body import ACCEPTED, read_body
 from lion_ray.gateway.reply import Reply, parse_reply
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
@@ -24,7 +30,6 @@ from lion_ray.gateway.wire import (
     Transient,
     TransportError,
     Unreachable,
-    is_loopback,
     redact,
     redact_text,
     shorten,
@@ -35,25 +40,30 @@ from lion_ray.gateway.wire import (
 class AiohttpTransport:
     """One aiohttp session. Use it from one event loop."""
 
-    def __init__(self, config: EndpointConfig, base_url: str, api_key: str | None) -> None:
+    def __init__(self, config: EndpointConfig, address: Address, api_key: str | None) -> None:
         """`api_key` None: the endpoint asks for none."""
         self._key = api_key
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._address = address
+        self._url = address.chat
         self._total_s = config.timeout_s
         self._first_byte_s = config.first_byte_timeout_s
+        self._limit = config.max_reply_bytes
         self._timeout = aiohttp.ClientTimeout(total=config.timeout_s, sock_connect=config.connect_timeout_s)
-        self._trust_env = not is_loopback(base_url)
         self._session: aiohttp.ClientSession | None = None
 
     async def chat(self, body: dict[str, Any]) -> Reply:
         error: TransportError
         try:
             status, headers, data = await self._post(orjson.dumps(body))
+        except TransportError as told:
+            error = told
         except TimeoutError as cause:
             connecting = isinstance(cause, aiohttp.ConnectionTimeoutError)
             error = Unreachable(f"no connection: {cause}") if connecting else self._timed_out(cause)
+        except aiohttp.ClientHttpProxyError as cause:
+            error = Unreachable(f"HTTP {cause.status}: {shorten(cause.message)}{self._address.through}")
         except aiohttp.ClientConnectorError as cause:
-            error = Unreachable(self._told(cause))
+            error = Unreachable(self._told(cause) + self._address.through)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as cause:
             error = Refused("address", self._told(cause))
         except aiohttp.ClientPayloadError as cause:
@@ -64,31 +74,40 @@ class AiohttpTransport:
             data = redact(data, self._key)
             if status == 200:
                 return parse_reply(data, headers)
-            if status < 400:
-                error = Refused("address", f"HTTP {status} is not an answer")
-            else:
-                error = status_error(status, headers, data.decode("utf-8", "replace"))
+            error = status_error(status, headers, data.decode("utf-8", "replace"))
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
         raise error
 
     async def _post(self, data: bytes) -> tuple[int, Any, bytes]:
         if self._session is None:
-            headers = {"Content-Type": "application/json"}
-            if self._key is not None:
-                headers["Authorization"] = f"Bearer {self._key}"
+            headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
+            given = self._address.authorization if self._key is None else f"Bearer {self._key}"
+            if given is not None:
+                headers["Authorization"] = given
             self._session = aiohttp.ClientSession(
                 # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+                connector=aiohttp.TCPConnector(
+                    limit=0, ttl_dns_cache=300, socket_factory=_socket, ssl=_trust(self._url)
+                ),
                 headers=headers,
                 timeout=self._timeout,
-                trust_env=self._trust_env,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
+        proxy = self._address.proxy
         # Headers are an answer's first bytes; they come when the endpoint begins to answer.
         async with asyncio.timeout(self._first_byte_s):
-            response = await self._session.post(self._url, data=data, allow_redirects=False)
+            response = await self._session.post(
+                self._url,
+                data=data,
+                allow_redirects=False,
+                proxy=None if proxy is None else proxy.url,
+                proxy_auth=None if proxy is None or not proxy.credentials else aiohttp.BasicAuth(*proxy.credentials),
+            )
         async with response:
-            return response.status, response.headers, await response.read()
+            encoding = response.headers.get("content-encoding")
+            chunks = response.content.iter_any()
+            return response.status, response.headers, await read_body(chunks, response.status, encoding, self._limit)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -102,3 +121,15 @@ class AiohttpTransport:
 
     def _told(self, cause: BaseException) -> str:
         return shorten(redact_text(f"{type(cause).__name__}: {cause}", self._key))
+
+
+def _trust(url: str) -> ssl.SSLContext | bool:
+    """Whom to trust: read now, as SSL_CERT_FILE may say so, and not when the library was loaded."""
+    return ssl.create_default_context() if url.startswith("https:") else True
+
+
+def _socket(info: AddrInfoType) -> socket.socket:
+    made = socket.socket(*info[:3])
+    for option in socket_options():
+        made.setsockopt(*option)
+    return made

@@ -8,14 +8,22 @@ This module opens no connection and knows no key.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lion_ray.gateway.calls import TokenChoice
+from lion_ray.finish import Ending, ending
+from lion_ray.gateway.calls import REFUSED, TokenChoice
+from lion_ray.gateway.inside import error_inside
 from lion_ray.gateway.limits import Told
-from lion_ray.gateway.wire import GARBLED, Transient, excerpt, loads, message_of, told_limits
+from lion_ray.gateway.sse import is_stream, joined
+from lion_ray.gateway.wire import GARBLED, Elsewhere, Transient, excerpt, loads, message_of, shorten, told_limits
+
+NAME_CHARS = 200
+"""Of a model's name and of a finish reason; what is longer is no name."""
+_PAGE = re.compile(rb"(?i)\s*<(!doctype html|html|head|body|title|script)\b")
 
 _TELLING = re.compile(r"\W*([0-9]+|[A-Za-z])\W*")
 """A token from which a score or a lettered answer is read."""
@@ -38,29 +46,73 @@ class Reply:
 
 
 def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-    """The reply in a body that came with HTTP 200. Raises Transient(GARBLED) where there is none."""
+    """The reply in a body that came with HTTP 200.
+
+    Raises TransportError where there is none: Transient(GARBLED), Elsewhere for a web page, and for an error that is
+    told inside a 200 whatever its real status would mean.
+    """
     try:
         body = loads(data)
     except ValueError:
-        raise Transient(GARBLED, f"HTTP 200, but not JSON: {excerpt(data)}") from None
+        body = joined(data) if is_stream(data) else None
+        if body is None and _is_page(data, headers):
+            raise Elsewhere(f"HTTP 200 with a web page: {excerpt(data)}") from None
+        if body is None:
+            what = "a stream that was cut off" if is_stream(data) else "not JSON"
+            raise Transient(GARBLED, f"HTTP 200, but {what}: {excerpt(data)}") from None
+    return read_reply(body, headers, data)
+
+
+def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes = b"") -> Reply:
+    """As `parse_reply`, of a body that was parsed; `data` is shown where it holds no answer."""
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(body, dict) or not isinstance(choice, dict) or not isinstance(message, dict):
-        # Some gateways report errors this way: {"error": {"message": ...}} with status 200.
-        raise Transient(GARBLED, f"HTTP 200, but no choices: {message_of(body) or excerpt(data)}")
+    finish = _finish(choice.get("finish_reason")) if isinstance(choice, dict) else ""
+    if isinstance(choice, dict) and not isinstance(message, dict):
+        if isinstance(choice.get("text"), str):
+            message = {"content": choice["text"]}
+        elif ending(finish) not in (Ending.UNKNOWN, Ending.FAILED):
+            message = {}  # a blocked prompt, or nothing left of the budget for an answer: asked again it is the same
+    if not isinstance(body, dict):
+        raise Transient(GARBLED, f"HTTP 200, but no choices: {excerpt(data)}")
+    whole = isinstance(message, dict) and ending(finish) is Ending.COMPLETE and bool(message.get("content"))
+    if (error := error_inside(body, choice, headers, whole=whole)) is not None:
+        raise error
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        if not isinstance(body.get("promptFeedback") or body.get("prompt_feedback"), dict):
+            raise Transient(GARBLED, f"HTTP 200, but no choices: {message_of(body) or excerpt(data)}")
+        choice, message, finish = {}, {}, Ending.FILTERED.value  # Gemini's word for a blocked prompt
+    if ending(finish) is Ending.FAILED:
+        raise Transient(GARBLED, f"broken off by the endpoint: finish_reason '{shorten(finish)}'")
     usage = body.get("usage")
     text = _text(message.get("content"))
+    if refused := _text(message.get("refusal")).strip():
+        text, finish = text or refused, REFUSED
     return Reply(
         text=text,
-        finish_reason=_text(choice.get("finish_reason")) or "unknown",
-        model=_text(body.get("model")),
+        finish_reason=finish or "unknown",
+        model=_text(body.get("model"))[:NAME_CHARS],
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
         cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
         limits=None if headers is None else told_limits(headers),
         logprobs=_logprobs(choice.get("logprobs"), text),
     )
+
+
+def _finish(reason: Any) -> str:
+    """A finish reason as the endpoint said it; SGLang's own form is an object with a type."""
+    if isinstance(reason, dict):
+        reason = reason.get("type")
+    return _text(reason)[:NAME_CHARS]
+
+
+def _is_page(data: bytes, headers: Mapping[str, str] | None) -> bool:
+    kind = "" if headers is None else headers.get("content-type") or ""
+    return "text/html" in kind.lower() or _PAGE.match(data) is not None
 
 
 def _text(content: object) -> str:
@@ -90,12 +142,14 @@ def _logprobs(given: Any, text: str) -> tuple[TokenChoice, ...] | None:
                 others = [(_text(other["token"]), float(other["logprob"])) for other in one.get("top_logprobs") or ()]
                 if one["token"] not in dict(others):
                     others.append((one["token"], float(one["logprob"])))
+                if not all(math.isfinite(value) for _, value in others):
+                    return None  # no JSON, so no journal, holds them
                 others.sort(key=lambda other: -other[1])
                 offset = len(data[:before].decode("utf-8", "ignore"))
                 kept.append(TokenChoice(offset, _text(one["token"]), tuple(others)))
             # A token may be a part of a character, so only bytes can be counted.
             before += len(one.get("bytes") or one["token"].encode())
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
     return tuple(kept)
 

@@ -5,10 +5,12 @@ Invariants:
   until its answer is kept: a machine that dies loses no more answers than that.
 - Once an answer could not be kept, nothing more is sent: what cannot be kept must not be bought.
 - Every attempt's worst case is reserved before it is sent (`ledger`), and settled or held afterwards.
-- A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent.
+- A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent; a moment
+  beyond `max_retry_after_s`, or 429s without an end, are an EndpointError.
 - While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
   with an error. Past `outage_timeout_s` that is an EndpointError.
-- What is wrong with one call is a Failure; what is wrong with the endpoint is an EndpointError.
+- What is wrong with one call is a Failure; what is wrong with the endpoint is an EndpointError. Where a refusal may be
+  either, `suspects` decides by what comes of the other calls.
 
 Time is read and slept through `clock` and `sleep`, which tests replace. This module knows nothing of HTTP
 (`transport`, `wire`), of the journal or of Ray.
@@ -27,15 +29,23 @@ from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
 from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
+from lion_ray.gateway.faults import MAX_TOKENS_FIELDS, refuses_field
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
+from lion_ray.gateway.patience import Patience
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.stats import Event, Stats
+from lion_ray.gateway.suspects import Suspects, Suspicion, shape_of
+from lion_ray.gateway.told import refusal_error, suspicion
 from lion_ray.gateway.transport import Transport
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
+    GARBLED,
+    REJECTED,
+    SERVER_ERROR,
     TIMED_OUT,
     UNREACHABLE,
+    Elsewhere,
     RateLimited,
     Refused,
     Rejected,
@@ -76,6 +86,7 @@ class Sender:
         batches: Callable[[], BatchQueue] | None,
         stats: Stats,
         on_event: Callable[[Event], None],
+        say: Callable[[str], object],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         rng: random.Random | None = None,
@@ -84,14 +95,18 @@ class Sender:
         self._transport, self._batches = transport, batches
         self._address = address
         self.ledger = ledger
-        self._stats, self._on_event = stats, on_event
+        self._stats, self._on_event, self._say = stats, on_event, say
         self._clock, self._sleep = clock, sleep
         self._rng = rng or random.Random()
         self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies, cautious=config.serve is None)
         self.breaker = Breaker(config.breaker_failures, clock=clock)
         self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
         self._turn = asyncio.Lock()
+        self._suspects = Suspects()
+        self._max_tokens_field: str = config.max_tokens_field
+        self._no_fields: set[str] = set()
         self._answered = False
+        self._patience = Patience(name, address, config, self._say)
         self._unkept: InfrastructureError | None = None
 
     async def buy(
@@ -102,17 +117,27 @@ class Sender:
         Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap,
         InfrastructureError where an answer could not be kept: this one, or another before.
         """
-        body = wire_body(call, self.config)
+        body = wire_body(call, self.config, self._max_tokens_field)
+        shape = shape_of(body)
         characters = sum(len(message["content"]) for message in call.messages)
         size = sum(len(message["content"].encode()) for message in call.messages)
         if call.json_schema is not None:
             size += len(str(call.json_schema))
-        if call.batch and self._batches is not None:
-            outcome = await self._in_batch(self._batches(), key, call, body, size, attempt)
-            if outcome is not None:
-                return await self._kept(outcome, keep)
-        async with self._slots:
-            return await self._kept(await self._live(key, call, body, characters, size, attempt), keep)
+        with self._suspects.under_way(shape):
+            outcome: Outcome | Suspicion | None = None
+            if call.batch and self._batches is not None:
+                outcome = await self._in_batch(self._batches(), key, call, body, size, attempt)
+            if outcome is None:
+                async with self._slots:
+                    outcome = await self._live(key, call, body, characters, size, attempt)
+                    if not isinstance(outcome, Suspicion):
+                        outcome = await self._kept(outcome, keep)
+            elif not isinstance(outcome, Suspicion):
+                outcome = await self._kept(outcome, keep)
+            if isinstance(outcome, Suspicion):
+                # Without a slot: others have to be heard.
+                return await self._suspects.judge(shape, outcome)
+            return outcome
 
     async def _kept(self, outcome: Outcome, keep: Callable[[Completion], Awaitable[None]]) -> Outcome:
         if isinstance(outcome, Completion):
@@ -131,7 +156,7 @@ class Sender:
 
     async def _live(
         self, key: str, call: Call, body: dict[str, Any], characters: int, size: int, attempt: Attempt
-    ) -> Outcome:
+    ) -> Outcome | Suspicion:
         worst = self.ledger.worst(size, len(call.messages), call.max_tokens)
         limited = errors = 0
         while True:
@@ -145,15 +170,17 @@ class Sender:
                 raise
             attempt.committed = True
             result = await self._send(key, call, body, ticket, probe, worst)
-            if isinstance(result, Completion | Failure):
+            if isinstance(result, Completion | Failure | Suspicion):
                 return result
             attempt.committed = False
             if not attempt.wanted():
                 # Whoever wanted it left while the request was out, and there is no answer to save.
                 raise asyncio.CancelledError
+            if isinstance(result, Refused):
+                continue  # the length limit's field has another name here, and is sent under that one now
             if isinstance(result, RateLimited):
                 limited += 1
-                pause = result.retry_after_s or self._backoff(limited)
+                pause = self._patience.pause(result, ticket.at, self._clock(), self._backoff(limited))
                 self.limiter.limited(ticket, pause, result.limits)
                 self._on_event(Event("rate_limited", key, call.role, result.detail, pause))
                 continue
@@ -161,9 +188,13 @@ class Sender:
                 self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", 0.0))
                 continue
             errors += 1
+            if isinstance(result, Elsewhere) and not self._answered and errors > 1:
+                # Twice something that is no API, and never an answer.
+                raise self._refusal(Refused("address", result.detail), call)
             if errors >= self.config.max_attempts:
-                return self._given_up(key, result, errors)
-            pause = max(result.retry_after_s or 0.0, self._backoff(errors))
+                return self._given_up(key, call, result, errors)
+            asked_s = result.retry_after_s or 0.0
+            pause = max(asked_s if asked_s <= self.config.max_retry_after_s else 0.0, self._backoff(errors))
             self._stats.retried += 1
             self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", pause))
             # The slot stays taken: fewer requests go to an endpoint that is in trouble.
@@ -192,8 +223,9 @@ class Sender:
 
     async def _send(
         self, key: str, call: Call, body: dict[str, Any], ticket: Ticket, probe: int, worst: float
-    ) -> Outcome | RateLimited | Transient:
-        """One attempt: its answer, its failure for good, or an error that may pass. Settles its money."""
+    ) -> Outcome | Suspicion | RateLimited | Transient | Refused:
+        """One attempt: its answer, its failure for good, or what makes another one worth it. Settles its money."""
+        self._rename(body, self._max_tokens_field)
         self._stats.sent += 1
         self._stats.in_flight += 1
         paid = 0.0
@@ -202,6 +234,8 @@ class Sender:
             reply = await self._transport.chat(body)
             uncertain = False
             self._answered = True
+            self._patience.answered()
+            self._suspects.answered(shape_of(body))
             self.breaker.succeeded()
             self.limiter.answered(ticket, reply.prompt_tokens, reply.completion_tokens, reply.limits)
             completion = self._completion(key, call, reply, self._clock() - ticket.at, worst)
@@ -218,13 +252,13 @@ class Sender:
             self.breaker.failed(f"{transient.reason}: {transient.detail}", probe)
             return transient
         except Rejected as rejected:
-            uncertain = False
+            uncertain = rejected.answered
             self.breaker.succeeded()
-            return Failure(key, rejected.reason, rejected.detail)
+            return self._rejected(key, rejected)
         except Refused as refused:
             uncertain = False
             self.breaker.succeeded()
-            raise self._refusal(refused) from None
+            return refused if self._found_name(refused, body) else self._refused(key, call, refused)
         finally:
             self._stats.in_flight -= 1
             self.limiter.ended()
@@ -236,7 +270,7 @@ class Sender:
 
     async def _in_batch(
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
-    ) -> Outcome | None:
+    ) -> Outcome | Suspicion | None:
         """The call's outcome by the Batch API; None where it is to go live after all."""
         worst = self.ledger.worst(size, len(call.messages), call.max_tokens, batch=True)
         await self.ledger.reserve(worst)
@@ -247,6 +281,7 @@ class Sender:
             reply = await batches.chat(key, body)
             attempt.committed = True
             self._answered = True
+            self._suspects.answered(shape_of(body))
             completion = self._completion(key, call, reply, self._clock() - started, worst, batch=True)
             paid = completion.cost_usd or 0.0
             return completion
@@ -254,11 +289,13 @@ class Sender:
             self._on_event(Event("retried", key, call.role, left.detail))
             return None
         except Rejected as rejected:
-            return Failure(key, rejected.reason, rejected.detail)
+            return self._rejected(key, rejected)
         except Transient as transient:
             return Failure(key, transient.reason, transient.detail)
         except Refused as refused:
-            raise self._refusal(refused) from None
+            if self._found_name(refused, body):
+                return None  # a batch takes a day, and the call is alone: live
+            return self._refused(key, call, refused)
         finally:
             await self.ledger.settle(worst, paid)
 
@@ -282,29 +319,55 @@ class Sender:
             logprobs=reply.logprobs,
         )
 
-    def _given_up(self, key: str, error: Transient, errors: int) -> Failure:
+    # --- whose fault it is
+
+    def _refused(self, key: str, call: Call, refused: Refused) -> Suspicion:
+        """Raises EndpointError where it is the endpoint's for sure."""
+        error = self._refusal(refused, call)
+        if refused.sure:
+            raise error from None
+        return Suspicion(Failure(key, REJECTED, refused.detail), error, by_words=True)
+
+    def _refusal(self, refused: Refused, call: Call) -> EndpointError:
+        return refusal_error(self.name, self._address, self.config, refused, call)
+
+    def _rejected(self, key: str, rejected: Rejected) -> Failure | Suspicion:
+        failure = Failure(key, rejected.reason, rejected.detail)
+        return failure if rejected.of_its_own else suspicion(self.name, self._address, failure)
+
+    def _found_name(self, refused: Refused, body: dict[str, Any]) -> bool:
+        """Whether a refusal is about the name of the length limit, and the other name is worth trying."""
+        used = next((name for name in MAX_TOKENS_FIELDS if name in body), None)
+        if refused.fault != "parameter" or used is None or not refuses_field(refused.detail, used):
+            return False
+        other = next(name for name in MAX_TOKENS_FIELDS if name != used)
+        if other in self._no_fields:
+            return False
+        if used not in self._no_fields:
+            self._no_fields.add(used)
+            self._max_tokens_field = other
+            self._say(
+                f"it takes {other}, not {used}: set endpoints.{self.name}.max_tokens_field: {other} to save the "
+                "refused requests"
+            )
+        return True
+
+    @staticmethod
+    def _rename(body: dict[str, Any], name: str) -> None:
+        used = next((field for field in MAX_TOKENS_FIELDS if field in body), name)
+        if used != name:
+            body[name] = body.pop(used)
+
+    def _given_up(self, key: str, call: Call, error: Transient, errors: int) -> Failure | Suspicion:
         if isinstance(error, Unreachable) and not self._answered:
             raise EndpointError(
                 f"endpoint {self.name} cannot be reached at {self._address} after {errors} attempts"
                 f" ({error.detail}): check endpoints.{self.name}.base_url and the network"
             )
-        return Failure(key, error.reason, f"{error.detail} (attempt {errors} of {errors})")
-
-    def _refusal(self, refused: Refused) -> EndpointError:
-        variable = self.config.api_key_env
-        who = f"endpoint {self.name} ({self._address})"
-        match refused.fault:
-            case "key" if variable is None:
-                told = f"{who} asks for a key: name its environment variable in endpoints.{self.name}.api_key_env"
-            case "key":
-                told = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
-            case "model":
-                told = f"{who} has no model '{self.config.model}': check endpoints.{self.name}.model"
-            case "address":
-                told = f"{who} has no chat completions there: check endpoints.{self.name}.base_url (often ends in /v1)"
-            case "quota":
-                told = f"{who} says the account has no credit left: top it up, then run the same command again"
-        return EndpointError(f"{told} [{refused.detail}]")
+        if isinstance(error, Elsewhere) and not self._answered:
+            raise self._refusal(Refused("address", error.detail), call)
+        failure = Failure(key, error.reason, f"{error.detail} (attempt {errors} of {errors})")
+        return suspicion(self.name, self._address, failure) if error.reason in (SERVER_ERROR, GARBLED) else failure
 
     def _backoff(self, failures: int) -> float:
         """Seconds after so many failures in a row: doubling, at most `max_backoff_s`, with jitter down to a half."""

@@ -11,12 +11,15 @@ This module knows nothing of the journal, of concurrency or of time between atte
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 from typing import Any, Protocol
 
 import openai
 
 from lion_ray.config import EndpointConfig
+from lion_ray.gateway.address import Address, socket_options
+from lion_ray.gateway.body import ACCEPTED, read_body
 from lion_ray.gateway.reply import Reply, parse_reply
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
@@ -26,7 +29,6 @@ from lion_ray.gateway.wire import (
     Transient,
     TransportError,
     Unreachable,
-    is_loopback,
     redact,
     redact_text,
     shorten,
@@ -44,20 +46,56 @@ class Transport(Protocol):
         """Give back connections."""
 
 
-def openai_client(config: EndpointConfig, base_url: str, api_key: str | None) -> openai.AsyncOpenAI:
+class _BoundedClient(openai.DefaultAsyncHttpxClient):
+    """The package's HTTP client, with a bound on what it reads, and no redirects."""
+
+    max_reply_bytes = 0
+
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        response = await super().send(request, stream=True, **options)
+        if stream and response.status_code == 200:
+            return response  # a batch's file: its reader takes it piece by piece, to a disk
+        try:
+            encoding = response.headers.get("content-encoding")
+            chunks = response.aiter_raw()
+            data = await read_body(chunks, response.status_code, encoding, self.max_reply_bytes)
+        finally:
+            await response.aclose()
+        left = {"content-encoding", "content-length", "transfer-encoding"}
+        headers = [pair for pair in response.headers.multi_items() if pair[0].lower() not in left]
+        return type(response)(response.status_code, headers=headers, content=data, request=request)
+
+
+def openai_client(config: EndpointConfig, address: Address, api_key: str | None) -> openai.AsyncOpenAI:
     """The `openai` package's client for an endpoint, without its retries: pauses are this package's own."""
     # httpx has no time for the first byte alone; its read time bounds that wait, and every later one.
     read_s = config.first_byte_timeout_s or config.timeout_s
     timeout = openai.Timeout(config.timeout_s, connect=config.connect_timeout_s, read=read_s)
+    # The package has changed its HTTP library before: the one that its client comes from is asked.
+    library: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
+    proxy = address.proxy
+    client = _BoundedClient(
+        base_url=address.base,
+        timeout=timeout,
+        follow_redirects=False,
+        headers={"Accept-Encoding": ACCEPTED},
+        trust_env=False,
+        transport=library.AsyncHTTPTransport(
+            limits=library.Limits(max_connections=None, max_keepalive_connections=None),
+            proxy=None if proxy is None else library.Proxy(proxy.url, auth=proxy.credentials),
+            socket_options=socket_options(),
+        ),
+    )
+    client.max_reply_bytes = config.max_reply_bytes
+    given = address.authorization if api_key is None else None
     return openai.AsyncOpenAI(
         api_key=api_key or "none",
-        base_url=base_url,
+        base_url=address.base,
+        default_query=address.parameters,
+        default_headers={"Authorization": given} if given else None,
         max_retries=0,
         timeout=timeout,
-        # A proxy from the environment cannot reach this machine's loopback.
-        http_client=openai.DefaultAsyncHttpxClient(
-            base_url=base_url, timeout=timeout, trust_env=not is_loopback(base_url)
-        ),
+        http_client=client,
     )
 
 
@@ -81,17 +119,22 @@ def connection_error(error: openai.APIConnectionError, key: str | None) -> Trans
 class OpenAITransport:
     """The `openai` package's client, without its retries: slower than `http`, and the way to the Batch API."""
 
-    def __init__(self, config: EndpointConfig, base_url: str, api_key: str | None) -> None:
+    def __init__(self, config: EndpointConfig, address: Address, api_key: str | None) -> None:
         """`api_key` None: the endpoint asks for none."""
         self._key = api_key
+        self._through = address.through
         self._total_s = config.timeout_s
-        self._client = openai_client(config, base_url, api_key)
+        self._client = openai_client(config, address, api_key)
 
     async def chat(self, body: dict[str, Any]) -> Reply:
         error: TransportError
+        # The package knows the names of today's fields only; extra_body takes any.
+        body = dict(body)
+        model, messages = body.pop("model"), body.pop("messages")
         try:
             async with asyncio.timeout(self._total_s):
-                response = await self._client.chat.completions.with_raw_response.create(**body)
+                create = self._client.chat.completions.with_raw_response.create
+                response = await create(model=model, messages=messages, extra_body=body)
             return parse_reply(redact(response.content, self._key), response.headers)
         except TimeoutError:
             error = Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
@@ -99,6 +142,10 @@ class OpenAITransport:
             error = status_error(cause.status_code, cause.response.headers, redact_text(cause.response.text, self._key))
         except openai.APIConnectionError as cause:
             error = connection_error(cause, self._key)
+            if isinstance(error, Unreachable):
+                error = Unreachable(error.detail + self._through)
+        except TransportError as told:
+            error = told
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
         raise error
 

@@ -18,13 +18,14 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
 from lion_ray.config import EndpointConfig
-from lion_ray.gateway.calls import Call
+from lion_ray.gateway.calls import Call, Message
+from lion_ray.gateway.faults import Fault, fault_of, is_model, is_one_requests, is_quota
 from lion_ray.gateway.limits import KINDS, Told
 
 TIMED_OUT = "timed out"
@@ -32,12 +33,12 @@ SERVER_ERROR = "server error"
 GARBLED = "garbled answer"
 CONNECTION_LOST = "connection lost"
 UNREACHABLE = "unreachable"
+TOO_LARGE = "reply too large"
 REJECTED = "rejected by the endpoint"
 
-Fault = Literal["key", "model", "address", "quota"]
-
-_QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _DETAIL_CHARS = 300
+_READ_CHARS = 10_000
+"""Of a text that is shortened, so that one of many megabytes costs nothing."""
 _LIMIT, _REMAINING, _RESET = "x-ratelimit-limit-", "x-ratelimit-remaining-", "x-ratelimit-reset-"
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -80,35 +81,82 @@ class Unreachable(Transient):
         super().__init__(UNREACHABLE, detail)
 
 
-class Rejected(TransportError):  # noqa: N818
-    """This request will never succeed; others may."""
+class Elsewhere(Transient):
+    """Something answered that is not the API: a web page, a redirect, nothing. Where no answer ever came, the address
+    is wrong; else a gateway in between may be in trouble."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, detail: str) -> None:
+        super().__init__(GARBLED, detail)
+
+    @property
+    def uncertain(self) -> bool:
+        return False
+
+
+class Rejected(TransportError):  # noqa: N818
+    """This request will never succeed; others may.
+
+    `of_its_own`: for what it holds. Else the endpoint does not say why, and may reject all alike. `answered`: the
+    endpoint had done the work, and may charge for it.
+    """
+
+    def __init__(self, reason: str, detail: str, *, of_its_own: bool = True, answered: bool = False) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.of_its_own = of_its_own
+        self.answered = answered
 
 
 class Refused(TransportError):  # noqa: N818
-    """The endpoint refuses every request, because of its `fault`: key, model, address or quota."""
+    """The endpoint refuses every request, because of its `fault`.
 
-    def __init__(self, fault: Fault, detail: str) -> None:
+    `sure` is False where only a message's words say so, and they may be about this request after all.
+    """
+
+    def __init__(self, fault: Fault, detail: str, *, sure: bool = True) -> None:
         super().__init__(detail)
         self.fault: Fault = fault
+        self.sure = sure
 
 
 def as_sent(call: Call, config: EndpointConfig) -> Call:
-    """The call without what the endpoint is not sent; its key is taken from this, so it names what was bought."""
-    seed = call.seed if config.send_seed else None
-    json_schema = call.json_schema if config.json_schema else None
-    if seed == call.seed and json_schema is call.json_schema:
-        return call
-    return dataclasses.replace(call, seed=seed, json_schema=json_schema)
+    """The call as the endpoint is sent it; its key is taken from this, so it names what was bought."""
+    sent: dict[str, Any] = {}
+    if call.seed is not None and not config.send_seed:
+        sent["seed"] = None
+    if call.json_schema is not None and not config.json_schema:
+        sent["json_schema"] = None
+    if config.omit or config.extra_body:
+        sent |= {"omit": tuple(sorted(config.omit)), "extra": config.extra_body}
+    if config.system_role != "system" and any(message["role"] == "system" for message in call.messages):
+        sent["messages"] = _as_role(call.messages, config.system_role)
+    return dataclasses.replace(call, **sent) if sent else call
 
 
-def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
-    """The JSON body under the names the endpoint uses; `call` as `as_sent` returns it."""
+def _as_role(messages: tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    """System messages under another role; as the user's they are put before what the user says next, as one turn."""
+    if role != "user":
+        return tuple(message | {"role": role} if message["role"] == "system" else message for message in messages)
+    turns: list[Message] = []
+    before: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            before.append(message["content"])
+        elif before and message["role"] == "user":
+            turns.append(message | {"content": "\n\n".join([*before, message["content"]])})
+            before = []
+        else:
+            turns.append(message)
+    if before:
+        turns.append({"role": "user", "content": "\n\n".join(before)})
+    return tuple(turns)
+
+
+def wire_body(call: Call, config: EndpointConfig, max_tokens_field: str | None = None) -> dict[str, Any]:
+    """The JSON body under the names the endpoint uses; `call` as `as_sent` returns it. `max_tokens_field`: where it
+    was found to be another one than the config's."""
     body = call.body(config.model)
-    body[config.max_tokens_field] = body.pop("max_tokens")
+    body[max_tokens_field or config.max_tokens_field] = body.pop("max_tokens")
     if (schema := body.pop("json_schema", None)) is not None:
         # OpenAI allows 64 letters, digits, - and _ in a schema's name.
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(schema.get("title", "answer")))[:64] or "answer"
@@ -118,33 +166,60 @@ def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
 
 
 def status_error(status: int, headers: Mapping[str, str], text: str) -> TransportError:
-    """What a status of 400 or more means. `headers` is case-insensitive; `text` is the body, free of the key."""
+    """What a status other than 200 means. `headers` is case-insensitive; `text` is the body, free of the key."""
     try:
         body: Any = loads(text.encode("utf-8", "replace"))
     except ValueError:
         body = None
+    return error_of(status, headers, body, text)
+
+
+def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "") -> TransportError:
+    """As `status_error`, of a body that was parsed; also of an error inside another answer, with its own status."""
+    if status < 400:
+        where = headers.get("location")
+        to = f" (redirects to {shorten(shown(where))}, which is not followed)" if where else ""
+        return Elsewhere(f"HTTP {status} is not an answer{to}")
+    if isinstance(body, list) and body:
+        body = body[0]  # Gemini's
     message = message_of(body) or shorten(text)
-    error = body.get("error") if isinstance(body, dict) else None
-    codes = {str(error.get("code")), str(error.get("type"))} if isinstance(error, dict) else set()
+    error = body.get("error", body) if isinstance(body, dict) else None
+    error = error if isinstance(error, dict) else {}
+    codes = {
+        str(error.get(name))[:100] for name in ("code", "type", "status") if isinstance(error.get(name), str | int)
+    }
+    param = error.get("param")
     detail = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     lower = message.lower()
-    if status == 402 or (status in (403, 429) and codes & _QUOTA):
+    if status in (408, 409, 425) or status >= 500:
+        return Transient(SERVER_ERROR, detail, retry_after(headers))
+    if status == 407:
+        return Unreachable(f"{detail or status}: the proxy on the way asks for a user and a password")
+    if status == 402 or (status == 429 and headers.get("retry-after") is None and is_quota(codes, message)):
+        return Refused("quota", detail)
+    if status in (403, 429) and is_quota(codes, ""):
         return Refused("quota", detail)
     if status == 429:
         if lower.startswith("request too large"):
             # More tokens than a whole minute's limit: waiting would never end.
             return Rejected(REJECTED, detail)
         return RateLimited(retry_after(headers), detail, told_limits(headers))
-    if status == 403 and ("moderation" in lower or "flagged" in lower):
-        # Some gateways answer so to one input, not to a key.
-        return Rejected(REJECTED, detail)
     if status in (401, 403):
-        return Refused("key", detail)
-    if status in (404, 405):
-        return Refused("model" if "model" in lower or "model_not_found" in codes else "address", detail)
-    if status in (408, 409, 425) or status >= 500:
-        return Transient(SERVER_ERROR, detail, retry_after(headers))
-    return Rejected(REJECTED, detail)
+        if status == 403 and ("moderation" in lower or "flagged" in lower):
+            # Some gateways answer so to one input, not to a key.
+            return Rejected(REJECTED, detail)
+        if is_quota(codes, message):
+            return Refused("quota", detail)
+        return Refused("model" if is_model(codes, message) else "key", detail)
+    if status in (404, 405, 410):
+        return Refused("model" if "model" in lower or is_model(codes, "") else "address", detail)
+    if is_one_requests(codes, message):
+        return Rejected(REJECTED, detail)
+    fault = fault_of(codes, message, param if isinstance(param, str) else "")
+    if fault is None:
+        return Rejected(REJECTED, detail, of_its_own=False)
+    # An account runs dry in the middle of a run; that answers came before says nothing about it.
+    return Refused(fault, detail, sure=fault in ("key", "quota"))
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
@@ -193,6 +268,14 @@ def duration(value: str | None) -> float | None:
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|s)", value))
 
 
+def in_words(seconds: float) -> str:
+    """A time as people say it: the largest unit of which there are two."""
+    for unit, length in (("years", 365 * 86_400), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def is_loopback(url: str) -> bool:
     """Whether an address is this machine's own, where no proxy of the environment can reach."""
     return is_loopback_host(urlsplit(url).hostname or "")
@@ -225,32 +308,50 @@ def redact_text(text: str, key: str | None) -> str:
 
 
 def shorten(text: str) -> str:
-    """One line of at most 300 characters."""
-    line = " ".join(text.split())
+    """One line of at most 300 characters, which can be stored: no half of a surrogate pair."""
+    line = " ".join(text[:_READ_CHARS].encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
     return line if len(line) <= _DETAIL_CHARS else line[: _DETAIL_CHARS - 1] + "…"
 
 
 def loads(data: bytes) -> Any:
-    """Parse JSON. orjson refuses lone surrogates, which some endpoints send escaped; the text is still paid for."""
+    """Parse JSON; ValueError where it is none, or nested too deep.
+
+    orjson refuses lone surrogates, which some endpoints send escaped; the text is still paid for.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise ValueError("nested too deep") from None
 
 
 def excerpt(data: bytes) -> str:
     """One line of a body that is not what it should be."""
-    return shorten(data.decode("utf-8", "replace"))
+    return shorten(data[:_READ_CHARS].decode("utf-8", "replace"))
 
 
 def message_of(body: Any) -> str:
     """The message in an error's body, in the shapes that endpoints use; "" where there is none."""
     if not isinstance(body, dict):
         return ""
-    error = body.get("error", body)
+    error = body.get("error") or body
     if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or ""
-    return shorten(error if isinstance(error, str) else json.dumps(error))
+        names = ("message", "detail", "msg", "error_msg", "status_msg", "error_description", "title")
+        said = next((error[name] for name in names if error.get(name)), "")
+        metadata = error.get("metadata")
+        # OpenRouter: what the provider behind it said.
+        raw = metadata.get("raw") if isinstance(metadata, dict) else None
+        if isinstance(raw, str) and raw:
+            said = f"{said}: {raw}"
+        error = said or (error if error is not body else "")
+    if isinstance(error, str):
+        return shorten(error)
+    try:
+        return shorten(json.dumps(error))
+    except (RecursionError, ValueError):
+        return "an error that is nested too deep"
 
 
 def _number(value: str | None) -> float | None:
@@ -264,7 +365,7 @@ def _number(value: str | None) -> float | None:
 def _date(value: str | None) -> float | None:
     try:
         moment = parsedate_to_datetime(value or "")
-    except ValueError:
+        # HTTP dates are in UTC, also where they do not say so.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None
-    # HTTP dates are in UTC, also where they do not say so.
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from lion_ray.errors import DataError
+from lion_ray.finish import Ending, ending
 from lion_ray.records import derive_seed
 from lion_ray.tokens import Prompter
 
@@ -32,7 +33,7 @@ EMPTY_ANSWER = "empty answer"
 CUT_OFF = "answer cut off"
 EMPTY_PROMPT = "empty prompt"
 PROMPT_TOO_LONG = "prompt too long"
-_CUT_REASONS = frozenset({"length", "content_filter"})
+_CUT_REASONS = frozenset(Ending) - {Ending.COMPLETE}
 
 
 class Row(NamedTuple):
@@ -123,7 +124,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
         return EMPTY_PROMPT  # nothing to predict the first token from
     if len(prompt) >= max_length:
         return PROMPT_TOO_LONG
-    complete = row.finish_reason not in _CUT_REASONS
+    complete = row.finish_reason is None or ending(row.finish_reason) not in _CUT_REASONS
     answer = prompter.completion_ids(row.answer, complete=complete)
     if not answer:
         return EMPTY_ANSWER

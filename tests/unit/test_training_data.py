@@ -49,6 +49,14 @@ def test_every_row_is_a_sample_or_counted(prompter):
     assert dropped == {"empty answer": 1, "prompt too long": 1}
 
 
+@pytest.mark.parametrize(
+    ("reason", "complete"), [("end_turn", True), ("MAX_TOKENS", False), ("model_length", False), ("novel", False)]
+)
+def test_only_an_ending_that_is_known_to_be_one_gets_the_end_token(prompter, reason, complete):
+    samples, _ = encode([("q", "yes", reason)], prompter, 100, "keep")
+    assert (samples[0].ids[-1] == prompter.end_id) == complete
+
+
 def test_an_answer_whose_end_token_does_not_fit_is_cut_off(prompter):
     room = len(prompter.prompt_ids("q")) + len(prompter.completion_ids("yes", complete=False))
     assert encode([Row("q", "yes")], prompter, room, "drop") == ([], {"answer cut off": 1})

@@ -11,7 +11,6 @@ lives.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection
 from typing import Any
@@ -19,13 +18,15 @@ from typing import Any
 import orjson
 
 from lion_ray.errors import InfrastructureError
-from lion_ray.gateway.reply import Reply, parse_reply
+from lion_ray.gateway.reply import Reply, read_reply
 from lion_ray.gateway.wire import (
     RateLimited,
     Transient,
     TransportError,
+    error_of,
+    loads,
+    message_of,
     shorten,
-    status_error,
 )
 
 URL = "/v1/chat/completions"
@@ -52,17 +53,14 @@ def read_line(data: bytes | None) -> Reply:
     status = response.get("status_code") if isinstance(response, dict) else None
     if not isinstance(response, dict) or not isinstance(status, int):
         # Expired and cancelled requests have an error and no response.
-        raise NotDone(shorten(f"not done by the batch: {json.dumps(error)}"))
-    body = json.dumps(response.get("body")).encode()
-    if status >= 400:
-        told = status_error(status, {}, body.decode())
-        if isinstance(told, RateLimited | Transient):
-            raise NotDone(told.detail)
-        raise told
+        raise NotDone(shorten(f"not done by the batch: {message_of({'error': error}) or 'no reason given'}"))
+    body = response.get("body")
     try:
-        return parse_reply(body)
-    except Transient as garbled:
-        raise NotDone(garbled.detail) from None
+        if status >= 400:
+            raise error_of(status, {}, body)
+        return read_reply(body, data=data or b"")
+    except (RateLimited, Transient) as passing:
+        raise NotDone(passing.detail) from None
 
 
 class Output:
@@ -109,12 +107,9 @@ class Output:
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:
-    """A line's object; orjson refuses lone surrogates, which some endpoints send escaped."""
+    """A line's object; None where it is none."""
     try:
-        line = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            line = json.loads(data)
-        except ValueError:
-            return None
+        line = loads(data)
+    except ValueError:
+        return None
     return line if isinstance(line, dict) else None

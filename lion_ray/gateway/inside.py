@@ -1,0 +1,65 @@
+"""Errors that are told inside an HTTP 200, as the statuses that they would have been.
+
+Sources: OpenRouter's errors ({"error": {"code": 429}}, also on a choice), Google's (status names), MiniMax's
+(base_resp), Baidu's (error_code), vLLM's ({"object": "error"}). This module knows nothing of answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lion_ray.gateway.wire import Refused, TransportError, error_of, message_of
+
+_STATUSES = (
+    (429, r"rate_?limit|too_?many|throttl|resource_?exhausted|quota|qps"),
+    (401, r"invalid_?api_?key|authentication|unauthori[sz]ed|unauthenticated"),
+    (403, r"permission|forbidden"),
+    (404, r"not_?found|model_?not|not_?exist"),
+    (400, r"invalid_?request|invalid_?argument|bad_?request|context_?length|unsupported|content_?filter"),
+    (503, r"unavailable|overload|capacity|busy"),
+    (504, r"time_?d?_?out|deadline"),
+    (500, r"internal|server_?error|api_?error|bad_?gateway"),
+)
+
+
+def error_inside(
+    body: Mapping[str, Any], choice: Any, headers: Mapping[str, str] | None, *, whole: bool
+) -> TransportError | None:
+    """What the error in an answer means; None where there is none, or it does not say. `whole`: the answer is there
+    as well, and stands beside whatever the body says (but not beside an error of its own choice)."""
+    told: Any = choice.get("error") if isinstance(choice, dict) else None
+    if not told and not whole:
+        told = body.get("error")
+    if not told and not isinstance(choice, dict):
+        told = body.get("base_resp") or body
+    if not isinstance(told, Mapping):
+        told = {"message": told} if isinstance(told, str) else {}
+    status = _status(told)
+    if status is None:
+        return None
+    error = error_of(status, headers or {}, {"error": dict(told)})
+    if isinstance(error, Refused) and error.fault not in ("key", "quota"):
+        error.sure = False
+    error.detail = f"told inside an HTTP 200: {error.detail}"
+    return error
+
+
+def _status(told: Mapping[str, Any]) -> int | None:
+    names = []
+    for field in ("code", "status", "status_code", "http_status", "error_code", "type"):
+        value = told.get(field)
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
+            value = int(value)
+        if isinstance(value, int) and 400 <= value <= 599:
+            return value
+        if isinstance(value, str):
+            names.append(value[:100])
+    # The names before the words: they say one thing only.
+    for said in (" ".join(names), message_of(told)):
+        flat = re.sub(r"[^a-z]+", "_", said.lower())
+        for status, words in _STATUSES:
+            if re.search(words, flat):
+                return status
+    return None

@@ -1,0 +1,71 @@
+"""How long an endpoint that says 429 is waited for, and when it is no rate limit any more.
+
+Invariants:
+- A pause that the endpoint names is kept in full, up to `max_retry_after_s`. A longer one is told and not slept; one
+  that is asked for again and again is an EndpointError.
+- An endpoint that has said nothing but 429, many times, for longer than `outage_timeout_s` is an EndpointError: an
+  account that is used up does not always say so. A few long pauses that it names itself are no such row.
+
+A state machine of times that are passed in, in seconds. This module knows nothing of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lion_ray.config import EndpointConfig
+from lion_ray.errors import EndpointError
+from lion_ray.gateway.wire import RateLimited, in_words
+
+TOO_LONG_IN_ROW = 3
+"""Pauses beyond the bound that may be asked for with no answer between them: one may be a mistake."""
+LIMITS_IN_ROW = 30
+"""429s from which a row of them may count as an end."""
+
+
+class Patience:
+    """The 429s of one endpoint since its last answer."""
+
+    def __init__(self, name: str, address: str, config: EndpointConfig, say: Callable[[str], object]) -> None:
+        self._name, self._config, self._say = name, config, say
+        self._who = f"endpoint {name} ({address})"
+        self.answered()
+
+    def answered(self) -> None:
+        """There was an answer: whatever comes now is a new row."""
+        self._since: float | None = None
+        self._in_row = self._too_long = 0
+        self._last_at = 0.0
+
+    def pause(self, limit: RateLimited, sent_at: float, now: float, backoff_s: float) -> float:
+        """How long to send nothing, where it does not say so itself `backoff_s`. Raises EndpointError."""
+        if self._since is None:
+            self._since, self._last_at = now, sent_at
+        fresh = sent_at >= self._last_at  # not out together with the last one
+        if fresh:
+            self._in_row += 1
+            self._last_at = now
+        asked_s = limit.retry_after_s
+        if asked_s is not None and asked_s > self._config.max_retry_after_s:
+            return self._too_long_pause(limit, asked_s, backoff_s, fresh=fresh)
+        silent_s = now - self._since
+        if silent_s > self._config.outage_timeout_s and self._in_row >= LIMITS_IN_ROW:
+            raise EndpointError(
+                f"{self._who} has said 'too many requests' to everything for {in_words(silent_s)}: the account's quota "
+                f"may be used up; run the same command later, or raise endpoints.{self._name}.outage_timeout_s "
+                f"[{limit.detail}]"
+            )
+        return asked_s or backoff_s
+
+    def _too_long_pause(self, limit: RateLimited, asked_s: float, backoff_s: float, *, fresh: bool) -> float:
+        self._too_long += fresh
+        if self._too_long > TOO_LONG_IN_ROW:
+            raise EndpointError(
+                f"{self._who} asks to wait {in_words(asked_s)}, again and again: more than endpoints.{self._name}."
+                f"max_retry_after_s ({self._config.max_retry_after_s:g} s); run the same command later, or raise it "
+                f"[{limit.detail}]"
+            )
+        pause = max(backoff_s, self._config.max_backoff_s)
+        if fresh:
+            self._say(f"it asks to wait {in_words(asked_s)}, which is no rate limit: asked again in {pause:.0f} s")
+        return pause

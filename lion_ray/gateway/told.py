@@ -1,0 +1,69 @@
+"""What the user is told when an endpoint refuses every call: in one line, what is wrong, where, and what to set.
+
+This module decides nothing: whose fault a refusal is, `faults` guesses and `suspects` finds out.
+"""
+
+from __future__ import annotations
+
+from lion_ray.config import EndpointConfig
+from lion_ray.errors import EndpointError
+from lion_ray.gateway.calls import Call, Failure
+from lion_ray.gateway.faults import MAX_TOKENS_FIELDS, named_fields
+from lion_ray.gateway.suspects import BY_NUMBER, Suspicion
+from lion_ray.gateway.wire import Refused
+
+
+def refusal_error(name: str, address: str, config: EndpointConfig, refused: Refused, call: Call) -> EndpointError:
+    """Why the endpoint called `name` refuses every call. `address` holds no secret."""
+    variable = config.api_key_env
+    who = f"endpoint {name} ({address})"
+    match refused.fault:
+        case "key" if variable is None:
+            told = f"{who} asks for a key: name its environment variable in endpoints.{name}.api_key_env"
+        case "key":
+            told = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
+        case "model":
+            told = f"{who} has no model '{config.model}': check endpoints.{name}.model"
+        case "address":
+            told = f"{who} has no chat completions there: check endpoints.{name}.base_url (often ends in /v1)"
+        case "quota":
+            told = (
+                f"{who} says the account has no credit left, or is closed: top it up, then run the same command again"
+            )
+        case "system" if any(message["role"] in ("system", "developer") for message in call.messages):
+            told = (
+                f"{who} takes no system message for '{config.model}': set endpoints.{name}.system_role: user, which "
+                "puts it before what the user says"
+            )
+        case "system" | "parameter":
+            told = f"{who} does not take a field as every request holds it: {_remedy(name, refused.detail, call)}"
+    return EndpointError(f"{told} [{refused.detail}]")
+
+
+def suspicion(name: str, address: str, failure: Failure) -> Suspicion:
+    """A failure that the endpoint may have for every call, by no words of its own."""
+    error = EndpointError(
+        f"endpoint {name} ({address}) has answered no call, and failed {BY_NUMBER} in the same way: check "
+        f"endpoints.{name}.model and base_url; a field that it does not take is left out with omit, and one that it "
+        f"wants is added with extra_body [{failure.reason}: {failure.detail}]"
+    )
+    return Suspicion(failure, error, by_words=False)
+
+
+def _remedy(name: str, detail: str, call: Call) -> str:
+    fields = named_fields(detail)
+    here = f"endpoints.{name}"
+    ours = [field for field in fields if field in ("temperature", "top_p")]
+    if ours:
+        left_out = ours[-1:] if "both" in detail.lower() else ours
+        return f"leave it out with {here}.omit: [{', '.join(left_out)}], or set the {call.role or 'role'}'s own value"
+    if any(field in MAX_TOKENS_FIELDS for field in fields):
+        return f"set the {call.role or 'role'}'s max_tokens lower, or {here}.max_tokens_field to its name for it"
+    if "seed" in fields:
+        return f"set {here}.send_seed: false"
+    if "response_format" in fields or "json_schema" in fields:
+        return f"set {here}.json_schema: false"
+    wanted = fields[0] if fields else "FIELD"
+    return (
+        f"add it with {here}.extra_body: {{{wanted}: value}}, or leave one out with {here}.omit: [temperature, top_p]"
+    )
