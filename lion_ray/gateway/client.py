@@ -27,6 +27,7 @@ import orjson
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
@@ -79,7 +80,9 @@ class Client:
         self._run = run
         self._batches: BatchQueue | None = None
         self._batch_api: openai.AsyncOpenAI | None = None
-        make_batches = None
+        self._make_batches: Callable[[], BatchQueue] | None = None
+        self._records = BatchRecords(journal.root)
+        self._any_before: asyncio.Task[bool] | None = None
         if transport is None:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
@@ -106,6 +109,8 @@ class Client:
                     )
                 return self._batches
 
+            self._make_batches = make_batches
+
         self._transport = transport
         self._journal = journal
         self._on_event = on_event or _ignore
@@ -120,9 +125,11 @@ class Client:
             transport,
             address=shown(self.address),
             ledger=self._ledger,
-            batches=make_batches,
+            batches=self._make_batches,
+            bought_before=self._bought_before,
             stats=self._stats,
             on_event=self._on_event,
+            say=say or _ignore,
             clock=clock,
             sleep=sleep,
             rng=rng,
@@ -232,15 +239,33 @@ class Client:
                 self._on_event(Event("replayed", key, call.role))
                 return known
             account = Account(self._run, call.role, call.stage)
-            bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
+            keep = partial(self._journal.put, account=account)
+            lose = partial(self._journal.lose, account, self.name)
+            bought = await self._sender.buy(key, call, flight.attempt, keep, lose)
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
-            if self._batches is not None and call.batch:
+            if self._batches is not None:
                 await self._batches.settled(key)
             self._count(bought, call)
             return bought
         finally:
             self._forget(key, flight)
+
+    async def _bought_before(self, key: str) -> BatchQueue | None:
+        """The queue, where a batch under way holds this call, which is to go live now: a role that was switched.
+
+        Raises InfrastructureError where the records of batches cannot be read.
+        """
+        if self._make_batches is None:
+            return None
+        if self._batches is None:
+            # Looked for once: other batches than those that are there now are this client's own.
+            if self._any_before is None or (self._any_before.done() and self._any_before.exception() is not None):
+                self._any_before = asyncio.create_task(asyncio.to_thread(self._records.any))
+            if not await asyncio.shield(self._any_before):
+                return None
+        queue = self._make_batches()
+        return queue if await queue.holds(key) else None
 
     # --- accounts
 
