@@ -31,7 +31,7 @@ from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
@@ -187,6 +187,15 @@ class Client:
     def pause(self, seconds: float) -> None:
         """Send nothing for so long: another proxy of this endpoint was told to wait."""
         self._sender.limiter.pause(seconds)
+
+    @property
+    def excess(self) -> Excess:
+        """What this endpoint's answers have shown that a call can take beyond what it allows."""
+        return self._ledger.excess
+
+    def expect(self, excess: Excess) -> None:
+        """Reserve as much for each call as another client of this endpoint has seen that it can take."""
+        self._ledger.excess.join(excess)
 
     async def close(self) -> None:
         """Let requests that are out come home and be journaled, end the other calls, give back connections.

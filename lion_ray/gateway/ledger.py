@@ -57,6 +57,10 @@ class _Beyond:
         self.extra = max(self.extra, used - asked)
         self.ratio = max(self.ratio, used / max(1, asked))
 
+    def join(self, other: _Beyond) -> None:
+        self.seen, self.extra = max(self.seen, other.seen), max(self.extra, other.extra)
+        self.ratio = max(self.ratio, other.ratio)
+
 
 class Excess:
     """What an endpoint's answers have shown that a call can take beyond what it allows.
@@ -76,6 +80,11 @@ class Excess:
         self._prompt.learn(asked.prompt, most.prompt, used.prompt)
         self._completion.learn(asked.completion, most.completion, used.completion)
         return used.prompt > most.prompt or used.completion > most.completion
+
+    def join(self, other: Excess) -> None:
+        """Take in what another proxy of the endpoint has seen."""
+        self._prompt.join(other._prompt)
+        self._completion.join(other._completion)
 
 
 @dataclass

@@ -363,6 +363,7 @@ class Sender:
         self._wave.answered(surprised=surprised)
         after = self.ledger.excess.raised(order.asked)
         if after != before and self.ledger.prices is not None:
+            self._on_event(Event("surprised", order.key, order.call.role))
             self._say(
                 f"endpoint {self.name}: an answer took {used.prompt:,} and {used.completion:,} tokens, where at most "
                 f"{order.asked.prompt:,} and {order.asked.completion:,} were expected; from now on a call like it is "
