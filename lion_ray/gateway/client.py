@@ -116,6 +116,7 @@ class Client:
         self._on_event = on_event or _ignore
         self._flights: dict[str, _Flight] = {}
         self._closed = False
+        self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
         self._stats = Stats()
         self._latencies = Latencies()
         self._ledger = ledger or Ledger(config.prices)
@@ -129,7 +130,7 @@ class Client:
             bought_before=self._bought_before,
             stats=self._stats,
             on_event=self._on_event,
-            say=say or _ignore,
+            say=self._say,
             clock=clock,
             sleep=sleep,
             rng=rng,
@@ -248,9 +249,8 @@ class Client:
                 self._on_event(Event("replayed", key, call.role))
                 return known
             account = Account(self._run, call.role, call.stage)
-            keep = partial(self._journal.put, account=account)
-            lose = partial(self._journal.lose, account, self.name)
-            bought = await self._sender.buy(key, call, flight.attempt, keep, lose)
+            flight.attempt.lose = partial(self._journal.lose, account, self.name)
+            bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
             if self._batches is not None:

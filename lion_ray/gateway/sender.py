@@ -4,8 +4,7 @@ Invariants:
 - At most `max_concurrency` calls are in flight, shared fairly among the proxies of an endpoint. A call is in flight
   until its answer is kept: a machine that dies loses no more answers than that.
 - Once an answer could not be kept, nothing more is sent: what cannot be kept must not be bought.
-- Every attempt's worst case is reserved before it is sent (`ledger`), and settled or, where its fate is unknown, held
-  durably afterwards. What an answer has shown about bills holds for every call that was not sent yet.
+- Every attempt's worst case is reserved before it is sent, and settled or held afterwards (`purse`).
 - A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent.
 - While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
   with an error. Past `outage_timeout_s` that is an EndpointError.
@@ -20,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lion_ray.config import EndpointConfig
@@ -30,11 +29,10 @@ from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
+from lion_ray.gateway.purse import Purse, Reserved
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.transport import Transport
-from lion_ray.gateway.usage import Bounds, Settled, bounds
-from lion_ray.gateway.wave import Wave
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,
     TIMED_OUT,
@@ -53,6 +51,10 @@ DOWN = "endpoint is down"
 """The reason of a Failure where the endpoint is down and the caller would rather ask another one."""
 
 
+async def _nothing_kept(usd: float) -> None:
+    """Of a call whose owner keeps no accounts."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """What the owner of a call and its sender tell each other."""
@@ -63,26 +65,8 @@ class Attempt:
     """Whether anybody still waits for the call."""
     patient: bool = True
     """Waits through an outage; else it ends in a Failure for the reason `DOWN`."""
-
-
-@dataclass(slots=True)
-class _Order:
-    """A call on its way: what is sent for it, and what it allows."""
-
-    key: str
-    call: Call
-    body: dict[str, Any]
-    asked: Bounds
-    characters: int
-    attempt: Attempt
-    lose: Callable[[float], Awaitable[None]]
-    most: Bounds = field(init=False)
-    """What is reserved for the attempt under way."""
-    worst: float = 0.0
-    """That in US dollars."""
-
-    def __post_init__(self) -> None:
-        self.most = self.asked
+    lose: Callable[[float], Awaitable[None]] = _nothing_kept
+    """Makes durable that an attempt may have been billed so many US dollars."""
 
 
 class Sender:
@@ -100,60 +84,52 @@ class Sender:
         bought_before: Callable[[str], Awaitable[BatchQueue | None]] | None = None,
         stats: Stats,
         on_event: Callable[[Event], None],
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], object],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         rng: random.Random | None = None,
     ) -> None:
-        """`bought_before`: the queue of the batch under way that holds a key, should there be one."""
+        """`bought_before`: the queue of the batch under way that holds a key, where there is one."""
         self.name, self.config = name, config
-        self._transport, self._batches, self._bought_before = transport, batches, bought_before
+        self._transport, self._batches = transport, batches
+        self._bought_before = bought_before
         self._address = address
-        self.ledger = ledger
-        self._stats, self._on_event, self._say = stats, on_event, say
+        self._purse = Purse(name, config, ledger, on_event, say)
+        self._stats, self._on_event = stats, on_event
         self._clock, self._sleep = clock, sleep
         self._rng = rng or random.Random()
         self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies, cautious=config.serve is None)
         self.breaker = Breaker(config.breaker_failures, clock=clock)
         self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
-        self._wave = Wave(proxies=config.proxies, narrow=ledger.capped)
         self._turn = asyncio.Lock()
         self._answered = False
         self._unkept: InfrastructureError | None = None
 
     async def buy(
-        self,
-        key: str,
-        call: Call,
-        attempt: Attempt,
-        keep: Callable[[Completion], Awaitable[None]],
-        lose: Callable[[float], Awaitable[None]],
+        self, key: str, call: Call, attempt: Attempt, keep: Callable[[Completion], Awaitable[None]]
     ) -> Outcome:
         """Send until there is an answer, which goes through `keep`, a reason to stop, or no attempt left.
-
-        `lose` makes durable that an attempt may have been billed so many US dollars.
 
         Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap,
         InfrastructureError where an answer could not be kept: this one, or another before.
         """
+        body = wire_body(call, self.config)
         characters = sum(len(message["content"]) for message in call.messages)
         size = sum(len(message["content"].encode()) for message in call.messages)
         if call.json_schema is not None:
             size += len(str(call.json_schema))
-        asked = bounds(size, len(call.messages), call.max_tokens)
-        order = _Order(key, call, wire_body(call, self.config), asked, characters, attempt, lose)
-        if (batches := await self._queue(order)) is not None:
-            outcome = await self._in_batch(batches, order)
+        if (batches := await self._queue(key, call)) is not None:
+            outcome = await self._in_batch(batches, key, call, body, size, attempt)
             if outcome is not None:
                 return await self._kept(outcome, keep)
         async with self._slots:
-            return await self._kept(await self._live(order), keep)
+            return await self._kept(await self._live(key, call, body, characters, size, attempt), keep)
 
-    async def _queue(self, order: _Order) -> BatchQueue | None:
+    async def _queue(self, key: str, call: Call) -> BatchQueue | None:
         """The batches that a call goes through; None where it goes live."""
-        if order.call.batch and self._batches is not None:
+        if call.batch and self._batches is not None:
             return self._batches()
-        return await self._bought_before(order.key) if self._bought_before is not None else None
+        return await self._bought_before(key) if self._bought_before is not None else None
 
     async def _kept(self, outcome: Outcome, keep: Callable[[Completion], Awaitable[None]]) -> Outcome:
         if isinstance(outcome, Completion):
@@ -170,16 +146,27 @@ class Sender:
 
     # --- live
 
-    async def _live(self, order: _Order) -> Outcome:
-        key, role, attempt = order.key, order.call.role, order.attempt
+    async def _live(
+        self, key: str, call: Call, body: dict[str, Any], characters: int, size: int, attempt: Attempt
+    ) -> Outcome:
         limited = errors = 0
         while True:
             if self.breaker.open and not attempt.patient:
                 return Failure(key, DOWN, f"{self.breaker.last_error} (down for {self.breaker.down_s:.0f} s)")
-            async with self._wave:
-                ticket, probe = await self._paid_and_admitted(order)
-                attempt.committed = True
-                result = await self._send(order, ticket, probe)
+            worst = await self._purse.take(call, size)
+            try:
+                ticket, probe = await self._admitted(self.limiter.need(characters, call.max_tokens))
+            except BaseException:
+                await self._purse.settle(worst)
+                raise
+            if not self._purse.fits(worst):
+                # While it waited, another call's answer has shown that it may cost more.
+                self.limiter.ended()
+                self.breaker.abandoned(probe)
+                await self._purse.settle(worst)
+                continue
+            attempt.committed = True
+            result = await self._send(key, call, body, ticket, probe, worst, attempt)
             if isinstance(result, Completion | Failure):
                 return result
             attempt.committed = False
@@ -190,46 +177,19 @@ class Sender:
                 limited += 1
                 pause = result.retry_after_s or self._backoff(limited)
                 self.limiter.limited(ticket, pause, result.limits)
-                self._on_event(Event("rate_limited", key, role, result.detail, pause))
+                self._on_event(Event("rate_limited", key, call.role, result.detail, pause))
                 continue
             if self.breaker.open and result.reason in _NOBODY_THERE:
-                self._on_event(Event("retried", key, role, f"{result.reason}: {result.detail}", 0.0))
+                self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", 0.0))
                 continue
             errors += 1
             if errors >= self.config.max_attempts:
                 return self._given_up(key, result, errors)
             pause = max(result.retry_after_s or 0.0, self._backoff(errors))
             self._stats.retried += 1
-            self._on_event(Event("retried", key, role, f"{result.reason}: {result.detail}", pause))
+            self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", pause))
             # The slot stays taken: fewer requests go to an endpoint that is in trouble.
             await self._sleep(pause)
-
-    async def _paid_and_admitted(self, order: _Order) -> tuple[Ticket, int]:
-        """Reserve the attempt's money and wait for its turn; then it is to be sent at once."""
-        while True:
-            await self._reserve(order)
-            try:
-                ticket, probe = await self._admitted(self.limiter.need(order.characters, order.call.max_tokens))
-            except BaseException:
-                await self.ledger.settle(order.worst, 0.0)
-                raise
-            if self.ledger.excess.raised(order.asked) == order.most:
-                return ticket, probe
-            # While it waited, another call's answer has shown that it may cost more. All of it is given back first:
-            # calls that each keep a part and wait for more could wait for each other.
-            self.limiter.ended()
-            self.breaker.abandoned(probe)
-            await self.ledger.settle(order.worst, 0.0)
-
-    async def _reserve(self, order: _Order, *, batch: bool = False) -> None:
-        """Set aside the worst that a call may cost, as it is known when the money is there."""
-        while True:
-            order.most = self.ledger.excess.raised(order.asked)
-            order.worst = self.ledger.worst(order.most, batch=batch)
-            await self.ledger.reserve(order.worst)
-            if self.ledger.excess.raised(order.asked) == order.most:
-                return
-            await self.ledger.settle(order.worst, 0.0)
 
     async def _admitted(self, need: Need) -> tuple[Ticket, int]:
         """Wait for the breaker and the rate limit, first come first served; also says which probe this is, or 0."""
@@ -252,21 +212,28 @@ class Sender:
                 raise
             return granted, probe
 
-    async def _send(self, order: _Order, ticket: Ticket, probe: int) -> Outcome | RateLimited | Transient:
+    async def _send(
+        self,
+        key: str,
+        call: Call,
+        body: dict[str, Any],
+        ticket: Ticket,
+        probe: int,
+        worst: Reserved,
+        attempt: Attempt,
+    ) -> Outcome | RateLimited | Transient:
         """One attempt: its answer, its failure for good, or an error that may pass. Settles its money."""
         self._stats.sent += 1
         self._stats.in_flight += 1
         paid = 0.0
         uncertain = True  # until the endpoint has said something
         try:
-            reply = await self._transport.chat(order.body)
+            reply = await self._transport.chat(body)
             uncertain = False
             self._answered = True
             self.breaker.succeeded()
-            usage = reply.usage
-            told = (usage.prompt, usage.completion) if usage.prompt and usage.completion is not None else (0, 0)
-            self.limiter.answered(ticket, *told, reply.limits)
-            completion = self._completion(order, reply, self._clock() - ticket.at)
+            self.limiter.answered(ticket, *reply.usage.known(), reply.limits)
+            completion = self._completion(key, call, reply, self._clock() - ticket.at, worst)
             paid = completion.cost_usd or 0.0
             return completion
         except RateLimited as limit:
@@ -282,7 +249,7 @@ class Sender:
         except Rejected as rejected:
             uncertain = False
             self.breaker.succeeded()
-            return Failure(order.key, rejected.reason, rejected.detail)
+            return Failure(key, rejected.reason, rejected.detail)
         except Refused as refused:
             uncertain = False
             self.breaker.succeeded()
@@ -292,39 +259,27 @@ class Sender:
             self.limiter.ended()
             if uncertain:
                 self.breaker.abandoned(probe)
-            if uncertain and self.config.assume_billed != "never":
-                await self._lose(order)
+                await self._lost(worst, attempt)
             else:
-                await self.ledger.settle(order.worst, paid)
+                await self._purse.settle(worst, paid)
 
-    async def _lose(self, order: _Order) -> None:
-        """Nobody knows whether an attempt was billed: that outlives this process."""
-        self.ledger.lose(order.worst)
-        if not order.worst:
-            return  # it costs nothing
-        try:
-            await order.lose(order.worst)
-        except InfrastructureError as error:
-            # What cannot be remembered must not be spent.
-            self._unkept = error
-            raise
-
-    async def _in_batch(self, batches: BatchQueue, order: _Order) -> Outcome | None:
+    async def _in_batch(
+        self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
+    ) -> Outcome | None:
         """The call's outcome by the Batch API; None where it is to go live after all."""
-        key = order.key
-        await self._reserve(order, batch=True)
+        worst = await self._purse.take(call, size, batch=True)
         paid = 0.0
         started = self._clock()
         try:
             # Not committed while it waits: a batch outlives this process, and the next start takes it up.
-            reply = await batches.chat(key, order.body, live=not order.call.batch)
-            order.attempt.committed = True
+            reply = await batches.chat(key, body, live=not call.batch)
+            attempt.committed = True
             self._answered = True
-            completion = self._completion(order, reply, self._clock() - started, batch=True)
+            completion = self._completion(key, call, reply, self._clock() - started, worst)
             paid = completion.cost_usd or 0.0
             return completion
         except NotDone as left:
-            self._on_event(Event("retried", key, order.call.role, left.detail))
+            self._on_event(Event("retried", key, call.role, left.detail))
             return None
         except Rejected as rejected:
             return Failure(key, rejected.reason, rejected.detail)
@@ -333,42 +288,33 @@ class Sender:
         except Refused as refused:
             raise self._refusal(refused) from None
         finally:
-            await self.ledger.settle(order.worst, paid)
+            await self._purse.settle(worst, paid)
 
     # --- what came of it
 
-    def _completion(self, order: _Order, reply: Reply, seconds: float, *, batch: bool = False) -> Completion:
-        usage = reply.usage
-        used = usage.settled(order.asked, order.most, len(reply.text.encode()))
-        self._learn(order, used)
+    async def _lost(self, worst: Reserved, attempt: Attempt) -> None:
+        try:
+            await self._purse.lose(worst, attempt.lose)
+        except InfrastructureError as error:
+            # What cannot be remembered must not be spent.
+            self._unkept = error
+            raise
+
+    def _completion(self, key: str, call: Call, reply: Reply, seconds: float, worst: Reserved) -> Completion:
+        paid = self._purse.paid(key, call, reply, worst)
         return Completion(
-            key=order.key,
+            key=key,
             text=reply.text,
             finish_reason=reply.finish_reason,
             model=reply.model or self.config.model,
             endpoint=self.name,
-            # What was not named is settled on, and not known.
-            prompt_tokens=used.prompt if usage.prompt is not None else 0,
-            completion_tokens=used.completion if (usage.completion, usage.total) != (None, None) else 0,
-            cached_tokens=used.cached,
+            prompt_tokens=paid.prompt_tokens,
+            completion_tokens=paid.completion_tokens,
+            cached_tokens=paid.cached_tokens,
             seconds=round(seconds, 4),
-            cost_usd=self.ledger.price(used, batch=batch),
+            cost_usd=paid.usd,
             logprobs=reply.logprobs,
         )
-
-    def _learn(self, order: _Order, used: Settled) -> None:
-        """Compare what an answer took with what was reserved for it; later calls reserve as much."""
-        before = self.ledger.excess.raised(order.asked)
-        surprised = self.ledger.excess.learn(order.asked, order.most, used)
-        self._wave.answered(surprised=surprised)
-        after = self.ledger.excess.raised(order.asked)
-        if after != before and self.ledger.prices is not None:
-            self._on_event(Event("surprised", order.key, order.call.role))
-            self._say(
-                f"endpoint {self.name}: an answer took {used.prompt:,} and {used.completion:,} tokens, where at most "
-                f"{order.asked.prompt:,} and {order.asked.completion:,} were expected; from now on a call like it is "
-                f"reserved ${self.ledger.worst(after):,.4f}"
-            )
 
     def _given_up(self, key: str, error: Transient, errors: int) -> Failure:
         if isinstance(error, Unreachable) and not self._answered:

@@ -65,6 +65,10 @@ class Usage:
     cached: int = 0
     """Prompt tokens that cost less."""
 
+    def known(self) -> tuple[int, int]:
+        """Prompt and completion tokens as they were told; (0, 0) where one of them was not."""
+        return (self.prompt, self.completion) if self.prompt and self.completion is not None else (0, 0)
+
     def settled(self, asked: Bounds, most: Bounds, text_bytes: int = 0) -> Settled:
         """The dearest reading.
 

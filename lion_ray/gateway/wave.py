@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from types import TracebackType
 
 FIRST_WAVE = 4
 """Calls that are out together before an endpoint's first answer, of all its proxies."""
 
 
 class Wave:
-    """A gate, as an async context around each attempt at a call. Use it from one event loop."""
+    """A gate for attempts at calls. Use it from one event loop."""
 
     def __init__(self, *, proxies: int = 1, narrow: bool = True) -> None:
         """For one of `proxies` that share an endpoint; not `narrow`: everybody may pass."""
@@ -28,7 +27,8 @@ class Wave:
         self._out = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def __aenter__(self) -> None:
+    async def enter(self) -> None:
+        """Wait for a place; whoever has one gives it back with `leave`."""
         while self.narrow and self._out >= self.width:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
@@ -39,9 +39,8 @@ class Wave:
                 raise
         self._out += 1
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def leave(self) -> None:
+        """An attempt is over, or is not sent."""
         self._out -= 1
         self._wake()
 

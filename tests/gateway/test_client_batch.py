@@ -125,7 +125,8 @@ def records(journal: Journal) -> list[Path]:
 async def test_a_role_that_is_switched_to_live_buys_nothing_twice(stub: StubAPI, tmp_path: Path, done: int) -> None:
     """What the batch had done when it was cancelled is fetched, and only the rest goes live."""
     assert stub.batches is not None
-    journal, said = Journal.open(str(tmp_path / "journal")), []
+    journal = Journal.open(str(tmp_path / "journal"))
+    said: list[str] = []
     if done < 40:
         stub.batches.plan.expire, stub.batches.plan.cancel = range(done, 40), True
     await left_under_way(stub, journal)

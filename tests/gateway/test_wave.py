@@ -16,10 +16,13 @@ class Calls:
         self.tasks = [asyncio.create_task(self._one()) for _ in range(count)]
 
     async def _one(self) -> None:
-        async with self.wave:
-            home = asyncio.Event()
-            self.out.append(home)
+        await self.wave.enter()
+        home = asyncio.Event()
+        self.out.append(home)
+        try:
             await home.wait()
+        finally:
+            self.wave.leave()
 
     async def come_home(self, count: int, *, surprised: bool = False) -> None:
         home, self.out = self.out[:count], self.out[count:]

@@ -50,7 +50,7 @@ def test_no_counts_are_the_reservation(usage: Any) -> None:
     assert taken(usage) == WORST
 
 
-ABSURD = [
+ABSURD: list[Any] = [
     None,
     -1,
     -100,
