@@ -55,6 +55,7 @@ class Crew:
         self.ledger: Any = LedgerActor.options(name=ledger, scheduling_strategy=beside_the_driver()).remote(
             config.budget and config.budget.usd
         )
+        never = tuple(name for name, one in config.endpoints.items() if one.assume_billed == "never")
         self.proxies: dict[str, list[Any]] = {}
         for endpoint in endpoints_in_use(config):
             own = endpoint == config.teacher.endpoint
@@ -72,6 +73,7 @@ class Crew:
                         seed=config.seed,
                         ledger=ledger,
                         siblings=tuple(other for other in named(endpoint) if other != name),
+                        never_billed=never,
                         fallbacks=fallbacks,
                     )
                 )

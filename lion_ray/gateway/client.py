@@ -28,10 +28,11 @@ from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.finish import Ending, ending
 from lion_ray.gateway.address import Address, read_address
 from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
@@ -80,7 +81,9 @@ class Client:
         self._run = run
         self._batches: BatchQueue | None = None
         self._batch_api: openai.AsyncOpenAI | None = None
-        make_batches = None
+        self._make_batches: Callable[[], BatchQueue] | None = None
+        self._records = BatchRecords(journal.root)
+        self._any_before: asyncio.Task[bool] | None = None
         if transport is None:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
@@ -110,6 +113,8 @@ class Client:
                     )
                 return self._batches
 
+            self._make_batches = make_batches
+
         self._transport = transport
         self._journal = journal
         self._on_event = on_event or _ignore
@@ -126,7 +131,8 @@ class Client:
             transport,
             address=shown(self.address),
             ledger=self._ledger,
-            batches=make_batches,
+            batches=self._make_batches,
+            bought_before=self._bought_before,
             stats=self._stats,
             on_event=self._on_event,
             say=self._say,
@@ -188,6 +194,15 @@ class Client:
         """Send nothing for so long: another proxy of this endpoint was told to wait."""
         self._sender.limiter.pause(seconds)
 
+    @property
+    def excess(self) -> Excess:
+        """What this endpoint's answers have shown that a call can take beyond what it allows."""
+        return self._ledger.excess
+
+    def expect(self, excess: Excess) -> None:
+        """Reserve as much for each call as another client of this endpoint has seen that it can take."""
+        self._ledger.excess.join(excess)
+
     async def close(self) -> None:
         """Let requests that are out come home and be journaled, end the other calls, give back connections.
 
@@ -239,10 +254,11 @@ class Client:
                 self._on_event(Event("replayed", key, call.role))
                 return self._meant(known)
             account = Account(self._run, call.role, call.stage)
+            flight.attempt.lose = partial(self._journal.lose, account, self.name)
             bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
-            if self._batches is not None and call.batch:
+            if self._batches is not None:
                 await self._batches.settled(key)
             self._count(bought, call)
             return self._meant(bought)
@@ -261,6 +277,22 @@ class Client:
                 f"such answers are whole, set endpoints.{self.name}.finish_reasons: {{{shorten(reason)}: stop}}"
             )
         return answer
+
+    async def _bought_before(self, key: str) -> BatchQueue | None:
+        """The queue, where a batch under way holds this call, which is to go live now: a role that was switched.
+
+        Raises InfrastructureError where the records of batches cannot be read.
+        """
+        if self._make_batches is None:
+            return None
+        if self._batches is None:
+            # Looked for once: other batches than those that are there now are this client's own.
+            if self._any_before is None or (self._any_before.done() and self._any_before.exception() is not None):
+                self._any_before = asyncio.create_task(asyncio.to_thread(self._records.any))
+            if not await asyncio.shield(self._any_before):
+                return None
+        queue = self._make_batches()
+        return queue if await queue.holds(key) else None
 
     # --- accounts
 

@@ -3,7 +3,7 @@
 Invariant: an answer was paid for, so only a body without one is refused; odd accounts and log-probabilities are left
 out, never a reason to throw it away.
 
-This module opens no connection and knows no key.
+This module opens no connection and knows no key. What an endpoint's accounts mean is `usage`'s to say.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lion_ray.gateway.calls import REFUSED, TokenChoice
 from lion_ray.gateway.inside import error_inside
 from lion_ray.gateway.limits import Told
 from lion_ray.gateway.sse import is_stream, joined
+from lion_ray.gateway.usage import UNKNOWN, Usage, read_usage
 from lion_ray.gateway.wire import GARBLED, Elsewhere, Transient, excerpt, loads, message_of, shorten, told_limits
 
 NAME_CHARS = 200
@@ -31,14 +32,13 @@ _TELLING = re.compile(r"\W*([0-9]+|[A-Za-z])\W*")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A chat completion as the endpoint gave it. Token counts are 0 where it named none."""
+    """A chat completion as the endpoint gave it."""
 
     text: str
     finish_reason: str
     model: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    usage: Usage = UNKNOWN
+    """The tokens that it says this took."""
     limits: Mapping[str, Told] | None = None
     """The endpoint's rate limits by kind (see `limits.KINDS`), where its headers told them."""
     logprobs: tuple[TokenChoice, ...] | None = None
@@ -87,7 +87,6 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
         choice, message, finish = {}, {}, Ending.FILTERED.value  # Gemini's word for a blocked prompt
     if ending(finish) is Ending.FAILED:
         raise Transient(GARBLED, f"broken off by the endpoint: finish_reason '{shorten(finish)}'")
-    usage = body.get("usage")
     text = _text(message.get("content"))
     if refused := _text(message.get("refusal")).strip():
         text, finish = text or refused, REFUSED
@@ -95,9 +94,7 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
         text=text,
         finish_reason=finish or "unknown",
         model=_text(body.get("model"))[:NAME_CHARS],
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-        cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
+        usage=read_usage(body.get("usage")),
         limits=None if headers is None else told_limits(headers),
         logprobs=_logprobs(choice.get("logprobs"), text),
     )
@@ -152,10 +149,3 @@ def _logprobs(given: Any, text: str) -> tuple[TokenChoice, ...] | None:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None
     return tuple(kept)
-
-
-def _count(usage: Any, *path: str) -> int:
-    """A number of tokens at `path`, 0 where the endpoint gives none: never a reason to throw a paid answer away."""
-    for name in path:
-        usage = usage.get(name) if isinstance(usage, dict) else None
-    return usage if isinstance(usage, int) else 0

@@ -36,6 +36,12 @@ UNREACHABLE = "unreachable"
 TOO_LARGE = "reply too large"
 REJECTED = "rejected by the endpoint"
 
+LOST_BEHIND = frozenset({408, 502, 504, *range(520, 528), 598, 599})
+"""Statuses by which a gateway says that it lost the server behind it, which may have done the work.
+
+RFC 9110 has 408, 502 and 504, Cloudflare 520 to 527, and other proxies 598 and 599.
+"""
+
 _DETAIL_CHARS = 300
 _READ_CHARS = 10_000
 """Of a text that is shortened, so that one of many megabytes costs nothing."""
@@ -63,15 +69,18 @@ class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mis
 class Transient(TransportError):  # noqa: N818
     """The same request may succeed later; `retry_after_s` where the endpoint said when."""
 
-    def __init__(self, reason: str, detail: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, reason: str, detail: str, retry_after_s: float | None = None, *, status: int | None = None
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.status = status
 
     @property
     def uncertain(self) -> bool:
         """Whether the endpoint may have done the work, and charge for it."""
-        return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED)
+        return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED) or self.status in LOST_BEHIND
 
 
 class Unreachable(Transient):
@@ -192,7 +201,7 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
     detail = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     lower = message.lower()
     if status in (408, 409, 425) or status >= 500:
-        return Transient(SERVER_ERROR, detail, retry_after(headers))
+        return Transient(SERVER_ERROR, detail, retry_after(headers), status=status)
     if status == 407:
         return Unreachable(f"{detail or status}: the proxy on the way asks for a user and a password")
     if status == 402 or (status == 429 and headers.get("retry-after") is None and is_quota(codes, message)):
