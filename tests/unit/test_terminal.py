@@ -215,7 +215,7 @@ def test_what_stays() -> None:
 
 
 def test_nothing_prints_past_it() -> None:
-    """Every module: plain print only of JSON, numbers and the program's own words; rich's console in `terminal` alone."""
+    """Every module: print only of JSON, numbers and the program's own words; rich's console in `terminal` alone."""
     package = Path(lion_ray.__file__).parent
     found = []
     for path in sorted(package.rglob("*.py")):
