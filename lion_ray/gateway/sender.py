@@ -34,6 +34,7 @@ from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
 from lion_ray.gateway.patience import Patience
 from lion_ray.gateway.reply import Reply
+from lion_ray.gateway.request import wire_body
 from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.suspects import Suspects, Suspicion, shape_of
 from lion_ray.gateway.told import refusal_error, suspicion
@@ -51,7 +52,6 @@ from lion_ray.gateway.wire import (
     Rejected,
     Transient,
     Unreachable,
-    wire_body,
 )
 
 FIRST_BACKOFF_S = 0.5
