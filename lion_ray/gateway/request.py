@@ -64,7 +64,7 @@ def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
 
 
 class LengthField:
-    """The name under which an endpoint takes the length limit: the config's, until it refuses that and not the other."""
+    """The name under which an endpoint takes the length limit: the config's, until the endpoint refuses it."""
 
     def __init__(self, name: str, config: EndpointConfig, say: Callable[[str], object]) -> None:
         """For the endpoint called `name`; `say` tells the user what was found."""

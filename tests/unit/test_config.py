@@ -438,7 +438,7 @@ def test_fields_that_are_not_the_users_to_add(config_path: Path, name: str) -> N
     assert f"'{name}' is" in lines[0]
 
 
-@pytest.mark.parametrize("value", [".nan", ".inf", "2026-11-28"])
+@pytest.mark.parametrize("value", [".nan", "-.inf"])
 def test_an_added_field_is_json(config_path: Path, value: str) -> None:
     assert "JSON" in mistakes(config_path, None, f"endpoints.default.extra_body={{field: {value}}}")[0]
 
