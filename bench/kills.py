@@ -151,7 +151,7 @@ async def _journaled(given: argparse.Namespace) -> None:
 
     from bench.stub_server import digest_of
     from lion_ray.gateway.journal import Journal
-    from lion_ray.gateway.wire import as_sent, wire_body
+    from lion_ray.gateway.request import as_sent, wire_body
 
     config = _config(given.in_flight)
     journal = Journal.open(given.journal)

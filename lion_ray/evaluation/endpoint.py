@@ -22,7 +22,7 @@ from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget, Ledger
-from lion_ray.gateway.wire import as_sent
+from lion_ray.gateway.request import as_sent
 from lion_ray.inference.server import ModelServer
 from lion_ray.telemetry import Progress
 

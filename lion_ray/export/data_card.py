@@ -31,7 +31,7 @@ COLUMNS = {
     "left_out": "why it was not trained on",
     "teacher": "the model that answered",
     "endpoint": "the name of the API that answered, in the run's configuration",
-    "finish_reason": "`stop`, or `length` where the answer was cut off",
+    "finish_reason": "`stop`, `length` where the answer was cut off, `unknown` where the endpoint's word for it is",
     "prompt_tokens, completion_tokens": "as the API counted them",
     "cost_usd": "US dollars; null where no price was configured",
     "call": "the key of the call in the run's journal",

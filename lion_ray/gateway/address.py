@@ -60,10 +60,8 @@ class Address:
 
     @property
     def authorization(self) -> str | None:
-        """The value of Authorization that its user and password make (RFC 7617)."""
-        if self.credentials is None:
-            return None
-        return "Basic " + base64.b64encode(":".join(self.credentials).encode()).decode()
+        """The value of Authorization that its user and password make."""
+        return basic(self.credentials)
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -131,6 +129,13 @@ def socket_options() -> list[tuple[int, int, int]]:
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     return options
+
+
+def basic(credentials: tuple[str, str] | None) -> str | None:
+    """The header's value that a user and a password make (RFC 7617); None where there are none."""
+    if credentials is None:
+        return None
+    return "Basic " + base64.b64encode(":".join(credentials).encode()).decode()
 
 
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:

@@ -33,10 +33,11 @@ from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Excess, Ledger
+from lion_ray.gateway.request import as_sent
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
-from lion_ray.gateway.wire import as_sent, shorten, shown
+from lion_ray.gateway.wire import shorten, shown
 
 JOURNAL_REFRESH_S = 5.0
 """How old the view of a journal that others write too may be when a call is bought."""

@@ -19,7 +19,7 @@ import orjson
 from aiohttp import AddrInfoType
 
 from lion_ray.config import EndpointConfig
-from lion_ray.gateway.address import Address, socket_options
+from lion_ray.gateway.address import Address, basic, socket_options
 from lion_ray.gateway.body import ACCEPTED, read_body
 from lion_ray.gateway.reply import Reply, parse_reply
 from lion_ray.gateway.wire import (
@@ -44,6 +44,7 @@ class AiohttpTransport:
         """`api_key` None: the endpoint asks for none."""
         self._key = api_key
         self._address = address
+        self._authorization = address.authorization if api_key is None else f"Bearer {api_key}"
         self._url = address.chat
         self._total_s = config.timeout_s
         self._first_byte_s = config.first_byte_timeout_s
@@ -80,21 +81,23 @@ class AiohttpTransport:
 
     async def _post(self, data: bytes) -> tuple[int, Any, bytes]:
         if self._session is None:
-            headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
-            given = self._address.authorization if self._key is None else f"Bearer {self._key}"
-            if given is not None:
-                headers["Authorization"] = given
             self._session = aiohttp.ClientSession(
                 # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
                 connector=aiohttp.TCPConnector(
                     limit=0, ttl_dns_cache=300, socket_factory=_socket, ssl=_trust(self._url)
                 ),
-                headers=headers,
+                headers={"Content-Type": "application/json", "Accept-Encoding": ACCEPTED},
                 timeout=self._timeout,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
         proxy = self._address.proxy
+        # Not among the session's headers, which the library sends to a proxy too.
+        headers = {} if self._authorization is None else {"Authorization": self._authorization}
+        for_proxy = {}
+        if proxy is not None and (given := basic(proxy.credentials)) is not None:
+            # A proxy forwards what is plain, and reads its own header from it; else it is asked for a tunnel first.
+            (for_proxy if self._url.startswith("https:") else headers)["Proxy-Authorization"] = given
         # Headers are an answer's first bytes; they come when the endpoint begins to answer.
         async with asyncio.timeout(self._first_byte_s):
             response = await self._session.post(
@@ -102,7 +105,8 @@ class AiohttpTransport:
                 data=data,
                 allow_redirects=False,
                 proxy=None if proxy is None else proxy.url,
-                proxy_auth=None if proxy is None or not proxy.credentials else aiohttp.BasicAuth(*proxy.credentials),
+                headers=headers,
+                proxy_headers=for_proxy or None,
             )
         async with response:
             encoding = response.headers.get("content-encoding")

@@ -29,12 +29,12 @@ from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
 from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
-from lion_ray.gateway.faults import MAX_TOKENS_FIELDS, refuses_field
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
 from lion_ray.gateway.patience import Patience
 from lion_ray.gateway.purse import Purse, Reserved
 from lion_ray.gateway.reply import Reply
+from lion_ray.gateway.request import LengthField, wire_body
 from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.suspects import Suspects, Suspicion, shape_of
 from lion_ray.gateway.told import refusal_error, suspicion
@@ -52,7 +52,6 @@ from lion_ray.gateway.wire import (
     Rejected,
     Transient,
     Unreachable,
-    wire_body,
 )
 
 FIRST_BACKOFF_S = 0.5
@@ -113,8 +112,7 @@ class Sender:
         self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
         self._turn = asyncio.Lock()
         self._suspects = Suspects()
-        self._max_tokens_field: str = config.max_tokens_field
-        self._no_fields: set[str] = set()
+        self._length_field = LengthField(name, config, self._say)
         self._answered = False
         self._patience = Patience(name, address, config, self._say)
         self._unkept: InfrastructureError | None = None
@@ -127,7 +125,7 @@ class Sender:
         Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap,
         InfrastructureError where an answer could not be kept: this one, or another before.
         """
-        body = wire_body(call, self.config, self._max_tokens_field)
+        body = self._length_field.rename(wire_body(call, self.config))
         shape = shape_of(body)
         characters = sum(len(message["content"]) for message in call.messages)
         size = sum(len(message["content"].encode()) for message in call.messages)
@@ -253,7 +251,7 @@ class Sender:
         attempt: Attempt,
     ) -> Outcome | Suspicion | RateLimited | Transient | Refused:
         """One attempt: its answer, its failure for good, or what makes another one worth it. Settles its money."""
-        self._rename(body, self._max_tokens_field)
+        self._length_field.rename(body)
         self._stats.sent += 1
         self._stats.in_flight += 1
         paid = 0.0
@@ -286,7 +284,7 @@ class Sender:
         except Refused as refused:
             uncertain = False
             self.breaker.succeeded()
-            return refused if self._found_name(refused, body) else self._refused(key, call, refused)
+            return refused if self._length_field.found(refused, body) else self._refused(key, call, refused)
         finally:
             self._stats.in_flight -= 1
             self.limiter.ended()
@@ -320,7 +318,7 @@ class Sender:
         except Transient as transient:
             return Failure(key, transient.reason, transient.detail)
         except Refused as refused:
-            if self._found_name(refused, body):
+            if self._length_field.found(refused, body):
                 return None  # a batch takes a day, and the call is alone: live
             return self._refused(key, call, refused)
         finally:
@@ -367,29 +365,6 @@ class Sender:
     def _rejected(self, key: str, rejected: Rejected) -> Failure | Suspicion:
         failure = Failure(key, rejected.reason, rejected.detail)
         return failure if rejected.of_its_own else suspicion(self.name, self._address, failure)
-
-    def _found_name(self, refused: Refused, body: dict[str, Any]) -> bool:
-        """Whether a refusal is about the name of the length limit, and the other name is worth trying."""
-        used = next((name for name in MAX_TOKENS_FIELDS if name in body), None)
-        if refused.fault != "parameter" or used is None or not refuses_field(refused.detail, used):
-            return False
-        other = next(name for name in MAX_TOKENS_FIELDS if name != used)
-        if other in self._no_fields:
-            return False
-        if used not in self._no_fields:
-            self._no_fields.add(used)
-            self._max_tokens_field = other
-            self._say(
-                f"it takes {other}, not {used}: set endpoints.{self.name}.max_tokens_field: {other} to save the "
-                "refused requests"
-            )
-        return True
-
-    @staticmethod
-    def _rename(body: dict[str, Any], name: str) -> None:
-        used = next((field for field in MAX_TOKENS_FIELDS if field in body), name)
-        if used != name:
-            body[name] = body.pop(used)
 
     def _given_up(self, key: str, call: Call, error: Transient, errors: int) -> Failure | Suspicion:
         if isinstance(error, Unreachable) and not self._answered:

@@ -40,7 +40,7 @@ class Transport(Protocol):
     """One way to send chat completions to one endpoint."""
 
     async def chat(self, body: dict[str, Any]) -> Reply:
-        """Send `body` (see `wire_body`) once. Raises TransportError."""
+        """Send `body` (see `request.wire_body`) once. Raises TransportError."""
 
     async def close(self) -> None:
         """Give back connections."""

@@ -13,7 +13,7 @@ from lion_ray.algorithm.prompts import BUILTINS, generator_messages, load_templa
 from lion_ray.algorithm.scores import in_range, parse_scores
 from lion_ray.config import EndpointConfig
 from lion_ray.gateway.calls import Call
-from lion_ray.gateway.wire import as_sent, wire_body
+from lion_ray.gateway.request import as_sent, wire_body
 from tests.stub_api import fetch_stats, lion_answer, stub_process
 
 SEEDS = [f"Describe the {thing}." for thing in ("moon", "sea", "law of demand", "sonnet", "bridge")]

@@ -443,3 +443,31 @@ def test_a_section_made_in_code_takes_none_either() -> None:
 def test_fewer_engines_at_most_than_at_least(config_path: Path) -> None:
     (line,) = mistakes(config_path, None, "student.min_engines=3", "student.max_engines=2")
     assert "max_engines (2) is less than min_engines (3)" in line
+
+
+def test_what_an_endpoint_takes_may_change_between_attempts(config_path: Path) -> None:
+    keys = ["omit=[top_p]", "extra_body={thinking: {type: disabled}}", "system_role=user", "finish_reasons={fin: stop}"]
+    plain = load_config(config_path).config
+    changed = load_config(config_path, [f"endpoints.default.{key}" for key in keys]).config
+    endpoint = changed.endpoints["default"]
+    assert (endpoint.omit, endpoint.extra_body) == (("top_p",), {"thinking": {"type": "disabled"}})
+    assert (endpoint.system_role, endpoint.finish_reasons) == ("user", {"fin": "stop"})
+    assert differences(plain.model_dump(mode="json"), changed.model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "messages", "max_tokens", "max_completion_tokens", "n", "temperature", "tools"]
+)
+def test_fields_that_are_not_the_users_to_add(config_path: Path, name: str) -> None:
+    lines = mistakes(config_path, None, f"endpoints.default.extra_body={{{name}: 1}}")
+    assert "endpoints.default.extra_body" in lines[0]
+    assert f"'{name}' is" in lines[0]
+
+
+@pytest.mark.parametrize("value", [".nan", "-.inf"])
+def test_an_added_field_is_json(config_path: Path, value: str) -> None:
+    assert "JSON" in mistakes(config_path, None, f"endpoints.default.extra_body={{field: {value}}}")[0]
+
+
+def test_only_sampling_can_be_left_out(config_path: Path) -> None:
+    assert "endpoints.default.omit" in mistakes(config_path, None, "endpoints.default.omit=[max_tokens]")[0]
