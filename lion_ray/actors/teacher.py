@@ -223,12 +223,15 @@ class TeacherProxy(Watched):
         """Counts since this proxy started, and what it is doing now."""
         return replace((await self._client()).stats, served=self._served)
 
-    async def close(self) -> None:
-        """Let the calls that are out come home and be journaled, close the journal, stop the server."""
+    async def close(self, for_good: bool = False) -> None:
+        """Let the calls that are out come home and be journaled, close the journal, stop the server.
+
+        `for_good`: the run is finished, and nobody will want what batches under way would answer.
+        """
         if self._meter is not None:
             self._meter.cancel()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
-            closing = asyncio.create_task(self._opening.result().close())
+            closing = asyncio.create_task(self._opening.result().close(for_good=for_good))
             await asyncio.sleep(0)  # the client now knows that it is closing
             if self._server is not None:
                 # What a server of our own still writes costs nothing: it is not waited for.

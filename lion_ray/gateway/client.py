@@ -204,11 +204,11 @@ class Client:
         """Reserve as much for each call as another client of this endpoint has seen that it can take."""
         self._ledger.excess.join(excess)
 
-    async def close(self) -> None:
+    async def close(self, *, for_good: bool = False) -> None:
         """Let requests that are out come home and be journaled, end the other calls, give back connections.
 
         Callers whose call was not out get an InfrastructureError. A batch goes on at the endpoint; the next client of
-        this journal takes it up.
+        this journal takes it up. `for_good`: there will be none, and batches that calls here wait for are cancelled.
         """
         self._closed = True
         flights = list(self._flights.values())
@@ -217,7 +217,7 @@ class Client:
                 flight.task.cancel()
         await asyncio.gather(*(flight.task for flight in flights if flight.task is not None), return_exceptions=True)
         if self._batches is not None:
-            await self._batches.close()
+            await self._batches.close(for_good=for_good)
         if self._batch_api is not None:
             await self._batch_api.close()
         await self._ledger.close()

@@ -188,6 +188,24 @@ async def test_an_endpoint_that_cancels_nothing_is_waited_for(stub: StubAPI, tmp
     await journal.close()
 
 
+@pytest.mark.parametrize("for_good", [False, True])
+async def test_a_run_that_ends_for_good_cancels_what_it_has_under_way(
+    stub: StubAPI, tmp_path: Path, for_good: bool
+) -> None:
+    assert stub.batches is not None
+    journal = Journal.open(str(tmp_path / "journal"))
+    await left_under_way(stub, journal, [call("Another run's?", batch=True)])
+    stub.batches.plan.polls = 10**9
+    client = client_of(stub, journal)
+    tasks = [asyncio.create_task(client.complete(one)) for one in CALLS]
+    while stub.stats()["batch"]["looks"] < 5:  # noqa: ASYNC110 - the stub's count
+        await asyncio.sleep(0.001)
+    await client.close(for_good=for_good)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert stub.stats()["batch"]["ends"] == ["in_progress", "cancelling" if for_good else "in_progress"]
+    await journal.close()
+
+
 async def test_live_calls_leave_no_folder_of_batches(stub: StubAPI, tmp_path: Path) -> None:
     journal = Journal.open(str(tmp_path / "journal"))
     client = client_of(stub, journal)

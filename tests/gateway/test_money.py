@@ -309,20 +309,19 @@ async def test_uncertain_calls_have_an_account_and_survive_a_compaction(tmp_path
 
 
 async def test_what_cannot_be_remembered_is_not_spent(stub: StubAPI, tmp_path: Path) -> None:
-    (tmp_path / "journal").mkdir()
-    (tmp_path / "journal" / "uncertain").write_text("a file in the folder's place")
     stub.rules = [Rule("504")]
     run = Run(stub, tmp_path)
-    with pytest.raises(InfrastructureError):
-        await run.start(questions(1))
-    journal = Journal.open(str(tmp_path / "other"))
-    (tmp_path / "other" / "uncertain").write_text("")
-    client = run._client(Journal.open(str(tmp_path / "third")), "endpoint", {})
-    client._journal = journal
+    journal = Journal.open(str(tmp_path / "journal"))
+    run.budget = Budget(CAP)
+    client = run._client(journal, "endpoint", {})
+    (tmp_path / "journal" / "uncertain").write_text("a file in the folder's place")
     outcomes = await asyncio.gather(*map(client.complete, questions(30)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {InfrastructureError}
-    assert len(stub.requests) <= FIRST_WAVE
+    assert len(stub.requests) <= FIRST_WAVE, "nothing more was sent"
     await client.close()
+    with pytest.raises(InfrastructureError, match="uncertain, cannot be read"):
+        journal.spending("run")
+    await journal.close()
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ class Buyer:
         assert batch_id is not None
         try:
             batch.remote = await self._api.cancel(batch_id)
+            self._say(f"batch {batch_id} is cancelled; what it has done is billed")
         except TransportError as error:
             self._say(f"batch {batch_id} is not cancelled: {error.detail}")
 

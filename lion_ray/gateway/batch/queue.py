@@ -151,14 +151,18 @@ class BatchQueue:
             "total": sum(count.total for count in counts),
         }
 
-    async def close(self) -> None:
+    async def close(self, *, for_good: bool = False) -> None:
         """Stop polling; whoever waits gets an InfrastructureError. A batch under way goes on at the endpoint, and the
-        next start adopts it."""
+        next start adopts it; `for_good`: no start will, so those that calls here have joined are cancelled."""
         self._closed = True
         self._gathering.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+        if for_good:
+            # Only what this process has had a hand in: others may be of another run that shares the journal.
+            ours = [one for one in self._batches.values() if one.task is not None and one.output is None and one.open]
+            await asyncio.gather(*(self._buyer.cancel(one) for one in ours if one.record.batch_id is not None))
         for asked in list(self._asked.values()):
             self._end(asked, self._closed_error())
         for batch in self._batches.values():
@@ -227,8 +231,8 @@ class BatchQueue:
             return
         if batch.output is None and batch.waiting and all(asked.live for asked in batch.waiting.values()):
             self._say(
-                f"batch {batch.record.batch_id} is under way, and its calls go live now: it is cancelled, what it has "
-                "done is fetched, and the rest is sent"
+                f"batch {batch.record.batch_id} is under way, and its calls go live now: what it has done is fetched, "
+                "and the rest is sent"
             )
             await self._buyer.cancel(batch)
         try:
