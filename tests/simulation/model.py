@@ -13,6 +13,7 @@ outside, and raises a Violation as soon as the run contradicts one of its promis
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -123,11 +124,11 @@ class Model:
                 "could know of"
             )
 
-    def check_answers(self, answers: dict[str, str | None], when: str) -> None:
-        """What a newly opened journal serves for each prompt."""
+    def check_answers(self, answers: dict[str, str | None], opened_at: float, when: str) -> None:
+        """What a journal that was opened at that time serves for each prompt."""
         for prompt, text in answers.items():
             if text is None:
-                if prompt in self.kept_at:
+                if self.kept_at.get(prompt, math.inf) <= opened_at:
                     raise Violation(f"{when}: {prompt!r} was handed out, and the journal does not know it any more")
             elif text not in (p.text for p in self.purchases[prompt]):
                 raise Violation(f"{when}: the journal answers {prompt!r} with {text!r}, which was not bought for it")

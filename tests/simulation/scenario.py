@@ -90,7 +90,8 @@ class Proxy:
             clock=world.clock,
         )
         found = {prompt: await journal.get(self._call(prompt).key(self.config.model)) for prompt in self.prompts}
-        world.model.check_answers({prompt: c and c.text for prompt, c in found.items()}, f"{process.name} starts")
+        answers = {prompt: c and c.text for prompt, c in found.items()}
+        world.model.check_answers(answers, process.began, f"{process.name} starts")
         spent = spending(journal)
         budget = world.budget
 
@@ -219,7 +220,7 @@ def _look_back(world: World) -> None:
         elif when == "compacted":
             compact(Folder.at(journal_folder(world)))
         answers, usd = asyncio.run(_read(journal_folder(world), prompts))
-        world.model.check_answers(answers, when)
+        world.model.check_answers(answers, world.now, when)
         world.model.check_spending(usd, when)
     store = RunStore(str(world.disk.root / "runs" / RUN))
     for name in world.model.committed:

@@ -182,28 +182,27 @@ class World:
         if kind == "kill one":
             if self.processes:
                 victim = one or self.rng.choice(self.processes)
-                self._end(victim, suddenly=True)
+                self._end(victim)
                 self._again(victim)
             return
         victims = list(self.processes)
         for victim in victims:
-            self._end(victim, suddenly=True)
+            self._end(victim)
         if kind == "power cut":
             self.disk.cut_power(self.rng)
         self.budget = Budget(self.cap)
         for victim in victims:
             self._again(victim)
 
-    def _end(self, process: Process, *, suddenly: bool = False) -> None:
+    def _end(self, process: Process) -> None:
         process.alive = False
         self.processes.remove(process)
         self.graveyard.append(process)
-        if suddenly:
-            for descriptor in process.descriptors:
-                REAL_CLOSE(descriptor)
-            process.descriptors.clear()
-            for file in list(process.files):
-                file.close()
+        for descriptor in process.descriptors:
+            REAL_CLOSE(descriptor)
+        process.descriptors.clear()
+        for file in list(process.files):
+            file.close()
         self.model.ended(process)
 
     def _again(self, process: Process) -> None:
