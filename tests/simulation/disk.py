@@ -32,6 +32,7 @@ class Disk:
     def __init__(self, base: Path) -> None:
         self._base = base
         self._number = 0
+        self.root = base / "disk-0"
         self._bytes: dict[int, bytes] = {}
         """What a power cut leaves of each file at least, by inode."""
         self._names: dict[str, dict[str, _Entry]] = {"": {}}
@@ -39,29 +40,24 @@ class Disk:
         self._pins: dict[int, int] = {}
         self.root.mkdir()
 
-    @property
-    def root(self) -> Path:
-        return self._base / f"disk-{self._number}"
-
     def flush(self, descriptor: int) -> None:
         """What fsync(2) does, for a file or a folder of this disk."""
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if path == str(self.root) or path.startswith(f"{self.root}/"):
-                self._names[path[len(str(self.root)) + 1 :]] = _entries(path)
+            path, root = os.readlink(f"/proc/self/fd/{descriptor}"), str(self.root)
+            if path == root or path.startswith(f"{root}/"):
+                self._names[path[len(root) + 1 :]] = _entries(path)
             return
-        again = REAL_OPEN(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
-        self._bytes[found.st_ino] = os.pread(again, found.st_size, 0)
-        if found.st_ino in self._pins:
-            REAL_CLOSE(again)
-        else:
-            self._pins[found.st_ino] = again  # kept open, so that its inode's number is not given to another file
+        if found.st_ino not in self._pins:
+            # Kept open, so that its inode's number is not given to another file.
+            self._pins[found.st_ino] = REAL_OPEN(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+        self._bytes[found.st_ino] = os.pread(self._pins[found.st_ino], found.st_size, 0)
 
     def cut_power(self, rng: random.Random) -> None:
         """Lose what was not flushed, as far as `rng` says."""
         before, names, known = self.root, self._names, self._bytes
         self._number += 1
+        self.root = self._base / f"disk-{self._number}"
         self._names, self._bytes = {}, {}
         pins, self._pins = self._pins, {}
         self._restore("", before, names, known, rng)

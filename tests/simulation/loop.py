@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -34,17 +35,18 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     # --- for the world
 
-    def next_at(self) -> float | None:
-        """When something is to be done next: now or later; None where nothing ever will be."""
+    def next_at(self) -> float:
+        """When something is to be done next; infinite where nothing ever will be."""
+        if self._due:
+            return -math.inf
         while self._timers and self._timers[0][2].cancelled():
             heapq.heappop(self._timers)
-        if self._due:
-            return self._clock()
-        return self._timers[0][0] if self._timers else None
+        return self._timers[0][0] if self._timers else math.inf
 
     def step(self) -> None:
         """Run the next callback that is due, if there is one."""
-        while self._timers and self._timers[0][0] <= self._clock():
+        now = self._clock()
+        while self._timers and self._timers[0][0] <= now:
             self._due.append(heapq.heappop(self._timers)[2])
         while self._due:
             handle = self._due.popleft()

@@ -34,7 +34,7 @@ class Weather:
     @classmethod
     def drawn(cls, rng: random.Random) -> Weather:
         storm = rng.choice((0.0, 0.05, 0.3))
-        return cls({fate: storm * rng.random() for fate in FATES}, rng.choice((0.05, 1.0, 20.0)))
+        return cls({fate: storm * rng.random() for fate in FATES}, rng.choice((0.05, 0.3, 1.0)))
 
     def fate(self, rng: random.Random) -> str:
         draw = rng.random()

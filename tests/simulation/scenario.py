@@ -52,7 +52,7 @@ def simulate(seed: int, folder: Path) -> World:
 
 def _populate(world: World) -> None:
     rng = world.rng
-    prompts = [f"question {number}" for number in range(rng.randint(1, 12))]
+    prompts = [f"question {number}" for number in range(rng.randint(1, 8))]
     proxies = rng.randint(1, 3)
     config = EndpointConfig(
         model="simulated",
@@ -167,9 +167,9 @@ def spending(journal: Journal) -> float:
 async def _compact(world: World, process: Process) -> None:
     """Somebody compacts the journal while the run goes on."""
     folder = Folder.at(journal_folder(world), SimFileSystem())
-    await asyncio.to_thread(folder.make)
     for _ in range(world.rng.randint(1, 3)):
-        await asyncio.to_thread(compact, folder)
+        if folder.exists():
+            await asyncio.to_thread(compact, folder)
         await asyncio.sleep(world.rng.random() * 10)
 
 
@@ -213,27 +213,24 @@ def _refused(root: str) -> None:
 
 def _look_back(world: World) -> None:
     """When everybody is gone: what a new run finds, after a power cut too, and after a compaction."""
-    prompts = list(world.model.purchases)
     for when in ("at the end", "after a last power cut", "compacted"):
         if when == "after a last power cut":
             world.disk.cut_power(world.rng)
-        elif when == "compacted":
-            compact(Folder.at(journal_folder(world)))
-        answers, usd = asyncio.run(_read(journal_folder(world), prompts))
-        world.model.check_answers(answers, world.now, when)
-        world.model.check_spending(usd, when)
+        world.start(when, _audit)
+        world.run()
+
+
+async def _audit(world: World, process: Process) -> None:
+    if process.name == "compacted":
+        await asyncio.to_thread(compact, Folder.at(journal_folder(world), SimFileSystem()))
+    journal = await asyncio.to_thread(Journal.open, journal_folder(world), filesystem=SimFileSystem())
+    found = {prompt: await journal.get(call_for(prompt).key("simulated")) for prompt in world.model.purchases}
+    world.model.check_answers({prompt: c and c.text for prompt, c in found.items()}, process.began, process.name)
+    world.model.check_spending(spending(journal), process.name)
+    await journal.close()
     store = RunStore(str(world.disk.root / "runs" / RUN))
     for name in world.model.committed:
         world.model.check_stage(name, store.stage(name).manifest())
-
-
-async def _read(folder: str, prompts: list[str]) -> tuple[dict[str, str | None], float]:
-    journal = Journal.open(folder)
-    try:
-        found = {prompt: await journal.get(call_for(prompt).key("simulated")) for prompt in prompts}
-        return {prompt: c and c.text for prompt, c in found.items()}, spending(journal)
-    finally:
-        await journal.close()
 
 
 @contextmanager

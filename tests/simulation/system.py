@@ -55,20 +55,10 @@ class Machine(Protocol):
 _machine: Machine | None = None
 
 
-def machine() -> Machine | None:
-    """The world whose process is being stepped right now, if one is."""
-    return _machine
-
-
-@contextmanager
-def acting(world: Machine) -> Iterator[None]:
-    """The block acts for a process of this world."""
+def act_for(world: Machine | None) -> None:
+    """From now on this world's process acts; None: nobody's."""
     global _machine
     _machine = world
-    try:
-        yield
-    finally:
-        _machine = None
 
 
 class SimFileSystem(pafs.LocalFileSystem):  # type: ignore[misc]
@@ -232,4 +222,4 @@ def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-__all__ = ["REAL_CLOSE", "REAL_OPEN", "Ended", "Machine", "SimFileSystem", "acting", "installed", "machine"]
+__all__ = ["REAL_CLOSE", "REAL_OPEN", "Ended", "Machine", "SimFileSystem", "act_for", "installed"]

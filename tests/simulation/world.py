@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import tempfile
 import weakref
@@ -30,7 +31,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.loop import SimLoop
 from tests.simulation.model import Model, Violation
 from tests.simulation.network import Weather
-from tests.simulation.system import REAL_CLOSE, Ended, acting
+from tests.simulation.system import REAL_CLOSE, Ended, act_for
 
 MOST_STEPS = 60_000
 Body = Callable[["World", "Process"], Coroutine[Any, Any, None]]
@@ -137,25 +138,29 @@ class World:
                 raise Violation(f"no end after {MOST_STEPS} steps")
             while self._later and self._later[0][0] <= self.now:
                 heapq.heappop(self._later)[2]()
-            times = [(at, process) for process in self.processes if (at := process.loop.next_at()) is not None]
-            due = [process for at, process in times if at <= self.now]
+            due, ahead = [], self._later[0][0] if self._later else math.inf
+            for process in self.processes:
+                at = process.loop.next_at()
+                if at <= self.now:
+                    due.append(process)
+                elif at < ahead:
+                    ahead = at
             if not due:
-                ahead = [at for at, _ in times] + [at for at, _, _ in self._later[:1]]
-                if not ahead:
+                if ahead == math.inf:
                     raise Violation(f"{', '.join(p.name for p in self.processes)}: waits for ever")
-                self._move_to(min(ahead))
+                self.now = self.model.now = ahead
                 continue
             process = self.rng.choice(due) if len(due) > 1 else due[0]
             self._tick("between two steps")
             if process.alive:
                 self._current = process
-                with acting(self):
+                act_for(self)
+                try:
                     process.loop.step()
+                finally:
+                    act_for(None)
                 if process.alive and process.main.done():
                     self._came_to_its_end(process)
-
-    def _move_to(self, now: float) -> None:
-        self.now = self.model.now = now
 
     def _came_to_its_end(self, process: Process) -> None:
         self._end(process)
