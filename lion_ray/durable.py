@@ -22,11 +22,17 @@ def sync_path(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    """Make a folder and its parents so that they survive a power cut, whoever made them."""
+    missing = {path for path in (folder, *folder.parents) if not path.exists()}
     folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        sync_path(path.parent)
+    # Those that were there too: another process may have made them just now, or have died before it flushed them.
+    for path in (folder, *folder.parents):
+        try:
+            sync_path(path.parent)
+        except PermissionError:
+            if path in missing:
+                raise
+            return  # a folder of the machine's, which is older than any run
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from lion_ray.durable import sync_path
+from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError, RunConflictError
 
 Manifest = dict[str, Any]
@@ -51,6 +51,13 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
 
 
+def _refused(target: str | Path, error: OSError) -> InfrastructureError:
+    return InfrastructureError(
+        f"{target}: the storage refused the write ({error.strerror or error}); mend that and run the same command: it "
+        "goes on"
+    )
+
+
 class RunStore:
     """The folder of one run. Pickles, so that actors can commit parts themselves."""
 
@@ -63,6 +70,7 @@ class RunStore:
         self._fs, self._path = filesystem(self.root)
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
         self._lock: IO[str] | None = None
+        self._made: set[Path] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "token": self.token}
@@ -104,7 +112,7 @@ class RunStore:
         try:
             if self.is_local:
                 path = Path(target)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                self._make(path.parent)
                 aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
                 try:
                     with aside.open("wb") as stream:
@@ -119,10 +127,16 @@ class RunStore:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
         except OSError as error:
-            raise InfrastructureError(
-                f"{target}: the storage refused the write ({error.strerror or error}); mend that and run the same "
-                "command: it goes on"
-            ) from None
+            raise _refused(target, error) from None
+
+    def _make(self, folder: Path) -> None:
+        """Make a local folder that survives a power cut; it is flushed once for each process."""
+        if folder not in self._made or not folder.exists():
+            try:
+                make_folder(folder)
+            except OSError as error:
+                raise _refused(folder, error) from None
+            self._made.add(folder)
 
     def read_json(self, name: str) -> Any:
         """The JSON in `name`, or None where there is no such file."""
@@ -191,7 +205,7 @@ class RunStore:
             target = Path(self.path(name))
             if target == source.absolute():
                 return
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make(target.parent)
             if target.exists():
                 shutil.rmtree(target)
             shutil.move(source, target)
@@ -210,7 +224,7 @@ class RunStore:
             RunConflictError: another attempt is alive.
         """
         if self.is_local:
-            Path(self._path).mkdir(parents=True, exist_ok=True)
+            self._make(Path(self._path))
             lock = Path(self.path(".lock")).open("w")  # noqa: SIM115 - held until the process ends
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

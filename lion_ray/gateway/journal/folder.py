@@ -124,6 +124,11 @@ class Folder:
         """Flush the entries of a local folder."""
         sync_path(Path(self.path))
 
+    def flush(self, name: str) -> None:
+        """Make a local file's content survive a power cut, whoever wrote it."""
+        if self.is_local:
+            sync_path(Path(self.file(name)))
+
     def delete(self, name: str) -> None:
         """Delete a file; that it is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):

@@ -135,7 +135,7 @@ def decode_line(line: bytes) -> Head | Header | None:
 
 
 def read_on(folder: Folder, known: Segment, size: int) -> Segment:
-    """Read a segment of `size` bytes on from where it was left."""
+    """Read a segment of `size` bytes on from where it was left; what was found survives a power cut."""
     segment = known.copy()
     for offset, line in lines(folder, segment.name, segment.scanned, size):
         segment.scanned = offset + len(line) + 1
@@ -147,6 +147,9 @@ def read_on(folder: Folder, known: Segment, size: int) -> Segment:
             case _:
                 segment.damaged += 1
     segment.size = max(size, segment.scanned)
+    if segment.scanned > known.scanned:
+        # Its writer may have died, or be, between writing and flushing, and what is served must not vanish again.
+        folder.flush(segment.name)
     return segment
 
 

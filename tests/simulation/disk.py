@@ -1,0 +1,119 @@
+"""A disk that keeps only what was flushed, under real files.
+
+Invariants:
+- Files live in a real folder (in memory where the machine has /dev/shm), so that the code under test uses its own
+  calls. The disk notes what fsync(2) made durable: a file's bytes, a folder's names.
+- After a power cut a name that was not flushed is as it was or as it is, each by itself; of a file's unflushed bytes
+  any beginning is there, perhaps followed by zeros or rubbish up to the length it had. This is the most that POSIX
+  allows, and more than common filesystems do.
+- After a power cut the disk is another folder: what still belongs to ended processes cannot reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+REAL_OPEN, REAL_CLOSE = os.open, os.close
+
+
+class _Entry(NamedTuple):
+    inode: int
+    is_folder: bool
+
+
+class Disk:
+    """One machine's disk below `base`, which must be an empty folder."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._number = 0
+        self.root = base / "disk-0"
+        self._bytes: dict[int, bytes] = {}
+        """What a power cut leaves of each file at least, by inode."""
+        self._names: dict[str, dict[str, _Entry]] = {"": {}}
+        """The names that a power cut leaves in each folder, by its path on the disk."""
+        self._pins: dict[int, int] = {}
+        self.root.mkdir()
+
+    def flush(self, descriptor: int) -> None:
+        """What fsync(2) does, for a file or a folder of this disk."""
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            path, root = os.readlink(f"/proc/self/fd/{descriptor}"), str(self.root)
+            if path == root or path.startswith(f"{root}/"):
+                self._names[path[len(root) + 1 :]] = _entries(path)
+            return
+        if found.st_ino not in self._pins:
+            # Kept open, so that its inode's number is not given to another file.
+            self._pins[found.st_ino] = REAL_OPEN(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+        self._bytes[found.st_ino] = os.pread(self._pins[found.st_ino], found.st_size, 0)
+
+    def cut_power(self, rng: random.Random) -> None:
+        """Lose what was not flushed, as far as `rng` says."""
+        before, names, known = self.root, self._names, self._bytes
+        self._number += 1
+        self.root = self._base / f"disk-{self._number}"
+        self._names, self._bytes = {}, {}
+        pins, self._pins = self._pins, {}
+        self._restore("", before, names, known, rng)
+        for pin in pins.values():
+            REAL_CLOSE(pin)
+        shutil.rmtree(before)
+
+    def _restore(
+        self, folder: str, before: Path, names: dict[str, dict[str, _Entry]], known: dict[int, bytes], rng: random.Random
+    ) -> None:
+        here = before / folder if folder else before
+        durable, current = names.get(folder, {}), _entries(str(here)) if here.is_dir() else {}
+        target = self.root / folder if folder else self.root
+        target.mkdir()
+        for name in sorted(durable.keys() | current.keys()):
+            flushed, now = durable.get(name), current.get(name)
+            kept = now if now == flushed or rng.random() < 0.5 else flushed
+            if kept is None:
+                continue
+            if kept.is_folder:
+                self._restore(f"{folder}/{name}" if folder else name, before, names, known, rng)
+                continue
+            content = known.get(kept.inode, b"")
+            if kept == now:
+                content = _torn(content, (here / name).read_bytes(), rng)
+            (target / name).write_bytes(content)
+            self._bytes[(target / name).stat().st_ino] = content
+        self._names[folder] = _entries(str(target))
+
+    def close(self) -> None:
+        for pin in self._pins.values():
+            REAL_CLOSE(pin)
+        self._pins = {}
+        shutil.rmtree(self.root)
+
+
+def _entries(path: str) -> dict[str, _Entry]:
+    with os.scandir(path) as found:
+        return {one.name: _Entry(one.inode(), one.is_dir(follow_symlinks=False)) for one in found}
+
+
+def _torn(flushed: bytes, written: bytes, rng: random.Random) -> bytes:
+    """What is left of a file that held `written` and had been flushed as `flushed`."""
+    if written == flushed:
+        return written
+    if not written.startswith(flushed):
+        return rng.choice((flushed, written))
+    tail = written[len(flushed) :]
+    kept = tail[: rng.randint(0, len(tail))]
+    match rng.randrange(4):
+        case 0:
+            return flushed
+        case 1:
+            return written
+        case 2:
+            return flushed + kept
+    # The length reached the disk before the data did.
+    rest = len(tail) - len(kept)
+    return flushed + kept + (bytes(rest) if rng.random() < 0.5 else rng.randbytes(rest))

@@ -1,0 +1,98 @@
+"""The endpoint behind a simulated network: what it answers, what it bills, and what comes of that on the way.
+
+Invariants:
+- A request is billed, or not, whatever the client hears of it. The bill is the endpoint's own, in whole tokens.
+- Each answer's text is unique and names the request it was bought for.
+- An honest bill is within what the request allows: its prompt's bytes and its `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from lion_ray.gateway.reply import Reply, parse_reply
+from lion_ray.gateway.wire import CONNECTION_LOST, TIMED_OUT, Transient, Unreachable, status_error
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Process, World
+
+FATES = ("429", "500", "timed out", "lost", "garbled", "unreachable", "rejected")
+
+
+@dataclass
+class Weather:
+    """How likely each fault is; calm after the last disaster, so that every run can end."""
+
+    chances: dict[str, float]
+    latency_s: float
+
+    @classmethod
+    def drawn(cls, rng: random.Random) -> Weather:
+        storm = rng.choice((0.0, 0.05, 0.3))
+        return cls({fate: storm * rng.random() for fate in FATES}, rng.choice((0.05, 0.3, 1.0)))
+
+    def fate(self, rng: random.Random) -> str:
+        draw = rng.random()
+        for fate, chance in self.chances.items():
+            draw -= chance / 2
+            if draw < 0:
+                return fate
+        return "ok"
+
+
+class SimTransport:
+    """One process's connections (see `lion_ray.gateway.transport.Transport`)."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world, self._process = world, process
+
+    async def chat(self, body: dict[str, Any]) -> Reply:
+        world, rng = self._world, self._world.rng
+        fate = world.weather.fate(rng)
+        prompt = str(body["messages"][0]["content"])
+        purchase = world.model.sent(self._process, prompt)
+        world.say(f"{self._process.name} asks for {prompt!r}: {fate}")
+        try:
+            await asyncio.sleep(rng.random() * world.weather.latency_s)
+            if fate == "unreachable":
+                raise Unreachable("nobody listens")
+            answer = None
+            if fate in ("ok", "garbled") or (fate in ("timed out", "lost") and rng.random() < 0.5):
+                usage = {
+                    "prompt_tokens": rng.randint(1, len(prompt.encode())),
+                    "completion_tokens": rng.randint(0, body["max_tokens"]),
+                }
+                answer = world.model.bill(purchase, **usage)
+                data = orjson.dumps(
+                    {
+                        "model": "simulated",
+                        "choices": [{"message": {"content": answer}, "finish_reason": "stop"}],
+                        "usage": usage,
+                    }
+                )
+            await asyncio.sleep(rng.random() * world.weather.latency_s)
+            match fate:
+                case "429":
+                    raise status_error(429, {"retry-after": str(rng.choice((0, 1, 7)))}, "")
+                case "500":
+                    raise status_error(500, {}, "it broke")
+                case "rejected":
+                    raise status_error(400, {}, '{"error": {"message": "not this one"}}')
+                case "timed out":
+                    raise Transient(TIMED_OUT, "no whole answer")
+                case "lost":
+                    raise Transient(CONNECTION_LOST, "reset")
+                case "garbled":
+                    return parse_reply(data[: len(data) // 2])
+            return parse_reply(data)
+        finally:
+            if self._process.alive:
+                world.model.heard(purchase)
+
+    async def close(self) -> None:
+        """There is nothing to give back."""

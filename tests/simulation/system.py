@@ -1,0 +1,225 @@
+"""What the operating system gives a simulated process: calls that can fail or be its last, time, and random numbers.
+
+While a world is `installed`, the standard library's functions below act for the process that is being stepped, and as
+ever for anybody else. So the code under test runs unchanged, down to its own system calls:
+- `os.open`, `os.write`, `os.fsync`, `os.replace`, `os.unlink` and the journal's moves and deletions are moments at
+  which a process can be ended or the power go; writes can be short or fail, flushes can fail.
+- `time.time`, `time.time_ns`, `secrets.token_hex`, `uuid.uuid4` come from the seed.
+- A thread pool's job runs at once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import io
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from pyarrow import fs as pafs
+
+from tests.simulation.disk import REAL_CLOSE, REAL_OPEN
+
+
+class Ended(BaseException):
+    """The process this is raised in does not exist any more: nothing it does has an effect from here on."""
+
+
+class Machine(Protocol):
+    """What the calls below need of the world."""
+
+    rng: Any
+    now: float
+
+    def system_call(self, name: str) -> None:
+        """A process is about to make a system call, or has made it. Raises Ended where it is its last moment."""
+
+    def fails(self, name: str) -> bool:
+        """Whether this call is to fail."""
+
+    def opened(self, file: Any) -> None:
+        """A process opened a descriptor (int) or a file object: the end of the process closes it."""
+
+    def closes(self, descriptor: int) -> bool:
+        """A process closes a descriptor; False where the process has ended, which closed it."""
+
+    def flush(self, descriptor: int) -> None:
+        """What a process wrote to a descriptor's file survives a power cut from now on."""
+
+
+_machine: Machine | None = None
+
+
+def act_for(world: Machine | None) -> None:
+    """From now on this world's process acts; None: nobody's."""
+    global _machine
+    _machine = world
+
+
+class SimFileSystem(pafs.LocalFileSystem):  # type: ignore[misc]
+    """The local filesystem, whose calls are moments at which a process can end."""
+
+    def move(self, src: str, dest: str) -> None:
+        _moment("move")
+        super().move(src, dest)
+        _moment("moved")
+
+    def delete_file(self, path: str) -> None:
+        _moment("delete")
+        super().delete_file(path)
+        _moment("deleted")
+
+    def open_output_stream(self, path: str, *args: Any, **options: Any) -> Any:
+        _moment("create")
+        if _machine is not None and _machine.fails("create"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().open_output_stream(path, *args, **options)
+
+
+def _moment(name: str) -> None:
+    if _machine is not None:
+        _machine.system_call(name)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Put the simulated calls in the place of the real ones."""
+    real: list[tuple[Any, str, Any]] = []
+
+    def put(where: Any, name: str, make: Callable[[Any], Any]) -> None:
+        before = getattr(where, name)
+        real.append((where, name, before))
+        setattr(where, name, make(before))
+
+    put(os, "open", _opening)
+    put(os, "close", _closing)
+    put(os, "write", _writing)
+    put(os, "fsync", _flushing)
+    put(os, "replace", _around("replace"))
+    put(os, "rename", _around("rename"))
+    put(os, "unlink", _around("unlink"))
+    put(io, "open", _noting)
+    put(time, "time", lambda real: lambda: real() if _machine is None else EPOCH_S + _machine.now)
+    put(time, "time_ns", lambda real: lambda: real() if _machine is None else int((EPOCH_S + _machine.now) * 1e9))
+    put(secrets, "token_hex", _token)
+    put(uuid, "uuid4", _uuid)
+    put(concurrent.futures.ThreadPoolExecutor, "submit", _submitting)
+    try:
+        yield
+    finally:
+        for where, name, before in reversed(real):
+            setattr(where, name, before)
+
+
+EPOCH_S = 1_800_000_000.0
+
+
+def _opening(real: Callable[..., int]) -> Callable[..., int]:
+    def call(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if _machine is None:
+            return real(path, flags, *args, **options)
+        _machine.system_call("open")
+        descriptor = real(path, flags, *args, **options)
+        _machine.opened(descriptor)
+        return descriptor
+
+    return call
+
+
+def _closing(real: Callable[[int], None]) -> Callable[[int], None]:
+    def call(descriptor: int) -> None:
+        if _machine is None or _machine.closes(descriptor):
+            real(descriptor)
+
+    return call
+
+
+def _writing(real: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
+    def call(descriptor: int, data: Any) -> int:
+        if _machine is None:
+            return real(descriptor, data)
+        _machine.system_call("write")
+        if _machine.fails("write"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if len(data) > 1 and _machine.rng.random() < 0.1:
+            data = data[: _machine.rng.randint(1, len(data))]
+        written = real(descriptor, data)
+        _machine.system_call("wrote")
+        return written
+
+    return call
+
+
+def _flushing(real: Callable[[int], None]) -> Callable[[int], None]:
+    def call(descriptor: int) -> None:
+        if _machine is None:
+            real(descriptor)
+            return
+        _machine.system_call("fsync")
+        if _machine.fails("fsync"):
+            raise OSError(errno.EIO, "Input/output error")
+        _machine.flush(descriptor)
+        _machine.system_call("fsynced")
+
+    return call
+
+
+def _around(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def make(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            _moment(name)
+            result = real(*args, **options)
+            _moment(f"{name}d")
+            return result
+
+        return call
+
+    return make
+
+
+def _noting(real: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        if _machine is None:
+            return real(*args, **options)
+        _machine.system_call("open")
+        file = real(*args, **options)
+        _machine.opened(file)
+        return file
+
+    return call
+
+
+def _token(real: Callable[..., str]) -> Callable[..., str]:
+    def call(nbytes: int | None = None) -> str:
+        if _machine is None:
+            return real(nbytes)
+        token: str = _machine.rng.randbytes(nbytes or 32).hex()
+        return token
+
+    return call
+
+
+def _uuid(real: Callable[[], uuid.UUID]) -> Callable[[], uuid.UUID]:
+    return lambda: real() if _machine is None else uuid.UUID(bytes=_machine.rng.randbytes(16), version=4)
+
+
+def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
+    def call(pool: Any, work: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        if _machine is None:
+            return real(pool, work, *args, **options)
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(work(*args, **options))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+    return call
+
+
+__all__ = ["REAL_CLOSE", "REAL_OPEN", "Ended", "Machine", "SimFileSystem", "act_for", "installed"]

@@ -1,0 +1,230 @@
+"""One simulated run: real clients, journals, ledgers and run stores among disasters, all drawn from one seed.
+
+Real: `gateway.client` and all that it uses (sender, limits, breaker, ledger and budget, journal with its writer, reader
+and compaction, wire and reply), and `store`. Simulated: time, the event loop and its threads, the network and the
+endpoint (`network`), what a disk keeps (`disk`), system calls that fail or are a process's last (`system`), and Ray: an
+actor is a process that can be ended before any callback and in any system call, and is started again.
+
+Invariants:
+- Nothing but the seed decides what happens: a seed that fails fails again, as `python -m tests.simulation --seed N`.
+- After the last disaster the weather is calm, and every run must come to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+import tempfile
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lion_ray.config import PricesConfig
+from lion_ray.errors import LionError
+from lion_ray.gateway.ledger import Budget
+from tests.simulation.disk import Disk
+from tests.simulation.loop import SimLoop
+from tests.simulation.model import Model, Violation
+from tests.simulation.network import Weather
+from tests.simulation.system import REAL_CLOSE, Ended, act_for
+
+MOST_STEPS = 60_000
+Body = Callable[["World", "Process"], Coroutine[Any, Any, None]]
+
+
+@dataclass(eq=False)
+class Process:
+    """A process, from its start to its end."""
+
+    name: str
+    body: Body
+    loop: SimLoop
+    began: float
+    main: asyncio.Task[None] = field(init=False)
+    alive: bool = True
+    descriptors: set[int] = field(default_factory=set)
+    files: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+
+
+class World:
+    """One seed. `steps` and `said` are what a second run of it must repeat."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.disk = Disk(folder)
+        self.weather = Weather.drawn(self.rng)
+        self.prices = PricesConfig(input=1000.0, output=2000.0)
+        self.cap = self.rng.choice((None, 0.5, 2.0, 8.0))
+        self.model = Model(self.prices, self.cap)
+        self.budget = Budget(self.cap)
+        self.thread_s = self.rng.choice((0.0, 0.001, 0.5))
+        self.failing_calls = self.rng.choice((0.0, 0.0, 0.01))
+        self.processes: list[Process] = []
+        self.graveyard: list[Process] = []
+        """Ended processes: kept, so that what they left undone is never woken up while the seed runs."""
+        self.said: list[str] = []
+        self.steps = 0
+        self.restarts = 0
+        self._current: Process | None = None
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._serials = itertools.count()
+        self._starting: set[str] = set()
+        # Most runs take some hundred steps.
+        spread = self.rng.choice((100, 400, 1500))
+        self._disasters = sorted(self.rng.randrange(spread) for _ in range(self.rng.randrange(5)))
+        if not self._disasters:
+            self._calm()
+
+    # --- for the parts
+
+    def clock(self) -> float:
+        return self.now
+
+    def say(self, line: str) -> None:
+        self.said.append(f"{self.now:9.3f} {line}")
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (self.now + seconds, next(self._serials), act))
+
+    def start(self, name: str, body: Body) -> None:
+        """Start a process; whenever it ends, it is started again until its body comes to its end."""
+        self._starting.discard(name)
+        process = Process(name, body, SimLoop(self.clock, lambda: self.rng.random() * self.thread_s), self.now)
+        process.main = asyncio.Task(body(self, process), loop=process.loop)
+        self.processes.append(process)
+        self.say(f"{name} starts")
+
+    # --- for the system's calls
+
+    def system_call(self, name: str) -> None:
+        assert self._current is not None
+        if not self._current.alive:
+            raise Ended
+        self._tick(f"in {name}")
+        if not self._current.alive:
+            raise Ended
+
+    def fails(self, name: str) -> bool:
+        if self._disasters and self.rng.random() < self.failing_calls:
+            self.say(f"{self._named()}: {name} fails")
+            return True
+        return False
+
+    def opened(self, file: Any) -> None:
+        assert self._current is not None
+        (self._current.descriptors if isinstance(file, int) else self._current.files).add(file)
+
+    def closes(self, descriptor: int) -> bool:
+        assert self._current is not None
+        self._current.descriptors.discard(descriptor)
+        return self._current.alive
+
+    def flush(self, descriptor: int) -> None:
+        self.disk.flush(descriptor)
+
+    # --- running
+
+    def run(self) -> None:
+        """Let it all happen. Raises Violation where it breaks a promise."""
+        while self.processes or self._later:
+            self.steps += 1
+            if self.steps > MOST_STEPS:
+                raise Violation(f"no end after {MOST_STEPS} steps")
+            while self._later and self._later[0][0] <= self.now:
+                heapq.heappop(self._later)[2]()
+            due, ahead = [], self._later[0][0] if self._later else math.inf
+            for process in self.processes:
+                at = process.loop.next_at()
+                if at <= self.now:
+                    due.append(process)
+                elif at < ahead:
+                    ahead = at
+            if not due:
+                if ahead == math.inf:
+                    raise Violation(f"{', '.join(p.name for p in self.processes)}: waits for ever")
+                self.now = self.model.now = ahead
+                continue
+            process = self.rng.choice(due) if len(due) > 1 else due[0]
+            self._tick("between two steps")
+            if process.alive:
+                self._current = process
+                act_for(self)
+                try:
+                    process.loop.step()
+                finally:
+                    act_for(None)
+                if process.alive and process.main.done():
+                    self._came_to_its_end(process)
+
+    def _came_to_its_end(self, process: Process) -> None:
+        self._end(process)
+        error = None if process.main.cancelled() else process.main.exception()
+        if error is None:
+            self.say(f"{process.name} is done")
+        elif isinstance(error, LionError):
+            self.say(f"{process.name}: {type(error).__name__}: {error}")
+            self._again(process)
+        else:
+            raise error
+
+    # --- disasters
+
+    def _tick(self, where: str) -> None:
+        if not self._disasters or self.steps < self._disasters[0]:
+            return
+        self._disasters.pop(0)
+        if not self._disasters:
+            self._calm()
+        kind = self.rng.choice(("kill one", "kill all", "power cut"))
+        one = self._current if self._current in self.processes and where.startswith("in ") else None
+        self.say(f"*** {kind} {where} of {self._named()}")
+        if kind == "kill one":
+            if self.processes:
+                victim = one or self.rng.choice(self.processes)
+                self._end(victim)
+                self._again(victim)
+            return
+        victims = list(self.processes)
+        for victim in victims:
+            self._end(victim)
+        if kind == "power cut":
+            self.disk.cut_power(self.rng)
+        self.budget = Budget(self.cap)
+        for victim in victims:
+            self._again(victim)
+
+    def _end(self, process: Process) -> None:
+        process.alive = False
+        self.processes.remove(process)
+        self.graveyard.append(process)
+        for descriptor in process.descriptors:
+            REAL_CLOSE(descriptor)
+        process.descriptors.clear()
+        for file in list(process.files):
+            file.close()
+        self.model.ended(process)
+
+    def _again(self, process: Process) -> None:
+        self.restarts += 1
+        if self.restarts > 30:
+            raise Violation(f"{process.name} does not come to its end in {self.restarts} restarts")
+        self._starting.add(process.name)
+        self.later(self.rng.random() * 10, lambda: self.start(process.name, process.body))
+
+    def _calm(self) -> None:
+        self.weather = Weather({}, self.weather.latency_s)
+
+    def _named(self) -> str:
+        return self._current.name if self._current is not None else "nobody"
+
+
+def folder_in_memory() -> tempfile.TemporaryDirectory[str]:
+    """A folder for disks: in memory where there is such a place, as real disks are slow to delete from."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(prefix="lion-ray-simulation-", dir=memory if memory.is_dir() else None)
