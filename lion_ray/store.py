@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from lion_ray.durable import sync_path
+from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError, RunConflictError
 
 Manifest = dict[str, Any]
@@ -104,7 +104,7 @@ class RunStore:
         try:
             if self.is_local:
                 path = Path(target)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
                 try:
                     with aside.open("wb") as stream:
