@@ -170,7 +170,7 @@ def pool(work: Work) -> Measured:
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 
-    from lion_ray.runner import RAY_ENVIRONMENT
+    from lion_ray.ray_start import RAY_ENVIRONMENT
 
     os.environ |= RAY_ENVIRONMENT
     began = time.perf_counter()

@@ -3,8 +3,8 @@
 Invariants:
 - The run folder is claimed before anything is started, and released after everything has stopped.
 - A folder that was made with another configuration is refused, unless only operational keys differ.
-- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise; a Ray started here
-  ends here.
+- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise (`ray_start`); a Ray
+  started here ends here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import asyncio
 import contextlib
 import os
 import platform
-import secrets
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +27,14 @@ import ray
 from lion_ray.checks import check_keys, check_references, check_templates
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
-from lion_ray.errors import BudgetError, ConfigError, InfrastructureError, LionError, RunConflictError, as_raised
+from lion_ray.errors import BudgetError, InfrastructureError, LionError, RunConflictError, as_raised
 from lion_ray.forecast import Forecast, opening_lines
 from lion_ray.guard import Guard, descendants
 from lion_ray.local_times import LocalTimes, in_words
-from lion_ray.machine import cores
 from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
 from lion_ray.quantize import served_folder
+from lion_ray.ray_start import join_ray
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.status import read_doubts
 from lion_ray.store import HEARTBEAT_S, RunStore
@@ -262,77 +260,6 @@ def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
             "versions": versions | {"python": platform.python_version()},
         },
     )
-
-
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Room for an autoscaler to bring nodes up.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Engines and training are what this machine is here for: not at the low priority that Ray gives its workers.
-    "RAY_worker_niceness": "0",
-    # What Ray says of lost workers belongs in the log, without colours; a dead engine's trace, once for each shard that
-    # it was at, does not: the pool says what it does about it.
-    "RAY_COLOR_PREFIX": "0",
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-}
-"""How a driver sets Ray up, where the user has not; to be set before `ray.init`, and workers inherit it."""
-
-
-def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
-    """Join the cluster, or start Ray here; returns whether it was started here."""
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        check_reachable(address)
-    else:
-        # No node of one machine is drained before it goes: an actor less at each fit, which takes seconds to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
-    # "local", as Ray would else join what somebody's `ray start` has left a note of.
-    here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, cores())}
-    try:
-        context = ray.init(
-            # Two people's runs may have one name, and their actors' names must not meet.
-            namespace=f"lion-ray-{loaded.config.run_name}-{secrets.token_hex(4)}",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **here,
-        )
-    except ConnectionError as error:
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-        ) from None
-    except Exception as error:
-        # It has no class of its own. Ray gives its agents 15 and itself 30 seconds to start: constants of its code.
-        if "timed out during startup" not in str(error):
-            raise
-        raise InfrastructureError(
-            "Ray did not start on this machine within the time that it gives itself (30 s): something else keeps the "
-            "cores busy; the same command goes on"
-        ) from None
-    dashboard = getattr(context, "dashboard_url", None)
-    where = f"joined the cluster at {address}" if address else "started Ray on this machine"
-    # Ray asks everybody for a token, unless RAY_AUTH_MODE says otherwise.
-    token = "" if os.environ.get("RAY_AUTH_MODE") == "disabled" else " (its token: ray get-auth-token)"
-    progress.say(where + (f"; dashboard: http://{dashboard}{token}" if dashboard else ""))
-    return not address
-
-
-def check_reachable(address: str) -> None:
-    """See that somebody listens at a cluster's address: Ray itself would try for many minutes.
-
-    Raises:
-        ConfigError: nobody does.
-    """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        return  # "auto" and the like: Ray knows where to look
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error.strerror or error})") from None
 
 
 def prefetch(loaded: LoadedConfig, progress: Progress) -> None:

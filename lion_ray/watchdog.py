@@ -2,7 +2,7 @@
 
 Invariants:
 - What moves is a stage's count or an endpoint's calls. Waiting that is shown as such (for a GPU, for calls to come
-  home) is not standing still.
+  home), or that ends by itself (for an endpoint that is down, or asks for time), is not standing still.
 - An actor is restarted once for each stall; a run that stands still again, or for no actor's sake, ends with what was
   found: who, where, and its stack, in the error and whole in the run folder.
 

@@ -140,16 +140,17 @@ class Crew:
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
 
     async def moves(self) -> int:
-        """A number that changes whenever a call ends or a server of the run's own computes a token, and all the time
-        while a Batch API has calls."""
+        """A number that changes whenever a call ends or goes out, or a server of the run's own computes a token, and
+        all the time while calls wait for what has an end of its own (`Stats.moves`): an endpoint that is down, or asks
+        for time."""
         moved = 0
-        for _, proxy in self._each_proxy():
+        for name, proxy in self._each_proxy():
             try:
                 stats = await within(proxy.stats.remote(), METER_S)
             except (TimeoutError, ray.exceptions.RayError):
                 continue  # whether it answers is asked elsewhere
-            moved += stats.ended + (time.monotonic_ns() if stats.in_batches else 0)
-            moved += stats.served.tokens if stats.served else 0
+            own = self._config.endpoints[name].serve is not None
+            moved += stats.moves(own_server=own, now=time.monotonic_ns())
         return moved
 
     def teacher(self, shard: int) -> Any:

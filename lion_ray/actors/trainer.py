@@ -60,23 +60,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     """
     config = run.config.imitation.of_iteration(iteration)
     folder = f"iteration-{iteration}/checkpoint"
-    job = {
-        "run": run.config.run_name,
-        "iteration": iteration,
-        "store": run.store,
-        "base_dir": run.base_dir,
-        "start": start,
-        "target": f"{folder}/model",
-        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
-        "heldout": [(shard.instructions, shard.answers) for shard in run.pool("heldout")],
-        "config": config,
-        "prompt": run.config.student.prompt,
-        "serve_dtype": run.config.student.dtype,
-        "seed": run.config.seed + iteration,
-        "workers": config.workers,
-    }
-    if (previous := run.store.stage(f"iteration-{iteration - 1}/checkpoint").manifest()) is not None:
-        job["heldout_before"] = previous["heldout_loss_after"]
+    job = job_of(run, iteration, start)
     gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
     trainer = TorchTrainer(
@@ -114,6 +98,29 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
         shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
     times = {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
     return metrics | {"fit_seconds": metrics["seconds"]} | times
+
+
+def job_of(run: Run, iteration: int, start: ModelRef) -> dict[str, Any]:
+    """What each worker of an iteration's fit is told; what they share with the driver is the run folder."""
+    config = run.config.imitation.of_iteration(iteration)
+    job: dict[str, Any] = {
+        "run": run.config.run_name,
+        "iteration": iteration,
+        "store": run.store,
+        "base_dir": run.base_dir,
+        "start": start,
+        "target": f"iteration-{iteration}/checkpoint/model",
+        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
+        "heldout": [(shard.instructions, shard.answers) for shard in run.pool("heldout")],
+        "config": config,
+        "prompt": run.config.student.prompt,
+        "serve_dtype": run.config.student.dtype,
+        "seed": run.config.seed + iteration,
+        "workers": config.workers,
+    }
+    if (previous := run.store.stage(f"iteration-{iteration - 1}/checkpoint").manifest()) is not None:
+        job["heldout_before"] = previous["heldout_loss_after"]
+    return job
 
 
 def _aside(work: Callable[[], None]) -> asyncio.Future[None]:

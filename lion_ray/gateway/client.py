@@ -138,7 +138,7 @@ class Client:
             on_event=self._on_event,
             say=self._say,
             clock=clock,
-            sleep=sleep,
+            sleep=partial(self._pause, sleep),
             rng=rng,
         )
 
@@ -224,6 +224,13 @@ class Client:
         await self._transport.close()
 
     # --- a call's way
+
+    async def _pause(self, sleep: Callable[[float], Awaitable[object]], seconds: float) -> None:
+        self._stats.pausing += 1
+        try:
+            await sleep(seconds)
+        finally:
+            self._stats.pausing -= 1
 
     def _wanted(self, flight: _Flight) -> bool:
         return flight.waiters > 0 and not self._closed

@@ -51,6 +51,9 @@ class Stats:
     """Requests that are out now."""
     waiting: int = 0
     """Calls accepted and not out now: queued, pausing, or being written to the journal."""
+    pausing: int = 0
+    """Of those that wait, calls that sleep until a moment that is known: until a rate limit, or an endpoint that asked
+    for time, lets them go, until an endpoint that is down is tried again, or between two attempts."""
     paused_s: float = 0.0
     """Seconds until the endpoint's rate limit lets calls go again."""
     down_s: float = 0.0
@@ -75,6 +78,17 @@ class Stats:
     def ended(self) -> int:
         """Calls that have their outcome."""
         return self.completed + self.replayed + self.failed
+
+    def moves(self, *, own_server: bool, now: int) -> int:
+        """A number that changes when something happens; `now`, which always does, while what is waited for has an end
+        of its own.
+
+        Such ends are a pause that was asked for, an outage (`outage_timeout_s`), a batch's window, and of an attempt
+        that is out, `timeout_s`. That of the run's `own_server` is none: it is hours away, and the server's tokens tell
+        whether it works.
+        """
+        waits = self.pausing or self.in_batches or (self.in_flight and not own_server)
+        return self.ended + self.sent + (self.served.tokens if self.served else 0) + (now if waits else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import torch
 import transformers
 from torch import nn
 
-from lion_ray.durable import sync_path
+from lion_ray.durable import make_folder, sync_path
 from lion_ray.tokens import Prompter
 from lion_ray.training.data import Sample, collate, pack
 from lion_ray.training.model import DTYPES, PackedLoss, World, add_adapters, default_device, load_model
@@ -52,7 +52,8 @@ def write(
     target = Path(spec.output_dir)
     partial = Path(f"{spec.output_dir}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # a killed attempt's
-    partial.mkdir(parents=True)
+    make_folder(partial.parent)
+    partial.mkdir()
     _write_model(spec, weights, partial)
     weights.clear()
     prompter.tokenizer.save_pretrained(partial)

@@ -1,11 +1,12 @@
 """One process of a fit, forked by a test from a server that has imported everything once.
 
 A job says what to do at a step, so that a fit can be killed at a known point: ``kill_at`` ends the process by SIGKILL
-once that step's checkpoint has been kept.
+once that step's checkpoint has been kept. What each step reported is kept as a line of ``steps-RANK.jsonl``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -31,6 +32,8 @@ def main(
         dist.init_process_group("gloo", init_method=f"file://{keep}/meeting", rank=rank, world_size=processes)
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        with (keep / f"steps-{rank}.jsonl").open("a") as steps:
+            steps.write(json.dumps(metrics) + "\n")
         if folder is not None:
             shutil.copytree(folder, keep / f"step-{metrics['step']}", dirs_exist_ok=True)
             if processes > 1:

@@ -31,6 +31,37 @@ def test_near_and_quoting_texts_are_rejected() -> None:
     assert evaluation.rejects(around.format(" ".join(words[: NGRAM - 1]) + " then " + words[NGRAM - 1])) is None
 
 
+QUOTED = 13
+"""Words in a row, as in GPT-3's contamination study, and not as the code has it."""
+
+
+@pytest.mark.parametrize("before", [0, 40])
+@pytest.mark.parametrize("after", [0, 40])
+@pytest.mark.parametrize("start", [0, 3, len(QUESTION.split()) - QUOTED])
+def test_thirteen_words_in_a_row_are_a_quotation_wherever_they_stand(before: int, after: int, start: int) -> None:
+    assert NGRAM == QUOTED
+    evaluation = EvaluationSet([QUESTION])
+    words = QUESTION.split()[start : start + QUOTED]
+    assert len(words) == QUOTED
+
+    def among_others(quoted: list[str]) -> str:
+        return " ".join([*(f"one{n}" for n in range(before)), *quoted, *(f"two{n}" for n in range(after))])
+
+    if before + after > QUOTED:  # else ROUGE-L says so already
+        assert evaluation.rejects(among_others(words)) == QUOTES
+        assert evaluation.rejects(among_others(words[1:])) is None
+        assert evaluation.rejects(among_others(words[:-1])) is None
+    else:
+        assert evaluation.rejects(among_others(words)) is not None
+
+
+def test_a_question_of_thirteen_words_is_quoted_whole() -> None:
+    words = [f"word{n}" for n in range(QUOTED)]
+    around = [f"other{n}" for n in range(40)]
+    assert EvaluationSet([" ".join(words)]).rejects(" ".join([*around, *words])) == QUOTES
+    assert EvaluationSet([" ".join(words[1:])]).rejects(" ".join([*around, *words])) is None, "too short to be quoted"
+
+
 def test_nothing_is_rejected_without_questions() -> None:
     assert EvaluationSet().rejects(QUESTION) is None
     assert EvaluationSet([""]).rejects("") is None
