@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from lion_ray.attempts import HEARTBEAT_S
 from lion_ray.checks import check_keys, check_references, check_templates
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
@@ -38,7 +39,7 @@ from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
 from lion_ray.quantize import served_folder
 from lion_ray.results import IterationResult, finished, results
-from lion_ray.store import HEARTBEAT_S, RunStore
+from lion_ray.store import FORMAT, RunStore
 from lion_ray.telemetry import Progress
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def run_root(storage_path: str, run_name: str) -> str:
 
 def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
     """Refuse a folder that another configuration made."""
-    known = store.read_json("run.json")
+    known = store.description()
     if known is None:
         return
     changed = differences(known["config"], loaded.config.model_dump(mode="json"))
@@ -246,9 +247,10 @@ def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
 def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
     """Write down what this run is, once, and what it runs on, each time."""
     versions = {name: found for name in PACKAGES if (found := _version(name))}
-    store.write_json(
+    store.write_record(
         "run.json",
         {
+            "format": FORMAT,
             "config": loaded.config.model_dump(mode="json"),
             "source": loaded.source,
             "base_dir": str(loaded.base_dir),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray import store as store_module
+from lion_ray import attempts as store_module
 from lion_ray.errors import InfrastructureError, RunConflictError
 from lion_ray.gateway.journal import Journal
 from lion_ray.store import RunStore
