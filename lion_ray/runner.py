@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from lion_ray.addresses import below
 from lion_ray.attempts import HEARTBEAT_S
 from lion_ray.checks import check_keys, check_references, check_templates
 from lion_ray.config import models_in_use
@@ -227,7 +228,7 @@ def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, e
 def run_root(storage_path: str, run_name: str) -> str:
     """The folder of a run."""
     if "://" in storage_path:
-        return f"{storage_path.rstrip('/')}/{run_name}"
+        return below(storage_path, run_name)
     return str(Path(storage_path).expanduser().absolute() / run_name)
 
 

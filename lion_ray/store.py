@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
+from lion_ray.addresses import below, check_storage
 from lion_ray.attempts import Fence, read_attempt
 from lion_ray.durable import sync_path
 from lion_ray.errors import ConfigError, DamagedError, InfrastructureError
@@ -43,13 +45,33 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system and the path in it of a local path or a URL such as ``s3://bucket/prefix``."""
     if "://" in root:
         try:
-            return fs.FileSystem.from_uri(root)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InfrastructureError(f"{root}: no such storage: {error}") from None
+            return fs.FileSystem.from_uri(check_storage(root))
+        except ValueError as error:
+            if isinstance(error, pa.ArrowException):
+                raise InfrastructureError(f"{root}: no such storage: {_line(error)}") from None
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise InfrastructureError(f"{root}: no such storage: {_line(error)}{_advice(error)}") from None
     return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
 
 
 __all__ = ["FORMAT", "Manifest", "RunStore", "Stage", "filesystem"]
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about what object stores say in their own words."""
+    said = str(error)
+    if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
+        return ": there is no such bucket; make it, or correct the address"
+    if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
+        return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
+    if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
+        return ": no credentials that the storage takes (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
+    return ""
 
 
 class RunStore:
@@ -81,15 +103,15 @@ class RunStore:
         """`name` for whoever opens storage by himself: a local path, or a URL with the root's own options."""
         if self.is_local:
             return self.path(name)
-        place, mark, options = self.root.partition("?")
-        return f"{place.rstrip('/')}/{name}{mark}{options}"
+        return below(self.root, name)
 
     def journal(self, configured: str | None) -> str:
         """Where a run keeps its calls: where its configuration says, else in its own folder."""
         return configured or self.address("journal")
 
     def exists(self, name: str) -> bool:
-        return self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        with self._reading(name):
+            return bool(self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound)
 
     def read_bytes(self, name: str) -> bytes:
         """A file's bytes.
@@ -111,10 +133,9 @@ class RunStore:
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException) as error:
-            what = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
             raise InfrastructureError(
-                f"{self.path(name)}: the storage refused to read it ({what}); mend that and run the same command: it "
-                "goes on"
+                f"{self.path(name)}: the storage refused to read it ({_line(error)}{_advice(error)}); mend that and "
+                "run the same command: it goes on"
             ) from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -141,9 +162,9 @@ class RunStore:
             else:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise InfrastructureError(
-                f"{target}: the storage refused the write ({error.strerror or error}); mend that and run the same "
+                f"{target}: the storage refused the write ({_line(error)}{_advice(error)}); mend that and run the same "
                 "command: it goes on"
             ) from None
 
@@ -226,7 +247,7 @@ class RunStore:
 
     def delete(self, name: str) -> None:
         """Remove a file that may be there."""
-        if self.exists(name):
+        with self._reading(name), suppress(FileNotFoundError):
             self._fs.delete_file(self.path(name))
 
     def names(self, folder: str) -> list[str]:
@@ -253,7 +274,8 @@ class RunStore:
         if not target.exists():
             aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             aside.mkdir(parents=True)  # an object store has no folders, and names none to be made
-            fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
+            with self._reading(name):
+                fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
             aside.rename(target)
         return target
 

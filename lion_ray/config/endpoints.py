@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from lion_ray.addresses import check_api
 from lion_ray.config.section import Dtype, Section, by_machine, operational
 
 
@@ -122,6 +123,11 @@ class EndpointConfig(Section):
     """Send each call's seed; not every endpoint takes one."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = operational("max_tokens")
     """The name under which the endpoint takes the answer's length limit."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secrets(cls, value: str | None) -> str | None:
+        return value if value is None else check_api(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> EndpointConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pyarrow as pa
 import pytest
 
 from lion_ray import attempts as store_module
+from lion_ray.addresses import below
 from lion_ray.errors import InfrastructureError, RunConflictError
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.journal import Journal
 from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, served
@@ -83,3 +86,32 @@ async def test_the_journal_is_kept_there(bucket: str) -> None:
     assert await served(again, range(4)) == [0, 1, 2]
     assert again.spending(ACCOUNT.run)[ACCOUNT].prompt_tokens == 3
     await again.close()
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_options_in_the_address_reach_the_storage(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turn: int
+) -> None:
+    """Without the environment's endpoint and region, in any order; every run has its own folder."""
+    host = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").replace(":", "%3A")
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    options = [f"endpoint_override={host}", "scheme=http", "region=us-east-1"]
+    storage = f"{bucket}/options{turn}?{'&'.join(options[turn:] + options[:turn])}"
+    for name in ("one", "two"):
+        store = RunStore(below(storage, name))
+        store.claim()
+        store.write_json("mine.json", name)
+        BatchRecords(store.journal(None)).write(BatchRecord("n", "a", "default", [], 0.0, 0.0))
+    assert [RunStore(below(storage, name)).read_json("mine.json") for name in ("one", "two")] == ["one", "two"]
+    assert RunStore(storage).names("") == ["one", "two"]
+    assert RunStore(storage).names("one/journal/batches") == ["n.json"]
+
+
+def test_what_is_wrong_with_an_address_is_one_line(bucket: str) -> None:
+    with pytest.raises(InfrastructureError, match="there is no such bucket") as caught:
+        RunStore("s3://nowhere/run").write_bytes("x", b"1")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InfrastructureError, match="no such storage") as caught:
+        RunStore(f"{bucket}/x?reggion=us-east-1")
+    assert "\n" not in str(caught.value)

@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from lion_ray.addresses import check_storage, without_secrets
 from lion_ray.durable import make_folder, sync_path
 from lion_ray.errors import InfrastructureError
 
@@ -46,11 +47,14 @@ class Folder:
         """
         try:
             if filesystem is None and "://" in root:
-                filesystem, root = pafs.FileSystem.from_uri(root)
+                filesystem, root = pafs.FileSystem.from_uri(check_storage(root))
             elif filesystem is None:
                 filesystem, root = pafs.LocalFileSystem(), str(Path(root).expanduser().absolute())
         except (*STORAGE_ERRORS, ValueError) as cause:
-            raise InfrastructureError(f"the journal {root} cannot be opened: {cause}") from cause
+            where = without_secrets(root)
+            raise InfrastructureError(
+                f"the journal {where} cannot be opened: {' '.join(str(cause).split())}"
+            ) from cause
         return cls(filesystem, root)
 
     def exists(self) -> bool:
