@@ -68,7 +68,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     if store.stage("pool-0").manifest() is None:
         for line in check_references(loaded):
             progress.say(f"warning: {line}")
-    attempt = store.claim()
+    attempt = store.claim(progress.say)
     try:
         describe_run(store, loaded)
         progress.say(

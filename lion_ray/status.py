@@ -23,6 +23,9 @@ from lion_ray.results import IterationResult, finished, results
 from lion_ray.shapes import PROGRESS, check
 from lion_ray.store import RunStore
 
+AHEAD_S = 600.0
+"""A driver's clock that is further ahead than this is not believed, in seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -100,7 +103,8 @@ def read_status(store: RunStore) -> Status:
     described = store.described()
     attempt = store.attempt() or {"attempt": 0, "ended": True, "alive": 0}
     iterations = described["config"]["iterations"]
-    running = not attempt["ended"] and time.time() - attempt["alive"] < STALE_S
+    # The driver's clock may be ahead of this one's; nothing depends on what is said here.
+    running = not attempt["ended"] and -AHEAD_S < time.time() - attempt["alive"] < STALE_S
     state = (
         "running" if running else "finished" if finished(store, iterations) else "stopped (the same command resumes it)"
     )

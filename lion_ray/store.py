@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -316,9 +316,9 @@ class RunStore:
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
-    def claim(self) -> int:
-        """Become this run's one attempt; returns its number, from 1. Raises RunConflictError."""
-        return self._fence.claim()
+    def claim(self, say: Callable[[str], None] = lambda _: None) -> int:
+        """Become this run's one attempt; returns its number, from 1. See `attempts.Fence.claim`."""
+        return self._fence.claim(say)
 
     def heartbeat(self, *, ended: bool = False) -> None:
         """Say that this attempt is alive, or that it has ended. Raises RunConflictError."""

@@ -37,6 +37,7 @@ from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.quantize import served_folder
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.weights import fingerprint
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -102,10 +103,13 @@ class TeacherProxy(Watched):
         spent = sum(one.usd for one in self._journal.spending(settings.run).values())
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
+        weights = ""
         if settings.config.serve is not None:
             model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, print)
             self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
+            hashing = asyncio.create_task(asyncio.to_thread(fingerprint, Path(model)))
             base_url = await self._server.start(say=print)
+            weights = await hashing
         collect_seldom()
         client = Client(
             settings.endpoint,
@@ -113,6 +117,7 @@ class TeacherProxy(Watched):
             self._journal,
             run=settings.run,
             base_url=base_url,
+            weights=weights,
             ledger=Ledger(
                 settings.config.prices,
                 lease=partial(_ask, ledger.lease, settings.name),
