@@ -62,7 +62,7 @@ def described_run(store: RunStore) -> tuple[RunConfig, Path]:
     Raises:
         ConfigError: another version of lion-ray wrote it, and this one does not understand it.
     """
-    described = store.read_json("run.json")
+    described = store.described()
     try:
         config = RunConfig.model_validate(described["config"])
     except ValidationError as error:

@@ -1,7 +1,12 @@
-"""Making what was written survive a power cut: on POSIX a file and the folder that names it are flushed apart."""
+"""Making what was written survive a power cut, and locks that die with their process.
+
+On POSIX a file and the folder that names it are flushed apart.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -66,3 +71,16 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def lock(descriptor: int) -> bool | None:
+    """Take the lock of an open file without waiting: False where another has it, None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return None
+        raise
+    return True

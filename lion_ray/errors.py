@@ -42,6 +42,19 @@ class InfrastructureError(LionError):
     exit_code = 6
 
 
+class DamagedError(InfrastructureError):
+    """A file of a run is not what was written: cut off, changed, or gone."""
+
+    def __init__(self, path: str, what: str = "") -> None:
+        # A pickled exception comes back with its message alone.
+        super().__init__(
+            f"{path}: damaged or of another version: {what}. Put a copy back, or delete it (of a part, also its "
+            "stage's manifest.json): the same command then makes it again"
+            if what
+            else path
+        )
+
+
 class EndpointError(InfrastructureError):
     """An API endpoint refuses every call: no key, a wrong key, an unknown model, nobody there."""
 

@@ -57,7 +57,7 @@ def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
         InfrastructureError: a file of the run is damaged.
     """
     pool = store.stage("pool-heldout").manifest()
-    described = store.read_json("run.json")
+    described = store.description()
     if pool is None or described is None:
         return []
     config = described["config"]

@@ -231,7 +231,7 @@ def finished(store: RunStore, iterations: int) -> bool:
 
 def results(store: RunStore) -> list[IterationResult]:
     """Every iteration the folder knows, from 0."""
-    config = (store.read_json("run.json") or {}).get("config", {})
+    config = (store.description() or {}).get("config", {})
     found = [summarise(store, iteration) for iteration in range(config.get("iterations", 0) + 2)]
     return [result for result in found if result.stages]
 
@@ -266,7 +266,7 @@ def results_table(found: list[IterationResult]) -> Table:
 
 def write_result(store: RunStore, result: IterationResult) -> None:
     """The iteration's result as JSON, beside what it was made from."""
-    store.write_json(f"iteration-{result.iteration}/result.json", json.loads(json.dumps(result.to_json())))
+    store.write_record(f"iteration-{result.iteration}/result.json", json.loads(json.dumps(result.to_json())))
 
 
 def _number(value: float | None) -> str:

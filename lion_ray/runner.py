@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from lion_ray.addresses import below
+from lion_ray.attempts import HEARTBEAT_S
 from lion_ray.checks import check_keys, check_references, check_templates
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
@@ -37,7 +39,7 @@ from lion_ray.quantize import served_folder
 from lion_ray.ray_start import join_ray
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.status import read_doubts
-from lion_ray.store import HEARTBEAT_S, RunStore
+from lion_ray.store import FORMAT, RunStore
 from lion_ray.telemetry import Progress
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     if store.stage("pool-0").manifest() is None:
         for line in check_references(loaded):
             progress.say(f"warning: {line}")
-    attempt = store.claim()
+    attempt = store.claim(progress.say)
     try:
         describe_run(store, loaded)
         progress.say(
@@ -231,13 +233,13 @@ def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, e
 def run_root(storage_path: str, run_name: str) -> str:
     """The folder of a run."""
     if "://" in storage_path:
-        return f"{storage_path.rstrip('/')}/{run_name}"
+        return below(storage_path, run_name)
     return str(Path(storage_path).expanduser().absolute() / run_name)
 
 
 def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
     """Refuse a folder that another configuration made."""
-    known = store.read_json("run.json")
+    known = store.description()
     if known is None:
         return
     changed = differences(known["config"], loaded.config.model_dump(mode="json"))
@@ -251,9 +253,10 @@ def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
 def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
     """Write down what this run is, once, and what it runs on, each time."""
     versions = {name: found for name in PACKAGES if (found := _version(name))}
-    store.write_json(
+    store.write_record(
         "run.json",
         {
+            "format": FORMAT,
             "config": loaded.config.model_dump(mode="json"),
             "source": loaded.source,
             "base_dir": str(loaded.base_dir),

@@ -14,13 +14,18 @@ from typing import Any
 
 from rich.table import Table
 
+from lion_ray.attempts import STALE_S
 from lion_ray.errors import InfrastructureError
 from lion_ray.evaluation.plateau import read_stop
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.inspection import survey
 from lion_ray.gateway.journal.uncertain import read_uncertain
 from lion_ray.results import IterationResult, finished, results
-from lion_ray.store import STALE_S, RunStore
+from lion_ray.shapes import PROGRESS, check
+from lion_ray.store import RunStore
+
+AHEAD_S = 600.0
+"""A driver's clock that is further ahead than this is not believed, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +125,11 @@ class Status:
 
 def read_status(store: RunStore) -> Status:
     """The status of the run in `store`."""
-    described = store.read_json("run.json")
-    attempt = store.read_json("attempt.json") or {"attempt": 0, "ended": True, "alive": 0}
+    described = store.described()
+    attempt = store.attempt() or {"attempt": 0, "ended": True, "alive": 0}
     iterations = described["config"]["iterations"]
-    running = not attempt["ended"] and time.time() - attempt["alive"] < STALE_S
+    # The driver's clock may be ahead of this one's; nothing depends on what is said here.
+    running = not attempt["ended"] and -AHEAD_S < time.time() - attempt["alive"] < STALE_S
     state = (
         "running" if running else "finished" if finished(store, iterations) else "stopped (the same command resumes it)"
     )
@@ -132,7 +138,8 @@ def read_status(store: RunStore) -> Status:
         key: sum(stage.get(key, 0) for one in found for stage in one.stages.values())
         for key in ("calls", "prompt_tokens", "completion_tokens", "seconds")
     }
-    progress = store.read_json("progress.json") or {"stages": []}
+    seen = store.read_record("progress.json")
+    progress = {"stages": []} if seen is None else check(seen, PROGRESS)
     problems = []
     try:
         uncertain = read_doubts(described["config"], store)

@@ -4,39 +4,39 @@ Invariants:
 - A run is its folder (contract 2): everything a resumed run needs is under `root`, a local path or an object-store URL.
 - A stage is committed by its manifest, written last and whole. Without a manifest nothing in the stage is trusted
   except its parts, and a part is whole or absent: it is written aside and renamed (an object store's put is atomic).
-- One attempt at a time: on a local file system a lock that dies with its process, everywhere an attempt file whose
-  token is checked before each manifest. An attempt that finds another's token there stops.
+- One attempt at a time (`attempts`): its token is looked at before each manifest.
 - Only parquet, JSON and safetensors; nothing here is unpickled.
+- Parts, manifests and the run's own records prove themselves (`sealed`), and a manifest holds the SHA-256 of each file
+  of its stage: what is damaged is told, never read as something else.
 
 This module knows nothing of Ray, of models, or of what the stages mean.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
-import socket
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
+from lion_ray.addresses import below, check_storage
+from lion_ray.attempts import Fence, read_attempt
 from lion_ray.durable import make_folder, sync_path
-from lion_ray.errors import InfrastructureError, RunConflictError
+from lion_ray.errors import ConfigError, DamagedError, InfrastructureError
+from lion_ray.sealed import Record, from_json, from_parquet, seal, sha256, to_parquet
+from lion_ray.shapes import CONFIG, RUN, check
+from lion_ray.stage import SUMS, Manifest, Stage
 
-Manifest = dict[str, Any]
-"""What a stage's manifest says: rows, parts, and whatever else is to be known of it without reading them."""
-HEARTBEAT_S = 10.0
-"""How often a live attempt says so, in seconds."""
-STALE_S = 45.0
-"""An attempt that has not said so for this long may be replaced (object stores only: they have no locks)."""
+FORMAT = 1
+"""Of a run's folder; raise it where an older lion-ray would misread what is there, and read what was before."""
 TORN_READS = 3
 """How often an object that is not JSON is read again."""
 
@@ -45,16 +45,39 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     """The file system and the path in it of a local path or a URL such as ``s3://bucket/prefix``."""
     if "://" in root:
         try:
-            return fs.FileSystem.from_uri(root)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InfrastructureError(f"{root}: no such storage: {error}") from None
+            return fs.FileSystem.from_uri(check_storage(root))
+        except ValueError as error:
+            if isinstance(error, pa.ArrowException):
+                raise InfrastructureError(f"{root}: no such storage: {_line(error)}") from None
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise InfrastructureError(f"{root}: no such storage: {_line(error)}{_advice(error)}") from None
     return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
 
 
-def _refused(target: str | Path, error: OSError) -> InfrastructureError:
+__all__ = ["FORMAT", "Manifest", "RunStore", "Stage", "filesystem"]
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about what object stores say in their own words."""
+    said = str(error)
+    if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
+        return ": there is no such bucket; make it, or correct the address"
+    if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
+        return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
+    if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
+        return ": no credentials that the storage takes (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
+    return ""
+
+
+def _refused(target: str | Path, error: Exception) -> InfrastructureError:
     return InfrastructureError(
-        f"{target}: the storage refused the write ({error.strerror or error}); mend that and run the same command: it "
-        "goes on"
+        f"{target}: the storage refused the write ({_line(error)}{_advice(error)}); mend that and run the same "
+        "command: it goes on"
     )
 
 
@@ -69,8 +92,8 @@ class RunStore:
     def _open(self) -> None:
         self._fs, self._path = filesystem(self.root)
         self.is_local = isinstance(self._fs, fs.LocalFileSystem)
-        self._lock: IO[str] | None = None
         self._made: set[Path] = set()
+        self._fence = Fence(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "token": self.token}
@@ -88,19 +111,40 @@ class RunStore:
         """`name` for whoever opens storage by himself: a local path, or a URL with the root's own options."""
         if self.is_local:
             return self.path(name)
-        place, mark, options = self.root.partition("?")
-        return f"{place.rstrip('/')}/{name}{mark}{options}"
+        return below(self.root, name)
 
     def journal(self, configured: str | None) -> str:
         """Where a run keeps its calls: where its configuration says, else in its own folder."""
         return configured or self.address("journal")
 
     def exists(self, name: str) -> bool:
-        return self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        with self._reading(name):
+            return bool(self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound)
 
     def read_bytes(self, name: str) -> bytes:
-        with self._fs.open_input_stream(self.path(name)) as stream:
-            return stream.read()
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InfrastructureError: the storage refused.
+        """
+        return self._buffer(name).to_pybytes()
+
+    def _buffer(self, name: str) -> pa.Buffer:
+        with self._reading(name), self._fs.open_input_file(self.path(name)) as stream:
+            return stream.read_buffer()
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise InfrastructureError(
+                f"{self.path(name)}: the storage refused to read it ({_line(error)}{_advice(error)}); mend that and "
+                "run the same command: it goes on"
+            ) from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all.
@@ -112,7 +156,7 @@ class RunStore:
         try:
             if self.is_local:
                 path = Path(target)
-                self._make(path.parent)
+                self.make(path.parent)
                 aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
                 try:
                     with aside.open("wb") as stream:
@@ -126,10 +170,10 @@ class RunStore:
             else:
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(data)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise _refused(target, error) from None
 
-    def _make(self, folder: Path) -> None:
+    def make(self, folder: Path) -> None:
         """Make a local folder that survives a power cut; it is flushed once for each process."""
         if folder not in self._made or not folder.exists():
             try:
@@ -139,42 +183,102 @@ class RunStore:
             self._made.add(folder)
 
     def read_json(self, name: str) -> Any:
-        """The JSON in `name`, or None where there is no such file."""
+        """The JSON in `name`, its objects as Records; None where there is no such file.
+
+        Raises:
+            DamagedError: it is not JSON, or not what was written.
+        """
+        return next(iter(self._json(name)), None)
+
+    def read_record(self, name: str) -> Record | None:
+        """As `read_json`, of a file that holds an object."""
+        for value in self._json(name):
+            if not isinstance(value, Record):
+                raise DamagedError(self.path(name), "it holds no JSON object")
+            return value
+        return None
+
+    def _json(self, name: str) -> list[Any]:
+        """What is in the file; nothing where there is none."""
         # An object that is replaced while it is read may come in pieces of both; a local file is renamed into place.
         for left in range(0 if self.is_local else TORN_READS, -1, -1):
             try:
-                return json.loads(self.read_bytes(name))
+                return [from_json(self.read_bytes(name), self.path(name))]
             except FileNotFoundError:
-                return None
-            except ValueError as error:
+                return []
+            except DamagedError:
                 if not left:
-                    raise InfrastructureError(f"{self.path(name)}: not JSON: {error}") from None
+                    raise
         raise AssertionError("unreachable")
+
+    def description(self) -> Record | None:
+        """What run.json says of this run; None where there is none yet.
+
+        Raises:
+            DamagedError: it is not what was written.
+            ConfigError: a newer lion-ray wrote this folder.
+        """
+        found = self.read_record("run.json")
+        if found is None:
+            return None
+        check(found, RUN)
+        if (number := found.get("format", 1)) > FORMAT:
+            raise ConfigError(
+                f"{found.path}: a newer lion-ray wrote this run (format {number}, this knows {FORMAT}); use that one"
+            )
+        check(found["config"], CONFIG)
+        return found
+
+    def described(self) -> Record:
+        """As `description`; ConfigError where there is no run."""
+        found = self.description()
+        if found is None:
+            raise ConfigError(f"{self.root}: no run there (looked for run.json)")
+        return found
+
+    def write_record(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON object with its seal."""
+        self.write_json(name, seal(value))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        self.write_bytes(name, to_parquet(table))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table, or only some of its columns."""
-        with self._fs.open_input_file(self.path(name)) as source:
-            # Not `pq.read_table`, whose data sets take a millisecond more for each file.
-            return pq.ParquetFile(source).read(columns=None if columns is None else list(columns), use_threads=False)
+        """A table, or only some of its columns.
+
+        Raises:
+            DamagedError: it is not what was written, or gone.
+        """
+        try:
+            # Whole, as its checksum is; a part is a shard, and no larger.
+            data = self._buffer(name)
+        except FileNotFoundError:
+            raise DamagedError(self.path(name), "it is gone") from None
+        return from_parquet(data, self.path(name), columns)
 
     def delete(self, name: str) -> None:
         """Remove a file that may be there."""
-        if self.exists(name):
+        with self._reading(name), suppress(FileNotFoundError):
             self._fs.delete_file(self.path(name))
 
     def names(self, folder: str) -> list[str]:
         """The visible names in `folder`, sorted; none where it does not exist."""
+        return sorted(name for name, _ in self.entries(folder) if not name.startswith("."))
+
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """Every name in `folder`, and whether it is a folder; none where it does not exist."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
-        found = (info.base_name for info in self._fs.get_file_info(selector))
-        return sorted(name for name in found if not name.startswith("."))
+        with self._reading(folder):
+            return sorted((i.base_name, i.type == fs.FileType.Directory) for i in self._fs.get_file_info(selector))
+
+    def sum_of(self, name: str) -> dict[str, Any]:
+        """A file's size and SHA-256, as manifests hold them. Raises FileNotFoundError, InfrastructureError."""
+        with self._reading(name), self._fs.open_input_stream(self.path(name)) as stream:
+            size, digest = sha256(stream)
+        return {"bytes": size, "sha256": digest}
 
     def local_folder(self, name: str, cache: Path) -> Path:
         """`name` as a folder on this machine: itself where the store is local, else a copy under `cache`."""
@@ -184,7 +288,8 @@ class RunStore:
         if not target.exists():
             aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             aside.mkdir(parents=True)  # an object store has no folders, and names none to be made
-            fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
+            with self._reading(name):
+                fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
             aside.rename(target)
         return target
 
@@ -200,109 +305,43 @@ class RunStore:
             raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {error}") from None
 
     def adopt_folder(self, source: Path, name: str) -> None:
-        """Move a finished local folder into the run; a manifest must follow to make it count."""
+        """Move a finished local folder into the run; a manifest must follow to make it count, with its files' sums."""
+        sums = {}
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            with path.open("rb") as stream:
+                size, digest = sha256(stream)
+            sums[f"{Path(name).name}/{path.relative_to(source).as_posix()}"] = {"bytes": size, "sha256": digest}
         if self.is_local:
             target = Path(self.path(name))
-            if target == source.absolute():
-                return
-            self._make(target.parent)
-            if target.exists():
-                shutil.rmtree(target)
-            shutil.move(source, target)
+            if target != source.absolute():
+                self.make(target.parent)
+                if target.exists():
+                    shutil.rmtree(target)
+                shutil.move(source, target)
         else:
-            fs.copy_files(str(source), self.path(name), destination_filesystem=self._fs)
+            try:
+                fs.copy_files(str(source), self.path(name), destination_filesystem=self._fs)
+            except OSError as error:
+                raise InfrastructureError(f"{source}: cannot be copied to {self.path(name)}: {error}") from None
+        self.write_record(f"{name}{SUMS}", sums)
 
     def stage(self, name: str) -> Stage:
         return Stage(self, name)
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
-    def claim(self) -> int:
-        """Become this run's one attempt; returns its number, from 1.
-
-        Raises:
-            RunConflictError: another attempt is alive.
-        """
-        if self.is_local:
-            self._make(Path(self._path))
-            lock = Path(self.path(".lock")).open("w")  # noqa: SIM115 - held until the process ends
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
-                raise RunConflictError(self._conflict()) from None
-            self._lock = lock
-        last = self.read_json("attempt.json")
-        if last and not self.is_local and time.time() - last["alive"] < STALE_S and not last["ended"]:
-            raise RunConflictError(self._conflict())
-        self.token = uuid.uuid4().hex
-        number = (last["attempt"] if last else 0) + 1
-        self._write_attempt(number, ended=False)
-        return number
+    def claim(self, say: Callable[[str], None] = lambda _: None) -> int:
+        """Become this run's one attempt; returns its number, from 1. See `attempts.Fence.claim`."""
+        return self._fence.claim(say)
 
     def heartbeat(self, *, ended: bool = False) -> None:
-        """Say that this attempt is alive, or that it has ended.
+        """Say that this attempt is alive, or that it has ended. Raises RunConflictError."""
+        self._fence.heartbeat(ended=ended)
 
-        Raises:
-            RunConflictError: another attempt has taken over.
-        """
-        self._write_attempt(self.check_fence()["attempt"], ended=ended)
-        if ended and self._lock is not None:
-            self._lock.close()
-            self._lock = None
+    def check_fence(self) -> Record:
+        """The attempt file, which must be ours. Raises RunConflictError."""
+        return self._fence.check()
 
-    def check_fence(self) -> dict[str, Any]:
-        """The attempt file, which must be ours."""
-        attempt = self.read_json("attempt.json")
-        if self.token is None or attempt is None or attempt["token"] != self.token:
-            raise RunConflictError(self._conflict())
-        return attempt
-
-    def _write_attempt(self, number: int, *, ended: bool) -> None:
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "alive": time.time(), "ended": ended}
-        self.write_json("attempt.json", {"attempt": number, "token": self.token, **who})
-
-    def _conflict(self) -> str:
-        other = self.read_json("attempt.json") or {"host": "another machine", "pid": "?"}
-        return (
-            f"{self.root}: another attempt at this run is under way (host {other['host']}, process {other['pid']}); "
-            "wait for it, stop it, or give this run another run_name"
-        )
-
-
-class Stage:
-    """One stage of a run: numbered parts, a few files, and the manifest that commits them."""
-
-    def __init__(self, store: RunStore, name: str) -> None:
-        self.store = store
-        self.name = name
-
-    def manifest(self) -> dict[str, Any] | None:
-        """What was committed, or None."""
-        return self.store.read_json(f"{self.name}/manifest.json")
-
-    def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """Commit the stage; returns the manifest as it stands. Raises RunConflictError where another attempt runs."""
-        self.store.check_fence()
-        self.store.write_json(f"{self.name}/manifest.json", manifest)
-        return manifest
-
-    def part_name(self, index: int) -> str:
-        return f"{self.name}/part-{index:05d}.parquet"
-
-    def write_part(self, index: int, table: pa.Table) -> None:
-        self.store.write_table(self.part_name(index), table)
-
-    def read_part(self, index: int) -> pa.Table:
-        return self.store.read_table(self.part_name(index))
-
-    def part_indexes(self) -> set[int]:
-        names = self.store.names(self.name)
-        return {int(n[5:10]) for n in names if n.startswith("part-") and n.endswith(".parquet")}
-
-    def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
-        names = map(self.part_name, range(parts))
-        tables = [self.store.read_table(name, columns) for name in names]
-        # A resumed run's parts may be of two versions, of which one knew a column more.
-        return pa.concat_tables(tables, promote_options="default")
+    def attempt(self) -> Record | None:
+        """What the last attempt says of itself; None before the first."""
+        return read_attempt(self)

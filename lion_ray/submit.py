@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 
 import lion_ray
+from lion_ray.addresses import without_secrets
 from lion_ray.checks import check_templates, templates_in_use
 from lion_ray.config import models_in_use
 from lion_ray.config.checks import JsonSchemaCheck, OwnCheck
@@ -79,7 +80,7 @@ def submit(loaded: LoadedConfig, overrides: Sequence[str], how: Submission) -> s
             "entrypoint": shlex.join(["python", "-m", "lion_ray", "run", Path(loaded.source).name, *overrides]),
             "submission_id": f"lion-ray-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             "runtime_env": environment,
-            "metadata": {"lion_ray_run": name, "lion_ray_storage": loaded.config.storage_path},
+            "metadata": {"lion_ray_run": name, "lion_ray_storage": without_secrets(loaded.config.storage_path)},
             "entrypoint_num_cpus": how.driver_cpus,
             "entrypoint_resources": dict(how.driver_resources) or None,
         }

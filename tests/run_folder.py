@@ -34,7 +34,7 @@ from lion_ray.records import (
     table,
 )
 from lion_ray.results import summarise, write_result
-from lion_ray.store import RunStore
+from lion_ray.store import FORMAT, RunStore
 
 BEGAN = 1_800_000_000.0
 WORDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate", "bakery", "comet", "loom")
@@ -77,9 +77,10 @@ class RunFolder:
         }
         config = RunConfig.model_validate(written | self.config)
         self.settings = config
-        self.store.write_json(
+        self.store.write_record(
             "run.json",
             {
+                "format": FORMAT,
                 "config": config.model_dump(mode="json"),
                 "source": "small.yaml",
                 "base_dir": ".",

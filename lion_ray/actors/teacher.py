@@ -39,6 +39,7 @@ from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.quantize import served_folder
 from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
 from lion_ray.terminal import tell
+from lion_ray.weights import fingerprint
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -107,10 +108,13 @@ class TeacherProxy(Watched):
         spent = sum(one.usd for one in (await asyncio.to_thread(spending)).values())
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
+        weights = ""
         if settings.config.serve is not None:
             model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, tell)
             self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
+            hashing = asyncio.create_task(asyncio.to_thread(fingerprint, Path(model)))
             base_url = await self._server.start(say=tell)
+            weights = await hashing
         collect_seldom()
         client = Client(
             settings.endpoint,
@@ -118,6 +122,7 @@ class TeacherProxy(Watched):
             self._journal,
             run=settings.run,
             base_url=base_url,
+            weights=weights,
             ledger=Ledger(
                 settings.config.prices,
                 lease=partial(_ask, ledger.lease, settings.name),

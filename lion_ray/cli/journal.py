@@ -32,12 +32,14 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
     if as_json:
         spending = [asdict(account) | asdict(spent) for account, spent in found.sums.items()]
         held = {"calls": found.calls, "segments": found.segments, "bytes": found.bytes, "damaged": found.damaged}
+        held["foreign"] = found.foreign
         print(json.dumps(held | {"spending": spending}))
         return
     console = results_console()
     console.print(
         f"{found.calls:,} calls, {found.bytes / 2**20:,.1f} MiB in {count(found.segments, 'segments')};"
-        f" {count(found.damaged, 'damaged or torn lines')}",
+        f" {count(found.damaged, 'damaged or torn lines')}"
+        + (f", {count(found.foreign, 'lines')} of another version, kept and not served" if found.foreign else ""),
         soft_wrap=True,
     )
     if not found.sums:
@@ -65,7 +67,7 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
         print(json.dumps(asdict(found)))
     else:
         print(f"{found.records:,} records, {found.bytes / 2**20:,.1f} MiB in {count(found.segments, 'segments')}")
-        for fault in (*found.damaged, *found.torn, *found.sidecars):
+        for fault in (*found.damaged, *found.torn, *found.foreign, *found.sidecars):
             tell(f"{fault.file}, byte {fault.offset}: {fault.reason}")
     if found.damaged:
         raise DataError(
@@ -84,6 +86,8 @@ def compact(path: JournalPath) -> None:
     print(f"before  {count(done.segments_before, 'segments')}, {done.bytes_before / 2**20:,.1f} MiB")
     print(f"after   {count(done.segments_after, 'segments')}, {done.bytes_after / 2**20:,.1f} MiB")
     print(f"dropped {count(done.damaged, 'damaged or torn lines')}, {count(done.copies, 'second copies')}")
+    if done.foreign:
+        print(f"kept    {count(done.foreign, 'lines')} of another version or another tool")
     if done.live:
         print(f"left    {count(done.live, 'segments')} that a live run is writing")
 

@@ -24,7 +24,7 @@ from lion_ray.cli.evaluation import eval_app
 from lion_ray.cli.export import diff_app, export_run
 from lion_ray.cli.journal import journal_app
 from lion_ray.cli.judge import judge_app
-from lion_ray.errors import ConfigError, LionError, as_raised
+from lion_ray.errors import ConfigError, DataError, LionError, as_raised
 from lion_ray.terminal import tell
 
 app = typer.Typer(
@@ -119,6 +119,30 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
         console.print(results_table(found.results))
     if found.spending or found.uncertain:
         console.print(found.spending_table())
+
+
+@app.command()
+def verify(run: RunFolder, as_json: AsJson = False) -> None:
+    """Read everything in a run's folder and say what is not as it was written. Exit code 3 where something is not."""
+    from lion_ray.checkpoints import open_run
+    from lion_ray.telemetry import count
+    from lion_ray.verify import verify as look
+
+    store = open_run(run)
+    found = look(store)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        print(
+            f"{count(found.files, 'files')} as written, {found.proven:,} of them proven by SHA-256 "
+            f"({found.bytes / 2**20:,.1f} MiB), in {count(found.stages, 'stages')}"
+        )
+        if found.journal is not None:
+            print(f"journal: {found.journal['records']:,} records in {count(found.journal['segments'], 'segments')}")
+        for fault in found.faults:
+            tell(fault)
+    if found.faults:
+        raise DataError(f"{store.root}: {count(len(found.faults), 'damaged places')}")
 
 
 @app.command()

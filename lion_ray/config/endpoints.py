@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+from lion_ray.addresses import check_api
 from lion_ray.config.section import Dtype, Section, by_machine, operational
 
 _OWN_FIELDS = {
@@ -154,6 +155,11 @@ class EndpointConfig(Section):
     """How a system message is sent; user, for models without that role: before what the user says, in one message."""
     finish_reasons: dict[str, Literal["stop", "length", "content_filter", "error"]] = operational({})
     """What finish reasons of the endpoint's own mean, where they are taken for incomplete; `unknown`: none is given."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secrets(cls, value: str | None) -> str | None:
+        return value if value is None else check_api(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> EndpointConfig:

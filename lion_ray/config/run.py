@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lion_ray.addresses import check_storage
 from lion_ray.config.checks import EvaluationConfig
 from lion_ray.config.endpoints import EndpointConfig
 from lion_ray.config.referee import RefereeConfig
@@ -302,6 +303,11 @@ class RunConfig(Section):
         while size < MAX_SHARD_ROWS and rows > MANY_SHARDS * size:
             size *= 2
         return size
+
+    @field_validator("storage_path", "journal")
+    @classmethod
+    def _no_secrets(cls, value: str | None) -> str | None:
+        return value if value is None else check_storage(value)
 
     @model_validator(mode="after")
     def _known_endpoints(self) -> RunConfig:

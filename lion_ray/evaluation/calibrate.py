@@ -104,7 +104,7 @@ def runs_judge(store: RunStore) -> Calibrated:
     Raises:
         ConfigError: the run's description lacks it, or is another version's.
     """
-    described = store.read_json("run.json")
+    described = store.described()
     config = described["config"]
     # Only these sections, because the others may be another version's, and do not matter here.
     try:
@@ -123,7 +123,7 @@ def place_of(store: RunStore | None, journal: str | None) -> Place:
     """Where a calibration's calls and its result are kept: with the run's, if it is of one."""
     if store is None:
         return Place(RunStore(FOLDER), "", journal or f"{FOLDER}/journal", "judge")
-    config = store.read_json("run.json")["config"]
+    config = store.described()["config"]
     return Place(store, f"{FOLDER}/", journal or store.journal(config["journal"]), f"{config['run_name']}/judge")
 
 

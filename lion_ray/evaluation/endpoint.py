@@ -25,6 +25,7 @@ from lion_ray.gateway.ledger import Budget, Ledger
 from lion_ray.gateway.request import as_sent
 from lion_ray.inference.server import ModelServer
 from lion_ray.telemetry import Progress
+from lion_ray.weights import fingerprint
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Asked:
         self._account, self._base_dir, self._server = account, base_dir, server
         self._stack = AsyncExitStack()
         self._client: Client | None = None
+        self._hashed: str | None = None
         self.spent: dict[str, Spending] = {}
         """By role."""
 
@@ -80,7 +82,7 @@ class Asked:
             EndpointError: no key, the server did not come up, or the endpoint refuses every call.
             BudgetError: the budget is spent; what was answered is in the journal.
         """
-        known = await _recall(self.config, self._journal, calls)
+        known = await _recall(self.config, self._journal, calls, await self._weights())
         if None in known:
             if self._client is None:
                 self._client = await self._open()
@@ -105,9 +107,30 @@ class Asked:
             lease=partial(_at_once, self._budget.lease, self.name),
             report=partial(_at_once, self._budget.report, self.name),
         )
-        client = Client(self.name, config, self._journal, run=self._account, base_url=base_url, ledger=ledger, say=say)
+        client = Client(
+            self.name,
+            config,
+            self._journal,
+            run=self._account,
+            base_url=base_url,
+            weights=await self._weights(),
+            ledger=ledger,
+            say=say,
+        )
         self._stack.push_async_callback(client.close)
         return client
+
+    async def _weights(self) -> str:
+        """The hash of what the configuration has served, as a run's proxy has it in its keys."""
+        serve = self.config.serve
+        if serve is None or self._server is not None:
+            return ""
+        if self._hashed is None:
+            from lion_ray.quantize import served_folder
+
+            model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
+            self._hashed = await asyncio.to_thread(fingerprint, Path(model))
+        return self._hashed
 
     async def _own_server(self) -> ModelServer | None:
         """What has to be started before anything can be asked."""
@@ -155,12 +178,14 @@ class Spending:
         return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
 
 
-async def _recall(config: EndpointConfig, journal: Journal, calls: Sequence[Call]) -> list[Completion | None]:
+async def _recall(
+    config: EndpointConfig, journal: Journal, calls: Sequence[Call], weights: str
+) -> list[Completion | None]:
     """What the journal knows of calls to an endpoint, without a client; None for each that must be bought."""
 
     async def one(call: Call) -> Completion | None:
         try:
-            key = as_sent(call, config).key(config.model)
+            key = as_sent(call, config).key(config.model, weights)
         except orjson.JSONEncodeError:
             return None  # no valid text: the client says so
         return await journal.get(key)

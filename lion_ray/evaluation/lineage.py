@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.algorithm.scores import is_hard
+from lion_ray.errors import DamagedError
 from lion_ray.records import as_instructions
 from lion_ray.store import RunStore
 
@@ -31,7 +32,12 @@ Places = npt.NDArray[np.int64]
 def committed_pools(store: RunStore) -> list[int]:
     """The pools that are whole: 0 is the user's own, k what iteration k wrote."""
     last = _iterations(store)
-    return [pool for pool in range(last + 1) if store.stage(f"pool-{pool}").manifest() is not None]
+    pools = [pool for pool in range(last + 1) if store.stage(f"pool-{pool}").manifest() is not None]
+    # A pool is made of those before it, and an iteration judges all that were there.
+    for pool in range(max([*pools, *(k - 1 for k in judged_iterations(store))], default=-1) + 1):
+        if pool not in pools:
+            raise DamagedError(store.path(f"pool-{pool}/manifest.json"), "it is gone, and later ones are there")
+    return pools
 
 
 def judged_iterations(store: RunStore) -> list[int]:
@@ -65,7 +71,7 @@ def read_gaps(store: RunStore) -> Gaps:
         places = pc.index_in(part["id"], value_set=ids).to_numpy()
         for scores, name in ((teacher, "teacher_score"), (student, "student_score")):
             scores[places, column] = pc.fill_null(part[name], np.nan).to_numpy()
-    tau = ((store.read_json("run.json") or {}).get("config") or {}).get("discrimination", {}).get("tau", 1.0)
+    tau = ((store.description() or {}).get("config") or {}).get("discrimination", {}).get("tau", 1.0)
     return Gaps(ids, tuple(iterations), teacher, student, tuple(part.num_rows for part in parts), tau)
 
 
@@ -222,4 +228,4 @@ def _verdicts(store: RunStore, name: str) -> pa.Table:
 
 def _iterations(store: RunStore) -> int:
     """How many the configuration asks for; 0 where the folder is no run's yet."""
-    return int(((store.read_json("run.json") or {}).get("config") or {}).get("iterations", 0))
+    return int(((store.description() or {}).get("config") or {}).get("iterations", 0))

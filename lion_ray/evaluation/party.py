@@ -14,7 +14,6 @@ This module starts nothing and sends nothing; it may fetch a model.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from lion_ray.inference import gpu_build, student_type
 from lion_ray.inference.server import MOST_AT_ONCE
 from lion_ray.models import BUNDLED, resolve_model
 from lion_ray.store import RunStore
+from lion_ray.weights import fingerprint
 
 MAX_MODEL_LEN = 4096
 """The longest prompt plus answer of a model that no run says it of, where the model takes so much."""
@@ -173,19 +173,6 @@ def as_judge(party: Party, prompt: str) -> Party:
         raise ConfigError("--judge: recorded answers cannot judge; name an endpoint, a run or a model")
     template = load_template(prompt, "referee")
     return replace(party, template=template, temperature=0.2, top_p=1.0, max_tokens=512)
-
-
-def fingerprint(folder: Path, *said: str) -> str:
-    """12 hex digits of SHA-256 over a model's files that decide what it answers, and what else is `said` of it."""
-    digest = hashlib.sha256("\x1f".join(said).encode())
-    wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
-    # What training notes down beside the weights decides nothing.
-    ignored = ("training.json", "canary.json", "lion-ray.json")
-    for path in sorted({path for pattern in wanted for path in folder.glob(pattern)}):
-        if path.is_file() and path.name not in ignored:
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
 
 
 def _address(named: str, wishes: Wishes) -> Party:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lion_ray.config import RunConfig
+from lion_ray.shapes import STOP, check
 from lion_ray.store import RunStore
 
 STOPPED = "stopped.json"
@@ -59,7 +60,7 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
     if values[-1] is None or not on_plateau(signed, rounds=rounds, min_gain=min_gain):
         return None
     reason = _reason(measure, values, rounds, min_gain)
-    store.write_json(
+    store.write_record(
         STOPPED,
         {
             "iteration": iteration,
@@ -92,8 +93,8 @@ def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, l
 
 def read_stop(store: RunStore) -> dict[str, Any] | None:
     """The decision to end early, where there is one: iteration, measure, values, rounds, min_gain, reason."""
-    found: dict[str, Any] | None = store.read_json(STOPPED)
-    return found
+    found = store.read_record(STOPPED)
+    return None if found is None else check(found, STOP)
 
 
 def _reason(measure: str, values: Sequence[float | None], rounds: int, min_gain: float) -> str:

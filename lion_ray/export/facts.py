@@ -63,7 +63,7 @@ def who(source: Source, role: str) -> str:
 def when(source: Source) -> str:
     """When the run began and ended, UTC, as far as it wrote that down."""
     began = source.manifest("answers-0").get("began")
-    attempt: dict[str, Any] = source.store.read_json("attempt.json") or {}
+    attempt: dict[str, Any] = source.store.attempt() or {}
     ended = attempt.get("alive") if attempt.get("ended") else None
     told = (("begun", began), ("ended", ended))
     return ", ".join(f"{word} {time.strftime('%Y-%m-%d', time.gmtime(at))}" for word, at in told if at) or "unknown"

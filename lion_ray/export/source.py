@@ -48,7 +48,7 @@ class Source:
         Raises:
             ConfigError: the run has no such checkpoint.
         """
-        described = store.read_json("run.json")
+        described = store.description()
         if described is None:
             raise ConfigError(f"{store.root}: no run there (looked for run.json)")
         config = described["config"]

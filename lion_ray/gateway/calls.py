@@ -2,7 +2,8 @@
 
 Invariants:
 - The key is the SHA-256 of the canonical request: model, messages, sampling and a sample ordinal, and nothing else.
-  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract 1).
+  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract 1). Of a
+  model that a run serves itself the name is whatever the run likes, so its weights' hash is in the key too.
 - Everything here pickles and is immutable.
 """
 
@@ -79,9 +80,10 @@ class Call:
             body.pop(name, None)
         return body | (self.extra or {})
 
-    def key(self, model: str) -> str:
-        """64 hex digits that name this request in every journal."""
-        canonical = orjson.dumps([self.body(model), self.ordinal], option=orjson.OPT_SORT_KEYS)
+    def key(self, model: str, weights: str = "") -> str:
+        """64 hex digits that name this request in every journal; `weights` is the hash of a served model's."""
+        named = [self.body(model), self.ordinal, weights] if weights else [self.body(model), self.ordinal]
+        canonical = orjson.dumps(named, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(canonical).hexdigest()
 
 

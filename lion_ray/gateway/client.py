@@ -64,6 +64,7 @@ class Client:
         run: str = "",
         transport: Transport | None = None,
         base_url: str | None = None,
+        weights: str = "",
         ledger: Ledger | None = None,
         on_event: Callable[[Event], None] | None = None,
         say: Callable[[str], None] | None = None,
@@ -73,13 +74,15 @@ class Client:
     ) -> None:
         """The endpoint called `name` in the configuration, for the run called `run` in the accounts.
 
-        `base_url` overrides the config's, for a server that the run started. Without a `transport`, reads the API key
-        from the environment. Raises EndpointError where the key is missing or the address is none.
+        `base_url` overrides the config's, for a server that the run started; `weights` is the hash of what it serves,
+        and part of every call's key. Without a `transport`, reads the API key from the environment. Raises
+        EndpointError where the key is missing or the address is none.
         """
         self.name = name
         self.config = config
         self.address = base_url or config.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         self._run = run
+        self._weights = weights
         self._batches: BatchQueue | None = None
         self._batch_api: openai.AsyncOpenAI | None = None
         self._make_batches: Callable[[], BatchQueue] | None = None
@@ -174,7 +177,7 @@ class Client:
             raise self._closed_error()
         call = as_sent(call, self.config)
         try:
-            key = call.key(self.config.model)
+            key = call.key(self.config.model, self._weights)
         except orjson.JSONEncodeError as cause:
             # A lone surrogate in a user's file, for one. It has no canonical form, so no key.
             return self._fail(Failure("", "not valid text", shorten(str(cause))), call)

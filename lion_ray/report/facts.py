@@ -126,7 +126,7 @@ def read_facts(store: RunStore) -> Facts:
     Raises:
         InfrastructureError: the storage failed, or a file of the run's own is damaged.
     """
-    described = store.read_json("run.json")
+    described = store.described()
     config = described["config"]
     problems: list[str] = []
     evaluations = _evaluations(store, problems)

@@ -6,6 +6,7 @@ Invariants:
   their state. A fit that was killed and restored ends with the same bits on the same number of processes.
 - Every process saves into a folder of its own; the union of these folders is the checkpoint. A checkpoint loads on
   any number of processes.
+- A checkpoint is data: nothing in its folder runs code (see `dcp_files`).
 
 This module does not know where checkpoints are kept.
 """
@@ -14,15 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from lion_ray.errors import TrainingError
+from lion_ray.training.dcp_files import Planner, Reader
 from lion_ray.training.model import World
 
 _PROGRESS = "progress.json"
@@ -53,10 +57,20 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Take weights and optimizer from a whole checkpoint; every process must call it."""
+    """Take weights and optimizer from a whole checkpoint; every process must call it.
+
+    Raises:
+        TrainingError: it is damaged, or holds what no fit saves.
+    """
     weights, moments = get_state_dict(model, optimizer, options=_options())
     state = {"model": weights, "optimizer": moments}
-    dcp.load(state, checkpoint_id=folder, no_dist=world.size == 1)
+    try:
+        dcp.load(state, storage_reader=Reader(folder), planner=Planner(), no_dist=world.size == 1)
+    except _DAMAGE as error:
+        raise TrainingError(
+            f"the checkpoint {folder} cannot be used: {_reason(error)}; without it (a run keeps its own under "
+            "fits/) the fit begins anew"
+        ) from None
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_options())
 
 
@@ -69,6 +83,20 @@ def read_progress(folder: Path, fingerprint: str) -> Progress:
     if progress.fingerprint != fingerprint:
         raise TrainingError(f"the checkpoint {folder} belongs to a fit with other data or settings: remove it")
     return progress
+
+
+_DAMAGE = (
+    # What unpickling and tensors of another shape raise, alone and in a group of processes.
+    *(pickle.UnpicklingError, CheckpointException, OSError, EOFError, RuntimeError, ValueError, TypeError),
+    *(LookupError, ArithmeticError, AttributeError, AssertionError, ImportError, MemoryError),
+)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def _options() -> StateDictOptions:

@@ -184,8 +184,8 @@ async def test_writers_share_a_folder(tmp_path: Path) -> None:
 
 async def test_the_first_of_two_records_stands_for_every_reader(tmp_path: Path) -> None:
     older, newer = Journal.open(str(tmp_path)), Journal.open(str(tmp_path))
-    await newer.put(completion(1, "the newer writer's"), ACCOUNT)
     await older.put(completion(1, "the older writer's"), ACCOUNT)
+    await newer.put(completion(1, "the newer writer's"), ACCOUNT)
     for _ in range(2):
         found = await Journal.open(str(tmp_path)).get(key(1))
         assert found is not None
@@ -296,8 +296,8 @@ async def test_an_open_segment_that_somebody_deletes_is_left(tmp_path: Path) -> 
 
 async def test_a_second_copy_is_served_where_the_first_is_damaged(tmp_path: Path) -> None:
     older, newer = Journal.open(str(tmp_path)), Journal.open(str(tmp_path))
-    await newer.put(completion(1, "the newer writer's"), ACCOUNT)
     await older.put(completion(1, "the older writer's"), ACCOUNT)
+    await newer.put(completion(1, "the newer writer's"), ACCOUNT)
     await asyncio.gather(older.close(), newer.close())
     first = segments(tmp_path)[0]
     first.write_bytes(first.read_bytes().replace(b"older", b"elder"))

@@ -153,7 +153,7 @@ async def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(tmp_p
 
 async def test_the_first_record_stands_after_a_compaction_too(tmp_path: Path) -> None:
     older, alive, newer = (Journal.open(str(tmp_path)) for _ in range(3))
-    for name, journal in (("newer", newer), ("alive", alive), ("older", older)):
+    for name, journal in (("older", older), ("alive", alive), ("newer", newer)):
         await journal.put(completion(1, name), ACCOUNT)
         await journal.put(completion(2, name), ACCOUNT) if name != "older" else None
     await asyncio.gather(older.close(), newer.close())

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from lion_ray import store as store_module
+from lion_ray import attempts
+from lion_ray.addresses import below
+from lion_ray.attempts import Fence
 from lion_ray.errors import InfrastructureError, RunConflictError
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.journal import Journal
 from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, served
@@ -53,20 +61,125 @@ def test_a_checkpoint_goes_there_and_comes_back(bucket: str, tmp_path: Path) -> 
     assert (found / "deeper" / "config.json").read_text() == "{}"
 
 
-def test_of_two_drivers_one_goes_on_and_the_other_says_so(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = RunStore(f"{bucket}/fenced"), RunStore(f"{bucket}/fenced")
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks are enough here: each is a request."""
+    monkeypatch.setattr(attempts, "STALE_S", 2 * attempts._POLL_S)
+
+
+class Time:
+    """A monotonic clock that only sleeping moves; `meanwhile` is what others do while one sleeps."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self.now = 0.0
+        self.meanwhile = meanwhile
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile()
+
+
+def driver(root: str, time: Time | None = None) -> RunStore:
+    store = RunStore(root)
+    time = time or Time()
+    store._fence = Fence(store, clock=lambda: time.now, sleep=time.sleep)
+    return store
+
+
+@pytest.mark.usefixtures("quickly")
+def test_of_two_drivers_one_goes_on_and_the_other_says_so(bucket: str) -> None:
+    root = f"{bucket}/fenced"
+    first = driver(root)
     first.claim()
     with pytest.raises(RunConflictError, match="another attempt"):
-        second.claim()
+        driver(root, Time(first.heartbeat)).claim()
     # The first one's machine stops answering for longer than an attempt may.
-    monkeypatch.setattr(store_module, "STALE_S", 0.0)
-    assert second.claim() == 2
+    second, said = driver(root), []
+    assert second.claim(said.append) == 2
+    assert "watching it for 6 s" in said[0]
     with pytest.raises(RunConflictError, match="another attempt"):
         first.stage("pool-0").commit({"parts": 0})
     with pytest.raises(RunConflictError):
         first.heartbeat()
     second.stage("pool-0").commit({"parts": 0})
     assert first.stage("pool-0").manifest() == {"parts": 0}
+    second.heartbeat(ended=True)
+    assert driver(root, Time(lambda: pytest.fail("nothing to watch"))).claim() == 3
+
+
+@pytest.mark.parametrize("skew", [-60, 7 * 86400])
+@pytest.mark.usefixtures("quickly")
+def test_clocks_decide_nothing(bucket: str, monkeypatch: pytest.MonkeyPatch, skew: int) -> None:
+    """The second driver's clock is behind or ahead of the first's: a live run stays, a dead one is taken over."""
+    root = f"{bucket}/skewed{skew}"
+    first = driver(root)
+    first.claim()
+    real = attempts.time.time
+    monkeypatch.setattr(attempts.time, "time", lambda: real() + skew)
+    with pytest.raises(RunConflictError, match="another attempt"):
+        driver(root, Time(first.heartbeat)).claim()
+    first.stage("pool-0").commit({"parts": 0})
+    time = Time()
+    assert driver(root, time).claim() == 2
+    assert attempts.STALE_S <= time.now < 2 * attempts.STALE_S
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_attempt_of_an_older_version_is_watched_too(bucket: str) -> None:
+    store = driver(f"{bucket}/older")
+    old = {"attempt": 4, "token": "x", "host": "h", "pid": 1, "alive": 1.0, "ended": False}
+    store.write_json("attempt.json", old)
+    beats = iter(range(10**6))
+    live = Time(lambda: store.write_json("attempt.json", old | {"alive": float(next(beats))}))
+    with pytest.raises(RunConflictError):
+        driver(f"{bucket}/older", live).claim()
+    assert driver(f"{bucket}/older").claim() == 5
+
+
+@pytest.mark.usefixtures("quickly")
+def test_of_many_that_take_over_at_once_one_does(bucket: str) -> None:
+    root = f"{bucket}/crowd"
+    driver(root).claim()
+    drivers = [RunStore(root) for _ in range(3)]
+    began = threading.Barrier(len(drivers))
+
+    def claim(store: RunStore) -> bool:
+        # Time goes by itself, quickly, and for all of them.
+        store._fence = Fence(store, clock=lambda: 2 * time.monotonic(), sleep=lambda s: time.sleep(s / 100))
+        began.wait()
+        try:
+            store.claim()
+        except RunConflictError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        claimed = list(pool.map(claim, drivers))
+    assert sum(claimed) == 1
+    for store, has in zip(drivers, claimed, strict=True):
+        with nullcontext() if has else pytest.raises(RunConflictError):
+            store.stage("pool-0").commit({"parts": 0})
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_claim_of_a_driver_that_died_is_outlasted(bucket: str) -> None:
+    store = driver(f"{bucket}/died")
+    store.write_json(f"attempts/00000001-{'a' * 32}.json", {})
+    assert store.claim() == 1
+    assert store.names("attempts") == [f"00000001-{store.token}.json"]
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_driver_that_wakes_up_late_does_not_commit(bucket: str) -> None:
+    """Between its look at the fence and its heartbeat it slept; its attempt file stands over the second's."""
+    root = f"{bucket}/late"
+    first, second = driver(root), driver(root)
+    first.claim()
+    seen = RunStore(root).read_bytes("attempt.json")
+    second.claim()
+    RunStore(root).write_bytes("attempt.json", seen)
+    with pytest.raises(RunConflictError):
+        first.stage("pool-0").commit({"parts": 0})
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
@@ -83,3 +196,32 @@ async def test_the_journal_is_kept_there(bucket: str) -> None:
     assert await served(again, range(4)) == [0, 1, 2]
     assert again.spending(ACCOUNT.run)[ACCOUNT].prompt_tokens == 3
     await again.close()
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_options_in_the_address_reach_the_storage(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turn: int
+) -> None:
+    """Without the environment's endpoint and region, in any order; every run has its own folder."""
+    host = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").replace(":", "%3A")
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    options = [f"endpoint_override={host}", "scheme=http", "region=us-east-1"]
+    storage = f"{bucket}/options{turn}?{'&'.join(options[turn:] + options[:turn])}"
+    for name in ("one", "two"):
+        store = RunStore(below(storage, name))
+        store.claim()
+        store.write_json("mine.json", name)
+        BatchRecords(store.journal(None)).write(BatchRecord("n", "a", "default", [], 0.0, 0.0))
+    assert [RunStore(below(storage, name)).read_json("mine.json") for name in ("one", "two")] == ["one", "two"]
+    assert RunStore(storage).names("") == ["one", "two"]
+    assert RunStore(storage).names("one/journal/batches") == ["n.json"]
+
+
+def test_what_is_wrong_with_an_address_is_one_line(bucket: str) -> None:
+    with pytest.raises(InfrastructureError, match="there is no such bucket") as caught:
+        RunStore("s3://nowhere/run").write_bytes("x", b"1")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InfrastructureError, match="no such storage") as caught:
+        RunStore(f"{bucket}/x?reggion=us-east-1")
+    assert "\n" not in str(caught.value)

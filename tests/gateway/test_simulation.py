@@ -64,7 +64,7 @@ def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_folder_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "sync_path", lambda path: None)
-    monkeypatch.setattr(RunStore, "_make", lambda self, folder: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(RunStore, "make", lambda self, folder: folder.mkdir(parents=True, exist_ok=True))
 
 
 def served_before_it_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ async def _put_in_memory(self: Journal, one: Any, account: Any) -> None:
 def manifest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(self: RunStore, name: str, data: bytes) -> None:
         path = Path(self.path(name))
-        self._make(path.parent)
+        self.make(path.parent)
         path.write_bytes(data)
 
     monkeypatch.setattr(RunStore, "write_bytes", write)

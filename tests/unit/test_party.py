@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lion_ray.errors import ConfigError, ModelError
-from lion_ray.evaluation.party import Party, Wishes, as_judge, find_party, fingerprint, referee_of, teacher_of
+from lion_ray.evaluation.party import Party, Wishes, as_judge, find_party, referee_of, teacher_of
 from lion_ray.evaluation.session import place_of
 from lion_ray.store import RunStore
+from lion_ray.weights import fingerprint
 from tests.tiny import make_tiny_tokenizer
 
 CONFIG = """

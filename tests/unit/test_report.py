@@ -358,7 +358,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lion_ray", "report", str(folder.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 6
-    assert re.fullmatch(r"lion-ray: .*answers-0/manifest\.json: not JSON: .*\n", done.stderr)
+    assert re.fullmatch(r"lion-ray: .*answers-0/manifest\.json: damaged .*not JSON: .*\n", done.stderr)
 
 
 def test_texts_that_act_are_shown() -> None:

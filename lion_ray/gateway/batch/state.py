@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
+from lion_ray.addresses import below
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
@@ -51,7 +52,7 @@ class BatchRecords:
         Raises InfrastructureError where there is no such storage.
         """
         self._root = root
-        self._folder = Folder.at(f"{root.rstrip('/')}/{FOLDER}")
+        self._folder = Folder.at(below(root, FOLDER))
         self._made = False
 
     def any(self) -> bool:

@@ -1,6 +1,8 @@
 """Merging a journal's segments: fewer files, no damaged lines, no second copies, and the same money.
 
 Invariants:
+- Nothing intact is dropped but second copies: a line that this version does not understand is carried over as it is,
+  and a merged segment of another version is left alone.
 - What stands for a key, stands after a compaction: only neighbours by name are merged, at the place of the first. A
   live writer's later records come after them.
 - A merged segment is written aside, flushed, given its sidecar and then its name, and only then are the segments that
@@ -25,7 +27,7 @@ from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import PART, STORAGE_ERRORS, Folder
-from lion_ray.gateway.journal.record import Head, encode_header
+from lion_ray.gateway.journal.record import Head, Header, encode_header
 from lion_ray.gateway.journal.segments import (
     SIDECAR,
     SUFFIX,
@@ -63,6 +65,10 @@ class Compacted:
     """Second records of a key that were dropped. What they cost stays in the sums."""
     live: int = 0
     """Segments left alone because their writer lives."""
+    foreign: int = 0
+    """Lines of another version or another tool that were kept as they are."""
+    opaque: int = 0
+    """Segments left alone because another version merged them."""
 
 
 def compact(folder: Folder, *, merged_bytes: int = MERGED_BYTES) -> Compacted:
@@ -118,7 +124,13 @@ def _compact(folder: Folder, merged_bytes: int) -> Compacted:
                 locks.callback(os.close, lock)
                 # Until it was locked, its writer may have added to it.
                 size = os.fstat(lock).st_size
-            group.append(load(folder, name, size, sidecar=name + SIDECAR in listed))
+            segment = load(folder, name, size, sidecar=name + SIDECAR in listed)
+            report.foreign += segment.foreign
+            if segment.opaque:
+                report.opaque += 1
+                merge()
+                continue
+            group.append(segment)
         merge()
     left = [info.size for name, info in folder.list().items() if name.endswith(SUFFIX)]
     report.segments_after, report.bytes_after = len(left), sum(left)
@@ -194,8 +206,15 @@ def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, rep
     for segment in group:
         for at, line in lines(folder, segment.name, 0, segment.size):
             head = decode_line(line)
-            if not isinstance(head, Head):
-                report.damaged += head is None or at > 0
+            if isinstance(head, Header) and at == 0:
+                continue  # ours says it all
+            if head is None:
+                report.damaged += 1
+            elif not isinstance(head, Head):
+                merged.foreign += 1
+                gathered += (line, b"\n")
+                offset += len(line) + 1
+                waiting += len(line) + 1
             elif head.digest in seen:
                 report.copies += 1
             else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import Reader
-from lion_ray.gateway.journal.record import Head
+from lion_ray.gateway.journal.record import Foreign, Head, Header
 from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, decode_line, decode_sidecar, lines
 from lion_ray.gateway.journal.spending import Sums
 
@@ -31,6 +31,8 @@ class Survey:
     """Of the segments, without sidecars."""
     damaged: int
     """Lines that are known to be damaged or torn; sidecars are trusted."""
+    foreign: int
+    """Intact lines of another version or another tool."""
     sums: Sums
     """All that was paid for."""
 
@@ -54,6 +56,8 @@ class Verified:
     bytes: int = 0
     damaged: list[Fault] = field(default_factory=list)
     torn: list[Fault] = field(default_factory=list)
+    foreign: list[Fault] = field(default_factory=list)
+    """Intact lines that this version does not understand: kept, and not served."""
     sidecars: list[Fault] = field(default_factory=list)
     """Sidecars that are not used, which only costs time."""
 
@@ -64,7 +68,7 @@ def survey(folder: Folder) -> Survey:
     reader.update()
     segments = reader.segments
     size = sum(segment.size for segment in segments)
-    return Survey(len(reader.index), len(segments), size, reader.damaged, reader.sums())
+    return Survey(len(reader.index), len(segments), size, reader.damaged, reader.foreign, reader.sums())
 
 
 def verify(folder: Folder) -> Verified:
@@ -95,6 +99,9 @@ def _verify(folder: Folder, name: str, size: int, found: Verified) -> None:
         end = offset + len(line) + 1
         what = decode_line(line)
         found.records += isinstance(what, Head)
+        if isinstance(what, Foreign) or (isinstance(what, Header) and offset):
+            why = what.why if isinstance(what, Foreign) else "a header in the middle"
+            found.foreign.append(Fault(name, offset, f"foreign line: {why}"))
         if what is None:
             found.damaged.append(Fault(name, offset, "damaged line"))
     found.segments += 1

@@ -6,7 +6,7 @@ Invariants:
 - Any number of processes and runs share a folder: each writes segments of its own (`writer`), and any may compact it
   meanwhile (`compaction`).
 - A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
-  tail or a damaged line is counted in `dropped`, and bought again.
+  tail or a damaged line is counted in `dropped`, and bought again; a line that another version wrote is `foreign`.
 - Every line that was paid for counts in `spending`, also a second one with the same key; and so does what may have been
   billed without an answer (`uncertain`).
 - Memory holds where the records are, not their texts.
@@ -17,6 +17,7 @@ What a record looks like is `record`'s to say. This module knows nothing of HTTP
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -26,6 +27,7 @@ from pyarrow import fs as pafs
 
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, Completion
+from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import ATTEMPTS, Reader
 from lion_ray.gateway.journal.record import decode_record, encode_record, head_of
@@ -34,6 +36,10 @@ from lion_ray.gateway.journal.uncertain import Uncertain, UncertainFile, read_un
 from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
 
 OBJECT_GATHER_S = 0.5
+MOST_SEGMENTS = 1000
+"""Of more segments a journal that was opened for writing merges those that nobody writes, beside its work: every run
+that opens it afterwards has so many files less to look at."""
+logger = logging.getLogger(__name__)
 _Waiting = tuple[Line, asyncio.Future[None]]
 
 
@@ -59,7 +65,7 @@ class Journal:
         self._reader = Reader(folder)
         self._folder = folder
         self._writer = Writer(folder, sync=self._sync, claim=self._reader.claim, segment_bytes=segment_bytes)
-        self._lost = UncertainFile(folder, self._writer.id)
+        self._lost = UncertainFile(folder)
         self._losing: asyncio.Task[None] | None = None
         self._pending: list[_Waiting] = []
         self._committer: asyncio.Task[None] | None = None
@@ -81,6 +87,7 @@ class Journal:
         filesystem: pafs.FileSystem | None = None,
         segment_bytes: int = SEGMENT_BYTES,
         most_loose: int = MOST_LOOSE,
+        most_segments: int = MOST_SEGMENTS,
         gather_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Journal:
@@ -89,7 +96,8 @@ class Journal:
         Makes the folder where it is missing and reads the segments' sidecars, and the segments that have none
         (blocking; `bench/README.md` says how long that takes). With `filesystem`, `root` is a path in it. `gather_s` is
         how long a commit waits for company; by default 0 on a local folder and 0.5 s elsewhere. On an object store the
-        writer merges its objects whenever there are `most_loose`. `clock` is what `refresh_if_older` goes by.
+        writer merges its objects whenever there are `most_loose`; of more than `most_segments` segments those that
+        nobody writes are merged in the background. `clock` is what `refresh_if_older` goes by.
 
         Raises InfrastructureError where the folder cannot be made, listed or read.
         """
@@ -103,6 +111,8 @@ class Journal:
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
         journal.root = root
         journal._reader.update()
+        if len(journal._reader.segments) > most_segments:
+            journal._merges.append(journal._merger.submit(journal._tidy))
         return journal
 
     def __len__(self) -> int:
@@ -118,6 +128,11 @@ class Journal:
         A record that another process is writing right now counts until a refresh finds it whole.
         """
         return self._reader.damaged
+
+    @property
+    def foreign(self) -> int:
+        """Intact lines of another version or another tool: neither served nor counted, and kept by a compaction."""
+        return self._reader.foreign
 
     def spending(self, run: str, *, never_billed: Collection[str] = ()) -> dict[Account, Spent]:
         """What a run has paid for or may have (blocking), by account.
@@ -139,7 +154,7 @@ class Journal:
 
         Raises InfrastructureError where it cannot be read.
         """
-        everyone = [*read_uncertain(self._folder, but=self._writer.id), *self._lost.sums]
+        everyone = [*read_uncertain(self._folder, but=self._lost.name), *self._lost.sums]
         return [one for one in everyone if one.account.run == run]
 
     async def lose(self, account: Account, endpoint: str, usd: float) -> None:
@@ -288,6 +303,13 @@ class Journal:
     def _sync(self, fd: int) -> None:
         """Flush a segment to the disk."""
         os.fsync(fd)
+
+    def _tidy(self) -> None:
+        """Merge what nobody writes. What the storage refuses, or another process is at, is only told."""
+        try:
+            compact(self._reader.folder)
+        except InfrastructureError as error:
+            logger.warning("%s; it keeps many segments until `lion-ray journal compact`", error)
 
     def _end(self) -> None:
         self._thread.submit(self._writer.close).result()

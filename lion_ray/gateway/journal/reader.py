@@ -15,8 +15,6 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from pyarrow import fs as pafs
-
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.index import Index, Where
@@ -49,6 +47,12 @@ class Reader:
         """Lines that are damaged or torn; one that is being written right now counts until an update finds it whole."""
         with self._lock:
             return self._unreadable + sum(segment.damaged + segment.torn for segment in self._known.values())
+
+    @property
+    def foreign(self) -> int:
+        """Intact lines that this version does not understand: kept, and not served."""
+        with self._lock:
+            return sum(segment.foreign for segment in self._known.values())
 
     @property
     def segments(self) -> list[Segment]:
@@ -122,7 +126,7 @@ class Reader:
             before = self._known.keys() | self._own.keys()
             claimed = set(self._claimed)
         listed = self._list(before)
-        sizes = {name: info.size for name, info in listed.items() if name.endswith(SUFFIX)}
+        sizes = {name: size for name, size in listed.items() if name.endswith(SUFFIX)}
         stale = sorted(
             name
             for name, size in sizes.items()
@@ -131,11 +135,12 @@ class Reader:
         found: list[Segment] = []
         superseded: set[str] = set().union(*(self._known[name].supersedes for name in self._known if name in sizes))
         # Object stores hold many small segments and answer slowly, so several are asked at once.
-        with ThreadPoolExecutor(1 if self.folder.is_local else 16) as readers:
+        with ThreadPoolExecutor(16) as readers:
+            each = map if self.folder.is_local else readers.map
             for merged in (True, False):
                 names = [name for name in stale if is_merged(name) == merged and name not in superseded]
-                found += readers.map(lambda name: self._read(name, listed), names)
-                superseded.update(*(segment.supersedes for segment in found))
+                found += each(lambda name: self._read(name, listed), names)
+                superseded.update(*(segment.supersedes for segment in found if segment.replaces))
         gone = (before - sizes.keys()) | ((before | {segment.name for segment in found}) & superseded)
         with self._lock:
             new = [segment for segment in found if segment.name not in superseded]
@@ -146,24 +151,26 @@ class Reader:
                 self._known.pop(name, None)
                 self._own.pop(name, None)
 
-    def _list(self, before: set[str]) -> dict[str, pafs.FileInfo]:
-        """The files. A listing is no snapshot: it may miss both a segment that goes and the merged one that comes.
+    def _list(self, before: set[str]) -> dict[str, int]:
+        """The files' sizes.
+
+        A listing is no snapshot: it may miss both a segment that goes and the merged one that comes.
 
         So whenever something is missing that was there, another listing is made, which finds what replaces it; and at
         the first time, when nobody knows what was there, always.
         """
-        listed = self.folder.list()
+        listed = self.folder.sizes()
         expected = before or None
         for _ in range(ATTEMPTS):
             if expected is not None and expected <= listed.keys():
                 break
             expected = {name for name in listed if name.endswith(SUFFIX)}
-            listed = self.folder.list()
+            listed = self.folder.sizes()
         return listed
 
-    def _read(self, name: str, listed: dict[str, pafs.FileInfo]) -> Segment:
+    def _read(self, name: str, listed: dict[str, int]) -> Segment:
         known = self._known.get(name)
-        size = listed[name].size
+        size = listed[name]
         if known is not None and size >= known.scanned:
             return read_on(self.folder, known, size)
         return load(self.folder, name, size, sidecar=name + SIDECAR in listed)

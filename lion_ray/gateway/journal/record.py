@@ -5,6 +5,8 @@ Invariants:
 - A record's first field is the key and its last is the text. What came between is short, so the key and the account
   are read without parsing a text.
 - A line whose CRC does not fit is no record and no header.
+- A line says which version of this format it is of, `v`, and 1 where it does not say. An intact line that this version
+  does not understand, of another version or of another tool, is foreign: it is kept, and never served.
 
 This module knows nothing of files.
 """
@@ -21,7 +23,10 @@ import orjson
 from lion_ray.gateway.calls import Account, Completion, TokenChoice
 from lion_ray.gateway.journal.spending import Spent, Sums, from_json, to_json
 
+VERSION = 1
+"""Raise it where an older lion-ray would misread a line."""
 _KEY_LENGTH = 64
+_MOST = 2**63
 _RECORD = b' {"key":"'
 _HEADER = b' {"merged":'
 # In a JSON string a quote is escaped, so this is found only where the field begins.
@@ -45,6 +50,12 @@ class Head(NamedTuple):
     digest: bytes
     account: Account
     spent: Spent
+
+
+class Foreign(NamedTuple):
+    """An intact line that this version does not understand."""
+
+    why: str
 
 
 class Header(NamedTuple):
@@ -71,8 +82,8 @@ def encode_record(completion: Completion, account: Account) -> bytes:
     """A record's line, with its newline."""
     if digest_of(completion.key) is None:
         raise ValueError(f"a call's key is {_KEY_LENGTH} hex digits, not {completion.key!r}")
-    record: dict[str, Any] = {"key": completion.key, "run": account.run, "role": account.role, "stage": account.stage}
-    record["at"] = round(time.time(), 3)
+    record: dict[str, Any] = {"key": completion.key, "v": VERSION}
+    record |= {"run": account.run, "role": account.role, "stage": account.stage, "at": round(time.time(), 3)}
     if completion.logprobs is not None:
         record["logprobs"] = [tuple(choice) for choice in completion.logprobs]
     record |= {name: getattr(completion, name) for name in _FIELDS}
@@ -86,49 +97,83 @@ def head_of(completion: Completion, account: Account) -> Head:
 
 
 def decode_record(line: bytes) -> Completion | None:
-    """The completion in a line without its newline; None where the line is damaged."""
-    if not is_intact(line) or line[8 : 8 + len(_RECORD)] != _RECORD:
+    """The completion in a line without its newline; None where the line is damaged or foreign."""
+    if not is_intact(line) or not isinstance(decode_head(line), Head):
         return None
-    record = orjson.loads(line[9:])
-    return Completion(
-        key=record["key"],
-        replayed=True,
-        logprobs=_choices(record["logprobs"]) if "logprobs" in record else None,
-        **{name: record[name] for name in _FIELDS if name in record},
-    )
+    try:
+        record = orjson.loads(line[9:])
+        if not isinstance(record["text"], str):
+            return None
+        return Completion(
+            key=record["key"],
+            replayed=True,
+            logprobs=_choices(record["logprobs"]) if "logprobs" in record else None,
+            **{name: record[name] for name in _FIELDS if name in record},
+        )
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def _choices(listed: list[Any]) -> tuple[TokenChoice, ...]:
     return tuple(TokenChoice(offset, token, tuple(map(tuple, others))) for offset, token, others in listed)
 
 
-def decode_head(line: bytes) -> Head | None:
-    """The head of an intact record's line; None where it is not one. Does not look at the CRC."""
+def decode_head(line: bytes) -> Head | Foreign | None:
+    """The head of an intact record's line; None where it is no record. Does not look at the CRC."""
+    if line[8 : 8 + len(_RECORD)] != _RECORD:
+        return None
     text = line.find(_TEXT)
-    if text < 0 or line[8 : 8 + len(_RECORD)] != _RECORD:
+    if text < 0:
+        return Foreign("a record without a text")
+    try:
+        head = orjson.loads(line[9:text] + b"}")
+    except ValueError:
+        return Foreign("not the fields of a record, in their order")
+    if (version := head.get("v", 1)) != VERSION:
+        return Foreign(f"of version {str(version)[:20]}")
+    return _checked(head) or Foreign("not the fields of a record")
+
+
+def _checked(head: dict[str, Any]) -> Head | None:
+    """The head in a record's fields; None where they are not what they ever were."""
+    names = [head.get(name, "") for name in ("run", "role", "stage")]
+    tokens = [head.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    usd = head.get("cost_usd")
+    digest = digest_of(head["key"]) if isinstance(head["key"], str) else None
+    texts = [head.get(name) for name in ("endpoint", "model", "finish_reason")]
+    if (
+        digest is None
+        or not all(isinstance(one, str) for one in (*names, *texts))
+        or not all(type(one) is int and -_MOST <= one < _MOST for one in tokens)
+        or not (usd is None or type(usd) in (int, float))
+    ):
         return None
-    head = orjson.loads(line[9:text] + b"}")
-    digest = digest_of(head["key"])
-    if digest is None:
-        return None
-    return Head(
-        digest,
-        Account(head.get("run", ""), head.get("role", ""), head.get("stage", "")),
-        Spent(1, head.get("prompt_tokens", 0), head.get("completion_tokens", 0), head.get("cost_usd") or 0.0),
-    )
+    return Head(digest, Account(*names), Spent(1, tokens[0], tokens[1], float(usd or 0.0)))
 
 
 def encode_header(replaces: Iterable[str], sums: Mapping[str, Sums]) -> bytes:
     """A merged segment's first line, with its newline."""
-    return _line(orjson.dumps({"merged": {"replaces": sorted(replaces), "sums": to_json(sums)}}))
+    return _line(orjson.dumps({"merged": {"replaces": sorted(replaces), "sums": to_json(sums)}, "v": VERSION}))
 
 
-def decode_header(line: bytes) -> Header | None:
-    """The header in an intact line; None where it is not one. Does not look at the CRC."""
+def decode_header(line: bytes) -> Header | Foreign | None:
+    """The header in an intact line; None where it is none. Does not look at the CRC."""
     if line[8 : 8 + len(_HEADER)] != _HEADER:
         return None
-    merged = orjson.loads(line[9:])["merged"]
-    return Header(frozenset(merged["replaces"]), from_json(merged["sums"]))
+    try:
+        found = orjson.loads(line[9:])
+        if (version := found.get("v", 1)) != VERSION:
+            return Foreign(f"a merged segment of version {str(version)[:20]}")
+        merged = found["merged"]
+        return Header(frozenset(map(_name, merged["replaces"])), from_json(merged["sums"]))
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return Foreign("not the header of a merged segment")
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a segment's name is a text")
+    return value
 
 
 def is_intact(line: bytes) -> bool:

@@ -1,8 +1,9 @@
 """Segments, the files that hold records, and their sidecars, the binary indexes beside them.
 
 Invariants:
-- A segment's name sorts by the time its writer began, its writer, and its place among the writer's segments. A merged
-  segment sorts at the place of the first that it replaces.
+- A segment's name sorts by when its writer began, its writer, and its place among the writer's segments. A merged
+  segment sorts at the place of the first that it replaces. When is a number that is larger than all that were there: a
+  clock gives it, but where the clock is behind, not the clock.
 - A sidecar is a cache: it is trusted only if its own CRC fits and it was made for a segment of just that size. Without
   it the segment is read, and the same is found.
 - A line counts as paid for if it is intact now, or was when its segment was sealed or merged.
@@ -17,7 +18,7 @@ import re
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ import orjson
 
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.index import ENTRY, Entries
-from lion_ray.gateway.journal.record import Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.journal.record import Foreign, Head, Header, decode_head, decode_header, is_intact
 from lion_ray.gateway.journal.spending import Sums, add_to, from_json, to_json
 
 SUFFIX = ".calls"
@@ -60,6 +61,10 @@ class Segment:
     """In bytes, when it was last looked at."""
     damaged: int = 0
     """Lines whose CRC does not fit."""
+    foreign: int = 0
+    """Intact lines of another version or another tool."""
+    opaque: bool = False
+    """It begins with the header of another version's merged segment: only that version may touch it."""
     replaces: frozenset[str] = frozenset()
     """The files that were merged into it."""
     sums: dict[str, Sums] = field(default_factory=dict)
@@ -95,12 +100,19 @@ class Segment:
     def copy(self) -> Segment:
         """A copy to read on in, so that a read that fails half-way leaves no trace."""
         sums = from_json(to_json(self.sums))
-        return Segment(self.name, self.scanned, self.size, self.damaged, self.replaces, sums, bytearray(self.rows))
+        known = (self.damaged, self.foreign, self.opaque, self.replaces)
+        return Segment(self.name, self.scanned, self.size, *known, sums, bytearray(self.rows))
 
 
 def merged_name(first: str) -> str:
     """A new name for a segment that takes the place of `first` and of those that follow it."""
     return f"{_MERGED.sub('', first).removesuffix(SUFFIX)}m{secrets.token_hex(4)}{SUFFIX}"
+
+
+def newest(names: Iterable[str]) -> int:
+    """The largest number with which a segment's name begins; 0 where there is none."""
+    numbers = (name.partition("-")[0] for name in names if name.endswith(SUFFIX))
+    return max((int(one) for one in numbers if len(one) == 20 and one.isascii() and one.isdigit()), default=0)
 
 
 def is_merged(name: str) -> bool:
@@ -127,11 +139,11 @@ def lines(folder: Folder, name: str, start: int = 0, end: int | None = None) -> 
             begins += at
 
 
-def decode_line(line: bytes) -> Head | Header | None:
+def decode_line(line: bytes) -> Head | Header | Foreign | None:
     """What a line without its newline is; None where it is damaged."""
     if not is_intact(line):
         return None
-    return decode_head(line) or decode_header(line)
+    return decode_head(line) or decode_header(line) or Foreign("no line of a journal")
 
 
 def read_on(folder: Folder, known: Segment, size: int) -> Segment:
@@ -144,6 +156,10 @@ def read_on(folder: Folder, known: Segment, size: int) -> Segment:
                 segment.add(head, offset, len(line))
             case Header() as header if offset == 0:
                 segment.replaces, segment.sums = header
+            case Foreign() if offset == 0 and decode_header(line) is not None:
+                segment.foreign, segment.opaque = 1, True
+            case Foreign() | Header():
+                segment.foreign += 1
             case _:
                 segment.damaged += 1
     segment.size = max(size, segment.scanned)
@@ -157,7 +173,7 @@ def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
     """A segment of `size` bytes as its sidecar has it, or read where that cannot be trusted or is not there."""
     if sidecar:
         try:
-            data = folder.read(name + SIDECAR, 0, 2**62)
+            data = folder.read_all(name + SIDECAR)
         except FileNotFoundError:
             data = b""
         segment = decode_sidecar(name, data)
@@ -168,7 +184,8 @@ def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
 
 def encode_sidecar(segment: Segment) -> bytes:
     """The sidecar of a segment all of whose records are still in `rows`."""
-    meta = orjson.dumps({"replaces": sorted(segment.replaces), "sums": to_json(segment.sums)})
+    more = {"foreign": segment.foreign, "opaque": segment.opaque} if segment.foreign else {}
+    meta = orjson.dumps({"replaces": sorted(segment.replaces), "sums": to_json(segment.sums)} | more)
     count = len(segment.rows) // _ROW.size
     fixed = _FIXED.pack(_MAGIC, segment.size, segment.scanned, segment.damaged, count, len(meta))
     data = b"".join((fixed, meta, segment.rows))
@@ -185,6 +202,10 @@ def decode_sidecar(name: str, data: bytes) -> Segment | None:
     _, size, scanned, damaged, count, length = _FIXED.unpack_from(data)
     if len(body) != _FIXED.size + length + count * _ROW.size:
         return None
-    meta = orjson.loads(body[_FIXED.size : _FIXED.size + length])
     rows = bytearray(body[_FIXED.size + length :])
-    return Segment(name, scanned, size, damaged, frozenset(meta["replaces"]), from_json(meta["sums"]), rows)
+    try:
+        meta = orjson.loads(body[_FIXED.size : _FIXED.size + length])
+        known = int(meta.get("foreign", 0)), bool(meta.get("opaque")), frozenset(meta["replaces"])
+        return Segment(name, scanned, size, damaged, *known, from_json(meta["sums"]), rows)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None

@@ -73,6 +73,10 @@ def to_json(sums_by_source: Mapping[str, Sums]) -> dict[str, list[list[object]]]
 
 def from_json(data: Mapping[str, list[list[object]]]) -> dict[str, Sums]:
     """The inverse of `to_json`. Raises TypeError, ValueError or AttributeError where the data is none."""
+    for rows in data.values():
+        for row in rows:
+            if not all(isinstance(name, str) for name in row[:3]) or not all(type(n) in (int, float) for n in row[3:]):
+                raise TypeError("names and numbers are wanted")
     return {
         source: {Account(*row[:3]): Spent(*row[3:]) for row in rows}  # type: ignore[arg-type]
         for source, rows in data.items()

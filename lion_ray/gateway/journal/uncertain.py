@@ -11,6 +11,8 @@ This module knows nothing of why a call is uncertain, or of budgets.
 from __future__ import annotations
 
 import contextlib
+import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +42,11 @@ class Uncertain:
 class UncertainFile:
     """The sums of one process. Blocking: call `write` from a thread."""
 
-    def __init__(self, folder: Folder, name: str) -> None:
-        """`folder`: the journal's; `name`: nobody else's. Writes and makes nothing yet."""
+    def __init__(self, folder: Folder) -> None:
+        """`folder`: the journal's. Writes and makes nothing yet."""
         self._folder = folder.below(FOLDER)
-        self._name = name + SUFFIX
+        self.name = f"{time.time_ns():020d}-{secrets.token_hex(6)}{SUFFIX}"
+        """Nobody else's."""
         self._sums: dict[tuple[Account, str], Uncertain] = {}
         self._made = False
 
@@ -53,7 +56,7 @@ class UncertainFile:
 
     @property
     def path(self) -> str:
-        return self._folder.file(self._name)
+        return self._folder.file(self.name)
 
     def add(self, account: Account, endpoint: str, usd: float) -> None:
         known = self._sums.setdefault((account, endpoint), Uncertain(account, endpoint, 0, 0.0))
@@ -69,11 +72,11 @@ class UncertainFile:
         if not self._made:
             self._folder.make()
             self._made = True
-        self._folder.write(self._name, data, durable=True)
+        self._folder.write(self.name, data, durable=True)
 
 
 def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
-    """The sums of all processes that wrote into a journal's folder, but for the one of this name (blocking).
+    """The sums of all processes that wrote into a journal's folder, but for the file of this name (blocking).
 
     Raises InfrastructureError where one of them cannot be read.
     """
@@ -82,7 +85,7 @@ def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
     try:
         for name in sorted(below.list()):
             # Hidden files are aside: they are being written.
-            if name.endswith(SUFFIX) and not name.startswith(".") and name != but + SUFFIX:
+            if name.endswith(SUFFIX) and not name.startswith(".") and name != but:
                 with contextlib.suppress(FileNotFoundError):
                     found += _decoded(below.read(name, 0, 2**62), below.file(name))
     except STORAGE_ERRORS as cause:

@@ -24,11 +24,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from lion_ray.durable import lock
 from lion_ray.errors import InfrastructureError
 from lion_ray.gateway.journal.compaction import merge_own
-from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder, lock
+from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.record import Head
-from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, encode_sidecar
+from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, encode_sidecar, newest
 
 SEGMENT_BYTES = 64 * 2**20
 MOST_LOOSE = 256
@@ -56,8 +57,7 @@ class Writer:
         self._sync = sync
         self._claim = claim
         self._segment_bytes = segment_bytes
-        # Sorts by time, so that the oldest writer's record of a key stands.
-        self.id = f"{time.time_ns():020d}-{secrets.token_hex(6)}"
+        self._id = ""
         self._serial = 0
         self._fd: int | None = None
         self._segment = Segment("")
@@ -164,7 +164,11 @@ class Writer:
         return name
 
     def _next_name(self) -> str:
-        self._name = f"{self.id}-{self._serial:08d}{SUFFIX}"
+        if not self._id:
+            # So that the first writer's record of a key stands, however clocks are set: see `newest`.
+            number = max(time.time_ns(), newest(self._folder.names()) + 1)
+            self._id = f"{number:020d}-{secrets.token_hex(6)}"
+        self._name = f"{self._id}-{self._serial:08d}{SUFFIX}"
         self._serial += 1
         self._claim(self._name)
         return self._name

@@ -1,0 +1,73 @@
+"""Addresses of storage and of APIs: URLs with their options, and the secrets that must not be in them.
+
+Invariants:
+- A name is put into a URL's path, and its options stay behind it.
+- A URL with a password or a key in it is refused: addresses are shown, logged and written down.
+
+This module opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, urlsplit
+
+_SECRET = re.compile(
+    r"(^|[-_.])(key|secret|token|password|passwd|pwd|sig|signature|sas|credential|credentials)$|^apikey$|accountkey$",
+    re.IGNORECASE,
+)
+
+
+def below(root: str, name: str) -> str:
+    """The address of `name` in the folder `root`, a path or a URL whose options (``?region=…``) stay its own."""
+    if "://" not in root:
+        return f"{root.rstrip('/')}/{name}"
+    place, mark, options = root.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
+def secret_in(url: str) -> str | None:
+    """What in a URL is a secret, in words that do not repeat it; None where nothing is."""
+    if "://" not in url:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None  # no URL at all: whoever opens it says so
+    if ":" in parts.netloc.rpartition("@")[0]:
+        return "a user's password (USER:PASSWORD@)"
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if _SECRET.search(name):
+            return f"a key (?{name}=)"
+    return None
+
+
+def without_secrets(url: str) -> str:
+    """A URL that may be shown: without user, password and options."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    place = rest.partition("?")[0]
+    host, slash, path = place.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def check_storage(url: str) -> str:
+    """The URL itself; ValueError where it holds a secret."""
+    if (what := secret_in(url)) is not None:
+        raise ValueError(
+            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; leave it to "
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or to "
+            "the machine's role"
+        )
+    return url
+
+
+def check_api(url: str) -> str:
+    """The URL itself; ValueError where it holds a secret."""
+    if (what := secret_in(url)) is not None:
+        raise ValueError(
+            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; put the key "
+            "into an environment variable and name it in api_key_env"
+        )
+    return url

@@ -1,0 +1,85 @@
+"""Files of torch.distributed.checkpoint, read as data.
+
+Invariants:
+- Nothing in a checkpoint runs code. DCP's metadata is a pickle, and it is unpickled with the few classes that DCP
+  itself writes there; everything else goes through `torch.load(weights_only=True)`, which has such a list too.
+- Only files of the checkpoint's own folder are read, whatever its metadata names.
+
+Why not another format: DCP saves and loads shards on any number of processes, and these are its files. Whoever can
+write a run folder could otherwise run code on the machines that fine-tune, which hold keys.
+
+This module does not know what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_CLASSES = frozenset(
+    [
+        *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+        *((_METADATA, f"{kind}Metadata") for kind in ("TensorStorage", "BytesStorage", "ChunkStorage")),
+        (_METADATA, "TensorProperties"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),  # a look-up by name
+        ("collections", "OrderedDict"),
+        *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")),
+    ]
+)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # By whole names: a dotted one would lead from a class to its modules.
+        if (module, name) in _CLASSES:
+            return super().find_class(module, name)
+        found = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(found, torch.dtype):
+            return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of a fit does")
+
+
+class Reader(FileSystemReader):
+    """Reads a checkpoint's folder without running anything in it.
+
+    Raises pickle.UnpicklingError where the folder asks for more, and whatever damaged data makes of itself.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = self._get_metadata_path(kwargs.get("rank"))
+        with self.fs.create_stream(path, "rb") as stream:
+            metadata = _Unpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("its metadata is something else")
+        for info in metadata.storage_data.values():
+            _check_place(info)
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class Planner(DefaultLoadPlanner):
+    """As DCP's own, which would unpickle what is no tensor (the optimizer's settings) with all classes there are."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        again = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), again)
+        again.seek(0)
+        super().load_bytes(read_item, again)  # knows where it goes, and gets only what was just made here
+
+
+def _check_place(info: Any) -> None:
+    place = PurePath(info.relative_path) if isinstance(info, _StorageInfo) else None
+    if place is None or len(place.parts) != 1 or place.name == "..":
+        raise pickle.UnpicklingError("its metadata names a file outside it")
