@@ -101,10 +101,13 @@ class Purse:
         if not self._bills_lost or not reserved.usd:
             await self.settle(reserved)
             return
-        if not reserved.batch:
-            self._wave.leave()
         self.ledger.lose(reserved.usd)
-        await keep(reserved.usd)
+        try:
+            await keep(reserved.usd)
+        finally:
+            # Not before: while it may not be kept, no other is to go in its place.
+            if not reserved.batch:
+                self._wave.leave()
 
     def paid(self, key: str, call: Call, reply: Reply, reserved: Reserved) -> Paid:
         """What an answer took, by the dearest reading of what it says; later calls reserve as much."""

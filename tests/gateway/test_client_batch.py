@@ -104,11 +104,18 @@ async def test_a_closed_client_leaves_its_batch_to_the_next(stub: StubAPI, tmp_p
 LIVE = [replace(one, batch=False) for one in CALLS]
 
 
+def unhurried(stub: StubAPI, journal: Journal, calls: int) -> Client:
+    """A client whose calls wait until so many are one batch."""
+    batch = {"max_requests": calls, "linger_s": 600, "poll_s": 0.01}
+    config = EndpointConfig(model="stub-model", api_key_env=None, batch=batch)
+    return Client("default", config, journal, run="job", base_url=stub.base_url)
+
+
 async def left_under_way(stub: StubAPI, journal: Journal, calls: list[Any] = CALLS) -> None:
     """A start that has bought a batch, and ended before it was over."""
     assert stub.batches is not None
     before, stub.batches.plan.polls = stub.batches.plan.polls, 10**9
-    client = client_of(stub, journal)
+    client = unhurried(stub, journal, len(calls))
     tasks = [asyncio.create_task(client.complete(one)) for one in calls]
     while stub.stats()["batch"]["looks"] == 0:  # noqa: ASYNC110 - the stub's count
         await asyncio.sleep(0.001)
@@ -196,9 +203,9 @@ async def test_a_run_that_ends_for_good_cancels_what_it_has_under_way(
     journal = Journal.open(str(tmp_path / "journal"))
     await left_under_way(stub, journal, [call("Another run's?", batch=True)])
     stub.batches.plan.polls = 10**9
-    client = client_of(stub, journal)
+    client = unhurried(stub, journal, len(CALLS))
     tasks = [asyncio.create_task(client.complete(one)) for one in CALLS]
-    while stub.stats()["batch"]["looks"] < 5:  # noqa: ASYNC110 - the stub's count
+    while len(stub.stats()["batch"]["ends"]) < 2 or stub.stats()["batch"]["ends"][1] != "in_progress":  # noqa: ASYNC110 - the stub's count
         await asyncio.sleep(0.001)
     await client.close(for_good=for_good)
     await asyncio.gather(*tasks, return_exceptions=True)
