@@ -28,7 +28,7 @@ import ray
 
 from lion_ray.addresses import below
 from lion_ray.attempts import HEARTBEAT_S
-from lion_ray.checks import check_keys, check_references, check_templates
+from lion_ray.checks import check_keys, check_references, check_templates, keys_in_clear
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.errors import BudgetError, ConfigError, InfrastructureError, LionError, RunConflictError, as_raised
@@ -60,6 +60,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
+    for line in keys_in_clear(loaded):
+        progress.say(f"warning: {line}")
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
     check_same_config(store, loaded)
     if finished(store, loaded.config.iterations):
@@ -305,12 +307,23 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
             "Ray did not start on this machine within the time that it gives itself (30 s): something else keeps the "
             "cores busy; the same command goes on"
         ) from None
+    keep_token_private()
     dashboard = getattr(context, "dashboard_url", None)
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
     # Ray asks everybody for a token, unless RAY_AUTH_MODE says otherwise.
     token = "" if os.environ.get("RAY_AUTH_MODE") == "disabled" else " (its token: ray get-auth-token)"
     progress.say(where + (f"; dashboard: http://{dashboard}{token}" if dashboard else ""))
     return not address
+
+
+def keep_token_private() -> None:
+    """Let nobody else read the token that Ray asks for: it writes it with whatever the umask is."""
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        if path.is_file() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError:
+        return  # somebody else's, or a file system without modes: not ours to change
 
 
 def check_reachable(address: str) -> None:
