@@ -10,6 +10,7 @@ This module opens nothing.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import parse_qsl, urlsplit
 
 _SECRET = re.compile(
@@ -40,6 +41,21 @@ def secret_in(url: str) -> str | None:
         if _SECRET.search(name):
             return f"a key (?{name}=)"
     return None
+
+
+def in_clear(url: str) -> bool:
+    """Whether what goes to an API's address can be read on its way: plain http to another machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    if parts.scheme.lower() != "http" or not host:
+        return False
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost" and not host.endswith(".localhost")  # RFC 6761
 
 
 def without_secrets(url: str) -> str:

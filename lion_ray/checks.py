@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from lion_ray.addresses import in_clear, without_secrets
 from lion_ray.algorithm.canaries import load_canaries
 from lion_ray.algorithm.checks import load_checks, unusable
 from lion_ray.algorithm.pools import where_is
@@ -42,6 +43,18 @@ def templates_in_use(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     yield "referee.prompt", config.referee.prompt, "referee"
     yield "generator.hard_prompt", config.generator.hard_prompt, "generator"
     yield "generator.easy_prompt", config.generator.easy_prompt, "generator"
+
+
+def keys_in_clear(loaded: LoadedConfig) -> list[str]:
+    """What there is to say of endpoints to which a key would go unencrypted, over a network."""
+    config = loaded.config
+    used = {name: config.endpoints[name] for name in endpoints_in_use(config)}
+    return [
+        f"endpoints.{name}.base_url: the key in {one.api_key_env} goes to {without_secrets(one.base_url)} unencrypted, "
+        "for everyone on the way to read; use https://"
+        for name, one in used.items()
+        if one.api_key_env and one.base_url and in_clear(one.base_url)
+    ]
 
 
 def check_references(loaded: LoadedConfig) -> list[str]:

@@ -15,6 +15,7 @@ import secrets
 import socket
 from collections.abc import Callable, Container
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -77,12 +78,23 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
             raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({first_line(error)})") from None
     else:
         context = twice(init, clean_up=partial(end_what_was_started, set(descendants(os.getpid()))), say=progress.say)
+    keep_token_private()
     dashboard = getattr(context, "dashboard_url", None)
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
     # Ray asks everybody for a token, unless RAY_AUTH_MODE says otherwise.
     token = "" if os.environ.get("RAY_AUTH_MODE") == "disabled" else " (its token: ray get-auth-token)"
     progress.say(where + (f"; dashboard: http://{dashboard}{token}" if dashboard else ""))
     return not address
+
+
+def keep_token_private() -> None:
+    """Let nobody else read the token that Ray asks for: it writes it with whatever the umask is."""
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        if path.is_file() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError:
+        return  # somebody else's, or a file system without modes: not ours to change
 
 
 def twice(start: Callable[[], T], *, clean_up: Callable[[], None], say: Callable[[str], None]) -> T:

@@ -26,7 +26,7 @@ import ray
 
 from lion_ray.addresses import below
 from lion_ray.attempts import HEARTBEAT_S
-from lion_ray.checks import check_keys, check_references, check_templates
+from lion_ray.checks import check_keys, check_references, check_templates, keys_in_clear
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.errors import BudgetError, InfrastructureError, LionError, RunConflictError, as_raised
@@ -59,6 +59,8 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
     interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
+    for line in keys_in_clear(loaded):
+        progress.say(f"warning: {line}")
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
     check_same_config(store, loaded)
     if finished(store, loaded.config.iterations):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -258,8 +259,35 @@ def shown(address: str) -> str:
 
 
 def redact(data: bytes, key: str | None) -> bytes:
-    """`data` without the API key, should an endpoint echo it."""
-    return data.replace(key.encode(), b"***") if key else data
+    """`data` without the API key, should an endpoint echo it: as it is, or escaped as JSON, HTML or URLs allow."""
+    if not key:
+        return data
+    data = data.replace(key.encode(), b"***")
+    return _escaped(key).sub(b"***", data) if any(mark in data for mark in _ESCAPES) else data
+
+
+_ESCAPES = (b"\\u00", b"\\U00", b"\\/", b"&#", b"%", b"\\x")
+
+
+@lru_cache(maxsize=16)
+def _escaped(key: str) -> re.Pattern[bytes]:
+    """The key with any of its characters escaped; backslashes may be doubled, where JSON is quoted in JSON."""
+
+    def forms(byte: int) -> bytes:
+        # Each begins with a letter of its own, by which a search is quick, and repeats have an end: a body of nothing
+        # but backslashes must not take the square of its length.
+        digits = b"".join(b"[%c%c]" % (d, d - 32) if d >= 97 else b"%c" % d for d in b"%02x" % byte)
+        found = [
+            re.escape(bytes([byte])),
+            rb"\\\\{0,14}+(?:[uU]00|x)" + digits,
+            rb"&#(?:[xX]0{0,8}" + digits + rb"|0{0,8}%d);?" % byte,
+            rb"%(?:25){0,8}" + digits,
+        ]
+        if byte in b"/\"\\'":
+            found.append(rb"\\\\{0,14}+" + re.escape(bytes([byte])))
+        return b"(?:" + b"|".join(found) + b")"
+
+    return re.compile(b"".join(map(forms, key.encode())))
 
 
 def redact_text(text: str, key: str | None) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from lion_ray.addresses import below, secret_in, without_secrets
+from lion_ray.checks import keys_in_clear
 from lion_ray.config.endpoints import EndpointConfig
+from lion_ray.config.file import load_config
 from lion_ray.errors import ConfigError, InfrastructureError
 from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.wire import redact
+from lion_ray.ray_start import keep_token_private
 from lion_ray.runner import run_root
 from lion_ray.store import RunStore
 
@@ -82,3 +89,83 @@ def test_no_command_takes_a_secret_in_an_address(capsys: pytest.CaptureFixture[s
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="name it in api_key_env"):
         EndpointConfig(model="m", base_url=f"https://user:{SECRET}@api.example/v1")
+
+
+@pytest.mark.parametrize(
+    ("url", "clear"),
+    [
+        ("http://teacher.example/v1", True),
+        ("HTTP://10.0.0.7:8000/v1", True),
+        ("http://[2001:db8::1]/v1", True),
+        ("https://teacher.example/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://127.1.2.3/v1", False),
+        ("http://[::1]:8000/v1", False),
+        ("http://localhost:8000/v1", False),
+        ("http://localhost.example/v1", True),
+    ],
+)
+def test_a_key_over_plain_http_to_another_machine_is_told(tmp_path: Path, url: str, clear: bool) -> None:
+    (tmp_path / "pool.jsonl").write_text('{"instruction": "a"}\n')
+    (tmp_path / "run.yaml").write_text(
+        "run_name: r\ndata: {pool: pool.jsonl}\nstudent: {model: ./s}\n"
+        f"endpoints: {{default: {{model: m, base_url: '{url}'}}}}\n"
+    )
+    said = keys_in_clear(load_config(tmp_path / "run.yaml", []))
+    assert len(said) == clear
+    assert not clear or "OPENAI_API_KEY goes to " in said[0]
+    assert keys_in_clear(load_config(tmp_path / "run.yaml", ["endpoints.default.api_key_env=null"])) == []
+
+
+@pytest.mark.parametrize("before", [0o644, 0o640, 0o600])
+def test_ray_s_token_is_its_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_token_private()
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("token")
+    path.chmod(before)
+    keep_token_private()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+KEY = 'sk-A9/z+"x'
+
+
+def escaped(how: str) -> str:
+    return {
+        "plain": KEY,
+        "json": json.dumps(KEY)[1:-1],
+        "php": json.dumps(KEY)[1:-1].replace("/", "\\/"),
+        "unicode": "".join(f"\\u{ord(one):04x}" for one in KEY),
+        "some of it": "\\u0073k\\u002DA9\\u002fz" + json.dumps(KEY[7:])[1:-1],
+        "json in json": json.dumps("".join(f"\\u{ord(one):04X}" for one in KEY))[1:-1],
+        "html": "".join(f"&#{ord(one)};" for one in KEY),
+        "html in hex": "".join(f"&#x{ord(one):x};" for one in KEY),
+        "url": "".join(f"%{ord(one):02X}" for one in KEY),
+        "url twice": "".join(f"%25{ord(one):02x}" for one in KEY),
+        "python": "".join(f"\\x{ord(one):02x}" for one in KEY),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "plain",
+        "json",
+        "php",
+        "unicode",
+        "some of it",
+        "json in json",
+        "html",
+        "html in hex",
+        "url",
+        "url twice",
+        "python",
+    ],
+)
+def test_an_echo_of_the_key_is_cut_out_however_it_is_escaped(how: str) -> None:
+    body = f'{{"error": "bad key {escaped(how)}!", "ok": "caf\\u00e9 100% \\/ &#233;"}}'.encode()
+    found = redact(body, KEY)
+    assert found == b'{"error": "bad key ***!", "ok": "caf\\u00e9 100% \\/ &#233;"}'
+    assert redact(b"sk-A9 100% \\u00e9", KEY) == b"sk-A9 100% \\u00e9"
