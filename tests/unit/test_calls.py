@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 
+import orjson
 import pytest
 
-from lion_ray.gateway.calls import Call, Completion, Failure
+from lion_ray.gateway.calls import ONLY_THOUGHTS, Call, Completion, Failure, answer_text, refusal
+from lion_ray.gateway.reply import parse_reply
 
 CALL = Call(
     messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "狮子?"}),
@@ -64,3 +66,32 @@ def test_a_body_leaves_out_what_was_not_asked_for() -> None:
 )
 def test_they_cross_process_boundaries(thing: object) -> None:
     assert pickle.loads(pickle.dumps(thing)) == thing
+
+
+def completion(text: str, finish_reason: str = "stop", tokens: int = 9) -> Completion:
+    return Completion("k", text, finish_reason, "m", "api", prompt_tokens=3, completion_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "refused"),
+    [
+        (completion("The Loire."), "The Loire.", None),
+        (completion("<think>\nA river.\n</think>\n\nThe Loire."), "The Loire.", None),
+        (completion("A river.\n</think>\n\nThe Loire."), "The Loire.", None),
+        (completion("<think>\nA river is wan", "length"), "", ONLY_THOUGHTS),
+        (completion("<think>\nA river is wan", "stop"), "", ONLY_THOUGHTS),
+        # The thoughts are elsewhere (`reasoning_content`), and took all there was.
+        (completion("", "length"), "", ONLY_THOUGHTS),
+        (completion("", "stop"), "", "empty answer"),
+        (completion("", "length", tokens=0), "", "empty answer"),
+    ],
+)
+def test_thoughts_are_no_answer(answer: Completion, text: str, refused: str | None) -> None:
+    assert (answer_text(answer), refusal(answer)) == (text, refused)
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "reasoning_content", "redacted_thinking"])
+def test_parts_of_a_message_that_are_thoughts_are_not_its_text(kind: str) -> None:
+    parts = [{"type": kind, "text": "A river."}, {"type": "text", "text": "The Loire."}, {"text": " Yes."}]
+    body = {"choices": [{"message": {"content": parts, "reasoning_content": "A river."}, "finish_reason": "stop"}]}
+    assert parse_reply(orjson.dumps(body)).text == "The Loire. Yes."
