@@ -114,7 +114,7 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
         def forget() -> None:
             # A bucket has no locks: a driver that is gone is known by its silence, which need not be waited out here.
             gone = job.store.read_json("attempt.json")
-            job.store.write_json("attempt.json", gone | {"alive": 0.0})
+            job.store.write_json("attempt.json", gone | {"ended": True})
 
         bought = [spend_the_budget(job)]
         if in_training:
