@@ -41,7 +41,7 @@ async def test_nothing_is_sent_that_the_budget_could_not_pay(stub: StubAPI, conn
     budget = Budget(3.5 * WORST)
     client = connect({"prices": PRICES.model_dump()}, ledger=ledger(budget))
     asked = asyncio.gather(*(client.complete(call(f"Question {n}")) for n in range(20)), return_exceptions=True)
-    await stub.until(lambda stats: stats["in_flight"] == 3)
+    await stub.until(lambda stats: stats["in_flight"] >= 3)
     stub.gate.set()
     outcomes = await asked
     assert len(stub.requests) == 3

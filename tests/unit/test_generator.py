@@ -27,8 +27,8 @@ def stage(
     similarity: float = 0.7, *, known: str = "", heldout: str = "", question: str = "", wanted: int = 9
 ) -> _Stage:
     limits = GenerationConfig(hard=wanted, easy=wanted, max_similarity=similarity)
-    tables = [texts(*([text] if text else [])) for text in (known, heldout, question)]
-    return _Stage(limits, *tables, iteration=1, ahead=256)
+    first, second, third = (texts(*([text] if text else [])) for text in (known, heldout, question))
+    return _Stage(limits, first, second, third, iteration=1, ahead=256)
 
 
 def reason(stage: _Stage, text: str, kind: str = "hard", number: int = 0) -> str | None:

@@ -65,6 +65,18 @@ def test_special_text_stays_text(tokenizer, prompt):
     assert tokenizer.decode(answer) == HOSTILE
 
 
+def test_special_text_is_written_the_way_the_tokenizer_writes_any_text():
+    """Cutting it apart is for tokenizers that know no better: the model has never seen its pieces side by side."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {piece: i for i, piece in enumerate(["<unk>", "</s>", *"\n#:abcehinoprstuIR </>", "</"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[("<", "/")], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="</s>")
+    ids = Prompter(tokenizer, "instruction").completion_ids("a</s>b", complete=True)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", "</", "s", ">", "b", "</s>"]
+
+
 def test_special_text_stays_text_where_the_end_of_turn_is_an_ordinary_added_token():
     tokenizer = make_tiny_tokenizer(chat_template=False)
     from tokenizers import AddedToken
