@@ -52,18 +52,25 @@ def in_clear(url: str) -> bool:
         return False
     if parts.scheme.lower() != "http" or not host:
         return False
+    return not is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone: what listens there cannot be reached from others, nor through a proxy."""
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+        return True
     try:
-        return not ip_address(host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
-        return host != "localhost" and not host.endswith(".localhost")  # RFC 6761
+        return False
 
 
 def without_secrets(url: str) -> str:
-    """A URL that may be shown: without user, password and options."""
+    """A URL that may be shown: without user, password, options and fragment. Takes any text, as it goes into errors."""
     scheme, mark, rest = url.partition("://")
     if not mark:
         return url
-    place = rest.partition("?")[0]
+    place = re.split("[?#]", rest, maxsplit=1)[0]
     host, slash, path = place.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lion_ray.addresses import is_loopback
 from lion_ray.checkpoints import Student, find_student
 from lion_ray.config import ServeConfig
 from lion_ray.errors import ConfigError, EndpointError
-from lion_ray.gateway.wire import is_loopback_host
 from lion_ray.inference import student_type, wants_gpu
 from lion_ray.inference.server import ModelServer
 from lion_ray.store import RunStore
@@ -44,7 +44,7 @@ def api_key(host: str, key_env: str | None) -> str | None:
         ConfigError: there is none, and `host` is not loopback.
     """
     if key_env is None:
-        if not is_loopback_host(host):
+        if not is_loopback(host):
             raise ConfigError(
                 f"--host {host} can be reached by others: name the environment variable that holds the key they must "
                 "have (--api-key-env NAME)"

@@ -18,7 +18,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from lion_ray.gateway.wire import is_loopback, shown
+from lion_ray.addresses import is_loopback, without_secrets
 
 CHAT = "/chat/completions"
 KEEPALIVE_IDLE_S = 30
@@ -96,7 +96,7 @@ def proxy_for(scheme: str, hostname: str, host: str) -> Proxy | None:
     `host` may have a port. No proxy can reach this machine's loopback. Raises ValueError where it names no proxy of
     HTTP.
     """
-    if is_loopback(f"{scheme}://{host}") or urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(hostname):
+    if is_loopback(hostname) or urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(hostname):
         return None
     known = urllib.request.getproxies()
     url = known.get(scheme) or known.get("all")
@@ -109,8 +109,8 @@ def proxy_for(scheme: str, hostname: str, host: str) -> Proxy | None:
         named = None
     if parts.scheme not in ("http", "https") or not named:
         raise ValueError(
-            f"the environment's proxy for it ({scheme.upper()}_PROXY or ALL_PROXY) is '{shown(url)}': only http:// and "
-            "https:// proxies can be used; set one, or NO_PROXY for this host"
+            f"the environment's proxy for it ({scheme.upper()}_PROXY or ALL_PROXY) is '{without_secrets(url)}': only "
+            "http:// and https:// proxies can be used; set one, or NO_PROXY for this host"
         )
     return Proxy(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", _credentials(parts))
 

@@ -23,6 +23,7 @@ from functools import partial
 import openai
 import orjson
 
+from lion_ray.addresses import without_secrets
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.finish import Ending, ending
@@ -37,7 +38,7 @@ from lion_ray.gateway.request import as_sent
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
-from lion_ray.gateway.wire import shorten, shown
+from lion_ray.gateway.wire import shorten
 
 JOURNAL_REFRESH_S = 5.0
 """How old the view of a journal that others write too may be when a call is bought."""
@@ -95,7 +96,7 @@ class Client:
             key = self._read_key()
             if key is not None and address.credentials is not None:
                 raise EndpointError(
-                    f"endpoint {name} ({shown(self.address)}): base_url holds a user or a password, and "
+                    f"endpoint {name} ({without_secrets(self.address)}): base_url holds a user or a password, and "
                     f"{config.api_key_env} a key, of which only one can be sent: take the one out of base_url, or set "
                     f"endpoints.{name}.api_key_env to null"
                 )
@@ -133,7 +134,7 @@ class Client:
             name,
             config,
             transport,
-            address=shown(self.address),
+            address=without_secrets(self.address),
             ledger=self._ledger,
             batches=self._make_batches,
             bought_before=self._bought_before,
@@ -329,14 +330,16 @@ class Client:
         try:
             return read_address(self.address)
         except ValueError as cause:
-            raise EndpointError(f"endpoint {self.name}: '{_shown(self.address)}' is no address; {cause}") from None
+            raise EndpointError(
+                f"endpoint {self.name}: '{shorten(without_secrets(self.address))}' is no address; {cause}"
+            ) from None
 
     def _read_key(self) -> str | None:
         variable = self.config.api_key_env
         if variable is None:
             return None
         key = os.environ.get(variable, "").strip()
-        where = shown(self.address)
+        where = without_secrets(self.address)
         if not key:
             raise EndpointError(f"endpoint {self.name} ({where}) needs a key: set the environment variable {variable}")
         if not key.isascii() or not key.isprintable() or " " in key:
@@ -348,13 +351,6 @@ class Client:
 
     def _closed_error(self) -> InfrastructureError:
         return InfrastructureError(f"the client of endpoint {self.name} was closed before this call was answered")
-
-
-def _shown(address: str) -> str:
-    try:
-        return shorten(shown(address))
-    except ValueError:  # a bracket in the wrong place, for one
-        return "base_url"
 
 
 def _in_batches(queue: BatchQueue) -> int:

@@ -9,7 +9,6 @@ This module opens no connection and knows no key.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import re
@@ -19,10 +18,10 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
+from lion_ray.addresses import without_secrets
 from lion_ray.gateway.faults import Fault, fault_of, is_model, is_one_requests, is_quota
 from lion_ray.gateway.limits import KINDS, Told
 
@@ -139,7 +138,7 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
     """As `status_error`, of a body that was parsed; also of an error inside another answer, with its own status."""
     if status < 400:
         where = headers.get("location")
-        to = f" (redirects to {shorten(shown(where))}, which is not followed)" if where else ""
+        to = f" (redirects to {shorten(without_secrets(where))}, which is not followed)" if where else ""
         return Elsewhere(f"HTTP {status} is not an answer{to}")
     if isinstance(body, list) and body:
         body = body[0]  # Gemini's
@@ -235,27 +234,6 @@ def in_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own, where no proxy of the environment can reach."""
-    return is_loopback_host(urlsplit(url).hostname or "")
-
-
-def is_loopback_host(host: str) -> bool:
-    """Whether what listens at a host can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def shown(address: str) -> str:
-    """An address without a user, password or query that someone may have put into it."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def redact(data: bytes, key: str | None) -> bytes:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from jinja2.sandbox import SandboxedEnvironment
 
+from lion_ray.addresses import is_loopback
 from lion_ray.checkpoints import find_student
 from lion_ray.errors import ConfigError
-from lion_ray.gateway.wire import is_loopback_host
 from lion_ray.serve import api_key
 from lion_ray.store import RunStore
 from lion_ray.tokens import Prompter, frame_template
@@ -38,7 +38,7 @@ CONFIG = {
     ],
 )
 def test_who_can_reach_a_host(host: str, expected: bool) -> None:
-    assert is_loopback_host(host) is expected
+    assert is_loopback(host) is expected
 
 
 def test_others_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import openai
 from openai.types import Batch
 
+from lion_ray.addresses import without_secrets
 from lion_ray.gateway.batch.lines import URL
 from lion_ray.gateway.transport import connection_error
 from lion_ray.gateway.wire import (
@@ -25,7 +26,6 @@ from lion_ray.gateway.wire import (
     Transient,
     TransportError,
     shorten,
-    shown,
     status_error,
 )
 
@@ -50,7 +50,7 @@ class BatchAPI:
         self._api = api
         self._key = api.api_key.encode() if keyed else b""
         self._timeout_s = timeout_s
-        self.address = shown(str(api.base_url))
+        self.address = without_secrets(str(api.base_url))
 
     async def upload(self, name: str, data: bytes) -> str:
         """Upload a batch's input; its file id."""
