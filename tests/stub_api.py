@@ -69,7 +69,7 @@ class Answer(NamedTuple):
 class Rule:
     """When a request meets a fault.
 
-    `fault`: late (answered `late_s` seconds later), 400, 401, 404, 429, 500, 503, quota, hang, close (mid-body), drop
+    `fault`: late (answered `late_s` seconds later), 400, 401, 404, 429, any 5xx, quota, hang, close (mid-body), drop
     (before any byte), garbage, no_choices, empty, length, content_filter. `contains`: only requests with this text in
     their body. `ordinals`: only these requests, counted from 1 over all. `times`: only so often, in all or (`per_body`)
     for each body. `retry_after`: the header's value; ``date:N`` for an HTTP date N seconds ahead.
@@ -149,6 +149,8 @@ class StubAPI:
         self.rules = list(rules)
         self.answer = answer
         self.latency_s = latency_s
+        self.usage: Callable[[dict[str, Any]], Any] | None = None
+        """What it says that a request took, in place of the truth."""
         self.api_key = api_key
         self.models = list(models)
         self.gate = asyncio.Event()
@@ -280,7 +282,7 @@ class StubAPI:
                 return _error(404, f"The model `{body.get('model')}` does not exist", code="model_not_found")
             case "quota":
                 return _error(429, "You exceeded your current quota.", code="insufficient_quota")
-            case "429" | "500" | "503":
+            case status if status == "429" or (status.isdecimal() and status[0] == "5"):
                 assert rule is not None
                 return _error(int(fault), "please slow down" if fault == "429" else "oops", rule.retry_after)
         return web.Response(body=payload, content_type="application/json")
@@ -329,7 +331,9 @@ class StubAPI:
                     "finish_reason": finish,
                 }
             ],
-            "usage": {
+            "usage": self.usage(body)
+            if self.usage is not None
+            else {
                 "prompt_tokens": prompt,
                 "completion_tokens": len(words),
                 "total_tokens": prompt + len(words),

@@ -46,6 +46,8 @@ class BatchPlan:
     """Lines that validation names, so that the batch fails."""
     fail: str = ""
     """The code with which validation fails the whole batch."""
+    uncancelled: bool = False
+    """It does not know how to cancel a batch."""
     limit: int | None = None
     """Lines in batches under way at once; one more batch is failed with token_limit_exceeded."""
     upload_faults: Sequence[int] = ()
@@ -268,7 +270,7 @@ class BatchRoutes:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         batch = self.batches.get(request.match_info["id"])
-        if batch is None:
+        if batch is None or self.plan.uncancelled:
             return _error(404, "No batch found")
         if batch.shown["status"] not in OVER:
             batch.end = "cancelled"

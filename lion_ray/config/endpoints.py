@@ -114,6 +114,8 @@ class EndpointConfig(Section):
     """Errors in a row, of any calls, after which the endpoint counts as down and is only probed."""
     outage_timeout_s: float = operational(3600.0, gt=0)
     """How long an endpoint may be down before the run stops, in seconds."""
+    assume_billed: Literal["uncertain", "never"] = operational("uncertain")
+    """A call that timed out or was cut off: uncertain counts it against the budget; never, where it bills none."""
     max_backoff_s: float = operational(60.0, gt=0)
     """The longest pause between attempts that the endpoint did not ask for, in seconds."""
     json_schema: bool = False

@@ -27,10 +27,11 @@ import orjson
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
@@ -79,7 +80,9 @@ class Client:
         self._run = run
         self._batches: BatchQueue | None = None
         self._batch_api: openai.AsyncOpenAI | None = None
-        make_batches = None
+        self._make_batches: Callable[[], BatchQueue] | None = None
+        self._records = BatchRecords(journal.root)
+        self._any_before: asyncio.Task[bool] | None = None
         if transport is None:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
@@ -106,11 +109,14 @@ class Client:
                     )
                 return self._batches
 
+            self._make_batches = make_batches
+
         self._transport = transport
         self._journal = journal
         self._on_event = on_event or _ignore
         self._flights: dict[str, _Flight] = {}
         self._closed = False
+        self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
         self._stats = Stats()
         self._latencies = Latencies()
         self._ledger = ledger or Ledger(config.prices)
@@ -120,9 +126,11 @@ class Client:
             transport,
             address=shown(self.address),
             ledger=self._ledger,
-            batches=make_batches,
+            batches=self._make_batches,
+            bought_before=self._bought_before,
             stats=self._stats,
             on_event=self._on_event,
+            say=self._say,
             clock=clock,
             sleep=sleep,
             rng=rng,
@@ -181,11 +189,20 @@ class Client:
         """Send nothing for so long: another proxy of this endpoint was told to wait."""
         self._sender.limiter.pause(seconds)
 
-    async def close(self) -> None:
+    @property
+    def excess(self) -> Excess:
+        """What this endpoint's answers have shown that a call can take beyond what it allows."""
+        return self._ledger.excess
+
+    def expect(self, excess: Excess) -> None:
+        """Reserve as much for each call as another client of this endpoint has seen that it can take."""
+        self._ledger.excess.join(excess)
+
+    async def close(self, *, for_good: bool = False) -> None:
         """Let requests that are out come home and be journaled, end the other calls, give back connections.
 
         Callers whose call was not out get an InfrastructureError. A batch goes on at the endpoint; the next client of
-        this journal takes it up.
+        this journal takes it up. `for_good`: there will be none, and batches that calls here wait for are cancelled.
         """
         self._closed = True
         flights = list(self._flights.values())
@@ -194,7 +211,7 @@ class Client:
                 flight.task.cancel()
         await asyncio.gather(*(flight.task for flight in flights if flight.task is not None), return_exceptions=True)
         if self._batches is not None:
-            await self._batches.close()
+            await self._batches.close(for_good=for_good)
         if self._batch_api is not None:
             await self._batch_api.close()
         await self._ledger.close()
@@ -232,15 +249,32 @@ class Client:
                 self._on_event(Event("replayed", key, call.role))
                 return known
             account = Account(self._run, call.role, call.stage)
+            flight.attempt.lose = partial(self._journal.lose, account, self.name)
             bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
             if isinstance(bought, Failure):
                 return self._fail(bought, call)
-            if self._batches is not None and call.batch:
+            if self._batches is not None:
                 await self._batches.settled(key)
             self._count(bought, call)
             return bought
         finally:
             self._forget(key, flight)
+
+    async def _bought_before(self, key: str) -> BatchQueue | None:
+        """The queue, where a batch under way holds this call, which is to go live now: a role that was switched.
+
+        Raises InfrastructureError where the records of batches cannot be read.
+        """
+        if self._make_batches is None:
+            return None
+        if self._batches is None:
+            # Looked for once: other batches than those that are there now are this client's own.
+            if self._any_before is None or (self._any_before.done() and self._any_before.exception() is not None):
+                self._any_before = asyncio.create_task(asyncio.to_thread(self._records.any))
+            if not await asyncio.shield(self._any_before):
+                return None
+        queue = self._make_batches()
+        return queue if await queue.holds(key) else None
 
     # --- accounts
 

@@ -1,10 +1,12 @@
 """Money: what calls cost, what may still be spent, and a cap that holds.
 
 Invariants:
-- The worst case of a call is reserved before it is sent; it is settled on the usage that the endpoint names, or on the
-  worst case where it names none. So spent + reserved never exceeds the budget.
-- A call whose fate is unknown (it timed out, the connection broke) may have been billed: it stays reserved, as
-  `uncertain`, for as long as this process lives.
+- The worst case of a call is reserved before it is sent, and it is settled on the dearest reading of the usage that the
+  endpoint names (`usage`). So spent + reserved exceeds the budget only by what an endpoint bills beyond its limits.
+- One answer beyond its reservation raises that of every later call of its endpoint (`Excess`): only calls that were
+  out at the time can surprise. How many those are is `wave`'s to say.
+- A call whose fate is unknown (it timed out, the connection broke) may have been billed: its worst case counts against
+  the budget as if it were spent, and as `uncertain` for people.
 - At the cap a call first waits for what others in flight give back; only when there is nothing to wait for is it
   refused, with a BudgetError.
 - The whole run has one Budget; each proxy's Ledger leases parts of it, so a call costs no message.
@@ -15,15 +17,15 @@ Amounts are US dollars. This module knows nothing of HTTP, of Ray or of files.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from lion_ray.config import PricesConfig
 from lion_ray.errors import BudgetError
+from lion_ray.gateway.usage import Bounds, Settled
 
 MILLION = 1_000_000
-MESSAGE_OVERHEAD_TOKENS = 16
-"""What a chat template adds to a message at most, about."""
 LEASE_SHARE = 0.02
 """A lease is this share of what is left, so that several proxies come close to the cap together."""
 ROUNDING = 1e-9
@@ -37,9 +39,52 @@ def cost(prices: PricesConfig, prompt: int, cached: int, completion: int, *, bat
     return dollars * (prices.batch if batch else 1.0)
 
 
-def worst_case(prices: PricesConfig, text_bytes: int, messages: int, max_tokens: int, *, batch: bool = False) -> float:
-    """What a call can cost at most: tokens of byte-pair encodings hold a byte at least."""
-    return cost(prices, text_bytes + MESSAGE_OVERHEAD_TOKENS * messages, 0, max_tokens, batch=batch)
+class _Beyond:
+    """By how much one kind of tokens has exceeded what calls allowed."""
+
+    def __init__(self) -> None:
+        self.extra, self.ratio, self.seen = 0, 1.0, 0
+
+    def raised(self, asked: int) -> int:
+        more = asked + self.extra
+        # Whether an excess grows with what is asked for is known as far as answers have shown it.
+        return more if asked <= self.seen else max(more, math.ceil(asked * self.ratio))
+
+    def learn(self, asked: int, most: int, used: int) -> None:
+        if used == most:
+            return  # as much as was reserved: what is settled on, too, where an answer names nothing
+        self.seen = max(self.seen, asked)
+        self.extra = max(self.extra, used - asked)
+        self.ratio = max(self.ratio, used / max(1, asked))
+
+    def join(self, other: _Beyond) -> None:
+        self.seen, self.extra = max(self.seen, other.seen), max(self.extra, other.extra)
+        self.ratio = max(self.ratio, other.ratio)
+
+
+class Excess:
+    """What an endpoint's answers have shown that a call can take beyond what it allows.
+
+    For instance thoughts that `max_tokens` does not bound, or a prompt of the endpoint's own.
+    """
+
+    def __init__(self) -> None:
+        self._prompt, self._completion = _Beyond(), _Beyond()
+
+    def raised(self, asked: Bounds) -> Bounds:
+        """What to reserve for a call that allows `asked`."""
+        return Bounds(self._prompt.raised(asked.prompt), self._completion.raised(asked.completion))
+
+    def learn(self, asked: Bounds, most: Bounds, used: Settled) -> bool:
+        """An answer came to a call that allowed `asked` and had reserved `most`; whether that was too little."""
+        self._prompt.learn(asked.prompt, most.prompt, used.prompt)
+        self._completion.learn(asked.completion, most.completion, used.completion)
+        return used.prompt > most.prompt or used.completion > most.completion
+
+    def join(self, other: Excess) -> None:
+        """Take in what another proxy of the endpoint has seen."""
+        self._prompt.join(other._prompt)
+        self._completion.join(other._completion)
 
 
 @dataclass
@@ -48,6 +93,7 @@ class Budget:
 
     cap: float | None
     spent: float = 0.0
+    """What is paid, and what may be."""
     leases: dict[str, float] = field(default_factory=dict)
 
     def opened(self, proxy: str, spent_on_disk: float) -> None:
@@ -67,7 +113,7 @@ class Budget:
         return granted
 
     def report(self, proxy: str, spent: float, returned: float) -> None:
-        """A proxy spent so much of its lease, and gives so much of it back."""
+        """A proxy spent so much, and gives so much of its lease back: less than nothing where it spent beyond it."""
         self.spent += spent
         self.leases[proxy] = max(0.0, self.leases.get(proxy, 0.0) - spent - returned)
 
@@ -91,25 +137,27 @@ class Ledger:
         self._lease, self._report, self._sleep = lease, report, sleep
         self._free = 0.0  # leased, not reserved
         self._unreported = 0.0
+        self._over = 0.0  # spent beyond reservations, and not reported
         self._reserved = 0.0
+        self.excess = Excess()
         self.spent = 0.0
         self.uncertain = 0.0
+        """What calls of unknown fate may have cost, on top of `spent`."""
         self._settled = asyncio.Event()
         self._asking = asyncio.Lock()
 
-    def worst(self, text_bytes: int, messages: int, max_tokens: int, *, batch: bool = False) -> float:
-        """What to reserve for a call."""
-        if self.prices is None:
-            return 0.0
-        return worst_case(self.prices, text_bytes, messages, max_tokens, batch=batch)
+    @property
+    def capped(self) -> bool:
+        """Whether a call may be refused for its price."""
+        return self._lease is not None and self.prices is not None
 
-    def price(self, prompt: int, cached: int, completion: int, worst: float, *, batch: bool = False) -> float | None:
-        """What a call cost; its worst case where the endpoint named no usage, None where no price is known."""
-        if self.prices is None:
-            return None
-        if not prompt and not completion:
-            return worst
-        return cost(self.prices, prompt, cached, completion, batch=batch)
+    def worst(self, most: Bounds, *, batch: bool = False) -> float:
+        """What to reserve for a call that may take `most`, in US dollars."""
+        return self.price(Settled(most.prompt, 0, most.completion), batch=batch) or 0.0
+
+    def price(self, used: Settled, *, batch: bool = False) -> float | None:
+        """What a call cost, in US dollars; None where no price is known."""
+        return None if self.prices is None else cost(self.prices, *used, batch=batch)
 
     async def reserve(self, amount: float) -> None:
         """Set `amount` aside. Waits while calls in flight may give something back.
@@ -128,7 +176,7 @@ class Ledger:
                     self._free += granted
                 elif self._settled.is_set():
                     continue  # something came back while we asked
-                elif self._reserved - self.uncertain > ROUNDING:
+                elif self._reserved > ROUNDING:
                     await self._settled.wait()
                     await self._tell(0.0)
                 elif granted is None:
@@ -141,19 +189,22 @@ class Ledger:
             self._reserved += amount
 
     async def settle(self, reserved: float, spent: float) -> None:
-        """A reservation ends: `spent` of it is gone, the rest is free again."""
+        """A reservation ends: `spent` is gone, and what is left of it is free again."""
         self._reserved -= reserved
         self.spent += spent
         self._unreported += spent
-        self._free += reserved - spent
+        self._free += max(0.0, reserved - spent)
+        self._over += max(0.0, spent - reserved)
         self._settled.set()
-        # Told in larger steps: a message for every call would cost more time than the call.
-        if self._report is not None and self._unreported > 0.005 + 0.001 * self.spent:
+        # Told in larger steps, as a message for every call would cost more time than the call; a surprise at once.
+        if self._report is not None and (self._over or self._unreported > 0.005 + 0.001 * self.spent):
             await self._tell(0.0)
 
     def lose(self, reserved: float) -> None:
-        """Nobody knows whether a call was billed: its reservation stays."""
+        """Nobody knows whether a call was billed: it counts as if it was."""
+        self._reserved -= reserved
         self.uncertain += reserved
+        self._unreported += reserved
         self._settled.set()
 
     async def close(self) -> None:
@@ -164,5 +215,6 @@ class Ledger:
         if self._report is None or self._lease is None:
             return
         spent, self._unreported = self._unreported, 0.0
+        over, self._over = self._over, 0.0
         self._free -= returned
-        await self._report(spent, max(0.0, returned))
+        await self._report(spent, max(0.0, returned) - over)

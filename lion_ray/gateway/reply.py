@@ -3,7 +3,7 @@
 Invariant: an answer was paid for, so only a body without one is refused; odd accounts and log-probabilities are left
 out, never a reason to throw it away.
 
-This module opens no connection and knows no key.
+This module opens no connection and knows no key. What an endpoint's accounts mean is `usage`'s to say.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from lion_ray.gateway.calls import TokenChoice
 from lion_ray.gateway.limits import Told
+from lion_ray.gateway.usage import UNKNOWN, Usage, read_usage
 from lion_ray.gateway.wire import GARBLED, Transient, excerpt, loads, message_of, told_limits
 
 _TELLING = re.compile(r"\W*([0-9]+|[A-Za-z])\W*")
@@ -23,14 +24,13 @@ _TELLING = re.compile(r"\W*([0-9]+|[A-Za-z])\W*")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A chat completion as the endpoint gave it. Token counts are 0 where it named none."""
+    """A chat completion as the endpoint gave it."""
 
     text: str
     finish_reason: str
     model: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
+    usage: Usage = UNKNOWN
+    """The tokens that it says this took."""
     limits: Mapping[str, Told] | None = None
     """The endpoint's rate limits by kind (see `limits.KINDS`), where its headers told them."""
     logprobs: tuple[TokenChoice, ...] | None = None
@@ -49,15 +49,12 @@ def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     if not isinstance(body, dict) or not isinstance(choice, dict) or not isinstance(message, dict):
         # Some gateways report errors this way: {"error": {"message": ...}} with status 200.
         raise Transient(GARBLED, f"HTTP 200, but no choices: {message_of(body) or excerpt(data)}")
-    usage = body.get("usage")
     text = _text(message.get("content"))
     return Reply(
         text=text,
         finish_reason=_text(choice.get("finish_reason")) or "unknown",
         model=_text(body.get("model")),
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-        cached_tokens=_count(usage, "prompt_tokens_details", "cached_tokens"),
+        usage=read_usage(body.get("usage")),
         limits=None if headers is None else told_limits(headers),
         logprobs=_logprobs(choice.get("logprobs"), text),
     )
@@ -95,10 +92,3 @@ def _logprobs(given: Any, text: str) -> tuple[TokenChoice, ...] | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return tuple(kept)
-
-
-def _count(usage: Any, *path: str) -> int:
-    """A number of tokens at `path`, 0 where the endpoint gives none: never a reason to throw a paid answer away."""
-    for name in path:
-        usage = usage.get(name) if isinstance(usage, dict) else None
-    return usage if isinstance(usage, int) else 0

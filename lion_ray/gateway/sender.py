@@ -4,7 +4,7 @@ Invariants:
 - At most `max_concurrency` calls are in flight, shared fairly among the proxies of an endpoint. A call is in flight
   until its answer is kept: a machine that dies loses no more answers than that.
 - Once an answer could not be kept, nothing more is sent: what cannot be kept must not be bought.
-- Every attempt's worst case is reserved before it is sent (`ledger`), and settled or held afterwards.
+- Every attempt's worst case is reserved before it is sent, and settled or held afterwards (`purse`).
 - A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent.
 - While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
   with an error. Past `outage_timeout_s` that is an EndpointError.
@@ -29,6 +29,7 @@ from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
+from lion_ray.gateway.purse import Purse, Reserved
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.transport import Transport
@@ -50,6 +51,10 @@ DOWN = "endpoint is down"
 """The reason of a Failure where the endpoint is down and the caller would rather ask another one."""
 
 
+async def _nothing_kept(usd: float) -> None:
+    """Of a call whose owner keeps no accounts."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """What the owner of a call and its sender tell each other."""
@@ -60,6 +65,8 @@ class Attempt:
     """Whether anybody still waits for the call."""
     patient: bool = True
     """Waits through an outage; else it ends in a Failure for the reason `DOWN`."""
+    lose: Callable[[float], Awaitable[None]] = _nothing_kept
+    """Makes durable that an attempt may have been billed so many US dollars."""
 
 
 class Sender:
@@ -74,16 +81,20 @@ class Sender:
         address: str,
         ledger: Ledger,
         batches: Callable[[], BatchQueue] | None,
+        bought_before: Callable[[str], Awaitable[BatchQueue | None]] | None = None,
         stats: Stats,
         on_event: Callable[[Event], None],
+        say: Callable[[str], object],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         rng: random.Random | None = None,
     ) -> None:
+        """`bought_before`: the queue of the batch under way that holds a key, where there is one."""
         self.name, self.config = name, config
         self._transport, self._batches = transport, batches
+        self._bought_before = bought_before
         self._address = address
-        self.ledger = ledger
+        self._purse = Purse(name, config, ledger, on_event, say)
         self._stats, self._on_event = stats, on_event
         self._clock, self._sleep = clock, sleep
         self._rng = rng or random.Random()
@@ -107,12 +118,18 @@ class Sender:
         size = sum(len(message["content"].encode()) for message in call.messages)
         if call.json_schema is not None:
             size += len(str(call.json_schema))
-        if call.batch and self._batches is not None:
-            outcome = await self._in_batch(self._batches(), key, call, body, size, attempt)
+        if (batches := await self._queue(key, call)) is not None:
+            outcome = await self._in_batch(batches, key, call, body, size, attempt)
             if outcome is not None:
                 return await self._kept(outcome, keep)
         async with self._slots:
             return await self._kept(await self._live(key, call, body, characters, size, attempt), keep)
+
+    async def _queue(self, key: str, call: Call) -> BatchQueue | None:
+        """The batches that a call goes through; None where it goes live."""
+        if call.batch and self._batches is not None:
+            return self._batches()
+        return await self._bought_before(key) if self._bought_before is not None else None
 
     async def _kept(self, outcome: Outcome, keep: Callable[[Completion], Awaitable[None]]) -> Outcome:
         if isinstance(outcome, Completion):
@@ -132,19 +149,24 @@ class Sender:
     async def _live(
         self, key: str, call: Call, body: dict[str, Any], characters: int, size: int, attempt: Attempt
     ) -> Outcome:
-        worst = self.ledger.worst(size, len(call.messages), call.max_tokens)
         limited = errors = 0
         while True:
             if self.breaker.open and not attempt.patient:
                 return Failure(key, DOWN, f"{self.breaker.last_error} (down for {self.breaker.down_s:.0f} s)")
-            await self.ledger.reserve(worst)
+            worst = await self._purse.take(call, size)
             try:
                 ticket, probe = await self._admitted(self.limiter.need(characters, call.max_tokens))
             except BaseException:
-                await self.ledger.settle(worst, 0.0)
+                await self._purse.settle(worst)
                 raise
+            if not self._purse.fits(worst):
+                # While it waited, another call's answer has shown that it may cost more.
+                self.limiter.ended()
+                self.breaker.abandoned(probe)
+                await self._purse.settle(worst)
+                continue
             attempt.committed = True
-            result = await self._send(key, call, body, ticket, probe, worst)
+            result = await self._send(key, call, body, ticket, probe, worst, attempt)
             if isinstance(result, Completion | Failure):
                 return result
             attempt.committed = False
@@ -191,7 +213,14 @@ class Sender:
             return granted, probe
 
     async def _send(
-        self, key: str, call: Call, body: dict[str, Any], ticket: Ticket, probe: int, worst: float
+        self,
+        key: str,
+        call: Call,
+        body: dict[str, Any],
+        ticket: Ticket,
+        probe: int,
+        worst: Reserved,
+        attempt: Attempt,
     ) -> Outcome | RateLimited | Transient:
         """One attempt: its answer, its failure for good, or an error that may pass. Settles its money."""
         self._stats.sent += 1
@@ -203,7 +232,7 @@ class Sender:
             uncertain = False
             self._answered = True
             self.breaker.succeeded()
-            self.limiter.answered(ticket, reply.prompt_tokens, reply.completion_tokens, reply.limits)
+            self.limiter.answered(ticket, *reply.usage.known(), reply.limits)
             completion = self._completion(key, call, reply, self._clock() - ticket.at, worst)
             paid = completion.cost_usd or 0.0
             return completion
@@ -230,24 +259,23 @@ class Sender:
             self.limiter.ended()
             if uncertain:
                 self.breaker.abandoned(probe)
-                self.ledger.lose(worst)
+                await self._lost(worst, attempt)
             else:
-                await self.ledger.settle(worst, paid)
+                await self._purse.settle(worst, paid)
 
     async def _in_batch(
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
     ) -> Outcome | None:
         """The call's outcome by the Batch API; None where it is to go live after all."""
-        worst = self.ledger.worst(size, len(call.messages), call.max_tokens, batch=True)
-        await self.ledger.reserve(worst)
+        worst = await self._purse.take(call, size, batch=True)
         paid = 0.0
         started = self._clock()
         try:
             # Not committed while it waits: a batch outlives this process, and the next start takes it up.
-            reply = await batches.chat(key, body)
+            reply = await batches.chat(key, body, live=not call.batch)
             attempt.committed = True
             self._answered = True
-            completion = self._completion(key, call, reply, self._clock() - started, worst, batch=True)
+            completion = self._completion(key, call, reply, self._clock() - started, worst)
             paid = completion.cost_usd or 0.0
             return completion
         except NotDone as left:
@@ -260,25 +288,31 @@ class Sender:
         except Refused as refused:
             raise self._refusal(refused) from None
         finally:
-            await self.ledger.settle(worst, paid)
+            await self._purse.settle(worst, paid)
 
     # --- what came of it
 
-    def _completion(
-        self, key: str, call: Call, reply: Reply, seconds: float, worst: float, *, batch: bool = False
-    ) -> Completion:
-        usage = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
+    async def _lost(self, worst: Reserved, attempt: Attempt) -> None:
+        try:
+            await self._purse.lose(worst, attempt.lose)
+        except InfrastructureError as error:
+            # What cannot be remembered must not be spent.
+            self._unkept = error
+            raise
+
+    def _completion(self, key: str, call: Call, reply: Reply, seconds: float, worst: Reserved) -> Completion:
+        paid = self._purse.paid(key, call, reply, worst)
         return Completion(
             key=key,
             text=reply.text,
             finish_reason=reply.finish_reason,
             model=reply.model or self.config.model,
             endpoint=self.name,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cached_tokens=reply.cached_tokens,
+            prompt_tokens=paid.prompt_tokens,
+            completion_tokens=paid.completion_tokens,
+            cached_tokens=paid.cached_tokens,
             seconds=round(seconds, 4),
-            cost_usd=self.ledger.price(*usage, worst, batch=batch),
+            cost_usd=paid.usd,
             logprobs=reply.logprobs,
         )
 

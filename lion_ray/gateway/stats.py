@@ -62,7 +62,7 @@ class Stats:
     spent_usd: float = 0.0
     """By this client, since it was made."""
     uncertain_usd: float = 0.0
-    """What calls of unknown fate may have cost on top."""
+    """What calls of unknown fate may have cost on top, since the client was made."""
     in_batches: int = 0
     """Calls that wait for a batch."""
     latency_p50_s: float | None = None
@@ -81,7 +81,7 @@ class Stats:
 class Event:
     """Something a client reports as it happens."""
 
-    kind: Literal["completed", "replayed", "retried", "rate_limited", "failed"]
+    kind: Literal["completed", "replayed", "retried", "rate_limited", "failed", "surprised"]
     key: str
     role: str
     detail: str = ""
@@ -109,12 +109,17 @@ class Latencies:
 
 
 def meter_line(endpoints: Mapping[str, Sequence[Stats]], spent: float, cap: float | None) -> str:
-    """What endpoints do now, in one line: their proxies' numbers added, and the run's money."""
+    """What endpoints do now, in one line: their proxies' numbers added, and the run's money.
+
+    `spent`: with what may have been billed.
+    """
     parts = [_endpoint(name, proxies) for name, proxies in endpoints.items()]
+    doubt = sum(stats.uncertain_usd for proxies in endpoints.values() for stats in proxies)
+    uncertain = f", ${doubt:,.2f} of it uncertain" if doubt >= 0.005 else ""
     if cap is not None:
-        parts.append(f"${spent:,.2f} of ${cap:,.2f} spent")
+        parts.append(f"${spent:,.2f} of ${cap:,.2f} spent{uncertain}")
     elif spent:
-        parts.append(f"${spent:,.2f} spent")
+        parts.append(f"${spent:,.2f} spent{uncertain}")
     return " · ".join(parts)
 
 

@@ -36,6 +36,12 @@ REJECTED = "rejected by the endpoint"
 
 Fault = Literal["key", "model", "address", "quota"]
 
+LOST_BEHIND = frozenset({408, 502, 504, *range(520, 528), 598, 599})
+"""Statuses by which a gateway says that it lost the server behind it, which may have done the work.
+
+RFC 9110 has 408, 502 and 504, Cloudflare 520 to 527, and other proxies 598 and 599.
+"""
+
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _DETAIL_CHARS = 300
 _LIMIT, _REMAINING, _RESET = "x-ratelimit-limit-", "x-ratelimit-remaining-", "x-ratelimit-reset-"
@@ -62,15 +68,18 @@ class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mis
 class Transient(TransportError):  # noqa: N818
     """The same request may succeed later; `retry_after_s` where the endpoint said when."""
 
-    def __init__(self, reason: str, detail: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, reason: str, detail: str, retry_after_s: float | None = None, *, status: int | None = None
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.status = status
 
     @property
     def uncertain(self) -> bool:
         """Whether the endpoint may have done the work, and charge for it."""
-        return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED)
+        return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED) or self.status in LOST_BEHIND
 
 
 class Unreachable(Transient):
@@ -143,7 +152,7 @@ def status_error(status: int, headers: Mapping[str, str], text: str) -> Transpor
     if status in (404, 405):
         return Refused("model" if "model" in lower or "model_not_found" in codes else "address", detail)
     if status in (408, 409, 425) or status >= 500:
-        return Transient(SERVER_ERROR, detail, retry_after(headers))
+        return Transient(SERVER_ERROR, detail, retry_after(headers), status=status)
     return Rejected(REJECTED, detail)
 
 

@@ -135,7 +135,7 @@ async def test_calls_become_one_batch_and_come_back(world: World) -> None:
     queue = world.queue()
     replies = await ask(queue, *range(20))
     assert [reply.model for reply in replies] == ["stub-model-0001"] * 20
-    assert all(reply.prompt_tokens and reply.completion_tokens for reply in replies)
+    assert all(reply.usage.prompt and reply.usage.completion for reply in replies)
     await queue.close()
     stats = world.stub.stats()
     assert stats["batch"]["sizes"] == [20]

@@ -99,3 +99,124 @@ async def test_a_closed_client_leaves_its_batch_to_the_next(stub: StubAPI, tmp_p
     assert not stub.stats()["repeated"]
     await after.close()
     await journal.close()
+
+
+LIVE = [replace(one, batch=False) for one in CALLS]
+
+
+def unhurried(stub: StubAPI, journal: Journal, calls: int) -> Client:
+    """A client whose calls wait until so many are one batch."""
+    batch = {"max_requests": calls, "linger_s": 600, "poll_s": 0.01}
+    config = EndpointConfig(model="stub-model", api_key_env=None, batch=batch)
+    return Client("default", config, journal, run="job", base_url=stub.base_url)
+
+
+async def left_under_way(stub: StubAPI, journal: Journal, calls: list[Any] = CALLS) -> None:
+    """A start that has bought a batch, and ended before it was over."""
+    assert stub.batches is not None
+    before, stub.batches.plan.polls = stub.batches.plan.polls, 10**9
+    client = unhurried(stub, journal, len(calls))
+    tasks = [asyncio.create_task(client.complete(one)) for one in calls]
+    while stub.stats()["batch"]["looks"] == 0:  # noqa: ASYNC110 - the stub's count
+        await asyncio.sleep(0.001)
+    await client.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    stub.batches.plan.polls = before
+
+
+def records(journal: Journal) -> list[Path]:
+    return list(Path(journal.root, "batches").glob("*.json"))
+
+
+@pytest.mark.parametrize("done", [40, 25, 0])
+async def test_a_role_that_is_switched_to_live_buys_nothing_twice(stub: StubAPI, tmp_path: Path, done: int) -> None:
+    """What the batch had done when it was cancelled is fetched, and only the rest goes live."""
+    assert stub.batches is not None
+    journal = Journal.open(str(tmp_path / "journal"))
+    said: list[str] = []
+    if done < 40:
+        stub.batches.plan.expire, stub.batches.plan.cancel = range(done, 40), True
+    await left_under_way(stub, journal)
+    time = QuickTime()
+    config = EndpointConfig(model="stub-model", api_key_env=None, prices={"input": 0, "output": 1000, "batch": 0.5})
+    options: Any = {"clock": time.clock, "sleep": time.sleep, "say": said.append}
+    client = Client("default", config, journal, run="job", base_url=stub.base_url, **options)
+    outcomes = await asyncio.gather(*map(client.complete, LIVE))
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+    assert len(answers) == 40
+    assert (stub.stats()["batch"]["creations"], stub.stats()["batch"]["ends"]) == (1, ["cancelled"])
+    assert not stub.stats()["repeated"]
+    assert client.stats.sent == 40 - done
+    assert sum("its calls go live now" in line for line in said) == 1
+    prices = [round((one.cost_usd or 0) * 1000 / one.completion_tokens, 3) for one in answers]
+    assert prices.count(0.5) == done, "at the price of a batch"
+    await client.close()
+    assert not records(journal), "and nothing stays open"
+    await journal.close()
+
+
+async def test_a_batch_that_was_over_is_fetched_by_a_role_that_is_live_now(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    await left_under_way(stub, journal)
+    assert stub.batches is not None
+    (batch,) = stub.batches.batches.values()
+    stub.batches._finish(batch)
+    client = client_of(stub, journal)
+    outcomes = await asyncio.gather(*map(client.complete, LIVE), client.complete(call("Another?")))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert client.stats.sent == 1, "the one that is in no batch"
+    assert not stub.stats()["repeated"]
+    await client.close()
+    assert not records(journal)
+    await journal.close()
+
+
+async def test_a_batch_that_another_role_waits_for_is_not_cancelled(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    await left_under_way(stub, journal)
+    client = client_of(stub, journal)
+    outcomes = await asyncio.gather(*map(client.complete, [*CALLS[:20], *LIVE[20:]]))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert (client.stats.sent, stub.stats()["batch"]["ends"]) == (0, ["completed"])
+    await client.close()
+    await journal.close()
+
+
+async def test_an_endpoint_that_cancels_nothing_is_waited_for(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    await left_under_way(stub, journal)
+    assert stub.batches is not None
+    stub.batches.plan.uncancelled = True
+    client = client_of(stub, journal)
+    outcomes = await asyncio.gather(*map(client.complete, LIVE))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert (client.stats.sent, stub.stats()["batch"]["ends"]) == (0, ["completed"])
+    await client.close()
+    await journal.close()
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+async def test_a_run_that_ends_for_good_cancels_what_it_has_under_way(
+    stub: StubAPI, tmp_path: Path, for_good: bool
+) -> None:
+    assert stub.batches is not None
+    journal = Journal.open(str(tmp_path / "journal"))
+    await left_under_way(stub, journal, [call("Another run's?", batch=True)])
+    stub.batches.plan.polls = 10**9
+    client = unhurried(stub, journal, len(CALLS))
+    tasks = [asyncio.create_task(client.complete(one)) for one in CALLS]
+    while len(stub.stats()["batch"]["ends"]) < 2 or stub.stats()["batch"]["ends"][1] != "in_progress":  # noqa: ASYNC110 - the stub's count
+        await asyncio.sleep(0.001)
+    await client.close(for_good=for_good)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert stub.stats()["batch"]["ends"] == ["in_progress", "cancelling" if for_good else "in_progress"]
+    await journal.close()
+
+
+async def test_live_calls_leave_no_folder_of_batches(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal)
+    await asyncio.gather(*map(client.complete, LIVE[:3]))
+    await client.close()
+    assert not Path(journal.root, "batches").exists()
+    await journal.close()

@@ -9,7 +9,8 @@ import pytest
 
 from lion_ray.config import PricesConfig
 from lion_ray.errors import BudgetError
-from lion_ray.gateway.ledger import Budget, Ledger, cost, worst_case
+from lion_ray.gateway.ledger import Budget, Excess, Ledger, cost
+from lion_ray.gateway.usage import Bounds, Settled, Usage, bounds
 
 PRICES = PricesConfig(input=2.0, output=8.0, cached_input=0.5, batch=0.5)
 
@@ -23,16 +24,40 @@ def test_what_a_call_costs() -> None:
 
 
 def test_the_worst_case_is_no_less_than_any_case() -> None:
-    text = "Schreibe ein Gedicht über Öl. 写一首诗。"
-    worst = worst_case(PRICES, len(text.encode()), 1, 100)
-    assert worst >= cost(PRICES, len(text.encode()) + 8, 0, 100)
+    size = len("Schreibe ein Gedicht über Öl. 写一首诗。".encode())
+    assert Ledger(PRICES).worst(bounds(size, 1, 100)) >= cost(PRICES, size + 8, 0, 100)
+    assert Ledger(None).worst(bounds(size, 1, 100)) == 0.0
 
 
 def test_usage_that_is_not_named_counts_as_the_worst() -> None:
-    ledger = Ledger(PRICES)
-    assert ledger.price(0, 0, 0, 0.25) == 0.25
-    assert ledger.price(1000, 0, 500, 0.25) == pytest.approx(0.006)
-    assert Ledger(None).price(1000, 0, 500, 0.0) is None
+    ledger, asked = Ledger(PRICES), bounds(5000, 1, 800)
+    assert ledger.price(Usage().settled(asked, asked)) == ledger.worst(asked)
+    assert ledger.price(Settled(1000, 0, 500)) == pytest.approx(0.006)
+    assert Ledger(None).price(Settled(1000, 0, 500)) is None
+
+
+def test_what_one_answer_took_beyond_its_bounds_every_later_call_reserves() -> None:
+    excess, asked = Excess(), Bounds(50, 100)
+    assert not excess.learn(asked, asked, Settled(10, 0, 100)), "all that was allowed"
+    assert excess.raised(asked) == asked
+    assert excess.learn(asked, asked, Settled(10, 0, 32_000))
+    assert excess.raised(asked) == (50, 32_000)
+    assert not excess.learn(asked, excess.raised(asked), Settled(10, 0, 32_000))
+    assert excess.raised(Bounds(50, 40)) == (50, 31_940), "thoughts do not grow with what is asked for, as far as seen"
+    assert excess.raised(Bounds(50, 200)) == (50, 64_000), "they may: nothing so long was answered yet"
+    excess.learn(Bounds(50, 200), excess.raised(Bounds(50, 200)), Settled(10, 0, 31_000))
+    assert excess.raised(Bounds(50, 200)) == (50, 32_100)
+    assert excess.learn(asked, excess.raised(asked), Settled(70, 0, 10)), "a prompt of the endpoint's own"
+    assert excess.raised(Bounds(10, 100)) == (30, 32_000)
+
+
+def test_an_answer_that_names_nothing_teaches_nothing() -> None:
+    excess, short, long = Excess(), Bounds(50, 100), Bounds(50, 1000)
+    excess.learn(short, short, Settled(10, 0, 200))
+    most = excess.raised(long)
+    assert most == (50, 2000)
+    assert not excess.learn(long, most, Usage().settled(long, most))
+    assert excess.raised(long) == most
 
 
 def connected(budget: Budget, name: str) -> Ledger:
@@ -97,10 +122,26 @@ async def test_a_call_of_unknown_fate_stays_reserved() -> None:
     ledger = connected(Budget(1.0), "proxy")
     await ledger.reserve(0.9)
     ledger.lose(0.9)
-    assert ledger.uncertain == 0.9
+    assert (ledger.uncertain, ledger.spent) == (0.9, 0.0)
     with pytest.raises(BudgetError):
         await ledger.reserve(0.5)
     await ledger.reserve(0.1)
+
+
+async def test_what_an_answer_cost_beyond_its_reservation_is_owed_at_once() -> None:
+    budget = Budget(1.0)
+    ledger, other = connected(budget, "proxy"), connected(budget, "other")
+    await ledger.reserve(0.1)
+    await ledger.reserve(0.1)
+    await ledger.settle(0.1, 0.7)
+    assert budget.spent == pytest.approx(0.7), "told at once"
+    assert budget.leases["proxy"] == pytest.approx(0.1), "the other reservation still stands"
+    await other.reserve(0.2)
+    with pytest.raises(BudgetError):
+        await asyncio.gather(other.reserve(0.1), other.settle(0.2, 0.2), ledger.settle(0.1, 0.1))
+    await asyncio.gather(ledger.close(), other.close())
+    assert budget.spent == pytest.approx(1.0)
+    assert budget.leases == pytest.approx({"proxy": 0.0, "other": 0.0})
 
 
 def test_a_proxy_that_starts_again_frees_its_lease_and_knows_what_is_spent() -> None:

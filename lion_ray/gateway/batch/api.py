@@ -72,6 +72,11 @@ class BatchAPI:
         sent = self._api.batches.retrieve(batch_id)
         return _batch(await self._ask(f"batch {batch_id}", sent, by_id=True))
 
+    async def cancel(self, batch_id: str) -> Batch:
+        """Ask that a batch end with what it has done, which is billed; it takes its time. Raises Gone."""
+        sent = self._api.batches.cancel(batch_id)
+        return _batch(await self._ask(f"the end of batch {batch_id}", sent, limit_s=_DELETE_S, by_id=True))
+
     async def find(self, nonce: str, since: float) -> Batch | None:
         """The batch with this nonce, among those not made long before `since`; endpoints list the newest first."""
 

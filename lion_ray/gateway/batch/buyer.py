@@ -123,6 +123,16 @@ class Buyer:
                     raise
         return batch.remote
 
+    async def cancel(self, batch: UnderWay) -> None:
+        """Ask once that it end now; where the endpoint will not, it is waited for as any."""
+        batch_id = batch.record.batch_id
+        assert batch_id is not None
+        try:
+            batch.remote = await self._api.cancel(batch_id)
+            self._say(f"batch {batch_id} is cancelled; what it has done is billed")
+        except TransportError as error:
+            self._say(f"batch {batch_id} is not cancelled: {error.detail}")
+
     async def fetch(self, batch: UnderWay, over: Batch) -> Output:
         """The lines of a batch that is over. Raises Gone where its files are deleted."""
 

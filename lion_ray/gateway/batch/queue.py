@@ -7,7 +7,8 @@ Invariants:
 - The same call asked twice is one line.
 - No call is lost with its batch: what a batch left undone goes again, in a new batch or (`leftovers: live`) by its
   caller, who gets NotDone.
-- A batch that nobody here asks about is neither polled nor fetched.
+- A batch that nobody here asks about is neither polled nor fetched. One of whose calls only such are asked that would
+  rather go live is cancelled: what it has done is fetched, and the rest goes live.
 
 Several processes may share a journal: each knows, from its start on, the batches that were open then. They may poll one
 together, and buy it once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
@@ -87,21 +88,30 @@ class BatchQueue:
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def chat(self, key: str, body: dict[str, Any]) -> Reply:
+    async def holds(self, key: str) -> bool:
+        """Whether a batch under way may answer this call. Raises InfrastructureError as `chat` does."""
+        await self._ready()
+        batch = self._batches.get(self._where.get(key, ""))
+        return batch is not None and not batch.closing
+
+    async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
         """Join a batch, or the one of an earlier process that holds this call; returns when its line is back.
+
+        `live`: only what the batch that `holds` it has done, or is doing while others still want it, is taken from it.
 
         Raises a TransportError: Rejected (this request, or its whole batch, never succeeds), Refused (the endpoint
         refuses all), Transient (given up after so many batches, or the endpoint is down for `outage_timeout_s`),
-        NotDone (only with `leftovers: live`: the batch ended before it did this one). Raises InfrastructureError where
-        the journal's folder refuses or the queue is closed.
+        NotDone (only with `leftovers: live` or `live`: the batch ended before it did this one). Raises
+        InfrastructureError where the journal's folder refuses or the queue is closed.
         """
         await self._ready()
         asked = self._asked.get(key)
         if asked is None:
-            asked = self._asked[key] = Asked(key, request_line(key, body), asyncio.get_running_loop().create_future())
+            future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            asked = self._asked[key] = Asked(key, request_line(key, body), future, live=live)
             batch = self._batches.get(self._where.get(key, ""))
             if batch is None or batch.closing:
-                self._gathering.add(asked)
+                self._gather([asked])
             else:
                 self._attend(batch, asked)
         asked.waiters += 1
@@ -141,14 +151,18 @@ class BatchQueue:
             "total": sum(count.total for count in counts),
         }
 
-    async def close(self) -> None:
+    async def close(self, *, for_good: bool = False) -> None:
         """Stop polling; whoever waits gets an InfrastructureError. A batch under way goes on at the endpoint, and the
-        next start adopts it."""
+        next start adopts it; `for_good`: no start will, so those that calls here have joined are cancelled."""
         self._closed = True
         self._gathering.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
+        if for_good:
+            # Only what this process has had a hand in: others may be of another run that shares the journal.
+            ours = [one for one in self._batches.values() if one.task is not None and one.output is None and one.open]
+            await asyncio.gather(*(self._buyer.cancel(one) for one in ours if one.record.batch_id is not None))
         for asked in list(self._asked.values()):
             self._end(asked, self._closed_error())
         for batch in self._batches.values():
@@ -213,9 +227,14 @@ class BatchQueue:
             await self._buy(batch)
         elif batch.record.batch_id is None and not await self._buyer.found(batch):
             await self._close_batch(batch)
-            for asked in batch.take():
-                self._gathering.add(asked)
+            self._gather(batch.take())
             return
+        if batch.output is None and batch.waiting and all(asked.live for asked in batch.waiting.values()):
+            self._say(
+                f"batch {batch.record.batch_id} is under way, and its calls go live now: what it has done is fetched, "
+                "and the rest is sent"
+            )
+            await self._buyer.cancel(batch)
         try:
             over = await self._buyer.until_over(batch)
             if over.status == "failed":
@@ -280,7 +299,7 @@ class BatchQueue:
     def _again(self, left: Iterable[Asked], error: NotDone) -> None:
         for asked in left:
             asked.rounds += 1
-            if self._config.batch.leftovers == "live" or not asked.waiters:
+            if asked.live or self._config.batch.leftovers == "live" or not asked.waiters:
                 self._end(asked, error)
             elif asked.rounds >= ROUNDS:
                 self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
@@ -306,10 +325,17 @@ class BatchQueue:
             self._spawn(self._wait_for_room(left, verdict.detail, since))
         elif verdict.rejected:
             # They were not looked at, so it is no attempt of theirs. It ends, as each time some others leave.
-            for asked in left:
-                self._gathering.add(asked)
+            self._gather(left)
         else:
             self._again(left, NotDone(verdict.detail))
+
+    def _gather(self, left: Iterable[Asked]) -> None:
+        """For the next batch, but for those that are to go live."""
+        for asked in left:
+            if asked.live:
+                self._end(asked, NotDone("no batch under way has it"))
+            else:
+                self._gathering.add(asked)
 
     async def _wait_for_room(self, members: list[Asked], detail: str, since: float) -> None:
         """The endpoint queues only so many tokens: wait for batches that run, or send smaller ones."""
@@ -328,8 +354,7 @@ class BatchQueue:
             if len(members) == 1 and members[0].refusals >= REFUSALS:
                 self._end(members[0], Transient(NOT_DONE, f"{detail} ({members[0].refusals} times)"))
                 return
-        for asked in members:
-            self._gathering.add(asked)
+        self._gather(members)
 
     # --- the end of a batch
 

@@ -54,6 +54,13 @@ class BatchRecords:
         self._folder = Folder.at(f"{root.rstrip('/')}/{FOLDER}")
         self._made = False
 
+    def any(self) -> bool:
+        """Whether there is a record of any API. Raises InfrastructureError where the folder cannot be listed."""
+        try:
+            return any(name.endswith(SUFFIX) for name in self._folder.list())
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
+
     def load(self, address: str) -> list[BatchRecord]:
         """The open records of one API, oldest first. Makes the folder where it is missing.
 

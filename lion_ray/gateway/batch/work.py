@@ -27,6 +27,8 @@ class Asked:
     key: str
     line: bytes
     future: asyncio.Future[Reply]
+    live: bool = False
+    """Whoever asks would rather have it live: what a batch leaves undone is theirs to send."""
     waiters: int = 0
     rounds: int = 0
     """Batches that ended without doing it."""

@@ -53,6 +53,10 @@ class Folder:
             raise InfrastructureError(f"the journal {root} cannot be opened: {cause}") from cause
         return cls(filesystem, root)
 
+    def below(self, name: str) -> Folder:
+        """The folder of this name in this one; it need not exist."""
+        return Folder(self._fs, self.file(name))
+
     def exists(self) -> bool:
         return self._fs.get_file_info(self.path).type == pafs.FileType.Directory
 

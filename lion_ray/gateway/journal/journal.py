@@ -7,7 +7,8 @@ Invariants:
   meanwhile (`compaction`).
 - A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
   tail or a damaged line is counted in `dropped`, and bought again.
-- Every line that was paid for counts in `spending`, also a second one with the same key.
+- Every line that was paid for counts in `spending`, also a second one with the same key; and so does what may have been
+  billed without an answer (`uncertain`).
 - Memory holds where the records are, not their texts.
 
 What a record looks like is `record`'s to say. This module knows nothing of HTTP, prices or roles' meaning.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pyarrow import fs as pafs
@@ -28,7 +29,8 @@ from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import ATTEMPTS, Reader
 from lion_ray.gateway.journal.record import decode_record, encode_record, head_of
-from lion_ray.gateway.journal.spending import Spent
+from lion_ray.gateway.journal.spending import Spent, add_to
+from lion_ray.gateway.journal.uncertain import Uncertain, UncertainFile, read_uncertain
 from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
 
 OBJECT_GATHER_S = 0.5
@@ -55,7 +57,10 @@ class Journal:
         self._most_loose = most_loose
         self._clock = clock
         self._reader = Reader(folder)
+        self._folder = folder
         self._writer = Writer(folder, sync=self._sync, claim=self._reader.claim, segment_bytes=segment_bytes)
+        self._lost = UncertainFile(folder, self._writer.id)
+        self._losing: asyncio.Task[None] | None = None
         self._pending: list[_Waiting] = []
         self._committer: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -114,12 +119,44 @@ class Journal:
         """
         return self._reader.damaged
 
-    def spending(self, run: str) -> dict[Account, Spent]:
-        """What a run has paid for, by account: what was on disk at the last refresh, and all that was put here since.
+    def spending(self, run: str, *, never_billed: Collection[str] = ()) -> dict[Account, Spent]:
+        """What a run has paid for or may have (blocking), by account.
 
-        A call that was bought twice counts twice. A line that was damaged before its segment was sealed is not known.
+        That is what was on disk at the last refresh, all that was put here since, and in dollars what may have been
+        billed without an answer by endpoints other than `never_billed`. A call that was bought twice counts twice. A
+        line that was damaged before its segment was sealed is not known.
+
+        Raises InfrastructureError where what may have been billed cannot be read.
         """
-        return {account: spent for account, spent in self._reader.sums().items() if account.run == run}
+        found = {account: spent for account, spent in self._reader.sums().items() if account.run == run}
+        for one in self.uncertain(run):
+            if one.endpoint not in never_billed:
+                add_to(found, one.account, Spent(usd=one.usd))
+        return found
+
+    def uncertain(self, run: str) -> list[Uncertain]:
+        """What may have been billed to a run without an answer (blocking): all processes' on disk now, and this one's.
+
+        Raises InfrastructureError where it cannot be read.
+        """
+        everyone = [*read_uncertain(self._folder, but=self._writer.id), *self._lost.sums]
+        return [one for one in everyone if one.account.run == run]
+
+    async def lose(self, account: Account, endpoint: str, usd: float) -> None:
+        """A call may have been billed at most `usd`, and its answer never comes; returns once that is durable.
+
+        Raises InfrastructureError where the storage refuses.
+        """
+        self._lost.add(account, endpoint, usd)
+        running = self._losing
+        if running is not None and not running.done():
+            # It may have begun before this was added.
+            await asyncio.wait({running})
+        if self._losing is running:
+            # Those who waited together share the next write.
+            self._losing = asyncio.create_task(self._write_lost())
+        assert self._losing is not None
+        await asyncio.shield(self._losing)
 
     async def get(self, key: str) -> Completion | None:
         """The recorded completion, `replayed`; None where there is none that can be trusted."""
@@ -188,6 +225,8 @@ class Journal:
     async def close(self) -> None:
         """Wait until everything put so far is durable or refused, then end the writer. May be called again."""
         self._closed = True
+        while self._losing is not None and not self._losing.done():
+            await asyncio.wait({self._losing})
         while self._committer is not None and not self._committer.done():
             await asyncio.wait({self._committer})
         if self._closing is None:
@@ -200,6 +239,15 @@ class Journal:
         self._refreshed_at = began
 
     # --- writing: in the loop
+
+    async def _write_lost(self) -> None:
+        data = self._lost.encoded()
+        try:
+            await asyncio.to_thread(self._lost.write, data)
+        except STORAGE_ERRORS as cause:
+            raise InfrastructureError(
+                f"what may have been billed cannot be kept in {self._lost.path}: {cause}"
+            ) from cause
 
     async def _commit_all(self) -> None:
         """Commit until nothing waits. What arrives during one commit shares the next."""

@@ -24,6 +24,7 @@ class Spent:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
+    """With what may have been billed, where that was asked for."""
 
     def add(self, other: Spent) -> None:
         self.calls += other.calls

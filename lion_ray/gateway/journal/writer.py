@@ -57,7 +57,7 @@ class Writer:
         self._claim = claim
         self._segment_bytes = segment_bytes
         # Sorts by time, so that the oldest writer's record of a key stands.
-        self._id = f"{time.time_ns():020d}-{secrets.token_hex(6)}"
+        self.id = f"{time.time_ns():020d}-{secrets.token_hex(6)}"
         self._serial = 0
         self._fd: int | None = None
         self._segment = Segment("")
@@ -164,7 +164,7 @@ class Writer:
         return name
 
     def _next_name(self) -> str:
-        self._name = f"{self._id}-{self._serial:08d}{SUFFIX}"
+        self._name = f"{self.id}-{self._serial:08d}{SUFFIX}"
         self._serial += 1
         self._claim(self._name)
         return self._name

@@ -1,0 +1,132 @@
+"""The tokens that an endpoint says a call took, and what of that is to be believed.
+
+Invariants:
+- What is settled on is never below any reading that agrees with what was said: thoughts may be billed on top of the
+  answer, a total may hold more than its parts, a count that is missing or absurd is as large as the call allowed.
+- A count is a whole number from 0 to `MOST_TOKENS`, or None: no text, fraction, minus sign or 10^30 gets any further.
+
+Sources: `usage` in OpenAI's chat completions and responses, Anthropic's messages, DeepSeek's and Moonshot's caches,
+Perplexity's and xAI's reasoning beside the answer. This module knows no prices.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+MOST_TOKENS = 100_000_000
+"""Ten times the longest context of any model: a larger count is no count."""
+LONGEST_TOKEN_BYTES = 128
+"""Of usual vocabularies, runs of spaces: fewer tokens than a text's bytes by this are absurd."""
+MESSAGE_OVERHEAD_TOKENS = 16
+"""What a chat template adds to a message at most, about."""
+
+_NUMBER = re.compile(r"\s*[0-9]{1,18}(\.[0-9]+)?\s*")
+_PROMPT = ("prompt_tokens", "input_tokens")
+_COMPLETION = ("completion_tokens", "output_tokens")
+# Anthropic counts what its cache took and gave beside input_tokens.
+_BESIDE_INPUT = ("cache_creation_input_tokens", "cache_read_input_tokens")
+_CACHED = ("prompt_cache_hit_tokens", "cached_tokens")
+
+
+class Bounds(NamedTuple):
+    """What a call may take at most, in tokens."""
+
+    prompt: int
+    completion: int
+
+
+def bounds(text_bytes: int, messages: int, max_tokens: int) -> Bounds:
+    """What a call asks for: tokens of byte-pair encodings hold a byte at least."""
+    return Bounds(text_bytes + MESSAGE_OVERHEAD_TOKENS * messages, max_tokens)
+
+
+class Settled(NamedTuple):
+    """What a call is taken to have used, in tokens."""
+
+    prompt: int
+    cached: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """An endpoint's own counts; None where it named none that can be meant."""
+
+    prompt: int | None = None
+    completion: int | None = None
+    """Without thoughts, at some endpoints."""
+    reasoning: int = 0
+    """Thoughts: within the completion, or beside it."""
+    total: int | None = None
+    cached: int = 0
+    """Prompt tokens that cost less."""
+
+    def known(self) -> tuple[int, int]:
+        """Prompt and completion tokens as they were told; (0, 0) where one of them was not."""
+        return (self.prompt, self.completion) if self.prompt and self.completion is not None else (0, 0)
+
+    def settled(self, asked: Bounds, most: Bounds, text_bytes: int = 0) -> Settled:
+        """The dearest reading.
+
+        `asked`: what the call allowed; `most`: what was reserved for it; `text_bytes`: of the answer that came.
+        """
+        told, completion = self.prompt, self.completion
+        if told is not None and told * LONGEST_TOKEN_BYTES < asked.prompt:
+            told = None
+        if completion is not None and completion * LONGEST_TOKEN_BYTES < text_bytes:
+            completion = None
+        prompt = most.prompt if told is None else told
+        completion = most.completion if completion is None else completion
+        if self.reasoning > completion or (self.total is None and self.completion is not None):
+            completion += self.reasoning
+        if self.total is not None:
+            beyond = told is None and self.total > prompt + completion
+            # More than was reserved, and nobody says of what: all of it is taken for the dearer part.
+            completion = self.total if beyond else max(completion, self.total - prompt)
+        # More from the cache than there was: then who knows what was.
+        cached = self.cached if told is not None and self.cached <= told else 0
+        return Settled(prompt, cached, completion)
+
+
+UNKNOWN = Usage()
+
+
+def read_usage(usage: Any) -> Usage:
+    """The `usage` of a reply's body, which may be anything."""
+    if not isinstance(usage, dict):
+        return UNKNOWN
+    prompt = _most(usage, _PROMPT)
+    if prompt is not None and "prompt_tokens" not in usage:
+        prompt += sum(_count(usage.get(name)) or 0 for name in _BESIDE_INPUT)
+    details = list(_details(usage, _COMPLETION))
+    cached = [_most(part, _CACHED) for part in (usage, *_details(usage, _PROMPT))]
+    return Usage(
+        prompt=prompt,
+        completion=_most(usage, _COMPLETION),
+        reasoning=max(_count(part.get("reasoning_tokens")) or 0 for part in (usage, *details)),
+        total=_count(usage.get("total_tokens")),
+        cached=max((count for count in cached if count is not None), default=0),
+    )
+
+
+def _details(usage: dict[str, Any], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        if isinstance(part := usage.get(f"{name}_details"), dict):
+            yield part
+
+
+def _most(usage: dict[str, Any], names: Sequence[str]) -> int | None:
+    return max((count for name in names if (count := _count(usage.get(name))) is not None), default=None)
+
+
+def _count(value: Any) -> int | None:
+    """A whole number of tokens, a fraction counting as one more; None where it cannot be one."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)  # some send every number as text
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
+        return None
+    return math.ceil(value)
