@@ -20,6 +20,7 @@ from lion_ray import estimate
 from lion_ray.algorithm.canaries import Canary, load_canaries
 from lion_ray.checks import heldout_problems
 from lion_ray.config import RunConfig, check_name, endpoints_in_use, judges_heldout, splits
+from lion_ray.gateway.wave import FIRST_WAVE
 from lion_ray.inference import student_type, wants_gpu
 from lion_ray.intake import Intake, take_in
 from lion_ray.local_times import LocalTimes, in_words, planned_s
@@ -145,6 +146,19 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         notes.append(
             f"the run ends early where the student has not gained {plateau.min_gain:g} on held-out in "
             f"{plateau.rounds} iterations (stop.plateau): this is for all of them"
+        )
+    if total(stages, "usd_worst") is not None:
+        notes.append(
+            "'at most $' assumes the prices of the configuration, that no answer takes more tokens than max_tokens "
+            "allows (thoughts included), and that no call is billed twice: what a time-out or a cut connection may "
+            "have cost is not in it"
+        )
+    if config.budget is not None:
+        notes.append(
+            f"the cap of ${config.budget.usd:,.2f} holds for what endpoints say that they bill, read at its dearest; "
+            f"where an answer takes more than its max_tokens, what is out at that moment may pass it ({FIRST_WAVE} "
+            "calls of an endpoint at first, more with each answer that keeps to its limit, a whole batch in a batch), "
+            "and every later call is reserved as much"
         )
     if total(stages, "usd") is None:
         notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")

@@ -38,6 +38,7 @@ from lion_ray.models import resolve_model
 from lion_ray.plan import make_plan, what_is_left
 from lion_ray.quantize import served_folder
 from lion_ray.results import IterationResult, finished, results
+from lion_ray.status import read_doubts
 from lion_ray.store import HEARTBEAT_S, RunStore
 from lion_ray.telemetry import Progress
 
@@ -217,6 +218,12 @@ def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, e
     rest = (
         "" if usual is None or worst is None else f"; finishing would cost about ${usual:,.2f} (at most ${worst:,.2f})"
     )
+    doubt = sum(one["usd"] for one in read_doubts(loaded.config.model_dump(mode="json"), store))
+    if doubt:
+        rest += (
+            f"; ${doubt:,.4f} of it is uncertain, calls that may have been billed without an answer (see "
+            "endpoints.NAME.assume_billed)"
+        )
     return (
         f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
         f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -18,6 +18,7 @@ from lion_ray.errors import InfrastructureError
 from lion_ray.evaluation.plateau import read_stop
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.inspection import survey
+from lion_ray.gateway.journal.uncertain import read_uncertain
 from lion_ray.results import IterationResult, finished, results
 from lion_ray.store import STALE_S, RunStore
 
@@ -38,6 +39,11 @@ class Status:
     """What the endpoints were doing a moment ago; empty where the run is not running."""
     spending: list[dict[str, Any]]
     """By role, stage and iteration: calls that were paid for, their tokens, US dollars; as the journal has it now."""
+    uncertain: list[dict[str, Any]] = field(default_factory=list)
+    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, in US dollars at most;
+    these are not in `spending`."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be read."""
     stopped: str | None = None
     """Why the run ended before its last iteration; None where it did not."""
 
@@ -47,7 +53,9 @@ class Status:
         return (
             f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last "
             f"is imitation alone); {calls:,.0f} calls{' bought' if self.spending else ''}, {prompt:,.0f} prompt and "
-            f"{completion:,.0f} completion tokens" + (f"; ended early: {self.stopped}" if self.stopped else "")
+            f"{completion:,.0f} completion tokens"
+            + self._doubt()
+            + (f"; ended early: {self.stopped}" if self.stopped else "")
         )
 
     def used(self) -> tuple[float, float, float]:
@@ -57,8 +65,13 @@ class Status:
             return self._sum("calls"), self._sum("prompt_tokens"), self._sum("completion_tokens")
         return self.totals["calls"], self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
+    def _doubt(self) -> str:
+        usd = sum(one["usd"] for one in self.uncertain)
+        return f"; uncertain: ${usd:,.4f} that may have been billed without an answer" if self.uncertain else ""
+
     def stage_lines(self) -> list[str]:
         lines = [self.meter] if self.meter else []
+        lines += [f"warning: {problem}" for problem in self.problems]
         return lines + [
             f"{s['name']}: {s['done']} of {s['total']} {s['unit']}, {s['seconds']:.0f} s" for s in self.stages
         ]
@@ -66,13 +79,23 @@ class Status:
     def spending_table(self) -> Table:
         """What was paid for, as a table for the terminal."""
         table = Table(title="What was bought", caption="from the journal; a call that the journal knew was not bought")
-        for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $"):
+        more = ("uncertain US $",) if self.uncertain else ()
+        for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $", *more):
             table.add_column(heading, justify="left" if heading in ("role", "stage") else "right")
+        doubts: dict[tuple[str, str], float] = {}
+        for one in self.uncertain:
+            key = (one["role"], one["stage"])
+            doubts[key] = doubts.get(key, 0.0) + one["usd"]
         for s in self.spending:
             numbers = (f"{s[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
-            table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}")
+            doubt = [f"{doubts.pop((s['role'], s['stage']), 0.0):,.4f}"] if more else []
+            table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}", *doubt)
+        for (role, stage), usd in doubts.items():
+            table.add_row(role, str(iteration_of(stage)), stage, "0", "0", "0", "0.00", f"{usd:,.4f}")
         table.add_section()
-        table.add_row("", "", "together", *(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}")
+        sums = [*(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}"]
+        together = [f"{sum(one['usd'] for one in self.uncertain):,.4f}"] if more else []
+        table.add_row("", "", "together", *sums, *together)
         return table
 
     def _sum(self, name: str) -> float:
@@ -88,6 +111,8 @@ class Status:
             "totals": self.totals,
             "meter": self.meter,
             "spending": self.spending,
+            "uncertain": self.uncertain,
+            "problems": self.problems,
             "stopped": self.stopped,
             "results": [one.to_json() for one in self.results],
         }
@@ -108,6 +133,11 @@ def read_status(store: RunStore) -> Status:
         for key in ("calls", "prompt_tokens", "completion_tokens", "seconds")
     }
     progress = store.read_json("progress.json") or {"stages": []}
+    problems = []
+    try:
+        uncertain = read_doubts(described["config"], store)
+    except InfrastructureError as error:
+        uncertain, problems = [], [error.message]
     return Status(
         root=store.root,
         state=state,
@@ -118,6 +148,8 @@ def read_status(store: RunStore) -> Status:
         totals=totals,
         meter=progress.get("meter", "") if running else "",
         spending=read_spending(described["config"], store),
+        uncertain=uncertain,
+        problems=problems,
         stopped=(read_stop(store) or {}).get("reason"),
     )
 
@@ -135,6 +167,24 @@ def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any
         if account.run == config["run_name"]
     ]
     return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"]))
+
+
+def read_doubts(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
+    """What a run may have been billed without an answer, by role, stage and endpoint.
+
+    Raises InfrastructureError where it cannot be read.
+    """
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    for one in read_uncertain(Folder.at(store.journal(config["journal"]))):
+        if one.account.run == config["run_name"]:
+            known = sums.setdefault((one.account.role, one.account.stage, one.endpoint), [0, 0.0])
+            known[0] += one.calls
+            known[1] += one.usd
+    found = [
+        {"role": role, "iteration": iteration_of(stage), "stage": stage, "endpoint": name, "calls": calls, "usd": usd}
+        for (role, stage, name), (calls, usd) in sums.items()
+    ]
+    return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"], one["endpoint"]))
 
 
 def iteration_of(stage: str) -> int:

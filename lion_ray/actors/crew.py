@@ -55,6 +55,7 @@ class Crew:
         self.ledger: Any = LedgerActor.options(name=ledger, scheduling_strategy=beside_the_driver()).remote(
             config.budget and config.budget.usd
         )
+        never = tuple(name for name, one in config.endpoints.items() if one.assume_billed == "never")
         self.proxies: dict[str, list[Any]] = {}
         for endpoint in endpoints_in_use(config):
             own = endpoint == config.teacher.endpoint
@@ -72,6 +73,7 @@ class Crew:
                         seed=config.seed,
                         ledger=ledger,
                         siblings=tuple(other for other in named(endpoint) if other != name),
+                        never_billed=never,
                         fallbacks=fallbacks,
                     )
                 )
@@ -160,18 +162,18 @@ class Crew:
         if error is not None:
             self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
         # Side by side: engines hold GPUs, and the report needs none.
-        await asyncio.gather(self._close(), self.reporter.close(wait=error is None))
+        await asyncio.gather(self._close(for_good=error is None), self.reporter.close(wait=error is None))
 
-    async def _close(self) -> None:
+    async def _close(self, *, for_good: bool) -> None:
         await self.students.stop()
         # Side by side: each may be waiting for calls that are out, and are paid for.
-        await asyncio.gather(*(self._close_proxy(name, proxy) for name, proxy in self._each_proxy()))
+        await asyncio.gather(*(self._close_proxy(name, proxy, for_good) for name, proxy in self._each_proxy()))
         for actor in self.actors().values():
             ray.kill(actor)
 
-    async def _close_proxy(self, name: str, proxy: Any) -> None:
+    async def _close_proxy(self, name: str, proxy: Any, for_good: bool) -> None:
         longest = CLOSE_TIMEOUT_S + self._config.endpoints[name].timeout_s
-        closing = within(proxy.close.remote(), longest)
+        closing = within(proxy.close.remote(for_good), longest)
         try:
             await self._progress.waiting(closing, f"endpoint {name}: waiting for calls that are out")
         except (TimeoutError, ray.exceptions.RayError) as error:

@@ -29,7 +29,7 @@ class RunLedger(Watched):
         self._budget.report(proxy, spent, returned)
 
     def spent(self) -> float:
-        """US dollars, all attempts of the run together."""
+        """US dollars, all attempts of the run together, with what may have been billed."""
         return self._budget.spent
 
 

@@ -117,6 +117,8 @@ class EndpointMetrics:
                 self._limited.inc(1, role)
             case "retried":
                 self._retried.inc(1, role)
+            case "surprised":
+                return  # no outcome of a call, but what one has shown
             case status:
                 self._calls.inc(1, role | {"status": status})
         if event.kind == "completed":

@@ -28,7 +28,7 @@ from lion_ray.errors import EndpointError, LionError, as_raised
 from lion_ray.gateway.calls import Call, Failure, Outcome, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
-from lion_ray.gateway.ledger import Ledger
+from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.sender import DOWN
 from lion_ray.gateway.stats import Event, ServedStats, Stats
 from lion_ray.gateway.tuning import collect_seldom
@@ -60,7 +60,9 @@ class ProxySettings:
     ledger: str
     """The name of the run's ledger actor."""
     siblings: tuple[str, ...] = ()
-    """The endpoint's other proxies: a 429 that one meets pauses them all."""
+    """The endpoint's other proxies: a 429 that one meets pauses them all, a bill that surprises one warns them all."""
+    never_billed: tuple[str, ...] = ()
+    """The run's endpoints whose calls of unknown fate cost nothing."""
     fallbacks: tuple[tuple[str, ...], ...] = ()
     """The proxies of each endpoint that answers for the teacher while this one is down, in order."""
 
@@ -99,7 +101,8 @@ class TeacherProxy(Watched):
         settings = self._settings
         base_url = settings.config.base_url
         self._journal = await asyncio.to_thread(Journal.open, settings.journal)
-        spent = sum(one.usd for one in self._journal.spending(settings.run).values())
+        spending = partial(self._journal.spending, settings.run, never_billed=settings.never_billed)
+        spent = sum(one.usd for one in (await asyncio.to_thread(spending)).values())
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
         if settings.config.serve is not None:
@@ -126,6 +129,10 @@ class TeacherProxy(Watched):
 
     def _heard(self, event: Event) -> None:
         self._metrics.heard(event)
+        if event.kind == "surprised" and self._opening is not None and self._opening.done():
+            for name in self._settings.siblings:
+                ray.get_actor(name).expect.remote(self._opening.result().excess)
+            return
         until = time.monotonic() + event.seconds
         # A burst of 429s asks for one pause, and is told once.
         if event.kind == "rate_limited" and until > self._paused_until + 0.5:
@@ -136,6 +143,10 @@ class TeacherProxy(Watched):
     async def pause(self, seconds: float) -> None:
         """Send nothing for so long: a sibling met a 429."""
         (await self._client()).pause(seconds)
+
+    async def expect(self, excess: Excess) -> None:
+        """Reserve as much for each call as a sibling has seen that it can take."""
+        (await self._client()).expect(excess)
 
     async def _keep_showing(self, client: Client) -> None:
         rates = ServerRates()
@@ -210,12 +221,15 @@ class TeacherProxy(Watched):
         """Counts since this proxy started, and what it is doing now."""
         return replace((await self._client()).stats, served=self._served)
 
-    async def close(self) -> None:
-        """Let the calls that are out come home and be journaled, close the journal, stop the server."""
+    async def close(self, for_good: bool = False) -> None:
+        """Let the calls that are out come home and be journaled, close the journal, stop the server.
+
+        `for_good`: the run is finished, and nobody will want what batches under way would answer.
+        """
         if self._meter is not None:
             self._meter.cancel()
         if self._opening is not None and self._opening.done() and not self._opening.exception():
-            closing = asyncio.create_task(self._opening.result().close())
+            closing = asyncio.create_task(self._opening.result().close(for_good=for_good))
             await asyncio.sleep(0)  # the client now knows that it is closing
             if self._server is not None:
                 # What a server of our own still writes costs nothing: it is not waited for.

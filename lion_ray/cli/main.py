@@ -116,7 +116,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
         console.print(f"  {line}", soft_wrap=True)
     if found.results:
         console.print(results_table(found.results))
-    if found.spending:
+    if found.spending or found.uncertain:
         console.print(found.spending_table())
 
 

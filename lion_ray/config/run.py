@@ -241,7 +241,7 @@ class BudgetConfig(Section):
     """What the run may spend."""
 
     usd: float = operational(gt=0)
-    """US dollars, all attempts together: at the cap nothing more is sent, and the run ends with what it has."""
+    """US dollars, all attempts together, with what may have been billed: at the cap nothing more is sent."""
 
 
 class RunConfig(Section):

@@ -114,6 +114,7 @@ async def session(
         BudgetError: the budget is spent, in words for the command line.
         CancelledError: on SIGTERM; see `done`.
     """
+    parties = list(parties)
     for party in parties:
         config = party.config
         free = config is None or config.serve is not None or party.served is not None
@@ -126,7 +127,8 @@ async def session(
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     journal = await asyncio.to_thread(Journal.open, place.journal)
-    accounts = journal.spending(place.account)
+    never = [one.endpoint for one in parties if one.config and one.config.assume_billed == "never"]
+    accounts = await asyncio.to_thread(journal.spending, place.account, never_billed=never)
     spent = sum(one.usd for account, one in accounts.items() if account.stage == stem)
     opened = Session(place, stem, progress, journal, Budget(cap, spent=spent))
     try:

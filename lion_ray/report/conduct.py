@@ -138,8 +138,10 @@ def time_line(facts: Facts) -> Section:
 def spending(facts: Facts) -> Section:
     """What was bought, by role and by stage."""
     bought = facts.status.spending
+    doubts = _doubts(facts.status.uncertain)
     if not bought:
-        return Section("spending", "What was bought", ["Not known: the journal names no call of this run."])
+        lead = ["Not known: the journal names no call of this run."]
+        return Section("spending", "What was bought", lead, tables=doubts)
     priced = priced_roles(facts)
 
     def cells(rows: Sequence[dict[str, Any]], priced: bool) -> list[str]:
@@ -166,8 +168,26 @@ def spending(facts: Facts) -> Section:
         tables=[
             Table(("role", *headings), by_role, "By role"),
             Table(("iteration", "role", "stage", *headings), stages, "By stage", words=3),
+            *doubts,
         ],
     )
+
+
+def _doubts(uncertain: Sequence[dict[str, Any]]) -> list[Table]:
+    """What may have been billed without an answer; no table where there is nothing."""
+    if not uncertain:
+        return []
+    rows = [
+        (str(one["iteration"]), one["role"], one["stage"], one["endpoint"], count(one["calls"]), dollars(one["usd"]))
+        for one in uncertain
+    ]
+    sums = [count(sum(one["calls"] for one in uncertain)), dollars(sum(one["usd"] for one in uncertain))]
+    caption = (
+        "Uncertain: attempts that timed out or were cut off after they were sent. They may have been billed, count "
+        "against the budget, and are not in the tables above"
+    )
+    headings = ("iteration", "role", "stage", "endpoint", "attempts", "US $ at most")
+    return [Table(headings, [*rows, ("", "", "together", "", *sums)], caption, words=4)]
 
 
 def unused(facts: Facts) -> Section | None:

@@ -161,7 +161,7 @@ def read_facts(store: RunStore) -> Facts:
         untimed=untimed,
         calibration=dict(evaluations).get(CALIBRATION),
         evaluations=[one for one in evaluations if one[0] != CALIBRATION],
-        problems=problems,
+        problems=[*problems, *status.problems],
     )
 
 

@@ -118,16 +118,15 @@ def _loss(facts: Facts) -> Tile:
 def _money(facts: Facts) -> Tile:
     bought = facts.status.spending
     unpriced = [role for role, known in conduct.priced_roles(facts).items() if not known]
-    if not bought and len(unpriced) < 3:
+    if not bought and not facts.status.uncertain and len(unpriced) < 3:
         return Tile("spent", DASH, "the journal names no call of this run")
     usd = sum(one["usd"] for one in bought)
     if len(unpriced) == 3 and not usd:
         return Tile("spent", DASH, "no endpoint has prices configured")
-    return Tile(
-        "spent",
-        dollars(usd),
-        f"without {', '.join(unpriced)}: no prices" if unpriced else "US dollars, from the journal",
-    )
+    note = f"without {', '.join(unpriced)}: no prices" if unpriced else "US dollars, from the journal"
+    if doubt := sum(one["usd"] for one in facts.status.uncertain):
+        note += f"; another {dollars(doubt)} uncertain"
+    return Tile("spent", dollars(usd), note)
 
 
 def _used(facts: Facts) -> list[Tile]:

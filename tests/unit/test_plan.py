@@ -11,6 +11,7 @@ import pytest
 from lion_ray.checks import check_references
 from lion_ray.config import RunConfig
 from lion_ray.config.file import LoadedConfig
+from lion_ray.config.run import BudgetConfig
 from lion_ray.errors import ConfigError
 from lion_ray.gateway.stats import Latencies, Stats, meter_line
 from lion_ray.plan import make_plan, plan_table, what_is_left
@@ -45,6 +46,18 @@ def test_money_about_and_at_most(tmp_path: Path) -> None:
     totals = plan.to_json()["totals"]
     assert totals["usd"] == pytest.approx(sum(stage.usd or 0 for stage in plan.stages))
     assert "at most $" in [column.header for column in plan_table(plan).columns]
+
+
+def test_the_worst_case_and_the_cap_say_what_they_assume(tmp_path: Path) -> None:
+    priced = configured(tmp_path, prices={"input": 1.0, "output": 10.0})
+    worst = "'at most $' assumes the prices of the configuration, that no answer takes more tokens than max_tokens"
+    notes = make_plan(priced, tmp_path).notes
+    assert any(note.startswith(worst) for note in notes)
+    assert not any("the cap" in note for note in notes)
+    capped = priced.model_copy(update={"budget": BudgetConfig(usd=40)})
+    assert any("the cap of $40.00 holds for what endpoints say" in note for note in make_plan(capped, tmp_path).notes)
+    free = make_plan(configured(tmp_path), tmp_path).notes
+    assert not any("at most $' assumes" in note for note in free)
 
 
 def test_a_batch_costs_its_share(tmp_path: Path) -> None:
