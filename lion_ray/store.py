@@ -130,12 +130,9 @@ class RunStore:
             raise _refused(target, error) from None
 
     def _make(self, folder: Path) -> None:
-        """Make a local folder that survives a power cut; it is flushed once for each process."""
+        """Make a local folder that survives a power cut; it is flushed once for each process. Raises OSError."""
         if folder not in self._made or not folder.exists():
-            try:
-                make_folder(folder)
-            except OSError as error:
-                raise _refused(folder, error) from None
+            make_folder(folder)
             self._made.add(folder)
 
     def read_json(self, name: str) -> Any:
@@ -224,7 +221,10 @@ class RunStore:
             RunConflictError: another attempt is alive.
         """
         if self.is_local:
-            self._make(Path(self._path))
+            try:
+                self._make(Path(self._path))
+            except OSError as error:
+                raise _refused(self._path, error) from None
             lock = Path(self.path(".lock")).open("w")  # noqa: SIM115 - held until the process ends
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -111,6 +111,7 @@ class Client:
         self._on_event = on_event or _ignore
         self._flights: dict[str, _Flight] = {}
         self._closed = False
+        self._resting: asyncio.Task[None] | None = None
         self._stats = Stats()
         self._latencies = Latencies()
         self._ledger = ledger or Ledger(config.prices)
@@ -170,6 +171,7 @@ class Client:
             flight = self._flights[key] = _Flight()
             flight.attempt = Attempt(wanted=partial(self._wanted, flight), patient=patient)
             flight.task = asyncio.create_task(self._fly(key, call, flight))
+            flight.task.add_done_callback(self._landed)
         outcome = await self._wait_for(key, flight)
         if shared and isinstance(outcome, Completion):
             if not outcome.replayed:
@@ -241,6 +243,15 @@ class Client:
             return bought
         finally:
             self._forget(key, flight)
+
+    def _landed(self, _: object) -> None:
+        if not self._flights and not self._closed:
+            # A task of its own, as whoever waits for the call need not wait for this.
+            self._resting = asyncio.create_task(self._rest())
+
+    async def _rest(self) -> None:
+        if not self._flights:
+            await self._ledger.rest()
 
     # --- accounts
 

@@ -3,11 +3,12 @@
 Invariants:
 - The worst case of a call is reserved before it is sent; it is settled on the usage that the endpoint names, or on the
   worst case where it names none. So spent + reserved never exceeds the budget.
-- A call whose fate is unknown (it timed out, the connection broke) may have been billed: it stays reserved, as
-  `uncertain`, for as long as this process lives.
+- A call whose fate is unknown (it timed out, the connection broke) may have been billed: its worst case counts against
+  the budget as if it were spent, and as `uncertain` for people.
 - At the cap a call first waits for what others in flight give back; only when there is nothing to wait for is it
   refused, with a BudgetError.
-- The whole run has one Budget; each proxy's Ledger leases parts of it, so a call costs no message.
+- The whole run has one Budget; each proxy's Ledger leases parts of it, so a call costs no message. A proxy without
+  calls holds no lease.
 
 Amounts are US dollars. This module knows nothing of HTTP, of Ray or of files.
 """
@@ -128,7 +129,7 @@ class Ledger:
                     self._free += granted
                 elif self._settled.is_set():
                     continue  # something came back while we asked
-                elif self._reserved - self.uncertain > ROUNDING:
+                elif self._reserved > ROUNDING:
                     await self._settled.wait()
                     await self._tell(0.0)
                 elif granted is None:
@@ -152,9 +153,16 @@ class Ledger:
             await self._tell(0.0)
 
     def lose(self, reserved: float) -> None:
-        """Nobody knows whether a call was billed: its reservation stays."""
+        """Nobody knows whether a call was billed: it counts as if it was."""
+        self._reserved -= reserved
         self.uncertain += reserved
+        self._unreported += reserved
         self._settled.set()
+
+    async def rest(self) -> None:
+        """No call is under way: what is leased is given back, or another proxy would wait for it for ever."""
+        if self._free > ROUNDING or self._unreported:
+            await self._tell(self._free)
 
     async def close(self) -> None:
         """Report what was spent and give the rest of the lease back."""

@@ -21,6 +21,11 @@ from tests.simulation.model import Violation
 from tests.simulation.scenario import simulate
 from tests.simulation.world import World, folder_in_memory
 
+# Ended processes leave unfinished coroutines behind, as they do.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 BLOCK = 50
 SEEDS = range(0, 300, BLOCK)
 """As many as take ten seconds; `make simulate` runs a hundred thousand."""
