@@ -128,9 +128,11 @@ def manifest_first(monkeypatch: pytest.MonkeyPatch) -> None:
         manifest_first,
     ],
 )
-def test_a_broken_promise_is_found(breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_promise_is_found(
+    breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     breaks(monkeypatch)
-    with pytest.raises((Violation, Exception)):  # noqa: B017, PT011 - what a torn file leads to is the code's own error
+    with pytest.raises((Violation, Exception)):
         for seed in range(2000):
             run(seed)
 
@@ -157,5 +159,3 @@ def flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: found.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     return found
-
-
