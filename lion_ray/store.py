@@ -156,7 +156,7 @@ class RunStore:
         try:
             if self.is_local:
                 path = Path(target)
-                self.make(path.parent)
+                self._make(path.parent)
                 aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
                 try:
                     with aside.open("wb") as stream:
@@ -174,12 +174,16 @@ class RunStore:
             raise _refused(target, error) from None
 
     def make(self, folder: Path) -> None:
-        """Make a local folder that survives a power cut; it is flushed once for each process."""
+        """Make a local folder as everything in a run is made. Raises InfrastructureError where the disk refuses."""
+        try:
+            self._make(folder)
+        except OSError as error:
+            raise _refused(folder, error) from None
+
+    def _make(self, folder: Path) -> None:
+        """Make a local folder that survives a power cut; it is flushed once for each process. Raises OSError."""
         if folder not in self._made or not folder.exists():
-            try:
-                make_folder(folder)
-            except OSError as error:
-                raise _refused(folder, error) from None
+            make_folder(folder)
             self._made.add(folder)
 
     def read_json(self, name: str) -> Any:

@@ -127,6 +127,7 @@ class Client:
         self._closed = False
         self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
         self._told_reasons: set[str] = set()
+        self._resting: asyncio.Task[None] | None = None
         self._stats = Stats()
         self._latencies = Latencies()
         self._ledger = ledger or Ledger(config.prices)
@@ -188,6 +189,7 @@ class Client:
             flight = self._flights[key] = _Flight()
             flight.attempt = Attempt(wanted=partial(self._wanted, flight), patient=patient)
             flight.task = asyncio.create_task(self._fly(key, call, flight))
+            flight.task.add_done_callback(self._landed)
         outcome = await self._wait_for(key, flight)
         if shared and isinstance(outcome, Completion):
             if not outcome.replayed:
@@ -224,6 +226,8 @@ class Client:
             await self._batches.close(for_good=for_good)
         if self._batch_api is not None:
             await self._batch_api.close()
+        if self._resting is not None:
+            await asyncio.gather(self._resting, return_exceptions=True)
         await self._ledger.close()
         await self._transport.close()
 
@@ -305,6 +309,15 @@ class Client:
                 return None
         queue = self._make_batches()
         return queue if await queue.holds(key) else None
+
+    def _landed(self, _: object) -> None:
+        if not self._flights and not self._closed:
+            # A task of its own, as whoever waits for the call need not wait for this.
+            self._resting = asyncio.create_task(self._rest())
+
+    async def _rest(self) -> None:
+        if not self._flights:
+            await self._ledger.rest()
 
     # --- accounts
 

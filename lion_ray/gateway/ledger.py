@@ -9,7 +9,8 @@ Invariants:
   the budget as if it were spent, and as `uncertain` for people.
 - At the cap a call first waits for what others in flight give back; only when there is nothing to wait for is it
   refused, with a BudgetError.
-- The whole run has one Budget; each proxy's Ledger leases parts of it, so a call costs no message.
+- The whole run has one Budget; each proxy's Ledger leases parts of it, so a call costs no message. A proxy without
+  calls holds no lease.
 
 Amounts are US dollars. This module knows nothing of HTTP, of Ray or of files.
 """
@@ -206,6 +207,11 @@ class Ledger:
         self.uncertain += reserved
         self._unreported += reserved
         self._settled.set()
+
+    async def rest(self) -> None:
+        """No call is under way: what is leased is given back, or another proxy would wait for it for ever."""
+        if self._free > ROUNDING or self._unreported or self._over:
+            await self._tell(self._free)
 
     async def close(self) -> None:
         """Report what was spent and give the rest of the lease back."""

@@ -162,3 +162,20 @@ async def test_without_a_cap_nothing_is_asked_for() -> None:
     await ledger.reserve(1e9)
     await ledger.settle(1e9, 5.0)
     assert ledger.spent == 5.0
+
+
+async def test_a_proxy_without_calls_keeps_nothing_from_the_others() -> None:
+    """What it had leased, and what it lost sight of, left another proxy waiting for calls that nobody had in flight."""
+    budget = Budget(1.0)
+    idle, busy = connected(budget, "idle"), connected(budget, "busy")
+    await idle.reserve(0.5)
+    idle.lose(0.5)
+    await idle.rest()
+    assert budget.spent == pytest.approx(0.5), "it may have been billed"
+    await idle.reserve(0.01)
+    await idle.settle(0.01, 0.0)
+    await idle.rest()
+    await busy.reserve(0.5)
+    await busy.settle(0.5, 0.5)
+    with pytest.raises(BudgetError):
+        await busy.reserve(0.01)

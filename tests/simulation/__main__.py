@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 from tests.simulation.scenario import simulate
@@ -20,6 +21,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this one, telling all that happens")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first that fails")
     options = parser.parse_args()
+    # Ended processes leave unfinished coroutines behind, as they do.
+    sys.unraisablehook = lambda unraisable: None
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     gc.collect()
     gc.freeze()  # an ended process is a heap of cycles: only the simulation's own are to be looked through
     seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]

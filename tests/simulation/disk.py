@@ -66,7 +66,12 @@ class Disk:
         shutil.rmtree(before)
 
     def _restore(
-        self, folder: str, before: Path, names: dict[str, dict[str, _Entry]], known: dict[int, bytes], rng: random.Random
+        self,
+        folder: str,
+        before: Path,
+        names: dict[str, dict[str, _Entry]],
+        known: dict[int, bytes],
+        rng: random.Random,
     ) -> None:
         here = before / folder if folder else before
         durable, current = names.get(folder, {}), _entries(str(here)) if here.is_dir() else {}

@@ -6,11 +6,9 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -68,6 +66,7 @@ def _populate(world: World) -> None:
     overlap = rng.random() < 0.3
     for number in range(proxies):
         mine = [p for place, p in enumerate(prompts) if place % proxies == number or (overlap and rng.random() < 0.5)]
+        world.working.add(f"proxy-{number}")
         world.start(f"proxy-{number}", Proxy(config, mine, segment_bytes))
     if rng.random() < 0.5:
         world.later(rng.random() * 30, lambda: world.start("compactor", _compact))
@@ -82,6 +81,7 @@ class Proxy:
         self.config, self.prompts, self.segment_bytes = config, prompts, segment_bytes
 
     async def __call__(self, world: World, process: Process) -> None:
+        world.working.add(process.name)
         journal = await asyncio.to_thread(
             Journal.open,
             journal_folder(world),
@@ -131,6 +131,11 @@ class Proxy:
             if world.rng.random() < 0.1:
                 asyncio.get_running_loop().call_later(world.rng.random() * 5, caller.cancel)
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
+        if not any(isinstance(outcome, LionError) and not isinstance(outcome, BudgetError) for outcome in outcomes):
+            # It lives as long as the run does.
+            world.working.discard(process.name)
+            while world.working:
+                await asyncio.sleep(1.0)
         await client.close()
         await journal.close()
         for outcome in outcomes:

@@ -33,7 +33,7 @@ from tests.simulation.model import Model, Violation
 from tests.simulation.network import Weather
 from tests.simulation.system import REAL_CLOSE, Ended, act_for
 
-MOST_STEPS = 60_000
+MOST_STEPS = 20_000
 Body = Callable[["World", "Process"], Coroutine[Any, Any, None]]
 
 
@@ -68,13 +68,14 @@ class World:
         self.processes: list[Process] = []
         self.graveyard: list[Process] = []
         """Ended processes: kept, so that what they left undone is never woken up while the seed runs."""
+        self.working: set[str] = set()
+        """The proxies that are still asked for something."""
         self.said: list[str] = []
         self.steps = 0
         self.restarts = 0
         self._current: Process | None = None
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._serials = itertools.count()
-        self._starting: set[str] = set()
         # Most runs take some hundred steps.
         spread = self.rng.choice((100, 400, 1500))
         self._disasters = sorted(self.rng.randrange(spread) for _ in range(self.rng.randrange(5)))
@@ -94,7 +95,6 @@ class World:
 
     def start(self, name: str, body: Body) -> None:
         """Start a process; whenever it ends, it is started again until its body comes to its end."""
-        self._starting.discard(name)
         process = Process(name, body, SimLoop(self.clock, lambda: self.rng.random() * self.thread_s), self.now)
         process.main = asyncio.Task(body(self, process), loop=process.loop)
         self.processes.append(process)
@@ -214,7 +214,6 @@ class World:
         self.restarts += 1
         if self.restarts > 30:
             raise Violation(f"{process.name} does not come to its end in {self.restarts} restarts")
-        self._starting.add(process.name)
         self.later(self.rng.random() * 10, lambda: self.start(process.name, process.body))
 
     def _calm(self) -> None:
