@@ -71,11 +71,10 @@ accounts = st.builds(Account, SURE, SURE, SURE)
 def test_a_body_is_a_reply_that_can_be_stored_or_a_transport_error(data: bytes) -> None:
     try:
         reply = parse_reply(data)
-    except TransportError as error:
-        assert len(error.detail.splitlines()) <= 1
-    else:
-        for text in (reply.text, reply.finish_reason, reply.model):
-            text.encode()
+    except TransportError:
+        return
+    for text in (reply.text, reply.finish_reason, reply.model):
+        text.encode()
 
 
 @given(SURE, SURE, COUNTS, COUNTS)
@@ -109,11 +108,10 @@ def test_a_record_is_read_as_it_was_written(one: Completion, account: Account) -
     assert decode_head(line[:-1]) == head_of(one, account)
 
 
-@given(completions, accounts, st.data())
-def test_a_damaged_record_is_no_record(one: Completion, account: Account, data: st.DataObject) -> None:
+@given(completions, accounts, st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_a_damaged_record_is_no_record(one: Completion, account: Account, place: float, flip: int) -> None:
     line = bytearray(encode_record(one, account)[:-1])
-    at = data.draw(st.integers(0, len(line) - 1))
-    line[at] ^= data.draw(st.integers(1, 255))
+    line[int(place * len(line))] ^= flip  # a share of its length, which the time of writing changes
     found = decode_record(bytes(line))
     assert found is None or found == one, "at most the letters of its CRC may be written otherwise"
 
@@ -132,7 +130,7 @@ def test_a_sidecar_is_read_as_it_was_written_or_not_at_all(
         assert broken == sidecar or decode_sidecar("s.calls", broken) is None
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32))
 def test_a_damaged_journal_serves_what_was_written_or_nothing(seed: int) -> None:
     """Any bytes of any file changed, cut or added: the rest is served, and nothing else."""
@@ -174,7 +172,7 @@ async def _damage_and_read(folder: Path, rng: random.Random) -> None:
 ROWS = st.lists(st.tuples(SURE, st.floats(allow_nan=False) | st.none()), max_size=5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(ROWS, min_size=1, max_size=3), st.dictionaries(SURE, SURE | COUNTS | st.none(), max_size=4))
 def test_a_stage_is_read_as_it_was_committed(
     parts: list[list[tuple[str, float | None]]], known: dict[str, Any]

@@ -44,7 +44,7 @@ class Disk:
         """What fsync(2) does, for a file or a folder of this disk."""
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
-            path, root = os.readlink(f"/proc/self/fd/{descriptor}"), str(self.root)
+            path, root = str(Path(f"/proc/self/fd/{descriptor}").readlink()), str(self.root)
             if path == root or path.startswith(f"{root}/"):
                 self._names[path[len(root) + 1 :]] = _entries(path)
             return

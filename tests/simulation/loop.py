@@ -21,7 +21,7 @@ from typing import Any
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """One process's event loop. `clock` gives the simulated time, `thread_s` how long the next job in a thread takes."""
+    """One process's loop. `clock` gives the simulated time, `thread_s` how long the next job in a thread takes."""
 
     def __init__(self, clock: Callable[[], float], thread_s: Callable[[], float]) -> None:
         self._clock = clock

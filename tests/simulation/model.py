@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROUNDING_USD = 1e-6
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - it is what it is called
     """The run broke a promise."""
 
 

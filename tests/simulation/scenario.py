@@ -134,7 +134,7 @@ class Proxy:
         if not any(isinstance(outcome, LionError) and not isinstance(outcome, BudgetError) for outcome in outcomes):
             # It lives as long as the run does.
             world.working.discard(process.name)
-            while world.working:
+            while world.working:  # noqa: ASYNC110 - the others are other processes, with other loops
                 await asyncio.sleep(1.0)
         await client.close()
         await journal.close()

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from lion_ray.algorithm.scores import parse_scores
 
-settings.register_profile("quick", deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+settings.register_profile("quick", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 settings.load_profile("quick")
 
 SCORES = st.integers(0, 100).map(lambda tenths: tenths / 10)
 PIECES = st.sampled_from(
     (
-        "Assistant 1", "Assistant 2", "assistant #1's", "score", "Scores:", "Rating", ": ", " = ", "8", "9.5", "10", "/10",
-        "(8, 4)", "8 4", "8\n4", "I would give", "both", " a score of ", "\n", "\n\n", "> ", '"', "{", "}", '"assistant_1": 7',
+        "Assistant 1", "Assistant 2", "assistant #1's", "score", "Scores:", "Rating", ": ", " = ", "8", "9.5", "10",
+        "(8, 4)", "8 4", "8\n4", "I would give", "both", " a score of ", "\n", "\n\n", "> ", '"', "{", "}", "/10",
+        '"assistant_1": 7',
         "| 8 | 4 |", "**", "100", "-3", "1e9", "NaN", "٣", "８", "\x00", "\x0b", "if", "and", ".", ", ",
     )
 )  # fmt: skip
