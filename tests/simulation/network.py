@@ -3,7 +3,7 @@
 Invariants:
 - A request is billed, or not, whatever the client hears of it. The bill is the endpoint's own, in whole tokens.
 - Each answer's text is unique and names the request it was bought for.
-- An honest bill is within what the request allows: its prompt's bytes and its `max_tokens`.
+- An honest bill is within what the request allows: its prompt's bytes and its `max_tokens`, and no text is for nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SimTransport:
             if fate in ("ok", "garbled") or (fate in ("timed out", "lost") and rng.random() < 0.5):
                 usage = {
                     "prompt_tokens": rng.randint(1, len(prompt.encode())),
-                    "completion_tokens": rng.randint(0, body["max_tokens"]),
+                    "completion_tokens": rng.randint(1, body["max_tokens"]),
                 }
                 answer = world.model.bill(purchase, **usage)
                 data = orjson.dumps(
