@@ -101,7 +101,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
     return model
 
 
-def _check_weights(model_dir: str | Path, model: nn.Module, loaded: dict[str, Any]) -> None:
+def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) -> None:
     """Raise ModelError where weights are not those of this model: what is not in the files would be random."""
     for found, what in (
         ("missing_keys", "its files lack {}, which would be random; fetch the model again"),
@@ -111,7 +111,7 @@ def _check_weights(model_dir: str | Path, model: nn.Module, loaded: dict[str, An
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(f"{model_dir}: {what.format(names[0] + more)}")
-    layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)  # type: ignore[operator, union-attr]
+    layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)
     for name in sorted(loaded.get("unexpected_keys") or ()):
         # Other extras (a vision tower, rotary tables of old versions) change nothing; a layer more is another model.
         if (layer := re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]+)\.", name)) and layers <= int(
@@ -127,9 +127,9 @@ def _check_weights(model_dir: str | Path, model: nn.Module, loaded: dict[str, An
             )
 
 
-def check_length(model: nn.Module, samples: Iterable[Sample], max_length: int) -> None:
+def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None:
     """Raise ModelError where a sample is longer than the model has positions."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(sample.ids) for sample in samples), default=0)
     if isinstance(known, int) and longest > known > 0:
         raise ModelError(
@@ -189,7 +189,8 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
     """
     first, second = (sorted(samples, key=lambda s: len(s.ids)) * 2)[:2]
     losses = PackedLoss(model.eval())
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    whole: Any = model
+    vocabulary = int(whole.get_input_embeddings().num_embeddings)
     name = type(model).__name__
 
     def each(*row: Sample) -> torch.Tensor:
