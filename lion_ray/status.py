@@ -133,7 +133,7 @@ def read_status(store: RunStore) -> Status:
         for key in ("calls", "prompt_tokens", "completion_tokens", "seconds")
     }
     progress = store.read_json("progress.json") or {"stages": []}
-    problems = []
+    problems: list[str] = []
     try:
         uncertain = read_doubts(described["config"], store)
     except InfrastructureError as error:
