@@ -140,7 +140,7 @@ def read_status(store: RunStore) -> Status:
     }
     seen = store.read_record("progress.json")
     progress = {"stages": []} if seen is None else check(seen, PROGRESS)
-    problems = []
+    problems: list[str] = []
     try:
         uncertain = read_doubts(described["config"], store)
     except InfrastructureError as error:
