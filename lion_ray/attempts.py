@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lion_ray.durable import lock
 from lion_ray.errors import RunConflictError
@@ -228,7 +228,7 @@ class Fence:
         self._store.write_record(FILE, {"attempt": self._number, "token": self._store.token, "beat": self._beat, **who})
 
     def _conflict(self) -> str:
-        other = read_attempt(self._store) or {}
+        other: dict[str, Any] = read_attempt(self._store) or {}
         return (
             f"{self._store.root}: another attempt at this run is under way (host {other.get('host', 'another machine')}"
             f", process {other.get('pid', '?')}); wait for it, stop it, or give this run another run_name"

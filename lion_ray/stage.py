@@ -58,7 +58,8 @@ class Stage:
     def sums(self) -> dict[str, Any]:
         """Size and SHA-256 of each file that was committed, by its name in the stage's folder; an older lion-ray's
         manifest has none."""
-        return dict((self._read() or {}).get(_FILES) or {})
+        found = self._read()
+        return dict(found.get(_FILES) or {}) if found is not None else {}
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Commit the stage; returns the manifest as it stands. Raises RunConflictError where another attempt runs."""

@@ -130,8 +130,8 @@ def _journal(store: RunStore, found: Checked) -> None:
         described = store.description()
     except LionError:
         return  # told already
-    config = (described or {}).get("config", {})
-    folder = Folder.at(store.journal(config.get("journal")))
+    configured = described["config"].get("journal") if described is not None else None
+    folder = Folder.at(store.journal(configured))
     try:
         if not folder.exists():
             return

@@ -83,9 +83,9 @@ class Folder:
         listed = self._fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name: info for info in listed if info.is_file}
 
-    def names(self) -> list[str]:
+    def names(self) -> Iterable[str]:
         """The files' names; none where it does not exist."""
-        return list(self.sizes())
+        return self.sizes()
 
     def read_all(self, name: str) -> bytes:
         """A file's bytes."""

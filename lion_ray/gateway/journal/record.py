@@ -137,7 +137,7 @@ def decode_head(line: bytes) -> Head | Foreign | None:
 def _checked(head: dict[str, Any]) -> Head | None:
     """The head in a record's fields; None where they are not what they ever were."""
     names = [head.get(name, "") for name in ("run", "role", "stage")]
-    tokens = [head.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    tokens: list[Any] = [head.get(name) for name in ("prompt_tokens", "completion_tokens")]
     usd = head.get("cost_usd")
     digest = digest_of(head["key"]) if isinstance(head["key"], str) else None
     texts = [head.get(name) for name in ("endpoint", "model", "finish_reason")]
