@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast lint types check doctor clean
+.PHONY: help setup demo submit test test-all test-fast mutants lint types check doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,10 @@ test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (m
 test-fast: setup  ## The tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/gateway
 
+mutants: setup  ## How many small faults the unit and gateway tests notice; MUTATE=… TESTED=… for less (hours, else)
+	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'
+	$(BIN)/python -m tests.mutants $(if $(MUTATE),--mutate $(MUTATE)) $(if $(TESTED),--tested $(TESTED))
+
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,4 +62,4 @@ doctor: setup  ## What is installed, what is missing
 	$(BIN)/lion-ray doctor
 
 clean:  ## Remove the environment and the runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .mutants
