@@ -18,7 +18,7 @@ SEEDS   ?= 100000
 FIRST   ?= 0
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast simulate lint types check lock audit doctor clean
+.PHONY: help setup demo submit test test-all test-fast simulate mutants lint types check lock audit doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -53,6 +53,10 @@ test-fast: setup  ## The tests that need neither Ray nor vLLM
 simulate: setup  ## Simulate SEEDS=100000 runs among disasters; one that fails prints the command that repeats it
 	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
+mutants: setup  ## How many small faults the unit and gateway tests notice; MUTATE=… TESTED=… for less (hours, else)
+	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'
+	$(BIN)/python -m tests.mutants $(if $(MUTATE),--mutate $(MUTATE)) $(if $(TESTED),--tested $(TESTED))
+
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +84,4 @@ doctor: setup  ## What is installed, what is missing
 	$(BIN)/lion-ray doctor
 
 clean:  ## Remove the environment and the runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .mutants
