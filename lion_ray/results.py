@@ -231,8 +231,9 @@ def finished(store: RunStore, iterations: int) -> bool:
 
 def results(store: RunStore) -> list[IterationResult]:
     """Every iteration the folder knows, from 0."""
-    config = (store.description() or {}).get("config", {})
-    found = [summarise(store, iteration) for iteration in range(config.get("iterations", 0) + 2)]
+    described = store.description()
+    iterations = 0 if described is None else described["config"].get("iterations", 0)
+    found = [summarise(store, iteration) for iteration in range(iterations + 2)]
     return [result for result in found if result.stages]
 
 

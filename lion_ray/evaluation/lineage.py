@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,7 @@ def read_gaps(store: RunStore) -> Gaps:
         places = pc.index_in(part["id"], value_set=ids).to_numpy()
         for scores, name in ((teacher, "teacher_score"), (student, "student_score")):
             scores[places, column] = pc.fill_null(part[name], np.nan).to_numpy()
-    tau = ((store.description() or {}).get("config") or {}).get("discrimination", {}).get("tau", 1.0)
+    tau = _config(store).get("discrimination", {}).get("tau", 1.0)
     return Gaps(ids, tuple(iterations), teacher, student, tuple(part.num_rows for part in parts), tau)
 
 
@@ -228,4 +229,9 @@ def _verdicts(store: RunStore, name: str) -> pa.Table:
 
 def _iterations(store: RunStore) -> int:
     """How many the configuration asks for; 0 where the folder is no run's yet."""
-    return int(((store.description() or {}).get("config") or {}).get("iterations", 0))
+    return int(_config(store).get("iterations", 0))
+
+
+def _config(store: RunStore) -> dict[str, Any]:
+    described = store.description()
+    return {} if described is None else dict(described.get("config") or {})

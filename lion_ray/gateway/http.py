@@ -94,7 +94,7 @@ class AiohttpTransport:
         proxy = self._address.proxy
         # Not among the session's headers, which the library sends to a proxy too.
         headers = {} if self._authorization is None else {"Authorization": self._authorization}
-        for_proxy = {}
+        for_proxy: dict[str, str] = {}
         if proxy is not None and (given := basic(proxy.credentials)) is not None:
             # A proxy forwards what is plain, and reads its own header from it; else it is asked for a tunnel first.
             (for_proxy if self._url.startswith("https:") else headers)["Proxy-Authorization"] = given

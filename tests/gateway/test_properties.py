@@ -83,7 +83,7 @@ def test_an_honest_reply_is_read_as_it_was_meant(text: str, model: str, prompt: 
     body["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion_tokens}
     reply: Reply = parse_reply(json.dumps(body).encode())
     assert (reply.text, reply.model) == (text, model)
-    assert (reply.prompt_tokens, reply.completion_tokens) == (prompt, completion_tokens)
+    assert (reply.usage.prompt, reply.usage.completion) == (prompt, completion_tokens)
 
 
 @given(st.integers(400, 599), st.text(max_size=30) | st.integers().map(str) | st.floats().map(str), ODD_BODIES)
