@@ -90,7 +90,7 @@ class Proxy:
             clock=world.clock,
         )
         found = {prompt: await journal.get(self._call(prompt).key(self.config.model)) for prompt in self.prompts}
-        answers = {prompt: c and c.text for prompt, c in found.items()}
+        answers = {prompt: (c.text if c else None) for prompt, c in found.items()}
         world.model.check_answers(answers, process.began, f"{process.name} starts")
         spent = spending(journal)
         budget = world.budget
@@ -230,7 +230,9 @@ async def _audit(world: World, process: Process) -> None:
         await asyncio.to_thread(compact, Folder.at(journal_folder(world), SimFileSystem()))
     journal = await asyncio.to_thread(Journal.open, journal_folder(world), filesystem=SimFileSystem())
     found = {prompt: await journal.get(call_for(prompt).key("simulated")) for prompt in world.model.purchases}
-    world.model.check_answers({prompt: c and c.text for prompt, c in found.items()}, process.began, process.name)
+    world.model.check_answers(
+        {prompt: (c.text if c else None) for prompt, c in found.items()}, process.began, process.name
+    )
     world.model.check_spending(spending(journal), process.name)
     await journal.close()
     store = RunStore(str(world.disk.root / "runs" / RUN))
