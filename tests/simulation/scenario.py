@@ -90,7 +90,7 @@ class Proxy:
             clock=world.clock,
         )
         found = {prompt: await journal.get(self._call(prompt).key(self.config.model)) for prompt in self.prompts}
-        answers = {prompt: c and c.text for prompt, c in found.items()}
+        answers = {prompt: (c.text if c else None) for prompt, c in found.items()}
         world.model.check_answers(answers, process.began, f"{process.name} starts")
         spent = sum(one.usd for one in journal.spending(RUN).values())
         budget = world.budget
@@ -226,7 +226,9 @@ async def _audit(world: World, process: Process) -> None:
         await asyncio.to_thread(compact, Folder.at(journal_folder(world), SimFileSystem()))
     journal = await asyncio.to_thread(Journal.open, journal_folder(world), filesystem=SimFileSystem())
     found = {prompt: await journal.get(call_for(prompt).key("simulated")) for prompt in world.model.purchases}
-    world.model.check_answers({prompt: c and c.text for prompt, c in found.items()}, process.began, process.name)
+    world.model.check_answers(
+        {prompt: (c.text if c else None) for prompt, c in found.items()}, process.began, process.name
+    )
     # Without what may have been billed for nothing: that is an upper bound, and not what an endpoint did.
     bought = sum(one.usd for one in journal.spending(RUN, never_billed=("api",)).values())
     world.model.check_spending(bought, process.name)

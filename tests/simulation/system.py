@@ -61,7 +61,7 @@ def act_for(world: Machine | None) -> None:
     _machine = world
 
 
-class SimFileSystem(pafs.LocalFileSystem):  # type: ignore[misc]
+class SimFileSystem(pafs.LocalFileSystem):
     """The local filesystem, whose calls are moments at which a process can end."""
 
     def move(self, src: str, dest: str) -> None:

@@ -95,7 +95,9 @@ class World:
 
     def start(self, name: str, body: Body) -> None:
         """Start a process; whenever it ends, it is started again until its body comes to its end."""
-        process = Process(name, body, SimLoop(self.clock, lambda: self.rng.random() * self.thread_s), self.now)
+        # It lacks what only sockets, signals and subprocesses need.
+        loop = SimLoop(self.clock, lambda: self.rng.random() * self.thread_s)  # type: ignore[abstract]
+        process = Process(name, body, loop, self.now)
         process.main = asyncio.Task(body(self, process), loop=process.loop)
         self.processes.append(process)
         self.say(f"{name} starts")
