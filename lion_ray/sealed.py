@@ -52,8 +52,10 @@ def to_parquet(table: pa.Table) -> bytes:
     return bytes(data)
 
 
-def from_parquet(data: pa.Buffer, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in a Parquet file, or only some of its columns.
+def from_parquet(
+    data: pa.Buffer, path: str, columns: Sequence[str] | None = None, *, optional: bool = False
+) -> pa.Table:
+    """The table in a Parquet file, or only some of its columns; where they are `optional`, those that it has.
 
     Raises:
         DamagedError: it is not what was written, or no Parquet, or lacks a column.
@@ -73,7 +75,11 @@ def from_parquet(data: pa.Buffer, path: str, columns: Sequence[str] | None = Non
         table = file.read(columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
         raise DamagedError(path, f"no Parquet that can be read ({_line(error)})") from None
-    if columns is not None and (missing := [name for name in columns if name not in table.column_names]):
+    if (
+        columns is not None
+        and not optional
+        and (missing := [name for name in columns if name not in table.column_names])
+    ):
         raise DamagedError(path, f"it has no column {missing[0]!r}")
     metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _PARQUET_KEY}
     return table.replace_schema_metadata(metadata or None)

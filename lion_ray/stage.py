@@ -97,6 +97,9 @@ class Stage:
     def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
         names = map(self.part_name, range(parts))
-        tables = [self.store.read_table(name, columns) for name in names]
         # A resumed run's parts may be of two versions, of which one knew a column more.
-        return pa.concat_tables(tables, promote_options="default")
+        tables = [self.store.read_table(name, columns, optional=True) for name in names]
+        whole = pa.concat_tables(tables, promote_options="default")
+        if missing := [name for name in columns or () if name not in whole.column_names]:
+            raise DamagedError(self.store.path(self.name), f"its parts have no column {missing[0]!r}")
+        return whole

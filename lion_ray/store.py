@@ -250,8 +250,8 @@ class RunStore:
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write_bytes(name, to_parquet(table))
 
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table, or only some of its columns.
+    def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: bool = False) -> pa.Table:
+        """A table, or only some of its columns; where they are `optional`, those that it has.
 
         Raises:
             DamagedError: it is not what was written, or gone.
@@ -261,7 +261,7 @@ class RunStore:
             data = self._buffer(name)
         except FileNotFoundError:
             raise DamagedError(self.path(name), "it is gone") from None
-        return from_parquet(data, self.path(name), columns)
+        return from_parquet(data, self.path(name), columns, optional=optional)
 
     def delete(self, name: str) -> None:
         """Remove a file that may be there."""

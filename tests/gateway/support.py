@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
-async def filled(folder: Path, numbers: range, **options: int) -> None:
+async def filled(folder: Path, numbers: Iterable[int], **options: int) -> None:
     """A journal that one writer filled and closed."""
     journal = Journal.open(str(folder), **options)  # type: ignore[arg-type]
     for number in numbers:
@@ -97,7 +98,7 @@ async def filled(folder: Path, numbers: range, **options: int) -> None:
     await journal.close()
 
 
-async def served(journal: Journal, numbers: range) -> list[int]:
+async def served(journal: Journal, numbers: Iterable[int]) -> list[int]:
     """Those of the numbers whose completion the journal serves, whatever it cost."""
     found = []
     for number in numbers:

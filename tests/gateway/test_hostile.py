@@ -164,7 +164,7 @@ async def test_an_error_without_an_end_is_an_error(connect: Connect, status: int
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
 async def test_what_is_packed_is_unpacked(connect: Connect, encoding: str) -> None:
-    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[encoding]
+    pack: Any = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": bytes}[encoding]
     answer = (200, pack(body().encode()), {"Content-Encoding": encoding})
     async with raw_api(lambda *_: answer) as api:
         outcome = await connect(base_url=api.base_url).complete(call("fine"))

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -105,7 +106,7 @@ async def test_foreign_lines_are_reported(tmp_path: Path, capsys: pytest.Capture
     assert survey(Folder.at(str(tmp_path))).foreign == 2
     said = {}
     for verb in ("stats", "verify", "compact"):
-        assert guarded(lambda verb=verb: app(["journal", verb, str(tmp_path)], standalone_mode=False)) == 0
+        assert guarded(partial(app, ["journal", verb, str(tmp_path)], standalone_mode=False)) == 0
         said[verb] = capsys.readouterr().out
     assert "2 lines of another version" in said["stats"]
     assert "foreign line: of version 2" in said["verify"]

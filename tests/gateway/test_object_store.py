@@ -94,7 +94,8 @@ def test_of_two_drivers_one_goes_on_and_the_other_says_so(bucket: str) -> None:
     with pytest.raises(RunConflictError, match="another attempt"):
         driver(root, Time(first.heartbeat)).claim()
     # The first one's machine stops answering for longer than an attempt may.
-    second, said = driver(root), []
+    second = driver(root)
+    said: list[str] = []
     assert second.claim(said.append) == 2
     assert "watching it for 6 s" in said[0]
     with pytest.raises(RunConflictError, match="another attempt"):

@@ -21,6 +21,7 @@ from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.record import decode_head, decode_record, encode_record, head_of
 from lion_ray.gateway.journal.segments import Segment, decode_sidecar, encode_sidecar
 from lion_ray.gateway.reply import Reply, parse_reply
+from lion_ray.gateway.usage import MOST_TOKENS
 from lion_ray.gateway.wire import TransportError
 from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, key, segments
@@ -77,7 +78,7 @@ def test_a_body_is_a_reply_that_can_be_stored_or_a_transport_error(data: bytes) 
         text.encode()
 
 
-@given(SURE, SURE, COUNTS, COUNTS)
+@given(SURE, SURE, st.integers(0, MOST_TOKENS), st.integers(0, MOST_TOKENS))
 def test_an_honest_reply_is_read_as_it_was_meant(text: str, model: str, prompt: int, completion_tokens: int) -> None:
     body: dict[str, Any] = {"model": model, "choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
     body["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion_tokens}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lion_ray.training.model import PackedLoss, check_length, check_packing, loa
 from tests.tiny import make_tiny_tokenizer
 
 CPU = torch.device("cpu")
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES: Any = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 CONFIGS = {
     "llama": lambda size: transformers.LlamaConfig(vocab_size=size, intermediate_size=96, **SIZES),
     "gpt2": lambda size: transformers.GPT2Config(vocab_size=size, n_positions=512, n_embd=64, n_layer=2, n_head=2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_a_pickle_planted_as_metadata_does_not_run(saved: Path, tmp_path: Path) 
 
 def test_a_pickle_planted_among_the_optimizer_s_settings_does_not_run(saved: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
+    moments: Any
     weights, moments = get_state_dict(*trained(0), options=state._options())
     moments["param_groups"][0]["lr"] = Call(os.mkdir, str(marker))
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=saved, no_dist=True)

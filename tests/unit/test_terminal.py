@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -24,7 +24,7 @@ from lion_ray.evaluation.checked import check_notes, check_tables
 from lion_ray.evaluation.scoring import SuiteScore, TaskScore, score_table
 from lion_ray.evaluation.tables import notes, relative_tables
 from lion_ray.examples import Example, Said
-from lion_ray.plan import StagePlan, plan_table
+from lion_ray.plan import Plan, StagePlan, plan_table
 from lion_ray.results import IterationResult, results_table
 from lion_ray.status import Status
 from lion_ray.telemetry import Progress
@@ -65,7 +65,8 @@ def made(kind: Any) -> Any:
         return [made(arguments[0])]
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{one.name: made(hints[one.name]) for one in dataclasses.fields(kind) if one.init})
+        make: Any = kind
+        return make(**{one.name: made(hints[one.name]) for one in dataclasses.fields(kind) if one.init})
     raise AssertionError(f"no value for {kind}")
 
 
@@ -127,7 +128,7 @@ def test_the_tables_of_a_run() -> None:
     spent = {"role": HOSTILE, "stage": HOSTILE, "iteration": 1, "usd": 1.0}
     spent |= dict.fromkeys(("calls", "prompt_tokens", "completion_tokens"), 1)
     stage = {"name": HOSTILE, "unit": HOSTILE, "done": 1, "total": 2, "seconds": 1.0}
-    status = Status(HOSTILE, HOSTILE, 1, 1, [stage], [result], {}, HOSTILE, [spent], HOSTILE)
+    status = Status(HOSTILE, HOSTILE, 1, 1, [stage], [result], {}, HOSTILE, [spent], stopped=HOSTILE)
     text = shown(status.spending_table(), status.sentence(), *status.stage_lines(), result.sentence())
     assert len(SEEN.findall(text)) >= 5
 
@@ -157,7 +158,7 @@ def test_the_plan() -> None:
 
             return {"totals": totals["totals"] | dict.fromkeys(SUMMED, 1)}
 
-    assert SEEN.search(shown(plan_table(Made())))
+    assert SEEN.search(shown(plan_table(cast(Plan, Made()))))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
