@@ -464,9 +464,11 @@ def test_fields_that_are_not_the_users_to_add(config_path: Path, name: str) -> N
     assert f"'{name}' is" in lines[0]
 
 
-@pytest.mark.parametrize(("value", "told"), [(".nan", "finite"), ("-.inf", "finite"), ("2024-01-31", "JSON")])
-def test_an_added_field_is_json(config_path: Path, value: str, told: str) -> None:
-    assert told in mistakes(config_path, None, f"endpoints.default.extra_body={{field: {value}}}")[0]
+@pytest.mark.parametrize("value", [".nan", "-.inf"])
+def test_an_added_field_is_json(config_path: Path, value: str) -> None:
+    assert (
+        "wanted a finite number" in mistakes(config_path, None, f"endpoints.default.extra_body={{field: {value}}}")[0]
+    )
 
 
 def test_only_sampling_can_be_left_out(config_path: Path) -> None:
