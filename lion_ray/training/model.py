@@ -81,7 +81,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
     # Straight to the GPU, so that the workers of one machine need no copy each in its memory.
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        both: Any = AutoModelForCausalLM.from_pretrained(
             str(model_dir),
             dtype=torch.float32,
             attn_implementation="sdpa",
@@ -90,6 +90,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
             output_loading_info=True,
             **placement,
         )
+        model, loaded = both
     except SafetensorError as error:
         raise ModelError(
             f"{model_dir}: its weights are damaged or cut off ({_first_line(error)}); fetch them again"

@@ -20,7 +20,7 @@ PATHS = ("posix.system", "builtins.eval", "builtins.getattr", "torch.load", "tor
 DOTTED = ("torch.distributed.checkpoint.metadata", "Metadata.__init__.__globals__")
 
 
-def trained(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def trained(seed: int) -> tuple[torch.nn.Sequential, torch.optim.Optimizer]:
     """A small model, half of it frozen, after a step."""
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
