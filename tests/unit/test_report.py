@@ -188,7 +188,7 @@ def test_what_models_said_stays_text(tmp_path: Path) -> None:
     config = {
         # What a configuration may say too; a run's name may hold less.
         "student": {"model": EVIL[1]},
-        "endpoints": {EVIL[0]: {"model": EVIL[2], "base_url": "https://user:hunter2@api.example/v1"}},
+        "endpoints": {EVIL[0]: {"model": EVIL[2], "base_url": "https://api.example/v1"}},
         "teacher": {"endpoint": EVIL[0], "prompt": EVIL[3]},
         "referee": {"endpoint": EVIL[0]},
         "generator": {"endpoint": EVIL[0]},
@@ -196,6 +196,8 @@ def test_what_models_said_stays_text(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", say=evil, config=config | CHECKS).finish()
     described = folder.store.read_json("run.json")
     described["config"]["run_name"] = EVIL[1] + EVIL[4]
+    # As an older lion-ray let it be.
+    described["config"]["endpoints"][EVIL[0]]["base_url"] = "https://user:hunter2@api.example/v1"
     described["versions"] = {EVIL[0]: EVIL[1]}
     folder.store.write_json("run.json", described)
     folder.store.write_json("stopped.json", {"iteration": 9, "reason": EVIL[3]})
