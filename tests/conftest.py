@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             together = item.path.parent.name in STARTS_MUCH
             item.add_marker(pytest.mark.xdist_group("starts much" if together else str(item.path)))
-        config.workeroutput["left_out"] = config.stash[LEFT_OUT]
+        config.workeroutput["left_out"] = config.stash[LEFT_OUT]  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(optionalhook=True)

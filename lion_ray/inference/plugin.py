@@ -51,4 +51,4 @@ def lay_out_embeddings() -> None:
 
         return product
 
-    UnquantizedEmbeddingMethod.process_weights_after_loading = lay_out
+    UnquantizedEmbeddingMethod.process_weights_after_loading = lay_out  # type: ignore[method-assign, assignment]
