@@ -2,21 +2,23 @@
 
 A test marked `long` runs with ``--long`` alone (`make test-all`); CONTRIBUTING.md says which they are, and why.
 
-`make test` runs two processes (pytest-xdist). Whatever starts Ray or an engine runs in one of them, one after the other
-and first; it mostly waits for processes to start, and the other process has the rest to do meanwhile, file by file.
+`make test` runs two processes (pytest-xdist). Whatever starts Ray runs in one of them, one after the other and first:
+two Rays at once would meet at their ports. It mostly waits for processes to start, and the other process has the rest
+to do meanwhile, file by file: the engines' tests first.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 LEFT_OUT = pytest.StashKey[int]()
-STARTS_MUCH = ("ray", "engine")
-"""Folders whose tests share a cluster, and between them would need more memory and cores than a laptop has."""
+FIRST = ("ray", "engine")
+"""The folders whose tests take longest, in the order in which they are begun."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,10 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         config.stash[LEFT_OUT] = len(left_out)
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name not in STARTS_MUCH)
+        order = {folder: number for number, folder in enumerate(FIRST)}
+        items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
         for item in items:
-            together = item.path.parent.name in STARTS_MUCH
-            item.add_marker(pytest.mark.xdist_group("starts much" if together else str(item.path)))
+            shares_ray = item.path.is_relative_to(Path(__file__).parent / "ray")
+            item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
         config.workeroutput["left_out"] = config.stash[LEFT_OUT]  # type: ignore[attr-defined]
 
 
