@@ -42,7 +42,7 @@ submit: setup  ## Run CONFIG=… as a job on the Ray cluster at ADDRESS=… (its
 	$(BIN)/lion-ray submit $(CONFIG) --address $(ADDRESS)
 
 test: setup  ## Test every layer, before each commit (to stay below 20 minutes on two quiet cores)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 10
 
 test-all: setup  ## The long tests too: every fault, clusters, the autoscaler (more than an hour, alone on the machine)
 	$(BIN)/python -m pytest --long

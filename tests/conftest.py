@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 LEFT_OUT = pytest.StashKey[int]()
 FIRST = ("ray", "engine")
@@ -33,7 +34,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class OneRay(LoadScopeScheduling):
+    """File by file, but all of Ray's to one process. (xdist's groups do not reach it with this pytest.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if "ray" in Path(file).parts[:-1] else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    return OneRay(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.option.long:
         left_out = [item for item in items if item.get_closest_marker("long")]
@@ -43,9 +56,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         order = {folder: number for number, folder in enumerate(FIRST)}
         items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
-        for item in items:
-            shares_ray = item.path.is_relative_to(Path(__file__).parent / "ray")
-            item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
         config.workeroutput["left_out"] = config.stash[LEFT_OUT]  # type: ignore[attr-defined]
 
 
