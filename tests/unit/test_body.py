@@ -16,10 +16,10 @@ RAW = zlib.compressobj(wbits=-15)
 PACKED = {
     None: TEXT,
     "identity": TEXT,
-    "gzip": gzip.compress(TEXT),
-    "x-gzip": gzip.compress(TEXT[:7000]) + gzip.compress(TEXT[7000:]),
+    "gzip": gzip.compress(TEXT, mtime=0),
+    "x-gzip": gzip.compress(TEXT[:7000], mtime=0) + gzip.compress(TEXT[7000:], mtime=0),
     "deflate": zlib.compress(TEXT),
-    " GZIP ": gzip.compress(TEXT) + b"\0" * 20,
+    " GZIP ": gzip.compress(TEXT, mtime=0) + b"\0" * 20,
 }
 
 
