@@ -187,12 +187,12 @@ def _from_json(found: dict[str, Any]) -> Speeds:
     )
 
 
-@lru_cache(maxsize=1)
 def multiplies_int8() -> bool:
     """Whether the CPU adds products of 8-bit integers in 32 bits (VNNI, or Arm's dot product)."""
     return bool(_cpu()[1] & _INT8_FLAGS)
 
 
+@lru_cache(maxsize=1)
 def _cpu() -> tuple[str, frozenset[str]]:
     """The CPU's name and flags."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
@@ -232,9 +232,8 @@ def measure() -> Speeds:
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    torch.backends.quantized.engine = (
-        "onednn" if multiplies_int8() else "fbgemm"
-    )  # vLLM's, and `inference.int8_kernel`'s
+    # vLLM's own, or that of `inference.int8_kernel`.
+    torch.backends.quantized.engine = "onednn" if multiplies_int8() else "fbgemm"
 
     def rate(one: str, rows: int, outer: int) -> float:
         layer: Any = torch.nn.Linear(_INNER, outer, bias=False)
