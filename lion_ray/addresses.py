@@ -77,20 +77,21 @@ def without_secrets(url: str) -> str:
 
 def check_storage(url: str) -> str:
     """The URL itself; ValueError where it holds a secret."""
-    if (what := secret_in(url)) is not None:
-        raise ValueError(
-            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; leave it to "
-            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or to "
-            "the machine's role"
-        )
-    return url
+    return _without_a_secret(
+        url,
+        "leave it to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) "
+        "or to the machine's role",
+    )
 
 
 def check_api(url: str) -> str:
     """The URL itself; ValueError where it holds a secret."""
+    return _without_a_secret(url, "put the key into an environment variable and name it in api_key_env")
+
+
+def _without_a_secret(url: str, advice: str) -> str:
     if (what := secret_in(url)) is not None:
         raise ValueError(
-            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; put the key "
-            "into an environment variable and name it in api_key_env"
+            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; {advice}"
         )
     return url

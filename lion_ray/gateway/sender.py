@@ -22,7 +22,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lion_ray.config import EndpointConfig
 from lion_ray.errors import EndpointError, InfrastructureError
@@ -54,6 +54,7 @@ from lion_ray.gateway.wire import (
     Unreachable,
 )
 
+T = TypeVar("T")
 FIRST_BACKOFF_S = 0.5
 _NOBODY_THERE = (UNREACHABLE, CONNECTION_LOST, TIMED_OUT)
 DOWN = "endpoint is down"
@@ -134,14 +135,11 @@ class Sender:
         with self._suspects.under_way(shape):
             outcome: Outcome | Suspicion | None = None
             if (batches := await self._queue(key, call)) is not None:
-                outcome = await self._in_batch(batches, key, call, body, size, attempt)
+                outcome = await self._kept(await self._in_batch(batches, key, call, body, size, attempt), keep)
             if outcome is None:
                 async with self._slots:
-                    outcome = await self._live(key, call, body, characters, size, attempt)
-                    if not isinstance(outcome, Suspicion):
-                        outcome = await self._kept(outcome, keep)
-            elif not isinstance(outcome, Suspicion):
-                outcome = await self._kept(outcome, keep)
+                    live = await self._live(key, call, body, characters, size, attempt)
+                    outcome = await self._kept(live, keep)
             if isinstance(outcome, Suspicion):
                 # Without a slot: others have to be heard.
                 return await self._suspects.judge(shape, outcome)
@@ -153,7 +151,8 @@ class Sender:
             return self._batches()
         return await self._bought_before(key) if self._bought_before is not None else None
 
-    async def _kept(self, outcome: Outcome, keep: Callable[[Completion], Awaitable[None]]) -> Outcome:
+    async def _kept(self, outcome: T, keep: Callable[[Completion], Awaitable[None]]) -> T:
+        """The outcome itself, once it is kept where it is an answer."""
         if isinstance(outcome, Completion):
             try:
                 await keep(outcome)

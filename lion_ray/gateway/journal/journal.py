@@ -20,8 +20,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -41,6 +42,30 @@ MOST_SEGMENTS = 1000
 that opens it afterwards has so many files less to look at."""
 logger = logging.getLogger(__name__)
 _Waiting = tuple[Line, asyncio.Future[None]]
+
+
+class Shared:
+    """Work of which one round is under way at a time, and whose rounds are shared by those who ask meanwhile."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self._last: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> asyncio.Task[None] | None:
+        return None if self._last is None or self._last.done() else self._last
+
+    async def done_from_now(self) -> None:
+        """Wait for a round that begins after now; raises what it raises."""
+        last = self._last
+        if (running := self.running) is not None:
+            # It may have begun before what the caller is after was there.
+            await asyncio.wait({running})
+        if self._last is last:
+            # Those who waited together share the next one.
+            self._last = asyncio.create_task(self._work())
+        assert self._last is not None
+        await asyncio.shield(self._last)
 
 
 class Journal:
@@ -63,13 +88,12 @@ class Journal:
         self._most_loose = most_loose
         self._clock = clock
         self._reader = Reader(folder)
-        self._folder = folder
         self._writer = Writer(folder, sync=self._sync, claim=self._reader.claim, segment_bytes=segment_bytes)
         self._lost = UncertainFile(folder)
-        self._losing: asyncio.Task[None] | None = None
+        self._losing = Shared(self._write_lost)
         self._pending: list[_Waiting] = []
         self._committer: asyncio.Task[None] | None = None
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing = Shared(self._refresh)
         self._refreshed_at = clock()
         # A thread of its own: a commit never queues behind reads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -154,7 +178,7 @@ class Journal:
 
         Raises InfrastructureError where it cannot be read.
         """
-        everyone = [*read_uncertain(self._folder, but=self._lost.name), *self._lost.sums]
+        everyone = [*read_uncertain(self._reader.folder, but=self._lost.name), *self._lost.sums]
         return [one for one in everyone if one.account.run == run]
 
     async def lose(self, account: Account, endpoint: str, usd: float) -> None:
@@ -163,15 +187,7 @@ class Journal:
         Raises InfrastructureError where the storage refuses.
         """
         self._lost.add(account, endpoint, usd)
-        running = self._losing
-        if running is not None and not running.done():
-            # It may have begun before this was added.
-            await asyncio.wait({running})
-        if self._losing is running:
-            # Those who waited together share the next write.
-            self._losing = asyncio.create_task(self._write_lost())
-        assert self._losing is not None
-        await asyncio.shield(self._losing)
+        await self._losing.done_from_now()
 
     async def get(self, key: str) -> Completion | None:
         """The recorded completion, `replayed`; None where there is none that can be trusted."""
@@ -217,19 +233,11 @@ class Journal:
 
         Raises InfrastructureError where the folder cannot be listed or read.
         """
-        running = self._refreshing
-        if running is not None and not running.done():
-            # It may have looked before what the caller is after was there.
-            await asyncio.wait({running})
-        if self._refreshing is running:
-            self._refreshing = asyncio.create_task(self._refresh())
-        assert self._refreshing is not None
-        await asyncio.shield(self._refreshing)
+        await self._refreshing.done_from_now()
 
     async def refresh_if_older(self, seconds: float) -> bool:
         """Refresh where the last one began at least so many seconds ago; whether it did. One under way is shared."""
-        running = self._refreshing
-        if running is not None and not running.done():
+        if (running := self._refreshing.running) is not None:
             await asyncio.shield(running)
         elif self._clock() - self._refreshed_at >= seconds:
             await self.refresh()
@@ -240,8 +248,8 @@ class Journal:
     async def close(self) -> None:
         """Wait until everything put so far is durable or refused, then end the writer. May be called again."""
         self._closed = True
-        while self._losing is not None and not self._losing.done():
-            await asyncio.wait({self._losing})
+        while (losing := self._losing.running) is not None:
+            await asyncio.wait({losing})
         while self._committer is not None and not self._committer.done():
             await asyncio.wait({self._committer})
         if self._closing is None:
