@@ -30,6 +30,7 @@ from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.actors.resources import group_waits, scarce
 from lion_ray.actors.student import ModelRef
 from lion_ray.algorithm.pools import train_pool
+from lion_ray.config import ImitationConfig
 from lion_ray.errors import LionError, TrainingError, as_raised
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.machine import cores
@@ -58,9 +59,9 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     Raises:
         TrainingError: the workers failed more often than `max_restarts`.
     """
-    config = run.config.imitation.of_iteration(iteration)
-    folder = f"iteration-{iteration}/checkpoint"
     job = job_of(run, iteration, start)
+    config: ImitationConfig = job["config"]
+    folder = f"iteration-{iteration}/checkpoint"
     gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
     trainer = TorchTrainer(

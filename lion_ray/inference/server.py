@@ -21,7 +21,7 @@ from pathlib import Path
 
 import aiohttp
 
-from lion_ray.chat_template import escaping_template, takes_texts
+from lion_ray.chat_template import escaping_template, own_template, takes_texts
 from lion_ray.config import NumberType, ServeConfig
 from lion_ray.errors import EndpointError
 from lion_ray.guard import Guard, descendants
@@ -119,13 +119,14 @@ class ModelServer:
             "--max-num-seqs": str(requests_at_once(config, count_parameters(Path(self._model_dir)))),
             "--load-format": "safetensors",
         }
-        given = None if self._chat_template is None else self._chat_template.read_text(encoding="utf-8")
-        template = escaping_template(Path(self._model_dir), given)
-        if template is not None:
+        folder, file = Path(self._model_dir), self._chat_template
+        given = own_template(folder) if file is None else file.read_text(encoding="utf-8")
+        template = None if given is None else escaping_template(folder, given)
+        if given is not None and template is not None:
             written = self.log_path.with_name("chat.jinja")
             written.write_text(template, encoding="utf-8")
             arguments["--chat-template"] = str(written)
-            if takes_texts(template.rpartition("{% set messages = safe.messages %}")[2]):
+            if takes_texts(given):
                 # Else vLLM takes the loop over parts for a sign that the template wants lists.
                 arguments["--chat-template-content-format"] = "string"
         elif self._chat_template is not None:

@@ -23,7 +23,9 @@ class WeightsInPlace:
         if not self.model_runner.model_config.hf_text_config.tie_word_embeddings:
             return
         layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
-        for head in (layer for layer in layers if isinstance(layer, ParallelLMHead)):
-            embedding = next(layer for layer in layers if layer.weight.shape == head.weight.shape)
+        heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+        embeddings = [layer for layer in layers if not isinstance(layer, ParallelLMHead)]
+        for head in heads:
+            embedding = next(layer for layer in embeddings if layer.weight.shape == head.weight.shape)
             head.weight = embedding.weight
             head.quant_method.process_weights_after_loading(head)
