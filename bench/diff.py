@@ -75,7 +75,7 @@ def make_model(folder: Path, tensors: dict[str, tuple[int, ...]], dtype: str, se
 
 def same(left: Path, right: Path) -> bool:
     """Whether two models' tensors are the same, in type, shape and every bit."""
-    from lion_ray.delta import Weights, _digest
+    from lion_ray.models.delta import Weights, _digest
 
     one, other = Weights(left), Weights(right)
     if one.names() != other.names():
@@ -113,7 +113,7 @@ def watched() -> Iterator[dict[str, float]]:
 
 def one_step(step: str, base: Path, other: Path, out: Path, dtype: str | None) -> None:
     """What a process of its own does: one step, and how much memory that took, as a line of JSON."""
-    from lion_ray import delta
+    from lion_ray.models import delta
 
     with watched() as found:
         if step == "make":

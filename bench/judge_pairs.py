@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
 from bench.texts import SHARED
-from lion_ray.algorithm.sources import rows_of
+from lion_ray.data.sources import rows_of
 
 SOURCE = SHARED / "alpaca" / "alpaca_sample_5000.jsonl"
 WORDS = (12, 60)

@@ -28,8 +28,8 @@ from bench.goals import Goal
 from bench.harness import ROOT, BenchError, run_client
 from bench.peers import Peer
 from bench.texts import OTHERS, REAL, candidates, edited, instructions, made, spliced
-from lion_ray.algorithm.novelty import NoveltyIndex
-from lion_ray.algorithm.rouge import tokens
+from lion_ray.similarity.novelty import NoveltyIndex
+from lion_ray.similarity.rouge import tokens
 
 THRESHOLD = 0.7
 POOL = 52_002

@@ -29,7 +29,7 @@ from bench.goals import Goal
 from bench.stub_run import Engine, Recorder, bench_run, commit_checkpoints, ray_here, stub_config
 from bench.texts import made
 from lion_ray.config import RunConfig
-from lion_ray.loop import answering, judge_and_grow, prepare, teacher_answers
+from lion_ray.pipeline.loop import answering, judge_and_grow, prepare, teacher_answers
 from tests.stub_api import fetch_stats, stub_process
 
 
@@ -70,11 +70,11 @@ async def iteration(
     """Judge, generate, have the teacher answer: seconds in all, and who was busy when."""
     engine = Engine.remote(row_s)
     async with bench_run(given, base_dir, engine) as run:
-        await run.crew.ready()
+        await run.actors.ready()
         before = fetch_stats(base_url)["total"]
         began = time.time()
         samples: list[tuple[float, int]] = []
-        watching = asyncio.create_task(_watch(run.crew.proxies["default"][0], began, samples))
+        watching = asyncio.create_task(_watch(run.actors.proxies["default"][0], began, samples))
         await judge_and_grow(run, 1, last=False)
         await teacher_answers(run, 1, answering(2))
         seconds = time.time() - began

@@ -32,10 +32,10 @@ def main() -> None:
 def _bench(url: str, calls: int, in_flight: int, folder: str) -> Measured:
     import ray
 
-    from lion_ray.actors.ledger import LedgerActor
+    from lion_ray.actors.budget import LedgerActor
     from lion_ray.actors.teacher import ProxySettings, TeacherActor
     from lion_ray.config import EndpointConfig, TeacherConfig
-    from lion_ray.records import INSTRUCTION, OK, table
+    from lion_ray.core.records import INSTRUCTION, OK, table
 
     ledger = LedgerActor.options(name="ledger").remote(None)
     settings = ProxySettings(

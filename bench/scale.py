@@ -31,16 +31,16 @@ from bench.goals import Goal
 from bench.harness import run_client
 from bench.measure import peak_mb
 from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here, stub_config
-from lion_ray.actors.clerk import ClerkActor
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
+from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.teacher import answer_row
 from lion_ray.config import RunConfig
+from lion_ray.core.records import ANSWER, table
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Call, Completion
-from lion_ray.loop import discrimination, generation, prepare
-from lion_ray.records import ANSWER, table
-from lion_ray.stages import Run
-from lion_ray.store import RunStore
+from lion_ray.pipeline.loop import discrimination, generation, prepare
+from lion_ray.pipeline.shard_stage import Run
 
 NEW_SHARE = 0.06
 """Of the pool, new instructions in an iteration: somewhat less than the paper's 6,000 to 52,000."""
@@ -82,10 +82,10 @@ ProxyActor: Any = ray.remote(num_cpus=0, max_concurrency=100)(StubProxy)
 
 
 class StubCrew:
-    """In the place of `Crew`, with a stub for the endpoint's proxy and for the engine."""
+    """In the place of `ActorGroup`, with a stub for the endpoint's proxy and for the engine."""
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore) -> None:
-        self.clerk: Any = ClerkActor.remote(store)
+        self.run_store: Any = RunStoreActor.remote(store)
         name = f"{config.run_name}/endpoint-default-0"
         self._proxy = ProxyActor.options(name=name).remote()
         self.engine = Engine.remote(0.0)

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lion_ray.actors.crew import Crew
 from lion_ray.config import RunConfig
-from lion_ray.records import ANSWER, OK
-from lion_ray.stages import Run
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress, Stage
+from lion_ray.core.progress import Progress, Stage
+from lion_ray.core.records import ANSWER, OK
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.actor_group import ActorGroup
+from lion_ray.pipeline.shard_stage import Run
 
 
 class Recorder(Progress):
@@ -151,9 +151,9 @@ async def bench_run(config: RunConfig, base_dir: Path, engine: Any) -> AsyncIter
     """A run that has begun, with `engine` as its student; its progress is a `Recorder`."""
     progress = Recorder()
     with claimed(config) as (store, attempt):
-        async with Crew(config, base_dir, store, attempt, progress) as crew:
-            crew.students = StubStudents(engine)  # type: ignore[assignment]
-            yield Run(config, base_dir, store, progress, crew)
+        async with ActorGroup(config, base_dir, store, attempt, progress) as group:
+            group.students = StubStudents(engine)  # type: ignore[assignment]
+            yield Run(config, base_dir, store, progress, group)
 
 
 def commit_checkpoints(store: RunStore, iterations: int) -> None:

@@ -28,10 +28,10 @@ from bench.harness import ROOT, BenchError, environment
 from bench.student_way import Measured, Round, Work
 from bench.texts import REAL, instructions, made
 from lion_ray.config import StudentConfig
-from lion_ray.errors import LionError
-from lion_ray.guard import Guard
+from lion_ray.core.errors import LionError
+from lion_ray.core.process_guard import Guard
 from lion_ray.inference import gpu_build, student_type
-from lion_ray.models import resolve_model
+from lion_ray.models.resolve import resolve_model
 
 MODEL = "bundled:smollm2-135m-instruct"
 """The demo's student."""

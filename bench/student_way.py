@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray.config import StudentConfig
-from lion_ray.guard import Guard, descendants
-from lion_ray.records import derive_seed, instruction_id
+from lion_ray.core.process_guard import Guard, descendants
+from lion_ray.core.records import derive_seed, instruction_id
 
 ITERATION = 1
 
@@ -126,7 +126,7 @@ def raw(work: Work) -> Measured:
     guard = Guard()
     import vllm
 
-    from lion_ray.tokens import Prompter
+    from lion_ray.models.prompter import Prompter
 
     prompter = Prompter.load(folder, config.prompt)
     llm = vllm.LLM(**engine_arguments(config, folder, work.seed))
@@ -170,7 +170,7 @@ def pool(work: Work) -> Measured:
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 
-    from lion_ray.ray_start import RAY_ENVIRONMENT
+    from lion_ray.pipeline.ray_cluster import RAY_ENVIRONMENT
 
     os.environ |= RAY_ENVIRONMENT
     began = time.perf_counter()
@@ -190,7 +190,7 @@ def pool(work: Work) -> Measured:
 async def _pool(work: Work, began: float) -> Measured:
     import ray
 
-    from lion_ray.records import INSTRUCTION, shards, table
+    from lion_ray.core.records import INSTRUCTION, shards, table
 
     async with _student_pool(work) as students:
 
@@ -214,8 +214,8 @@ async def _pool(work: Work, began: float) -> Measured:
 async def _student_pool(work: Work) -> AsyncIterator[Any]:
     from lion_ray.actors.student import ModelRef
     from lion_ray.actors.student_pool import StudentPool
-    from lion_ray.store import RunStore
-    from lion_ray.telemetry import Progress
+    from lion_ray.core.progress import Progress
+    from lion_ray.core.store import RunStore
 
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as folder:
         students = StudentPool(
@@ -257,7 +257,7 @@ def published(work: Work) -> Measured:
     from transformers import AutoModelForCausalLM
 
     from lion_ray.inference import wants_gpu
-    from lion_ray.tokens import Prompter
+    from lion_ray.models.prompter import Prompter
 
     torch.set_num_threads(os.cpu_count() or 1)
     config = work.config

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from lion_ray.algorithm.sources import rows_of
+from lion_ray.data.sources import rows_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL = SHARED / "alpaca" / "alpaca_data.json.gz"

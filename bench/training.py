@@ -24,8 +24,8 @@ from bench.goals import Goal
 from bench.harness import BenchError, run_client
 from bench.peers import Peer
 from bench.texts import REAL, made
-from lion_ray.algorithm.sources import rows_of
-from lion_ray.errors import ModelError
+from lion_ray.core.errors import ModelError
+from lion_ray.data.sources import rows_of
 
 if TYPE_CHECKING:
     from bench.training_way import Job
@@ -132,9 +132,9 @@ def random_model(name: str, folder: Path, rows: list[dict[str, str]]) -> Path:
 def prepare(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -> tuple[Job, Job]:
     """The model, and the rows as every way wants them: jobs to train and to evaluate."""
     from bench.training_way import Job
-    from lion_ray.models import resolve_model
-    from lion_ray.tokens import Prompter
-    from lion_ray.training.data import as_row, encode
+    from lion_ray.imitation.training.data import as_row, encode
+    from lion_ray.models.prompter import Prompter
+    from lion_ray.models.resolve import resolve_model
 
     if given.model in RANDOM:
         folder = random_model(given.model, work / "model", texts(4000))

@@ -132,9 +132,9 @@ def measured(seconds: float, samples: list[dict[str, list[int]]], **more: Any) -
 
 def ours(job: Job) -> dict[str, Any]:
     """The project's trainer, through the spec that everyone gives it."""
-    from lion_ray.training.data import read_rows
-    from lion_ray.training.fit import train
-    from lion_ray.training.spec import TrainSpec
+    from lion_ray.imitation.training.data import read_rows
+    from lion_ray.imitation.training.fit import train
+    from lion_ray.imitation.training.spec import TrainSpec
 
     spec = TrainSpec(
         model_dir=job.model,
@@ -161,7 +161,7 @@ def ours(job: Job) -> dict[str, Any]:
 
 def profiled(job: Job) -> dict[str, Any]:
     """The project's trainer with a timer around each part of a step: seconds by part."""
-    from lion_ray.training import fit
+    from lion_ray.imitation.training import fit
 
     spent: dict[str, float] = defaultdict(float)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lion_ray.guard import Guard, descendants
+from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference.server import free_port
 
 

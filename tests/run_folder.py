@@ -15,13 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lion_ray.algorithm.checks import load_checks
-from lion_ray.algorithm.scores import is_hard, relative_quality
 from lion_ray.config import RunConfig, check_name
-from lion_ray.evaluation.check_scores import checked_rows, counts, describe
-from lion_ray.gateway.calls import Account, Completion
-from lion_ray.gateway.journal import Journal
-from lion_ray.records import (
+from lion_ray.core.records import (
     ANSWER,
     CANDIDATE,
     INSTRUCTION,
@@ -33,8 +28,13 @@ from lion_ray.records import (
     ok_rows,
     table,
 )
-from lion_ray.results import summarise, write_result
-from lion_ray.store import FORMAT, RunStore
+from lion_ray.core.store import FORMAT, RunStore
+from lion_ray.discrimination.checks import load_checks
+from lion_ray.discrimination.scores import is_hard, relative_quality
+from lion_ray.evaluation.check_scores import checked_rows, counts, describe
+from lion_ray.gateway.calls import Account, Completion
+from lion_ray.gateway.journal import Journal
+from lion_ray.pipeline.results import summarise, write_result
 
 BEGAN = 1_800_000_000.0
 WORDS = ("river", "engine", "violin", "harbour", "glacier", "orchard", "senate", "bakery", "comet", "loom")
@@ -201,7 +201,7 @@ class RunFolder:
         self._commit(f"{name}/verdicts", manifest | _spent(verdicts))
 
     def check(self, iteration: int | None) -> None:
-        """The checks' scores of a checkpoint, or of the teacher, where there are checks; as the clerk writes them."""
+        """The checks' scores of a checkpoint, or of the teacher, where there are checks; as the run store actor writes them."""
         checks = load_checks(self.settings.evaluation.checks, Path())
         if not checks:
             return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lion_ray.training.fit import train
-from lion_ray.training.spec import TrainSpec
+from lion_ray.imitation.training.fit import train
+from lion_ray.imitation.training.spec import TrainSpec
 
 
 def make_trained(base: Path, output: Path, *, seed: int) -> None:

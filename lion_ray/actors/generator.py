@@ -21,16 +21,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_ray.actors.door import Door
+from lion_ray.actors.base import BaseActor, restartable
+from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.metrics import PoolMetrics
-from lion_ray.actors.watched import Watched, lasting
-from lion_ray.algorithm.contamination import EvaluationSet
-from lion_ray.algorithm.novelty import NoveltyIndex
-from lion_ray.algorithm.prompts import generator_messages, load_template
-from lion_ray.algorithm.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
 from lion_ray.config import GenerationConfig, GeneratorConfig
+from lion_ray.core.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, Piece, derive_seed, instruction_id, table
+from lion_ray.data.contamination import EvaluationSet
 from lion_ray.gateway.calls import Call, Failure, Outcome
-from lion_ray.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, Piece, derive_seed, instruction_id, table
+from lion_ray.generation.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
+from lion_ray.prompts.messages import generator_messages, load_template
+from lion_ray.similarity.novelty import NoveltyIndex
 
 KINDS = ("hard", "easy")
 BLOCK = 64
@@ -41,7 +41,7 @@ ORDINALS = 1_000_000
 """Ordinals kept for one iteration, so that a seed drawn again is asked anew and not answered from the journal."""
 
 
-class Generator(Watched):
+class Generator(BaseActor):
     """The writer, as an async actor."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Generator(Watched):
     ) -> None:
         self._config = config
         self._limits = limits
-        self._door = Door(proxies)
+        self._door = EndpointHandle(proxies)
         self._templates = {
             "hard": load_template(config.hard_prompt, "generator", base_dir),
             "easy": load_template(config.easy_prompt, "generator", base_dir),
@@ -120,7 +120,7 @@ class Generator(Watched):
         )
 
 
-GeneratorActor: Any = lasting(Generator, at_once=10)
+GeneratorActor: Any = restartable(Generator, at_once=10)
 
 
 @dataclass(frozen=True, slots=True)

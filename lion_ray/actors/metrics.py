@@ -14,8 +14,8 @@ import ray
 from ray.util.metrics import Counter, Histogram
 from ray.util.metrics import Gauge as PassingGauge
 
+from lion_ray.core.progress import Stage
 from lion_ray.gateway.stats import Event, Stats
-from lion_ray.telemetry import Stage
 
 AGAIN_S = 2.0
 """How often standing values are set again; Ray exports every 10 s unless it is told otherwise."""

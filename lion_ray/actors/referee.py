@@ -13,19 +13,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from lion_ray.actors.door import Door
-from lion_ray.actors.watched import Watched, lasting
-from lion_ray.algorithm.canaries import load_canaries
+from lion_ray.actors.base import BaseActor, restartable
+from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.config import RefereeConfig
-from lion_ray.judging import Judge, Row
-from lion_ray.records import OK, VERDICT, instruction_id, table
+from lion_ray.core.records import OK, VERDICT, instruction_id, table
+from lion_ray.discrimination.drift import load_canaries
+from lion_ray.discrimination.pairwise import Judge, Row
 
 _OF_AN_ANSWER = ("id", "text", "status", "reason")
 JUDGED = (("id", "text"), _OF_AN_ANSWER, (*_OF_AN_ANSWER, "version"))
 """The columns that judging needs of instructions, teacher's and student's answers."""
 
 
-class Referee(Watched):
+class Referee(BaseActor):
     """The judge, as an async actor."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Referee(Watched):
         Raises:
             ConfigError: the template or the canaries cannot be used.
         """
-        self._door = Door(proxies)
+        self._door = EndpointHandle(proxies)
         self._judge = Judge(config, structured=structured, base_dir=base_dir, seed=seed)
         self._canaries = load_canaries(config.canaries, config.canary_pairs, base_dir)
         self._near = tau if config.second_order == "near_threshold" else None
@@ -75,4 +75,4 @@ class Referee(Watched):
         return table((row.verdict() for row in rows), VERDICT)
 
 
-RefereeActor: Any = lasting(Referee, at_once=100)
+RefereeActor: Any = restartable(Referee, at_once=100)

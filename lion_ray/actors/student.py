@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from lion_ray.actors.base import BaseActor
 from lion_ray.actors.metrics import EngineMetrics, own_name, vllm_loggers
-from lion_ray.actors.watched import Watched
 from lion_ray.config import StudentConfig
-from lion_ray.inference.canary import Agreement
+from lion_ray.core.store import RunStore
+from lion_ray.core.terminal import tell
 from lion_ray.inference.engine import Engine
-from lion_ray.models import resolve_model
-from lion_ray.store import RunStore
-from lion_ray.terminal import tell
+from lion_ray.inference.weight_check import Agreement
+from lion_ray.models.resolve import resolve_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def _scratch() -> Path:
     return folder
 
 
-class StudentEngine(Watched):
+class StudentEngine(BaseActor):
     """One vLLM engine; `tensor_parallel_size` GPUs where the build is for GPUs."""
 
     def __init__(self, config: StudentConfig, store: RunStore, base_dir: Path, seed: int) -> None:

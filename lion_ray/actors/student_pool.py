@@ -20,15 +20,15 @@ from typing import Any
 
 import ray
 
+from lion_ray.actors.base import get_within
 from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
 from lion_ray.actors.student import ModelRef, StudentActor
-from lion_ray.actors.watched import within
 from lion_ray.config import StudentConfig
-from lion_ray.errors import EngineError, as_raised
+from lion_ray.core.errors import EngineError, as_raised
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
 from lion_ray.inference import wants_gpu
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
 
 MAX_SHARD_ATTEMPTS = 3
 """Engines that one shard may outlive; a shard that ends every engine it meets is the shard's fault."""
@@ -334,7 +334,7 @@ class StudentPool:
         slot.ready = False
         if slot.placed:
             try:
-                await within(slot.actor.shutdown.remote(), SHUTDOWN_S)
+                await get_within(slot.actor.shutdown.remote(), SHUTDOWN_S)
             except (TimeoutError, ray.exceptions.RayError) as error:
                 self._say(f"student engine {slot.number} did not shut down by itself ({_why(error)}); killing it")
         self._end(slot)

@@ -19,13 +19,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lion_ray.actors.door import Door
+from lion_ray.actors.base import BaseActor, restartable
+from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.metrics import EndpointMetrics
-from lion_ray.actors.watched import Watched, lasting
-from lion_ray.algorithm.prompts import load_template, teacher_messages
 from lion_ray.config import EndpointConfig, TeacherConfig
-from lion_ray.errors import EndpointError, LionError, as_raised
-from lion_ray.finish import ending
+from lion_ray.core.errors import EndpointError, LionError, as_raised
+from lion_ray.core.finish_reason import ending
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.core.terminal import tell
 from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
@@ -36,10 +37,9 @@ from lion_ray.gateway.tuning import collect_seldom
 from lion_ray.gateway.wire import UNREACHABLE
 from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
-from lion_ray.quantize import served_folder
-from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
-from lion_ray.terminal import tell
-from lion_ray.weights import fingerprint
+from lion_ray.models.quantize import served_folder
+from lion_ray.models.weights import fingerprint
+from lion_ray.prompts.messages import load_template, teacher_messages
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -70,7 +70,7 @@ class ProxySettings:
     """The proxies of each endpoint that answers for the teacher while this one is down, in order."""
 
 
-class TeacherProxy(Watched):
+class TeacherProxy(BaseActor):
     """An endpoint of the run, as an async actor."""
 
     def __init__(self, settings: ProxySettings) -> None:
@@ -207,9 +207,9 @@ class TeacherProxy(Watched):
         return [outcomes[i] for i in range(len(calls))]
 
     @cached_property
-    def _fallbacks(self) -> list[Door]:
+    def _fallbacks(self) -> list[EndpointHandle]:
         # Looked up at the first need: when this proxy was made, the others may not have been.
-        return [Door(names) for names in self._settings.fallbacks]
+        return [EndpointHandle(names) for names in self._settings.fallbacks]
 
     def _call(self, row_id: str, text: str, stage: str) -> Call:
         # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
@@ -267,7 +267,7 @@ def _passes_on(outcome: Outcome) -> bool:
     return isinstance(outcome, Failure) and outcome.reason in (DOWN, UNREACHABLE)
 
 
-TeacherActor: Any = lasting(TeacherProxy, at_once=1000)
+TeacherActor: Any = restartable(TeacherProxy, at_once=1000)
 
 
 def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:

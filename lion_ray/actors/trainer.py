@@ -1,4 +1,4 @@
-"""Imitation under Ray Train: hands `training.fit` its rows, Ray Train's report and its last checkpoint.
+"""Imitation under Ray Train: hands `imitation.training.fit` its rows, Ray Train's report and its last checkpoint.
 
 Invariants:
 - A fit is named by the iteration, so a retried one is restored where it was, and a finished one is not run again.
@@ -29,17 +29,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.actors.resources import group_waits, scarce
 from lion_ray.actors.student import ModelRef
-from lion_ray.algorithm.pools import train_pool
 from lion_ray.config import ImitationConfig
-from lion_ray.errors import LionError, TrainingError, as_raised
+from lion_ray.core.errors import LionError, TrainingError, as_raised
+from lion_ray.core.records import OK
+from lion_ray.core.store import RunStore
+from lion_ray.data.pools import train_pool
 from lion_ray.inference import gpu_build, student_type, wants_gpu
-from lion_ray.machine import cores
-from lion_ray.records import OK
-from lion_ray.store import RunStore
+from lion_ray.models.machine import cores
 
 if TYPE_CHECKING:
-    from lion_ray.stages import Run
-    from lion_ray.store import Manifest
+    from lion_ray.core.store import Manifest
+    from lion_ray.pipeline.shard_stage import Run
 
 CANARY_PROMPTS = (
     "What is the capital of France?",
@@ -54,7 +54,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     """Fine-tune `start` on the Train Pool's answers; the model is then in ``iteration-k/checkpoint/model``.
 
     Returns:
-        What `training.fit.train` measured: steps, tokens per second, held-out loss before and after, and so on.
+        What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, and so on.
 
     Raises:
         TrainingError: the workers failed more often than `max_restarts`.
@@ -167,8 +167,8 @@ def _worker(job: dict[str, Any]) -> None:
     """One Ray Train worker: fetch, train, and on rank 0 move the result into the run folder."""
     import torch
 
-    from lion_ray.training.fit import train
-    from lion_ray.training.spec import TrainSpec
+    from lion_ray.imitation.training.fit import train
+    from lion_ray.imitation.training.spec import TrainSpec
 
     store: RunStore = job["store"]
     context = ray.train.get_context()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lion_ray.terminal import Terminal
+from lion_ray.core.terminal import Terminal
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
 

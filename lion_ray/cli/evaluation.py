@@ -12,11 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from lion_ray.cli.common import AsJson, results_console
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lion_ray.evaluation.party import Party
-    from lion_ray.telemetry import Progress
+    from lion_ray.core.progress import Progress
+    from lion_ray.evaluation.participants import Participant
 
 CHOICES = ("bbh", "agieval")
 PARTY = "a run (RUN@N: after iteration N), a model, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
@@ -84,47 +84,55 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a suite (the word run may be left out)."""
-    from lion_ray.evaluation.party import Wishes, find_party
+    from lion_ray.core.progress import Progress
+    from lion_ray.evaluation.participants import ParticipantOptions, find_participant
     from lion_ray.evaluation.session import done, place_of
-    from lion_ray.telemetry import Progress
 
     progress = Progress(sys.stderr)
     try:
-        wishes = Wishes("TARGET", iteration, model, api_key_env, prompt, dtype, temperature, max_tokens)
-        party = find_party(target, wishes, progress.say)
-        place = place_of(party, out, journal)
+        options = ParticipantOptions("TARGET", iteration, model, api_key_env, prompt, dtype, temperature, max_tokens)
+        participant = find_participant(target, options, progress.say)
+        place = place_of(participant, out, journal)
         if suite in CHOICES:
             if reference or judge or questions:
                 raise ConfigError(f"--suite {suite} takes --data, and neither --questions, --reference nor --judge")
             if temperature is not None:
                 raise ConfigError(f"--suite {suite} is asked at temperature 0: leave --temperature out")
-            from lion_ray.evaluation.choices import MAX_TOKENS, ChoicePlan, choose
+            from lion_ray.evaluation.benchmarks.run import MAX_TOKENS, ChoicePlan, choose
 
-            if party.recorded is not None:
+            if participant.recorded is not None:
                 raise ConfigError(f"{target}: recorded outputs are scored by `lion-ray eval score --suite {suite}`")
             asked = _choices(suite, data)
-            plan = ChoicePlan(suite, asked, party, letters, limit, max_tokens or MAX_TOKENS, budget)
+            plan = ChoicePlan(suite, asked, participant, letters, limit, max_tokens or MAX_TOKENS, budget)
             _show_choices(done(choose(plan, place, progress)), as_json)
             return
-        if (checked := _check_plan(suite, party, limit, budget, temperature, max_tokens, reference, judge)) is not None:
+        if (
+            checked := _check_plan(suite, participant, limit, budget, temperature, max_tokens, reference, judge)
+        ) is not None:
             if reference or judge or questions or data:
                 others = "--questions, --data, --reference nor --judge"
                 raise ConfigError(f"--suite {suite} is scored by checks; it takes neither {others}")
-            from lion_ray.evaluation.checked import check_suite
+            from lion_ray.evaluation.checks import check_suite
 
             _show_checked(done(check_suite(checked, place, progress)), as_json)
             return
         if data is not None:
             raise ConfigError(f"--data is for {' and '.join(CHOICES)}; --suite {suite} takes --questions")
-        from lion_ray.evaluation.pairwise import PairwisePlan, compare
-        from lion_ray.evaluation.relative import settings
+        from lion_ray.discrimination.quality import settings
+        from lion_ray.evaluation.pairwise.run import PairwisePlan, compare
 
-        other = _reference(party, reference, Wishes("--reference", None, None, api_key_env, prompt, dtype), progress)
+        other = _reference(
+            participant, reference, ParticipantOptions("--reference", None, None, api_key_env, prompt, dtype), progress
+        )
         referee = _judge(
-            party, judge, judge_prompt, Wishes("--judge", None, None, api_key_env, prompt, dtype), progress
+            participant,
+            judge,
+            judge_prompt,
+            ParticipantOptions("--judge", None, None, api_key_env, prompt, dtype),
+            progress,
         )
         how = settings(setting, samples, referee.temperature)
-        compared = PairwisePlan(suite, questions, party, other, referee, how, limit, budget)
+        compared = PairwisePlan(suite, questions, participant, other, referee, how, limit, budget)
         _show_relative(done(compare(compared, place, progress)), as_json)
     finally:
         progress.close()
@@ -142,7 +150,7 @@ def score_outputs(
     as_json: AsJson = False,
 ) -> None:
     """Score recorded outputs on a benchmark, without a model."""
-    from lion_ray.evaluation.scoring import read_outputs, score
+    from lion_ray.evaluation.benchmarks.recorded import read_outputs, score
 
     scored = score(suite, _choices(suite, data), read_outputs(outputs), letters)
     if as_json:
@@ -153,7 +161,7 @@ def score_outputs(
 
 def _check_plan(
     suite: str,
-    party: Party,
+    participant: Participant,
     limit: int | None,
     budget: float | None,
     temperature: float | None,
@@ -162,42 +170,44 @@ def _check_plan(
     judge: str | None,
 ) -> Any:
     """The plan of a suite that checks score; None where it is another one."""
-    from lion_ray.evaluation.checked import own_suite, run_suite
+    from lion_ray.evaluation.checks import own_suite, run_suite
 
     if suite.lower().endswith((".yaml", ".yml")):
-        return own_suite(Path(suite), party, limit, budget, temperature=temperature, max_tokens=max_tokens)
+        return own_suite(Path(suite), participant, limit, budget, temperature=temperature, max_tokens=max_tokens)
     # With a judge or somebody to compare with, a file of questions is a suite of relative quality.
-    return None if reference or judge else run_suite(suite, party, limit, budget)
+    return None if reference or judge else run_suite(suite, participant, limit, budget)
 
 
 def _choices(suite: str, data: str | None) -> Any:
     """A lettered suite's questions, from a folder or the hub."""
-    from lion_ray.evaluation.benchmarks import FILES, load_suite
+    from lion_ray.evaluation.benchmarks.protocol import FILES, load_suite
 
     if data is None:
         raise ConfigError(f"--suite {suite} needs its questions: --data FOLDER ({FILES[suite]}), or --data hub")
     if data == "hub":
-        from lion_ray.evaluation.hub import load_from_hub
+        from lion_ray.evaluation.benchmarks.hub import load_from_hub
 
         return load_from_hub(suite)
     return load_suite(suite, Path(data))
 
 
-def _reference(target: Party, named: str | None, wishes: Any, progress: Progress) -> Party:
-    from lion_ray.evaluation.party import find_party, teacher_of
+def _reference(target: Participant, named: str | None, options: Any, progress: Progress) -> Participant:
+    from lion_ray.evaluation.participants import find_participant, teacher_of
 
     if named is not None:
-        return find_party(named, wishes, progress.say)
+        return find_participant(named, options, progress.say)
     if target.run is None:
         raise ConfigError(f"--reference is missing: whom the target is compared with; {PARTY}")
     return teacher_of(target.run)
 
 
-def _judge(target: Party, named: str | None, template: str | None, wishes: Any, progress: Progress) -> Party:
-    from lion_ray.evaluation.party import as_judge, find_party, referee_of
+def _judge(
+    target: Participant, named: str | None, template: str | None, options: Any, progress: Progress
+) -> Participant:
+    from lion_ray.evaluation.participants import as_judge, find_participant, referee_of
 
     if named is not None:
-        return as_judge(find_party(named, wishes, progress.say), template or "explain")
+        return as_judge(find_participant(named, options, progress.say), template or "explain")
     if target.run is None:
         raise ConfigError(f"--judge is missing: who judges; {PARTY.rpartition(', or ')[0]}")
     referee = referee_of(target.run)
@@ -205,13 +215,13 @@ def _judge(target: Party, named: str | None, template: str | None, wishes: Any, 
 
 
 def _show_relative(found: Any, as_json: bool) -> None:
-    from lion_ray.evaluation.tables import notes, relative_tables
+    from lion_ray.evaluation.pairwise.table import notes, relative_tables
 
     _show(found, as_json, relative_tables, notes)
 
 
 def _show_checked(found: Any, as_json: bool) -> None:
-    from lion_ray.evaluation.checked import check_notes, check_tables
+    from lion_ray.evaluation.checks import check_notes, check_tables
 
     _show(found, as_json, check_tables, check_notes)
 
@@ -242,8 +252,8 @@ def _show_choices(found: Any, as_json: bool) -> None:
 
 
 def _print_score(scored: Any) -> None:
-    from lion_ray.evaluation.benchmarks import FILES
-    from lion_ray.evaluation.scoring import score_table
+    from lion_ray.evaluation.benchmarks.protocol import FILES
+    from lion_ray.evaluation.benchmarks.recorded import score_table
 
     console = results_console()
     console.print(score_table(scored))

@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lion_ray.terminal import harmless
+from lion_ray.core.terminal import harmless
 
 if TYPE_CHECKING:
-    from lion_ray.examples import Example, Said
+    from lion_ray.analysis.examples import Example, Said
 
 
 def print_examples(console: Console, found: list[Example]) -> None:
     """Print each example: the instruction, and the three answers side by side."""
-    from lion_ray.examples import HOW
+    from lion_ray.analysis.examples import HOW
 
     if not found:
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lion_ray.cli.common import AsJson
-from lion_ray.terminal import tell
+from lion_ray.core.terminal import tell
 
 diff_app = typer.Typer(help="Delta weights: what tuning changed, to be joined to the base.", no_args_is_help=True)
 
@@ -35,11 +35,11 @@ def export_run(
     as_json: AsJson = False,
 ) -> None:
     """A run's data set (Parquet), model and adapters with their cards, as a folder or on the hub."""
-    from lion_ray.checkpoints import open_run
     from lion_ray.export.folder import export
     from lion_ray.export.hub import check_target
     from lion_ray.export.hub import push as push_to_hub
     from lion_ray.export.source import Source
+    from lion_ray.models.checkpoints import open_run
 
     if push is not None:
         check_target(push)
@@ -65,8 +65,8 @@ def diff_make(
     ] = None,
 ) -> None:
     """Delta weights: what the tuned model has and its base has not."""
-    from lion_ray import delta
-    from lion_ray.models import resolve_model
+    from lion_ray.models import delta
+    from lion_ray.models.resolve import resolve_model
 
     delta.make(resolve_model(base, base_dir=None, progress=tell), tuned, out, dtype=dtype)
 
@@ -78,8 +78,8 @@ def diff_recover(
     out: Annotated[Path, typer.Argument(help="A new folder for the tuned model.")],
 ) -> None:
     """The tuned model again, to the bit, from its base and a delta."""
-    from lion_ray import delta
-    from lion_ray.models import resolve_model
+    from lion_ray.models import delta
+    from lion_ray.models.resolve import resolve_model
 
     delta.recover(resolve_model(base, base_dir=None, progress=tell), diff, out)
 

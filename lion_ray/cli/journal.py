@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from lion_ray.cli.common import AsJson, results_console
-from lion_ray.errors import ConfigError, DataError
-from lion_ray.terminal import tell
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.terminal import tell
 
 if TYPE_CHECKING:
     from lion_ray.gateway.journal.folder import Folder
@@ -24,9 +24,9 @@ JournalPath = Annotated[str, typer.Argument(help="A run's journal folder, or a U
 @journal_app.command()
 def stats(path: JournalPath, as_json: AsJson = False) -> None:
     """What a journal holds, and what was paid for it."""
+    from lion_ray.core.progress import count
     from lion_ray.gateway.journal.inspection import survey
     from lion_ray.gateway.journal.spending import Spent
-    from lion_ray.telemetry import count
 
     found = survey(_folder(path))
     if as_json:
@@ -59,8 +59,8 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
 @journal_app.command()
 def verify(path: JournalPath, as_json: AsJson = False) -> None:
     """Read every line; say where each damaged one is. Exit code 3 where there is one."""
+    from lion_ray.core.progress import count
     from lion_ray.gateway.journal import inspection
-    from lion_ray.telemetry import count
 
     found = inspection.verify(_folder(path))
     if as_json:
@@ -79,8 +79,8 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
 @journal_app.command()
 def compact(path: JournalPath) -> None:
     """Merge what no live run is writing into few segments; drop damaged lines and second copies."""
+    from lion_ray.core.progress import count
     from lion_ray.gateway.journal import compaction
-    from lion_ray.telemetry import count
 
     done = compaction.compact(_folder(path))
     print(f"before  {count(done.segments_before, 'segments')}, {done.bytes_before / 2**20:,.1f} MiB")

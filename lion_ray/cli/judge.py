@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from lion_ray.cli.common import AsJson, results_console
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
 
 judge_app = typer.Typer(help="The referee, measured.", no_args_is_help=True)
 
@@ -56,12 +56,12 @@ def calibrate(
     """
     from dataclasses import replace
 
-    from lion_ray.checkpoints import open_run
-    from lion_ray.evaluation import calibrate as calibration
-    from lion_ray.evaluation.calibration_table import report_tables
-    from lion_ray.evaluation.cases import read_pairs
+    from lion_ray.core.progress import Progress
+    from lion_ray.evaluation.calibration import run as calibration
+    from lion_ray.evaluation.calibration.cases import read_pairs
+    from lion_ray.evaluation.calibration.table import report_tables
     from lion_ray.evaluation.session import done
-    from lion_ray.telemetry import Progress
+    from lion_ray.models.checkpoints import open_run
 
     store = open_run(run) if run is not None else None
     if named is not None:

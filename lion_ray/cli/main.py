@@ -24,8 +24,8 @@ from lion_ray.cli.evaluation import eval_app
 from lion_ray.cli.export import diff_app, export_run
 from lion_ray.cli.journal import journal_app
 from lion_ray.cli.judge import judge_app
-from lion_ray.errors import ConfigError, DataError, LionError, as_raised
-from lion_ray.terminal import tell
+from lion_ray.core.errors import ConfigError, DataError, LionError, as_raised
+from lion_ray.core.terminal import tell
 
 app = typer.Typer(
     name="lion-ray",
@@ -49,13 +49,13 @@ RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name unde
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run a distillation, or resume it: the same command does both."""
-    from lion_ray import runner
+    from lion_ray.analysis.examples import read_examples
     from lion_ray.cli.examples import print_examples
     from lion_ray.config.file import load_config
-    from lion_ray.examples import read_examples
-    from lion_ray.results import results_table
-    from lion_ray.store import RunStore
-    from lion_ray.telemetry import Progress
+    from lion_ray.core.progress import Progress
+    from lion_ray.core.store import RunStore
+    from lion_ray.pipeline import runner
+    from lion_ray.pipeline.results import results_table
 
     loaded = load_config(config, overrides or [])
     progress = Progress()
@@ -87,8 +87,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Show the job's log until it ends.")] = True,
 ) -> None:
     """Run, or resume, on a Ray cluster as a job: see cluster/README.md."""
-    from lion_ray import submit as jobs
     from lion_ray.config.file import load_config
+    from lion_ray.pipeline import submit as jobs
 
     resources = dict(named_amount(text) for text in driver_resource or [])
     how = jobs.Submission(address, driver_cpus=driver_cpus, driver_resources=resources, installed=installed)
@@ -103,9 +103,9 @@ def submit(
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """What a run has done and is doing, from its folder alone."""
-    from lion_ray.checkpoints import open_run
-    from lion_ray.results import results_table
-    from lion_ray.status import read_status
+    from lion_ray.models.checkpoints import open_run
+    from lion_ray.pipeline.results import results_table
+    from lion_ray.pipeline.status import read_status
 
     found = read_status(open_run(run))
     if as_json:
@@ -124,9 +124,9 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(run: RunFolder, as_json: AsJson = False) -> None:
     """Read everything in a run's folder and say what is not as it was written. Exit code 3 where something is not."""
-    from lion_ray.checkpoints import open_run
-    from lion_ray.telemetry import count
-    from lion_ray.verify import verify as look
+    from lion_ray.core.progress import count
+    from lion_ray.models.checkpoints import open_run
+    from lion_ray.pipeline.verify import verify as look
 
     store = open_run(run)
     found = look(store)
@@ -154,7 +154,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """What a run did and whether it helped: one HTML file, to be read anywhere."""
-    from lion_ray.checkpoints import open_run
+    from lion_ray.models.checkpoints import open_run
     from lion_ray.report.command import report as make
 
     tell(make(open_run(run), out=out, show=show))
@@ -163,9 +163,9 @@ def report(
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run will take, stage by stage, before anything is spent."""
-    from lion_ray.checks import check_templates
     from lion_ray.config.file import load_config
-    from lion_ray.plan import make_plan, plan_table
+    from lion_ray.pipeline.plan import make_plan, plan_table
+    from lion_ray.pipeline.preflight import check_templates
 
     loaded = load_config(config, overrides or [])
     check_templates(loaded)
@@ -186,8 +186,8 @@ def chat(
     iteration: Annotated[int | None, typer.Option(help="Which iteration's student; the last by default.")] = None,
 ) -> None:
     """Talk to a run's student."""
-    from lion_ray.chat import chat as talk
-    from lion_ray.checkpoints import open_run
+    from lion_ray.inference.chat import chat as talk
+    from lion_ray.models.checkpoints import open_run
 
     talk(open_run(run), message=message, iteration=iteration)
 
@@ -203,8 +203,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a run's student: an OpenAI-compatible server, until Ctrl-C."""
-    from lion_ray.checkpoints import open_run
-    from lion_ray.serve import serve as stand
+    from lion_ray.inference.serving import serve as stand
+    from lion_ray.models.checkpoints import open_run
 
     stand(open_run(run), iteration=iteration, host=host, port=port, key_env=api_key_env)
 
@@ -212,7 +212,7 @@ def serve(
 @models_app.command("list")
 def models_list(as_json: AsJson = False) -> None:
     """The bundled models, and which are here already."""
-    from lion_ray.models import list_models
+    from lion_ray.models.resolve import list_models
 
     found = list_models()
     if as_json:
@@ -229,7 +229,7 @@ def models_list(as_json: AsJson = False) -> None:
 @models_app.command("fetch")
 def models_fetch(name: Annotated[str, typer.Argument(help="bundled:NAME, or a hub name.")]) -> None:
     """Fetch a model now, so that a run need not."""
-    from lion_ray.models import resolve_model
+    from lion_ray.models.resolve import resolve_model
 
     tell(resolve_model(name, base_dir=None, progress=tell))
 
@@ -240,7 +240,7 @@ app.command("export")(export_run)
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What is installed and what is missing, in words."""
-    from lion_ray.doctor import check
+    from lion_ray.pipeline.doctor import check
 
     checks = check()
     if as_json:

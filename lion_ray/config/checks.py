@@ -2,7 +2,7 @@
 
 Invariants:
 - A check is chosen by `type:`, or is a function of the user's own (`import_path:`). What it does is up to
-  `algorithm.checks`.
+  `discrimination.checks`.
 - A pattern that does not compile and a schema that is no schema are refused where they are written.
 
 This module imports no check and opens no file.

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from lion_ray.addresses import check_api
 from lion_ray.config.section import Dtype, Section, by_machine, operational
+from lion_ray.core.addresses import check_api
 
 _OWN_FIELDS = {
     "model": "the endpoint's model",

@@ -28,7 +28,7 @@ from pydantic.fields import FieldInfo
 
 from lion_ray.config import EndpointConfig, RunConfig, Section
 from lion_ray.config.keys import KeyDoc, KeyPath, choices, describe, differences, section_of, variants_of, wanted
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
 
 __all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config"]
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lion_ray.addresses import check_storage
 from lion_ray.config.checks import EvaluationConfig
 from lion_ray.config.endpoints import EndpointConfig
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
+from lion_ray.core.addresses import check_storage
 
 SHARD_ROWS, MAX_SHARD_ROWS, MANY_SHARDS = 64, 512, 256
 """Where `shard_rows` is not given: rows of a shard in a small pool, in a vast one, and the shards that are many."""

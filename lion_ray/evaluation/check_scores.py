@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lion_ray.algorithm.checks import Check, apply_checks, mean_score
-from lion_ray.evaluation.measures import Estimate
-from lion_ray.evaluation.relative import percentiles, resampled_sums
-from lion_ray.records import CHECKED, OK, QUARANTINED, references, table
+from lion_ray.core.records import CHECKED, OK, QUARANTINED, references, table
+from lion_ray.discrimination.checks import Check, apply_checks, mean_score
+from lion_ray.discrimination.quality import percentiles, resampled_sums
+from lion_ray.evaluation.statistics import Estimate
 
 UNANSWERED = "no answer"
 """How the reason of a row begins whose answer is quarantined: no check was applied."""

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import orjson
 
 from lion_ray.config import EndpointConfig
+from lion_ray.core.progress import Progress
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget, Ledger
 from lion_ray.gateway.request import as_sent
 from lion_ray.inference.server import ModelServer
-from lion_ray.telemetry import Progress
-from lion_ray.weights import fingerprint
+from lion_ray.models.weights import fingerprint
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Asked:
         Args:
             budget: shared by all endpoints of one evaluation; its cap None means none.
             account: the run in the journal's accounts; not the name of a run that has a budget of its own.
-            server: makes the one to start in place of the configuration's (see `serve.model_server`).
+            server: makes the one to start in place of the configuration's (see `inference.serving.model_server`).
         """
         self.name, self.config = name, config
         self._journal, self._budget, self._progress = journal, budget, progress
@@ -126,7 +126,7 @@ class Asked:
         if serve is None or self._server is not None:
             return ""
         if self._hashed is None:
-            from lion_ray.quantize import served_folder
+            from lion_ray.models.quantize import served_folder
 
             model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
             self._hashed = await asyncio.to_thread(fingerprint, Path(model))
@@ -139,7 +139,7 @@ class Asked:
         serve = self.config.serve
         if serve is None:
             return None
-        from lion_ray.quantize import served_folder
+        from lion_ray.models.quantize import served_folder
 
         model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
         return ModelServer(serve, str(model), self.config.model)

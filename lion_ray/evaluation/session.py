@@ -1,4 +1,4 @@
-"""What an evaluation works in: a journal, a budget, the endpoints of its parties, and where its results go.
+"""What an evaluation works in: a journal, a budget, the endpoints of its participants, and where its results go.
 
 Invariants:
 - A run's evaluations are in the run's folder and its journal, under the account ``NAME/eval``: its own budget is not
@@ -20,14 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lion_ray.errors import BudgetError, ConfigError
+from lion_ray.core.errors import BudgetError, ConfigError
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
 from lion_ray.evaluation.endpoint import Asked, Spending
-from lion_ray.evaluation.party import Party
+from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget
-from lion_ray.serve import model_server
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.inference.serving import model_server
 
 T = TypeVar("T")
 FOLDER = "evaluations"
@@ -47,7 +47,7 @@ class Place:
         return f"{self.prefix}{stem}.{suffix}"
 
 
-def place_of(target: Party, out: Path | None, journal: str | None) -> Place:
+def place_of(target: Participant, out: Path | None, journal: str | None) -> Place:
     """Where a target's evaluations belong, unless `out` or `journal` say otherwise."""
     run, config = target.run, target.run_config
     if run is None or config is None:
@@ -68,34 +68,38 @@ class Session:
     journal: Journal
     budget: Budget
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _open: list[tuple[Party, Asked]] = field(default_factory=list)
+    _open: list[tuple[Participant, Asked]] = field(default_factory=list)
     _spent: dict[str, Spending] = field(default_factory=dict)
 
-    async def asked(self, party: Party) -> Asked:
-        """The party's endpoint; the same for two parties that share one. Another's server ends before this one starts.
+    async def asked(self, participant: Participant) -> Asked:
+        """The participant's endpoint; the same for two participants that share one. Another's server ends before this one starts.
 
         Two models seldom fit a machine together, and a served one answers nothing once its phase is over.
         """
-        assert party.config is not None
+        assert participant.config is not None
         for other, asked in self._open:
-            if (other.endpoint, other.config, other.base_dir) == (party.endpoint, party.config, party.base_dir):
+            if (other.endpoint, other.config, other.base_dir) == (
+                participant.endpoint,
+                participant.config,
+                participant.base_dir,
+            ):
                 return asked
         for _, asked in self._open:
             await asked.close()
-        server, served = None, party.served
+        server, served = None, participant.served
         if served is not None:
-            server = partial(model_server, served.config, party.config.model, served.prompt, served.base_dir)
+            server = partial(model_server, served.config, participant.config.model, served.prompt, served.base_dir)
         asked = Asked(
-            party.endpoint,
-            party.config,
+            participant.endpoint,
+            participant.config,
             self.journal,
             self.budget,
             account=self.place.account,
-            base_dir=party.base_dir,
+            base_dir=participant.base_dir,
             progress=self.progress,
             server=server,
         )
-        self._open.append((party, asked))
+        self._open.append((participant, asked))
         return await self._stack.enter_async_context(asked)
 
     def costs(self) -> dict[str, dict[str, Any]]:
@@ -105,29 +109,29 @@ class Session:
 
 @asynccontextmanager
 async def session(
-    place: Place, stem: str, progress: Progress, parties: Iterable[Party], cap: float | None
+    place: Place, stem: str, progress: Progress, participants: Iterable[Participant], cap: float | None
 ) -> AsyncIterator[Session]:
     """Open the journal and the budget; end what was started, however the block ends.
 
     Raises:
-        ConfigError: a budget is set, and a party's price is not known.
+        ConfigError: a budget is set, and a participant's price is not known.
         BudgetError: the budget is spent, in words for the command line.
         CancelledError: on SIGTERM; see `done`.
     """
-    parties = list(parties)
-    for party in parties:
-        config = party.config
-        free = config is None or config.serve is not None or party.served is not None
+    participants = list(participants)
+    for participant in participants:
+        config = participant.config
+        free = config is None or config.serve is not None or participant.served is not None
         if cap is not None and not free and config is not None and config.prices is None:
             raise ConfigError(
-                f"--budget: endpoint {party.endpoint} has no prices, and without them nothing can be capped; write it "
+                f"--budget: endpoint {participant.endpoint} has no prices, and without them nothing can be capped; write it "
                 "into a configuration with its prices, and name it CONFIG.yaml:NAME"
             )
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     journal = await asyncio.to_thread(Journal.open, place.journal)
-    never = [one.endpoint for one in parties if one.config and one.config.assume_billed == "never"]
+    never = [one.endpoint for one in participants if one.config and one.config.assume_billed == "never"]
     accounts = await asyncio.to_thread(journal.spending, place.account, never_billed=never)
     spent = sum(one.usd for account, one in accounts.items() if account.stage == stem)
     opened = Session(place, stem, progress, journal, Budget(cap, spent=spent))
@@ -151,6 +155,6 @@ def done(work: Coroutine[Any, Any, T]) -> T:
         raise KeyboardInterrupt from None
 
 
-def made_at() -> str:
+def utc_now() -> str:
     """Now, as results say it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

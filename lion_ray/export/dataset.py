@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lion_ray.algorithm.scores import is_hard
+from lion_ray.core.records import OK, ORDERS, table
+from lion_ray.discrimination.scores import is_hard
 from lion_ray.export.source import HELDOUT, Source
-from lion_ray.records import OK, ORDERS, table
-from lion_ray.stages import Shard
+from lion_ray.pipeline.shard_stage import Shard
 
 if TYPE_CHECKING:
-    from lion_ray.tokens import Prompter
+    from lion_ray.models.prompter import Prompter
 
 TRAIN, LEFT_OUT, CACHE = "train", "left_out", "cache"
 """The splits, beside the held-out one."""
@@ -140,7 +140,7 @@ def write_dataset(source: Source, folder: Path, prompter: Prompter) -> Written:
 
 
 def _answers(source: Source, shards: list[Shard], iteration: int, prompter: Prompter) -> Iterator[dict[str, Any]]:
-    from lion_ray.training.data import encode
+    from lion_ray.imitation.training.data import encode
 
     length, truncated = source.get("imitation.max_length"), source.get("imitation.truncated")
     for shard in shards:

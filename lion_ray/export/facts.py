@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lion_ray.algorithm.prompts import load_template
-from lion_ray.catalogue import CATALOGUE
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
 from lion_ray.export.markdown import escape, fenced, table
 from lion_ray.export.source import Source, public_name
-from lion_ray.models import BUNDLED
-from lion_ray.tokens import INSTRUCTION_FRAME
+from lion_ray.models.bundled import CATALOGUE
+from lion_ray.models.prompter import INSTRUCTION_FRAME
+from lion_ray.models.resolve import BUNDLED
+from lion_ray.prompts.messages import load_template
 
 PAPER = "[Lion: Adversarial Distillation of Proprietary Large Language Models](https://arxiv.org/abs/2305.12870)"
 CITATION = """@inproceedings{jiang2023lion,

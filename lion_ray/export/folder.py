@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray import __version__
-from lion_ray.durable import whole_folder
-from lion_ray.errors import ConfigError, DataError
+from lion_ray.core.durable import whole_folder
+from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.export.data_card import data_card
 from lion_ray.export.dataset import TRAIN, write_dataset
 from lion_ray.export.model import fetch_tokenizer, has_adapters, write_adapter, write_model

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from lion_ray.errors import ConfigError, EndpointError, InfrastructureError
+from lion_ray.core.errors import ConfigError, EndpointError, InfrastructureError
 from lion_ray.export.folder import PARTS, Exported
 
 TOKEN = "HF_TOKEN"

@@ -19,9 +19,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_ray.errors import ConfigError, DataError
+from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.export.source import Source, public_name
-from lion_ray.tokens import Prompter, frame_template
+from lion_ray.models.prompter import Prompter, frame_template
 
 if TYPE_CHECKING:
     import torch

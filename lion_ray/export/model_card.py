@@ -12,7 +12,7 @@ from typing import Any
 from lion_ray.export import facts
 from lion_ray.export.markdown import escape, fenced, table
 from lion_ray.export.source import HELDOUT, Source, hub_name, public_name
-from lion_ray.models import BUNDLED
+from lion_ray.models.resolve import BUNDLED
 
 SETTINGS = (
     "epochs",
@@ -114,7 +114,7 @@ def _asking(source: Source) -> str:
     if frame is None:
         return "With its chat template, one user turn, without a system message: that is how it was trained."
     shown = fenced(frame.replace("{instruction}", "{your instruction}"))
-    return f"With this text around an instruction; `chat_template.jinja` makes it of a chat's last message:\n\n{shown}"
+    return f"With this text around an instruction; `models.chat_template.jinja` makes it of a chat's last message:\n\n{shown}"
 
 
 def _running(source: Source) -> Iterator[str]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lion_ray.algorithm.pools import cache_pools, train_pool
-from lion_ray.errors import ConfigError
-from lion_ray.models import BUNDLED
-from lion_ray.results import IterationResult, summarise
-from lion_ray.stages import Shard
-from lion_ray.store import Manifest, RunStore
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.data.pools import cache_pools, train_pool
+from lion_ray.models.resolve import BUNDLED
+from lion_ray.pipeline.results import IterationResult, summarise
+from lion_ray.pipeline.shard_stage import Shard
 
 HELDOUT = "heldout"
 

@@ -18,7 +18,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from lion_ray.addresses import is_loopback, without_secrets
+from lion_ray.core.addresses import is_loopback, without_secrets
 
 CHAT = "/chat/completions"
 KEEPALIVE_IDLE_S = 30

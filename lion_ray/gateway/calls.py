@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from lion_ray.finish import Ending, ending
-from lion_ray.thoughts import only_thoughts, without_thoughts
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.core.thoughts import only_thoughts, without_thoughts
 
 REFUSED = "refusal"
 """The finish reason of an answer whose `refusal` field is filled (OpenAI's chat completions; Anthropic's own name)."""

@@ -23,10 +23,10 @@ from functools import partial
 import openai
 import orjson
 
-from lion_ray.addresses import without_secrets
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError, InfrastructureError
-from lion_ray.finish import Ending, ending
+from lion_ray.core.addresses import without_secrets
+from lion_ray.core.errors import EndpointError, InfrastructureError
+from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.address import Address, read_address
 from lion_ray.gateway.batch import BatchQueue
 from lion_ray.gateway.batch.state import BatchRecords

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from lion_ray.config import PricesConfig
-from lion_ray.errors import BudgetError
+from lion_ray.core.errors import BudgetError
 from lion_ray.gateway.usage import Bounds, Settled
 
 MILLION = 1_000_000

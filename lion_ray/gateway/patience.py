@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.wire import RateLimited, in_words
 
 TOO_LONG_IN_ROW = 3

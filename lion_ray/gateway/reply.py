@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lion_ray.finish import Ending, ending
+from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.calls import REFUSED, TokenChoice
 from lion_ray.gateway.inside import error_inside
 from lion_ray.gateway.limits import Told

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError, InfrastructureError
+from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
 from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.calls import Failure
 from lion_ray.gateway.faults import MAX_TOKENS_FIELDS
 

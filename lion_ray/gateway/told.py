@@ -6,7 +6,7 @@ This module decides nothing: whose fault a refusal is, `faults` guesses and `sus
 from __future__ import annotations
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.calls import Call, Failure
 from lion_ray.gateway.faults import MAX_TOKENS_FIELDS, named_fields
 from lion_ray.gateway.suspects import BY_NUMBER, Suspicion

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.addresses import without_secrets
+from lion_ray.core.addresses import without_secrets
 from lion_ray.gateway.faults import Fault, fault_of, is_model, is_one_requests, is_quota
 from lion_ray.gateway.limits import KINDS, Told
 

@@ -3,7 +3,7 @@
 from importlib import metadata
 
 from lion_ray.config import Dtype, NumberType
-from lion_ray.machine import resolve_type
+from lion_ray.models.machine import resolve_type
 
 
 def gpu_build() -> bool:

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lion_ray.config import StudentConfig
-from lion_ray.errors import EngineError, ModelError
-from lion_ray.guard import Guard, command_line, descendants
+from lion_ray.core.errors import EngineError, ModelError
+from lion_ray.core.process_guard import Guard, command_line, descendants
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, student_type
-from lion_ray.inference.canary import Agreement, Greedy, compare
-from lion_ray.machine import cores
-from lion_ray.records import ANSWER, OK, QUARANTINED, derive_seed, table
-from lion_ray.thoughts import without_thoughts
+from lion_ray.inference.weight_check import Agreement, Greedy, compare
+from lion_ray.models.machine import cores
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -140,7 +140,7 @@ class Engine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from lion_ray.tokens import Prompter
+        from lion_ray.models.prompter import Prompter
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
         # The type may have to be measured first, in a process of its own.

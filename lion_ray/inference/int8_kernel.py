@@ -2,7 +2,7 @@
 
 Invariants:
 - Rows are rounded one by one to 8 bits, so an answer does not depend on what else is in the batch.
-- Weights lie within ±63 (`quantize.levels`): this CPU adds two products in 16 bits, and 255 * 63 * 2 still fits.
+- Weights lie within ±63 (`models.quantize.levels`): this CPU adds two products in 16 bits, and 255 * 63 * 2 still fits.
 - Where vLLM's own kernel is the faster one, nothing of this is used.
 
 vLLM's kernel multiplies by oneDNN, which on a CPU with AVX2 alone lays the weights out anew at every call. FBGEMM

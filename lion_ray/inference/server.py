@@ -21,15 +21,15 @@ from pathlib import Path
 
 import aiohttp
 
-from lion_ray.chat_template import escaping_template, own_template, takes_texts
 from lion_ray.config import NumberType, ServeConfig
-from lion_ray.errors import EndpointError
-from lion_ray.guard import Guard, descendants
+from lion_ray.core.errors import EndpointError
+from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference import int8_kernel, leaves_compilation
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
-from lion_ray.machine import cores, multiplies_int8, resolve_type, speeds
-from lion_ray.models import count_parameters
+from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
+from lion_ray.models.machine import cores, multiplies_int8, resolve_type, speeds
+from lion_ray.models.resolve import count_parameters
 
 PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": None}
 """What a generation_config.json may hold and a call of the gateway never says, set so that it changes nothing."""

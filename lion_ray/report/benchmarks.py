@@ -13,8 +13,8 @@ import json
 import math
 from typing import Any
 
-from lion_ray.evaluation.benchmarks import PAPER
-from lion_ray.evaluation.relative import PAPER as PAPER_VICUNA
+from lion_ray.discrimination.quality import PAPER as PAPER_VICUNA
+from lion_ray.evaluation.benchmarks.protocol import PAPER
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Bar

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lion_ray.examples import Example, Said
+from lion_ray.analysis.examples import Example, Said
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series

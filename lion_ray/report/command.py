@@ -5,9 +5,9 @@ from __future__ import annotations
 import webbrowser
 from pathlib import Path
 
-from lion_ray.errors import ConfigError, InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.store import RunStore
 from lion_ray.report.page import NAME, render, write_report
-from lion_ray.store import RunStore
 
 
 def report(store: RunStore, *, out: Path | None = None, show: bool = False) -> str:

@@ -16,18 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lion_ray.algorithm.pools import cache_pools
-from lion_ray.errors import InfrastructureError
-from lion_ray.evaluation.diversity import Diversity, read_diversity
-from lion_ray.evaluation.gain import Gain, paired_gain
-from lion_ray.evaluation.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
-from lion_ray.examples import Example, read_examples
-from lion_ray.records import OK, ORDERS, derive_seed
+from lion_ray.analysis.diversity import Diversity, read_diversity
+from lion_ray.analysis.examples import Example, read_examples
+from lion_ray.analysis.gain import Gain, paired_gain
+from lion_ray.analysis.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
+from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.records import OK, ORDERS, derive_seed
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.data.pools import cache_pools
+from lion_ray.pipeline.results import IterationResult, finished
+from lion_ray.pipeline.shard_stage import Shard
+from lion_ray.pipeline.status import Status, read_status
 from lion_ray.report.pictures import Clock, Span
-from lion_ray.results import IterationResult, finished
-from lion_ray.stages import Shard
-from lion_ray.status import Status, read_status
-from lion_ray.store import Manifest, RunStore
 
 HARDEST = 10
 """Rows that are shown with all that was said."""

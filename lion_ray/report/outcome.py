@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow.compute as pc
 
+from lion_ray.pipeline.results import CHECKS_HEADING, IterationResult, checks_words
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import Group, flow
 from lion_ray.report.words import count, decimal, interval, signed, whole_percent
-from lion_ray.results import CHECKS_HEADING, IterationResult, checks_words
 
 MANY_PAIRS = 400
 """Different pairs of scores from here on are rounded to half points for the scatter."""

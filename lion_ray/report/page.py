@@ -18,7 +18,9 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from lion_ray.examples import HOW
+from lion_ray.analysis.examples import HOW
+from lion_ray.core.store import RunStore
+from lion_ray.core.terminal import harmless
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks
 from lion_ray.report.blocks import Section
@@ -26,8 +28,6 @@ from lion_ray.report.checked import checks, examples_said
 from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
 from lion_ray.report.words import DASH, brief, clip, count, decimal, dollars, duration, percent, without_secrets
-from lion_ray.store import RunStore
-from lion_ray.terminal import harmless
 
 NAME = "report.html"
 """In the run folder."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from lion_ray.core.terminal import harmless
 from lion_ray.report.words import short
-from lion_ray.terminal import harmless
 
 WIDTH = 340
 """Of a chart, in its own units: at phone width about a CSS pixel each, so that text is as large as it should be."""

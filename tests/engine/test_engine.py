@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from lion_ray.config import StudentConfig
-from lion_ray.errors import EngineError, ModelError
+from lion_ray.core.errors import EngineError, ModelError
+from lion_ray.core.records import INSTRUCTION, instruction_id, table
 from lion_ray.inference.engine import Engine
-from lion_ray.records import INSTRUCTION, instruction_id, table
 from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
 

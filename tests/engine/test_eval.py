@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.evaluation.benchmarks import Question
-from lion_ray.evaluation.choices import ChoicePlan, ask_choices, choose, likeliest_letter
-from lion_ray.evaluation.party import Wishes, find_party
+from lion_ray.core.process_guard import command_line, descendants, start_time
+from lion_ray.core.progress import Progress
+from lion_ray.evaluation.benchmarks.protocol import Question
+from lion_ray.evaluation.benchmarks.run import ChoicePlan, ask_choices, choose, likeliest_letter
+from lion_ray.evaluation.participants import ParticipantOptions, find_participant
 from lion_ray.evaluation.session import place_of, session
 from lion_ray.gateway.calls import Completion, TokenChoice
-from lion_ray.guard import command_line, descendants, start_time
-from lion_ray.telemetry import Progress
-from lion_ray.tokens import Prompter
+from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_model
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "pink", "gold", "teal", "plum", "rust")
@@ -48,7 +48,7 @@ async def test_a_model_folder_is_asked_as_it_is_trained(tmp_path: Path, monkeypa
     folder = make_tiny_model(tmp_path / "tiny", seed=4, initializer_range=0.5)  # says letters
     said = io.StringIO()
     progress = Progress(said)
-    target = find_party(str(folder), Wishes("TARGET"), progress.say)
+    target = find_participant(str(folder), ParticipantOptions("TARGET"), progress.say)
     async with session(place_of(target, None, None), "both", progress, [target], None) as opened:
         asked = await opened.asked(target)
         by_logprobs = await ask_choices(asked, QUESTIONS, "logprobs", 64, "both")

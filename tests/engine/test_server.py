@@ -13,16 +13,16 @@ import aiohttp
 import pytest
 
 from lion_ray.config import EndpointConfig, ServeConfig
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
+from lion_ray.core.process_guard import command_line, descendants, start_time
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
-from lion_ray.guard import command_line, descendants, start_time
 from lion_ray.inference.server import ModelServer
-from lion_ray.machine import multiplies_int8
-from lion_ray.quantize import served_folder
-from lion_ray.store import RunStore
-from lion_ray.tokens import Prompter
+from lion_ray.models.machine import multiplies_int8
+from lion_ray.models.prompter import Prompter
+from lion_ray.models.quantize import served_folder
 from tests.tiny import make_tiny_model
 
 SERVE = ServeConfig(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lion_ray.core.store import RunStore
 from lion_ray.export.folder import export
 from lion_ray.export.source import Source
-from lion_ray.store import RunStore
 from tests.export.runs import make_run
 from tests.tiny import make_tiny_model
 

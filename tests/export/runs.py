@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray.config import RunConfig
-from lion_ray.records import ANSWER, INSTRUCTION, VERDICT, instruction_id, table
-from lion_ray.results import summarise, write_result
-from lion_ray.store import RunStore
+from lion_ray.core.records import ANSWER, INSTRUCTION, VERDICT, instruction_id, table
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.results import summarise, write_result
 from tests.tiny import make_tiny_model
 
 HOSTILE = '</td><script>alert(1)</script> | ``` [x](javascript:y) {{ 7 * 7 }} "quoted" \u202e é 漢'

@@ -12,13 +12,13 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
+from lion_ray.core.store import RunStore
 from lion_ray.export.data_card import data_card
 from lion_ray.export.dataset import Written
 from lion_ray.export.facts import licence_fields
 from lion_ray.export.markdown import escape, fenced, table
 from lion_ray.export.model_card import adapter_card, model_card
 from lion_ray.export.source import Source
-from lion_ray.store import RunStore
 from tests.export.runs import HOSTILE, make_run
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from lion_ray.core.records import instruction_id
 from lion_ray.export.dataset import ANSWERS, JUDGED
-from lion_ray.records import instruction_id
 from tests.export.runs import CUT_OFF, FAILED, GENERATED, HELD_OUT, SEEDS
 
 LOAD = """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.errors import ConfigError, DataError, ModelError
+from lion_ray.core.errors import ConfigError, DataError, ModelError
+from lion_ray.core.store import RunStore
 from lion_ray.export.folder import Exported, check_sums, export
 from lion_ray.export.source import Source
-from lion_ray.store import RunStore
 from tests.export.runs import make_run
 
 

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_ray.config import LoraConfig
-from lion_ray.errors import DataError
+from lion_ray.core.errors import DataError
+from lion_ray.core.store import RunStore
 from lion_ray.export.folder import export
 from lion_ray.export.model import ADAPTER_CONFIG, WEIGHTS, write_adapter, write_model
 from lion_ray.export.source import Source
-from lion_ray.store import RunStore
-from lion_ray.tokens import Prompter
-from lion_ray.training.fit import train
-from lion_ray.training.spec import TrainSpec
+from lion_ray.imitation.training.fit import train
+from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.models.prompter import Prompter
 from tests.export.runs import make_run
 
 LORA = LoraConfig(rank=4, alpha=8)

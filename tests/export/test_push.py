@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.store import RunStore
+from lion_ray.core.store import RunStore
 from tests.export.stub_hub import TOKEN, Hub, Repository, stub_hub
 from tests.export.test_folder import files
 from tests.unit.test_cli import Outcome, lion

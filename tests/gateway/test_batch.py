@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
 from lion_ray.gateway.batch.lines import request_line
 from lion_ray.gateway.batch.state import BatchRecords

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError, InfrastructureError
+from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.calls import Completion, Failure, Outcome
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal

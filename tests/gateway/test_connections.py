@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.address import KEEPALIVE_IDLE_S
 from lion_ray.gateway.calls import Completion, Failure
 from lion_ray.gateway.client import Client

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.calls import Call, Completion, Failure, refusal
 from lion_ray.gateway.client import Client
 from tests.gateway.support import QuickTime

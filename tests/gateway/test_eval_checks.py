@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from lion_ray.config import RunConfig
-from lion_ray.errors import BudgetError, ConfigError, DataError
-from lion_ray.evaluation.checked import check_notes, check_suite, check_tables, own_suite, run_suite
+from lion_ray.core.errors import BudgetError, ConfigError, DataError
+from lion_ray.evaluation.checks import check_notes, check_suite, check_tables, own_suite, run_suite
 from tests.gateway.test_eval_cli import configuration, lion_ray
-from tests.gateway.test_evaluation import PRICES, party, place, quiet, said
+from tests.gateway.test_evaluation import PRICES, participant, place, quiet, said
 from tests.run_folder import RunFolder
 from tests.stub_api import Answer, StubAPI
 
@@ -39,7 +39,7 @@ def suite(folder: Path, given: list[dict[str, Any]] = ROWS, **changes: Any) -> P
 
 async def test_a_suite_of_ones_own(stub: StubAPI, tmp_path: Path) -> None:
     stub.answer = adding
-    target = party(stub, "student", prices=PRICES)
+    target = participant(stub, "student", prices=PRICES)
     plan = own_suite(suite(tmp_path, temperature=0.0, max_tokens=7), target, None, 1.0)
     assert (plan.target.temperature, plan.target.max_tokens) == (0.0, 7)
     found = await check_suite(plan, place(tmp_path, target), quiet())
@@ -67,7 +67,7 @@ async def test_a_suite_of_ones_own(stub: StubAPI, tmp_path: Path) -> None:
 async def test_a_part_of_it_what_failed_and_what_cannot_be_scored(stub: StubAPI, tmp_path: Path) -> None:
     stub.answer = lambda body: Answer("") if "2 plus" in said(body) else adding(body)
     rows: list[dict[str, Any]] = [*ROWS[:5], {"instruction": "What is 9 plus 9?"}]
-    target = party(stub, "student")
+    target = participant(stub, "student")
     plan = own_suite(suite(tmp_path, rows), target, None, None)
     found = await check_suite(plan, place(tmp_path, target), quiet())
     checks = found.json["checks"]
@@ -83,7 +83,7 @@ async def test_a_part_of_it_what_failed_and_what_cannot_be_scored(stub: StubAPI,
 
 async def test_what_ends_it_in_one_line(stub: StubAPI, tmp_path: Path) -> None:
     stub.answer = adding
-    target = party(stub, "student", prices=PRICES)
+    target = participant(stub, "student", prices=PRICES)
     where = place(tmp_path, target)
     plan = own_suite(suite(tmp_path, [{"instruction": "x"}]), target, None, None)
     with pytest.raises(
@@ -96,7 +96,9 @@ async def test_what_ends_it_in_one_line(stub: StubAPI, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not one of 8 answers could be scored: 1 × check bad: raised ValueError"):
         await check_suite(own_suite(broken, target, None, None), where, quiet())
     with pytest.raises(BudgetError, match="raise --budget"):
-        await check_suite(own_suite(suite(tmp_path), party(stub, "other", prices=PRICES), None, 1e-9), where, quiet())
+        await check_suite(
+            own_suite(suite(tmp_path), participant(stub, "other", prices=PRICES), None, 1e-9), where, quiet()
+        )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ async def test_what_ends_it_in_one_line(stub: StubAPI, tmp_path: Path) -> None:
 )
 def test_mistakes_in_a_suite(stub: StubAPI, tmp_path: Path, changes: dict[str, Any], said_: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        own_suite(suite(tmp_path, **changes), party(stub, "m"), None, None)
+        own_suite(suite(tmp_path, **changes), participant(stub, "m"), None, None)
     assert said_ in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -124,7 +126,7 @@ def test_a_runs_own_checks_and_when_they_are_meant(stub: StubAPI, tmp_path: Path
     suite(tmp_path)
     rows = str(tmp_path / "sums" / "rows.jsonl")
     config: RunConfig = checked.settings
-    target = replace(party(stub, "student"), run=checked.store, run_config=config)
+    target = replace(participant(stub, "student"), run=checked.store, run_config=config)
     plan = run_suite(rows, target, None, None)
     assert plan is not None
     assert (plan.suite, list(plan.names), plan.rows.num_rows) == ("rows", ["number"], 8)
@@ -133,7 +135,7 @@ def test_a_runs_own_checks_and_when_they_are_meant(stub: StubAPI, tmp_path: Path
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"id": "a", "text": "Who?"}\n')
     assert run_suite(str(questions), target, None, None) is None, "a suite for a judge, as before"
-    assert run_suite(rows, party(stub, "student"), None, None) is None, "no run, no checks"
+    assert run_suite(rows, participant(stub, "student"), None, None) is None, "no run, no checks"
     without = RunFolder(tmp_path / "other")
     assert run_suite(rows, replace(target, run=without.store, run_config=without.settings), None, None) is None
 

@@ -11,23 +11,23 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lion_ray.algorithm.prompts import load_template
 from lion_ray.config import EndpointConfig, PricesConfig
-from lion_ray.errors import BudgetError, ConfigError, DataError, EndpointError
-from lion_ray.evaluation.benchmarks import Question, load_suite
-from lion_ray.evaluation.choices import ChoicePlan, choose
+from lion_ray.core.errors import BudgetError, ConfigError, DataError, EndpointError
+from lion_ray.core.progress import Progress
+from lion_ray.discrimination.quality import settings
+from lion_ray.evaluation.benchmarks.protocol import Question, load_suite
+from lion_ray.evaluation.benchmarks.recorded import read_outputs, score
+from lion_ray.evaluation.benchmarks.run import ChoicePlan, choose
 from lion_ray.evaluation.endpoint import Asked
-from lion_ray.evaluation.pairwise import PairwisePlan, compare
-from lion_ray.evaluation.party import Party
-from lion_ray.evaluation.questions import OpenQuestion, read_questions
-from lion_ray.evaluation.relative import settings
-from lion_ray.evaluation.scoring import read_outputs, score
+from lion_ray.evaluation.pairwise.questions import OpenQuestion, read_questions
+from lion_ray.evaluation.pairwise.run import PairwisePlan, compare
+from lion_ray.evaluation.pairwise.table import notes, relative_tables
+from lion_ray.evaluation.participants import Participant
 from lion_ray.evaluation.session import Place, place_of
-from lion_ray.evaluation.tables import notes, relative_tables
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget
-from lion_ray.telemetry import Progress
+from lion_ray.prompts.messages import load_template
 from tests.stub_api import REFEREE_MARKERS, Answer, Rule, StubAPI, plain_answer
 from tests.unit.test_benchmarks import bbh_file
 
@@ -53,15 +53,15 @@ def lettered(letter: Callable[[str], str]) -> Callable[[dict[str, Any]], Answer]
     return lambda body: Answer(letter(said(body)))
 
 
-def party(stub: StubAPI, model: str, **known: Any) -> Party:
+def participant(stub: StubAPI, model: str, **known: Any) -> Participant:
     config = EndpointConfig(model=model, base_url=stub.base_url, api_key_env=None, **known)
-    return Party(model, endpoint=model, config=config)
+    return Participant(model, endpoint=model, config=config)
 
 
-def judge(stub: StubAPI, **known: Any) -> Party:
+def judge(stub: StubAPI, **known: Any) -> Participant:
     config = EndpointConfig(model="judge", base_url=stub.base_url, api_key_env=None, **known)
     template = load_template("scores", "referee")
-    return Party("judge", endpoint="judge", config=config, template=template, temperature=0.2, max_tokens=16)
+    return Participant("judge", endpoint="judge", config=config, template=template, temperature=0.2, max_tokens=16)
 
 
 def quiet() -> Progress:
@@ -84,13 +84,13 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def place(tmp_path: Path, target: Party) -> Place:
+def place(tmp_path: Path, target: Participant) -> Place:
     return place_of(target, tmp_path / "out", None)
 
 
 def pairwise(stub: StubAPI, questions: Path, which: str = "both", **known: Any) -> PairwisePlan:
-    target = known.pop("target", None) or party(stub, "student", prices=PRICES)
-    reference = known.pop("reference", None) or party(stub, "teacher", prices=PRICES)
+    target = known.pop("target", None) or participant(stub, "student", prices=PRICES)
+    reference = known.pop("reference", None) or participant(stub, "teacher", prices=PRICES)
     how = settings(which, 3, 0.2)
     return PairwisePlan(str(questions), None, target, reference, judge(stub, prices=PRICES), how, **known)
 
@@ -176,7 +176,7 @@ async def test_a_budget_ends_it_and_a_higher_one_goes_on(stub: StubAPI, tmp_path
     done = await compare(pairwise(stub, questions, budget=5.0), place(tmp_path, plan.target), quiet())
     sums = {role: cost["calls"] for role, cost in done.json["cost"].items()}
     assert stub.stats()["completed"] == sum(sums.values()), "nothing was bought twice"
-    free = party(stub, "student")
+    free = participant(stub, "student")
     with pytest.raises(ConfigError, match="endpoint student has no prices"):
         await compare(pairwise(stub, questions, target=free, budget=5.0), place(tmp_path, free), quiet())
 
@@ -186,7 +186,7 @@ async def test_answers_that_are_missing_are_counted(stub: StubAPI, tmp_path: Pat
     stub.rules = [Rule("empty", contains="Count to three."), Rule("400", contains="Why is the sky")]
     recorded = tmp_path / "recorded.jsonl"
     recorded.write_text("".join(json.dumps({"id": f"q{n}", "text": "teacher says no."}) + "\n" for n in range(5)))
-    plan = pairwise(stub, questions, "1", reference=Party("recorded", recorded=recorded))
+    plan = pairwise(stub, questions, "1", reference=Participant("recorded", recorded=recorded))
     found = (await compare(plan, place(tmp_path, plan.target), quiet())).json
     assert (found["questions"], found["judged"], found["unparsed"]) == (6, 4, 1)
     assert found["unanswered"] == {"target": 2, "reference": 1}
@@ -230,7 +230,7 @@ async def test_letters_and_outputs_score_alike(
     stub.answer = lettered(
         lambda text: "B" if "Do you return" in text else "Because C" if letters != "logprobs" else "C"
     )
-    target = party(stub, "student")
+    target = participant(stub, "student")
     chosen = await choose(ChoicePlan("bbh", bbh, target, letters), place(tmp_path, target), quiet())
     # As published, the B of "Because" is the answer.
     assert chosen.score.mean == (0.5 if letters == "published" else 1.0)
@@ -251,7 +251,7 @@ async def test_letters_and_outputs_score_alike(
 async def test_questions_of_each_task_and_calls_that_fail(stub: StubAPI, tmp_path: Path, bbh: list[Question]) -> None:
     stub.answer = lettered(lambda _: "(B)")
     stub.rules = [Rule("400", contains="Go ")]
-    target = party(stub, "student")
+    target = participant(stub, "student")
     chosen = await choose(ChoicePlan("bbh", bbh, target, "published", limit=3), place(tmp_path, target), quiet())
     navigate, snarks = chosen.score.tasks
     assert (navigate.answered, navigate.accuracy) == (0, None)
@@ -266,7 +266,7 @@ async def test_an_endpoint_without_log_probabilities(
     stub: StubAPI, tmp_path: Path, bbh: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.stub_api._logprobs", lambda *_: None)
-    target = party(stub, "student")
+    target = participant(stub, "student")
     with pytest.raises(EndpointError, match="gives no log-probabilities; use --letters published or standing"):
         await choose(ChoicePlan("bbh", bbh, target, "logprobs", limit=1), place(tmp_path, target), quiet())
 
@@ -277,7 +277,7 @@ async def test_the_whole_suites_as_far_as_they_are_here(stub: StubAPI, tmp_path:
         pytest.skip(f"{SHARED / suite} is not on this machine")
     stub.answer = lettered(lambda _: "The answer is (B).")
     loaded = load_suite(suite, SHARED / suite)
-    target = party(stub, "student")
+    target = participant(stub, "student")
     chosen = await choose(ChoicePlan(suite, loaded, target, "standing"), place(tmp_path, target), quiet())
     assert chosen.json["asked"] == count
     always_b = [sum(one.answer == "B" for one in loaded if one.task == task.task) for task in chosen.score.tasks]
@@ -294,7 +294,7 @@ async def test_vicunas_questions_and_the_252(stub: StubAPI, tmp_path: Path) -> N
         "user252": SHARED / "self-instruct" / "user_oriented_instructions.jsonl",
     }
     for (suite, path), count in zip(files.items(), (80, 252), strict=True):
-        target, reference = party(stub, "student"), party(stub, "teacher")
+        target, reference = participant(stub, "student"), participant(stub, "teacher")
         plan = PairwisePlan(suite, path, target, reference, judge(stub), settings("1", 3, 0.2))
         found = (await compare(plan, place(tmp_path, target), quiet())).json
         assert (found["questions"], found["relative"]["n"]) == (count, count)

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.address import read_address
 from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.calls import Account, Completion, Failure

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, TokenChoice
 from lion_ray.gateway.journal import Journal, Spent
 from lion_ray.gateway.journal.reader import Reader

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal import Journal, Spent, writer
 from lion_ray.gateway.journal.compaction import LOCK, compact

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from lion_ray.config import PricesConfig
-from lion_ray.errors import BudgetError
+from lion_ray.core.errors import BudgetError
 from lion_ray.gateway.ledger import Budget, Excess, Ledger, cost
 from lion_ray.gateway.usage import Bounds, Settled, Usage, bounds
 

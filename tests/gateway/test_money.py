@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from lion_ray.config import EndpointConfig, PricesConfig
-from lion_ray.errors import BudgetError, EndpointError, InfrastructureError
+from lion_ray.core.errors import BudgetError, EndpointError, InfrastructureError
 from lion_ray.gateway.calls import Account, Call, Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal

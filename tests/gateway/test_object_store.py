@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray import attempts
-from lion_ray.addresses import below
-from lion_ray.attempts import Fence
-from lion_ray.errors import InfrastructureError, RunConflictError
+from lion_ray.core import attempts
+from lion_ray.core.addresses import below
+from lion_ray.core.attempts import Fence
+from lion_ray.core.errors import InfrastructureError, RunConflictError
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.journal import Journal
-from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, served
 from tests.object_store import BUCKET, s3_server
 

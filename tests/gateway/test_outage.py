@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.calls import Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.sender import DOWN

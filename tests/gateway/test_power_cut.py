@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray.durable import whole_folder
+from lion_ray.core.durable import whole_folder
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import Folder
-from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, segments, served
 from tests.power_cut import Disk
 

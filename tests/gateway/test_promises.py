@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from lion_ray.config import EndpointConfig, PricesConfig
-from lion_ray.errors import BudgetError, EndpointError
+from lion_ray.core.errors import BudgetError, EndpointError
 from lion_ray.gateway.calls import Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lion_ray.errors import LionError
+from lion_ray.core.errors import LionError
+from lion_ray.core.store import RunStore
 from lion_ray.gateway import wire
 from lion_ray.gateway.calls import Account, Completion, TokenChoice
 from lion_ray.gateway.journal import Journal
@@ -23,7 +24,6 @@ from lion_ray.gateway.journal.segments import Segment, decode_sidecar, encode_si
 from lion_ray.gateway.reply import Reply, parse_reply
 from lion_ray.gateway.usage import MOST_TOKENS
 from lion_ray.gateway.wire import TransportError
-from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion, key, segments
 
 settings.register_profile("quick", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))

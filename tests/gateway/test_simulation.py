@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from lion_ray import durable
+from lion_ray.core import durable
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.record import encode_record
 from lion_ray.gateway.ledger import Budget
-from lion_ray.store import RunStore
 from tests.gateway.support import ACCOUNT, completion
 from tests.simulation.model import Violation
 from tests.simulation.scenario import simulate

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lion_ray.algorithm.prompts import BUILTINS, generator_messages, load_template, referee_messages, teacher_messages
-from lion_ray.algorithm.scores import in_range, parse_scores
 from lion_ray.config import EndpointConfig
+from lion_ray.discrimination.scores import in_range, parse_scores
 from lion_ray.gateway.calls import Call
 from lion_ray.gateway.request import as_sent, wire_body
+from lion_ray.prompts.messages import BUILTINS, generator_messages, load_template, referee_messages, teacher_messages
 from tests.stub_api import fetch_stats, lion_answer, stub_process
 
 SEEDS = [f"Describe the {thing}." for thing in ("moon", "sea", "law of demand", "sonnet", "bridge")]

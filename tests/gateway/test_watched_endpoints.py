@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from lion_ray.config import EndpointConfig, RunConfig
-from lion_ray.errors import EndpointError, InfrastructureError
+from lion_ray.core.errors import EndpointError, InfrastructureError
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.stats import ServedStats, Stats
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
-from lion_ray.watchdog import LOOKS, Watchdog
+from lion_ray.pipeline.watchdog import LOOKS, Watchdog
 from tests.gateway.support import QuickTime, call
 from tests.stub_api import Rule, StubAPI
 
@@ -28,7 +28,7 @@ STALL_S: float = RunConfig.model_fields["stall_timeout_s"].default
 OUTAGE_S: float = EndpointConfig.model_fields["outage_timeout_s"].default
 
 
-class Watched(QuickTime):
+class BaseActor(QuickTime):
     """However long a sleep is, the watchdog looks as often as it would."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,12 +56,12 @@ class Watched(QuickTime):
 
 
 @pytest.fixture
-def time(tmp_path: Path) -> Watched:
-    return Watched(tmp_path / "run")
+def time(tmp_path: Path) -> BaseActor:
+    return BaseActor(tmp_path / "run")
 
 
 async def test_an_outage_ends_a_run_when_it_has_lasted_too_long_and_no_sooner(
-    stub: StubAPI, connect: Connect, time: Watched
+    stub: StubAPI, connect: Connect, time: BaseActor
 ) -> None:
     assert OUTAGE_S > STALL_S, "else this proves nothing"
     client = connect(clock=time.clock, sleep=time.sleep)
@@ -88,7 +88,7 @@ async def test_an_outage_ends_a_run_when_it_has_lasted_too_long_and_no_sooner(
     ids=["429", "503", "429 until a date", "a slow limit"],
 )
 async def test_an_endpoint_that_asks_for_two_hours_gets_them(
-    stub: StubAPI, connect: Connect, time: Watched, fault: str, after: str, settings: dict[str, object]
+    stub: StubAPI, connect: Connect, time: BaseActor, fault: str, after: str, settings: dict[str, object]
 ) -> None:
     if fault:
         stub.rules = [Rule(fault, contains="Again", times=1, retry_after=after)]
@@ -101,7 +101,7 @@ async def test_an_endpoint_that_asks_for_two_hours_gets_them(
     assert client.stats.pausing == 0
 
 
-async def test_a_run_that_waits_for_nothing_stands_still(time: Watched) -> None:
+async def test_a_run_that_waits_for_nothing_stands_still(time: BaseActor) -> None:
     time.stats = lambda: Stats(sent=3, completed=3, waiting=5)
     with (
         time.progress.stage("answering", 8, "shards"),
@@ -111,7 +111,7 @@ async def test_a_run_that_waits_for_nothing_stands_still(time: Watched) -> None:
     assert time.now <= 1.2 * STALL_S
 
 
-async def test_an_attempt_that_is_out_ends_by_itself_but_not_at_a_server_of_ones_own(time: Watched) -> None:
+async def test_an_attempt_that_is_out_ends_by_itself_but_not_at_a_server_of_ones_own(time: BaseActor) -> None:
     def written(tokens: int) -> Stats:
         return Stats(sent=1, in_flight=1, served=ServedStats(0.0, 0.0, tokens, 0, 1, 0))
 
@@ -126,7 +126,7 @@ async def test_an_attempt_that_is_out_ends_by_itself_but_not_at_a_server_of_ones
             await time.until(time.now + 2 * STALL_S)
 
 
-async def test_attempts_that_end_in_errors_are_moves_too(time: Watched) -> None:
+async def test_attempts_that_end_in_errors_are_moves_too(time: BaseActor) -> None:
     with time.progress.stage("answering", 8, "shards"):
         for sent in range(1, 10):
             time.stats = partial(Stats, sent=sent)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lion_ray.imitation.training.fit import train
+from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.inference import gpu_build
-from lion_ray.training.fit import train
-from lion_ray.training.spec import TrainSpec
 from tests.tiny import make_tiny_model
 
 pytestmark = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from lion_ray.ray_start import RAY_ENVIRONMENT
+from lion_ray.pipeline.ray_cluster import RAY_ENVIRONMENT
 from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.machines import Machines, joined, started
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by

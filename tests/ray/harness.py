@@ -23,8 +23,8 @@ from typing import Any
 import ray
 import yaml
 
-from lion_ray.guard import descendants, start_time
-from lion_ray.store import RunStore
+from lion_ray.core.process_guard import descendants, start_time
+from lion_ray.core.store import RunStore
 from tests.stub_api import fetch_stats
 from tests.tiny import make_tiny_model
 

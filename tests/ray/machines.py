@@ -16,7 +16,7 @@ import ray
 from ray._private import state as cluster_state
 from ray.cluster_utils import Cluster
 
-from lion_ray.guard import descendants
+from lion_ray.core.process_guard import descendants
 from lion_ray.inference.server import free_port
 from tests.ray.harness import wait_until_gone
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.journal.segments import SUFFIX
-from lion_ray.store import RunStore
 from tests.stub_api import fetch_stats
 
 POOLS = ("pool-0", "pool-1", "pool-heldout", "answers-0", "answers-1", "iteration-1/student")

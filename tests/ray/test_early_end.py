@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.evaluation.plateau import read_stop
+from lion_ray.pipeline.early_stop import read_stop
 from tests.ray.conftest import MOST, Whole
 from tests.ray.harness import LATENCY, ROOT, Job, kill, requests
 from tests.stub_api import stub_process

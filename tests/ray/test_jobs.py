@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.guard import command_line, descendants
+from lion_ray.core.process_guard import command_line, descendants
 from tests.ray.harness import LATENCY, ROOT, Job, until, wait_until_gone
 from tests.stub_api import stub_process
 

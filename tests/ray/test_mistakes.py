@@ -52,10 +52,10 @@ def test_two_runs_of_one_name_end_for_their_own_failures(tmp_path: Path, cluster
     both_are_there = tmp_path / "both are there"
     with stub_process("--lion", "--rules", rules, "--gate", str(both_are_there)) as base_url:
         jobs = [Job(tmp_path / name, base_url, UNJUDGED, cluster.environment) for name in ("mine", "yours")]
-        until(lambda: not cluster.actors("Clerk"))  # of the runs before
+        until(lambda: not cluster.actors("RunStoreServer"))  # of the runs before
         processes = [job.start() for job in jobs]
         try:
-            while len(cluster.actors("Clerk")) < 2:
+            while len(cluster.actors("RunStoreServer")) < 2:
                 assert all(process.poll() is None for process in processes), jobs[0].words() + jobs[1].words()
                 time.sleep(LOOK_S)
             both_are_there.touch()

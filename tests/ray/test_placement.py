@@ -16,8 +16,8 @@ import ray
 
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.config import StudentConfig
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
 from tests.ray.harness import LATENCY, LOOK_S, Job, kill
 from tests.ray.machines import Machines, machines
 from tests.ray.test_student_pool import BASE, CONFIG, shard

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.status import read_status
+from lion_ray.pipeline.status import read_status
 from tests.object_store import BUCKET, s3_server
 from tests.ray.harness import LATENCY, REFERENCE, ROOT, UNJUDGED, Job, kill, requests, wait_until_gone
 from tests.ray.outcome import assert_same, bought_twice, journaled, table_of

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pytest
 import ray
 
-from lion_ray.actors.clerk import ClerkActor
-from lion_ray.actors.door import Door
+from lion_ray.actors.budget import LedgerActor
+from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.generator import GeneratorActor
-from lion_ray.actors.ledger import LedgerActor
 from lion_ray.actors.referee import RefereeActor
+from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
-from lion_ray.algorithm.orders import first_order
 from lion_ray.config import (
     EndpointConfig,
     GenerationConfig,
@@ -32,14 +31,15 @@ from lion_ray.config import (
     RunConfig,
     TeacherConfig,
 )
-from lion_ray.errors import BudgetError, EndpointError
+from lion_ray.core.errors import BudgetError, EndpointError
+from lion_ray.core.progress import Progress
+from lion_ray.core.records import ANSWER, INSTRUCTION, ORDERS, instruction_id, table
+from lion_ray.core.store import RunStore
+from lion_ray.discrimination.orders import first_order
 from lion_ray.gateway.calls import Call, Completion
-from lion_ray.loop import watch_the_judge
-from lion_ray.records import ANSWER, INSTRUCTION, ORDERS, instruction_id, table
-from lion_ray.results import summarise
-from lion_ray.stages import Run
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.pipeline.loop import watch_the_judge
+from lion_ray.pipeline.results import summarise
+from lion_ray.pipeline.shard_stage import Run
 from tests.ray.harness import metrics_with
 from tests.ray.machines import Machines
 from tests.stub_api import Answer, Rule, StubAPI, lion_answer
@@ -216,7 +216,7 @@ async def test_proxies_of_one_endpoint_never_buy_a_call_twice(cluster: Machines,
         proxy(tmp_path, stub, proxies=2) as (_, one),
         proxy(tmp_path, stub, proxies=2) as (_, two),
     ):
-        outcomes = await Door((one, two)).complete(calls)
+        outcomes = await EndpointHandle((one, two)).complete(calls)
         assert stub.stats()["total"] == 30
         assert not stub.stats()["repeated"]
     texts = [outcome.text for outcome in outcomes if isinstance(outcome, Completion)]
@@ -366,13 +366,13 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: Machines, tm
     store.claim()
     async with StubAPI(answer=judge) as stub, proxy(tmp_path, stub) as (_, name):
         referee = RefereeActor.remote(config.referee, (name,), False, tmp_path, 0, 1.0)
-        clerk = ClerkActor.remote(store)
-        run = Run(config, tmp_path, store, Progress(), SimpleNamespace(referee=referee, clerk=clerk))
+        run_store = RunStoreActor.remote(store)
+        run = Run(config, tmp_path, store, Progress(), SimpleNamespace(referee=referee, run_store=run_store))
         for iteration in (1, 1, 2):
             await watch_the_judge(run, iteration)
         assert stub.stats()["total"] == 2 * 16, "a committed iteration asks nothing"
         ray.kill(referee)
-        ray.kill(clerk)
+        ray.kill(run_store)
     first, second = (summarise(store, iteration) for iteration in (1, 2))
     (chance,) = first.warnings
     assert "right in 8 of 16 verdicts on pairs that anyone can decide" in chance

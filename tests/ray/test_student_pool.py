@@ -18,10 +18,10 @@ import ray
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.student_pool import StudentPool, shards_per_engine
 from lion_ray.config import StudentConfig
-from lion_ray.errors import EngineError
-from lion_ray.records import INSTRUCTION, instruction_id, table
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.core.errors import EngineError
+from lion_ray.core.progress import Progress
+from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.core.store import RunStore
 from tests.ray.harness import metrics_with, until, wait_until_gone
 from tests.ray.machines import Machines
 from tests.tiny import make_tiny_model

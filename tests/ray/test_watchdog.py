@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from lion_ray.actors.watched import Watched
-from lion_ray.errors import InfrastructureError
-from lion_ray.store import RunStore
-from lion_ray.telemetry import Progress
-from lion_ray.watchdog import Watchdog
+from lion_ray.actors.base import BaseActor
+from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.watchdog import Watchdog
 
 STALL_S = 100.0
 DEAF_S = 1.0
@@ -26,7 +26,7 @@ PATIENT_S = 600.0
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-class Judge(Watched):
+class Judge(BaseActor):
     async def stand_still_in_a_loop(self) -> None:
         time.sleep(10**6)  # noqa: ASYNC251 - what no coroutine should do
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import BudgetError, LionError, RunConflictError
+from lion_ray.core.errors import BudgetError, LionError, RunConflictError
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.ledger import Ledger
-from lion_ray.store import RunStore
 from tests.simulation.model import Violation
 from tests.simulation.network import SimTransport
 from tests.simulation.system import SimFileSystem, installed

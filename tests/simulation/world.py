@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray.config import PricesConfig
-from lion_ray.errors import LionError
+from lion_ray.core.errors import LionError
 from lion_ray.gateway.ledger import Budget
 from tests.simulation.disk import Disk
 from tests.simulation.loop import SimLoop

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lion_ray.training.spec import TrainSpec
+from lion_ray.imitation.training.spec import TrainSpec
 from tests.tiny import make_tiny_model
 from tests.training import worker
 

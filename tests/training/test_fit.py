@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
 from lion_ray.config import ImitationConfig, LoraConfig
-from lion_ray.errors import ConfigError, DataError, TrainingError
-from lion_ray.tokens import Prompter
-from lion_ray.training.data import encode, read_rows
-from lion_ray.training.fit import learning_rate, train
-from lion_ray.training.model import load_model
-from lion_ray.training.output import canary_for, evaluate_loss, round_weights
-from lion_ray.training.spec import TrainSpec
+from lion_ray.core.errors import ConfigError, DataError, TrainingError
+from lion_ray.imitation.training.data import encode, read_rows
+from lion_ray.imitation.training.fit import learning_rate, train
+from lion_ray.imitation.training.model import load_model
+from lion_ray.imitation.training.output import canary_for, evaluate_loss, round_weights
+from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_model
 from tests.training.conftest import HELDOUT, ROWS, weights
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from lion_ray.config import StudentConfig
-from lion_ray.errors import LionError, ModelError
+from lion_ray.core.errors import LionError, ModelError
+from lion_ray.imitation.training.model import load_model
 from lion_ray.inference.engine import engine_arguments
-from lion_ray.tokens import Prompter
-from lion_ray.training.model import load_model
+from lion_ray.models.prompter import Prompter
 from tests.training.test_state import Call
 
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from lion_ray.errors import ModelError
-from lion_ray.tokens import Prompter
-from lion_ray.training.data import Row, collate, encode
-from lion_ray.training.model import PackedLoss, check_length, check_packing, load_model
+from lion_ray.core.errors import ModelError
+from lion_ray.imitation.training.data import Row, collate, encode
+from lion_ray.imitation.training.model import PackedLoss, check_length, check_packing, load_model
+from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_tokenizer
 
 CPU = torch.device("cpu")

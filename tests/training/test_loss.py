@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, MambaConfig, MambaForCausalLM
 
-from lion_ray.errors import ModelError
-from lion_ray.tokens import Prompter
-from lion_ray.training.data import Sample, collate, encode, pack
-from lion_ray.training.fit import micro_batches
-from lion_ray.training.model import PackedLoss, World, check_packing, load_model
+from lion_ray.core.errors import ModelError
+from lion_ray.imitation.training.data import Sample, collate, encode, pack
+from lion_ray.imitation.training.fit import micro_batches
+from lion_ray.imitation.training.model import PackedLoss, World, check_packing, load_model
+from lion_ray.models.prompter import Prompter
 from tests.training.conftest import ROWS
 
 CPU = torch.device("cpu")

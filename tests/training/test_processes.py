@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lion_ray.config import LoraConfig
-from lion_ray.errors import TrainingError
-from lion_ray.training.fit import train
+from lion_ray.core.errors import TrainingError
+from lion_ray.imitation.training.fit import train
 from tests.training.conftest import ROWS, weights
 
 LORA = LoraConfig(rank=4, dropout=0.2)
@@ -99,11 +99,11 @@ def test_another_fits_checkpoint_is_refused(make_spec, run_fit):
 
 
 def run_module(spec, *launcher, **options):
-    """``python -m lion_ray.training`` with `spec`, as a user would run it."""
+    """``python -m lion_ray.imitation.training`` with `spec`, as a user would run it."""
     path = Path(f"{spec.output_dir}.json")
     spec.save(path)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, *launcher, "-m", "lion_ray.training", str(path)]
+    command = [sys.executable, *launcher, "-m", "lion_ray.imitation.training", str(path)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lion_ray import quantize
 from lion_ray.config import ServeConfig
-from lion_ray.errors import ModelError
+from lion_ray.core.errors import ModelError
 from lion_ray.inference.int8_kernel import multiply, pack
-from lion_ray.quantize import LINEAR, levels, round_weight, served_folder
+from lion_ray.models import quantize
+from lion_ray.models.quantize import LINEAR, levels, round_weight, served_folder
 from tests.tiny import make_tiny_model
 
 

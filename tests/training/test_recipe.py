@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lion_ray.config import ImitationConfig
-from lion_ray.tokens import Prompter
-from lion_ray.training.data import encode, step_batches
-from lion_ray.training.fit import train
-from lion_ray.training.model import load_model
-from lion_ray.training.spec import TrainSpec
+from lion_ray.imitation.training.data import encode, step_batches
+from lion_ray.imitation.training.fit import train
+from lion_ray.imitation.training.model import load_model
+from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.models.prompter import Prompter
 from tests.training.conftest import ROWS, weights
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
-from lion_ray.errors import TrainingError
-from lion_ray.training import state
-from lion_ray.training.model import World
+from lion_ray.core.errors import TrainingError
+from lion_ray.imitation.training import state
+from lion_ray.imitation.training.model import World
 
 PATHS = ("posix.system", "builtins.eval", "builtins.getattr", "torch.load", "torch.hub.load", "operator.attrgetter")
 DOTTED = ("torch.distributed.checkpoint.metadata", "Metadata.__init__.__globals__")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lion_ray.training.data import read_rows
-from lion_ray.training.fit import train
-from lion_ray.training.spec import TrainSpec
+from lion_ray.imitation.training.data import read_rows
+from lion_ray.imitation.training.fit import train
+from lion_ray.imitation.training.spec import TrainSpec
 
 
 def main(

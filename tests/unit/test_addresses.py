@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.addresses import below, secret_in, without_secrets
-from lion_ray.checks import keys_in_clear
 from lion_ray.config.endpoints import EndpointConfig
 from lion_ray.config.file import load_config
-from lion_ray.errors import ConfigError, InfrastructureError
+from lion_ray.core.addresses import below, secret_in, without_secrets
+from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.wire import redact
-from lion_ray.ray_start import keep_token_private
-from lion_ray.runner import run_root
-from lion_ray.store import RunStore
+from lion_ray.pipeline.preflight import keys_in_clear
+from lion_ray.pipeline.ray_cluster import keep_token_private
+from lion_ray.pipeline.runner import run_root
 
 SECRET = "Zx9verysecret"
 OPTIONS = ("region=us-east-1", "endpoint_override=127.0.0.1%3A9", "scheme=http")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray.errors import RunConflictError
-from lion_ray.leftovers import OLD_S
-from lion_ray.store import RunStore
+from lion_ray.core.errors import RunConflictError
+from lion_ray.core.leftovers import OLD_S
+from lion_ray.core.store import RunStore
 
 
 def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_lock_that_became_a_link_is_noticed(tmp_path: Path) -> None:
 def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
     """Killed between writing aside and the new name, in the run's folder and in a stage's."""
     code = (
-        "import os, sys; from pathlib import Path; from lion_ray.store import RunStore\n"
+        "import os, sys; from pathlib import Path; from lion_ray.core.store import RunStore\n"
         f"store = RunStore({str(tmp_path)!r}); store.claim()\n"
         "Path.replace = lambda *_: os._exit(9)\n"
         "store.write_json(sys.argv[1], {'a': 1})\n"

@@ -10,7 +10,7 @@ from bench import goals as promised
 from bench.gantt import Lane, gantt
 from bench.novelty import brute_force
 from bench.texts import candidates, edited, made, spliced
-from lion_ray.algorithm.novelty import NoveltyIndex
+from lion_ray.similarity.novelty import NoveltyIndex
 
 
 def test_goals_hold_or_not_or_were_not_measured() -> None:

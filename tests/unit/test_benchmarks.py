@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lion_ray.cli import app, guarded
-from lion_ray.errors import DataError
-from lion_ray.evaluation.benchmarks import (
+from lion_ray.core.errors import DataError
+from lion_ray.evaluation.benchmarks.protocol import (
     AGIEVAL,
     BBH,
     SUITES,
@@ -20,7 +20,7 @@ from lion_ray.evaluation.benchmarks import (
     published_letter,
     standing_letter,
 )
-from lion_ray.evaluation.scoring import read_outputs, score
+from lion_ray.evaluation.benchmarks.recorded import read_outputs, score
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAVIGATE = Question("bbh", "navigate", 0, "Do you return?", ("Yes", "No"), "B")

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from lion_ray.errors import ConfigError, DataError
-from lion_ray.evaluation.calibration import Reply, measure
-from lion_ray.evaluation.cases import Case, both_orders, judged_iterations, judged_rows, read_pairs
-from lion_ray.evaluation.measures import agreement, estimate, kappa, mean, pooled_sd, ranks, spearman
-from lion_ray.evaluation.threshold import STEP
-from lion_ray.judging import Duel
-from lion_ray.records import ANSWER, INSTRUCTION, ORDERS, VERDICT, table
-from lion_ray.store import RunStore
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.records import ANSWER, INSTRUCTION, ORDERS, VERDICT, table
+from lion_ray.core.store import RunStore
+from lion_ray.discrimination.pairwise import Comparison
+from lion_ray.evaluation.calibration.cases import Case, both_orders, judged_iterations, judged_rows, read_pairs
+from lion_ray.evaluation.calibration.measures import Reply, measure
+from lion_ray.evaluation.calibration.threshold import STEP
+from lion_ray.evaluation.statistics import agreement, estimate, kappa, mean, pooled_sd, ranks, spearman
 
 
 def case(number: int, label: str | None = None, first: str = "a", second: str = "b") -> Case:
-    return Case(Duel(f"pair-{number}", "Say it.", first, second), label)
+    return Case(Comparison(f"pair-{number}", "Say it.", first, second), label)
 
 
 def verdict(number: int, *orders: tuple[float, float], sample: int = 0, **more: Any) -> list[Reply]:
@@ -215,7 +215,9 @@ def test_pairs_are_read_in_every_form(tmp_path: Path) -> None:
     )
     assert [one.label for one in found] == ["1", "tie", "2", "tie", "1"]
     assert [one.id for one in found] == ["x", "pair-2", "pair-3", "pair-4", "pair-5"]
-    assert {(one.duel.instruction, one.duel.teacher, one.duel.student) for one in found} == {("Q", "A", "B")}
+    assert {(one.comparison.instruction, one.comparison.teacher, one.comparison.student) for one in found} == {
+        ("Q", "A", "B")
+    }
 
 
 PAIR = {"instruction": "Q", "first": "A", "second": "B", "label": 1}
@@ -282,7 +284,7 @@ def test_a_runs_rows_are_joined_with_their_verdicts(tmp_path: Path) -> None:
     assert judged_iterations(store) == [2]
     rows = {row.case.id: row for row in judged_rows(store, 2)}
     assert set(rows) == {"row-0", "row-1", "row-2", "row-4", "row-5"}
-    assert rows["row-4"].case.duel == Duel("row-4", "Say 4.", "good 4", "poor 4")
+    assert rows["row-4"].case.comparison == Comparison("row-4", "Say 4.", "good 4", "poor 4")
     assert rows["row-0"].orders == {"teacher_first": (9, 4), "student_first": (8, 5)}
     assert rows["row-2"].reason == "verdict cut off"
     assert [row.id for row in both_orders(rows.values())] == ["row-0", "row-4", "row-5"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lion_ray.algorithm.canaries import ALPHA, Canary, drift, load_canaries, sign_flip_p
 from lion_ray.config import RefereeConfig
-from lion_ray.errors import ConfigError
-from lion_ray.records import ORDERS
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.records import ORDERS
+from lion_ray.discrimination.drift import ALPHA, Canary, drift, load_canaries, sign_flip_p
 
 BUILT_IN = load_canaries(None, 12, Path())
 KEYS = [(f"canary {n}", order) for n in range(8) for order in ORDERS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lion_ray.inference.canary import Greedy, compare
+from lion_ray.inference.weight_check import Greedy, compare
 
 TRAINED = Greedy((1, 2), (10, 11, 12), (-0.5, -0.25, -1.0), (3.0, 2.0, 4.0))
 

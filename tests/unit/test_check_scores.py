@@ -1,4 +1,4 @@
-"""From scores to figures: means, gains and shares with paired intervals; and the clerk's stage that writes them."""
+"""From scores to figures: means, gains and shares with paired intervals; and the run store actor's stage that writes them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lion_ray.actors.clerk import Clerk
+from lion_ray.actors.run_store import RunStoreServer
 from lion_ray.config import RunConfig
-from lion_ray.errors import DataError
+from lion_ray.core.errors import DataError
+from lion_ray.core.records import ANSWER, CHECKED, INSTRUCTION, instruction_id, table
+from lion_ray.core.store import RunStore
+from lion_ray.discrimination.quality import RESAMPLES, percentiles, resampled_sums
 from lion_ray.evaluation.check_scores import describe, gain_of, mean_of, share_of
-from lion_ray.evaluation.relative import RESAMPLES, percentiles, resampled_sums
-from lion_ray.records import ANSWER, CHECKED, INSTRUCTION, instruction_id, table
-from lion_ray.results import results_table, summarise
-from lion_ray.store import RunStore
+from lion_ray.pipeline.results import results_table, summarise
 
 ROWS = 40
 
@@ -38,7 +38,7 @@ def test_all_columns_are_drawn_together_and_the_same_each_time() -> None:
 
 def test_draws_in_several_pieces_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resampled_sums([[1.0, 2.0, 3.0]], seed=3)
-    monkeypatch.setattr("lion_ray.evaluation.relative._AT_ONCE", 1000)
+    monkeypatch.setattr("lion_ray.discrimination.quality._AT_ONCE", 1000)
     assert (resampled_sums([[1.0, 2.0, 3.0]], seed=3) == whole).all()
 
 
@@ -137,11 +137,11 @@ GIVEN: dict[str, list[str | None]] = {
 def test_the_stage_of_a_checkpoint(tmp_path: Path) -> None:
     store = folder(tmp_path, GIVEN)
     config = configured({"type": "number"}, {"type": "exact"})
-    clerk = Clerk(store)
+    run_store = RunStoreServer(store)
     for iteration in (None, 0, 1):
         name = "answers-heldout/checks" if iteration is None else f"iteration-{iteration}/heldout/checks"
-        first = clerk.check_answers(config, tmp_path, iteration)
-        again = clerk.check_answers(config, tmp_path, iteration)
+        first = run_store.check_answers(config, tmp_path, iteration)
+        again = run_store.check_answers(config, tmp_path, iteration)
         assert first == again, "killed before its manifest it says the same"
         store.stage(name).commit(first)
     found = store.stage("iteration-1/heldout/checks").manifest() or {}
@@ -164,12 +164,12 @@ def test_the_stage_of_a_checkpoint(tmp_path: Path) -> None:
 
 def test_rows_without_a_reference_in_an_older_runs_parts(tmp_path: Path) -> None:
     store = folder(tmp_path, GIVEN, references=False)
-    found = Clerk(store).check_answers(configured({"type": "json"}), tmp_path, None)
+    found = RunStoreServer(store).check_answers(configured({"type": "json"}), tmp_path, None)
     assert found["mean"]["value"] == 1
     with pytest.raises(
         DataError, match=r"not one of the teacher's answers .*: 4 × check exact: no reference\. Correct"
     ):
-        Clerk(store).check_answers(configured({"type": "exact"}), tmp_path, None)
+        RunStoreServer(store).check_answers(configured({"type": "exact"}), tmp_path, None)
 
 
 def test_parts_of_two_versions_are_one_table(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_parts_of_two_versions_are_one_table(tmp_path: Path) -> None:
     stage = store.stage("pool-heldout")
     stage.write_part(0, stage.read_part(0).drop_columns(["reference"]))
     names = [stage.part_name(0), stage.part_name(1)]
-    for read in (Clerk(store).load(*names), stage.read(2), stage.read(2, ("id", "reference"))):
+    for read in (RunStoreServer(store).load(*names), stage.read(2), stage.read(2, ("id", "reference"))):
         assert read["reference"].to_pylist() == [None, None, "2", "3"]
 
 
@@ -186,8 +186,8 @@ def test_a_function_that_always_fails_ends_the_run_in_one_line(tmp_path: Path) -
     (tmp_path / "own_checks_y.py").write_text("def some(i, a, r):\n    assert a == '9'\n    return 0\n")
     store = folder(tmp_path, GIVEN)
     with pytest.raises(DataError) as caught:
-        Clerk(store).check_answers(configured({"import_path": "own_checks_z:bad"}), tmp_path, None)
+        RunStoreServer(store).check_answers(configured({"import_path": "own_checks_z:bad"}), tmp_path, None)
     assert "4 × check bad: raised ValueError (no way)" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="3 × check some: raised AssertionError"):
-        Clerk(store).check_answers(configured({"import_path": "own_checks_y:some"}), tmp_path, 1)
+        RunStoreServer(store).check_answers(configured({"import_path": "own_checks_y:some"}), tmp_path, 1)

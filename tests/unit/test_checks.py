@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from lion_ray.algorithm.checks import Check, apply_checks, load_checks, mean_score, unusable
-from lion_ray.algorithm.values import canonical
 from lion_ray.config import CheckConfig
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.values import canonical
+from lion_ray.discrimination.checks import Check, apply_checks, load_checks, mean_score, unusable
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(CheckConfig)
 OBJECT = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}

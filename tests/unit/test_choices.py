@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lion_ray.errors import DataError
-from lion_ray.evaluation.benchmarks import AGIEVAL, BBH, Question
-from lion_ray.evaluation.choices import likeliest_letter, written
-from lion_ray.evaluation.hub import load_from_hub
-from lion_ray.evaluation.scoring import SuiteScore, TaskScore
+from lion_ray.core.errors import DataError
+from lion_ray.evaluation.benchmarks.hub import load_from_hub
+from lion_ray.evaluation.benchmarks.protocol import AGIEVAL, BBH, Question
+from lion_ray.evaluation.benchmarks.recorded import SuiteScore, TaskScore
+from lion_ray.evaluation.benchmarks.run import likeliest_letter, written
 from lion_ray.gateway.calls import Completion, Failure, Outcome, TokenChoice
 
 QUESTION = Question("bbh", "snarks", 0, "Which?", ("one", "two", "three"), "B")

@@ -7,7 +7,7 @@ import pytest
 
 from lion_ray.config import DiscriminationConfig, RunConfig
 from lion_ray.config.file import describe, differences, load_config
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

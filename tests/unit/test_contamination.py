@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.algorithm.contamination import NGRAM, QUOTES, SIMILAR, EvaluationSet, read_questions
 from lion_ray.config import DataConfig
-from lion_ray.errors import ConfigError, DataError
-from lion_ray.intake import take_in
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.data.contamination import NGRAM, QUOTES, SIMILAR, EvaluationSet, read_questions
+from lion_ray.data.importing import import_data
 
 QUESTION = "If a train leaves at nine and arrives at noon after two stops, how long was it under way in all?"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -106,13 +106,13 @@ def test_the_users_own_instructions_are_left_out_and_counted(tmp_path: Path) -> 
     (tmp_path / "pool.json").write_text(json.dumps(rows))
     (tmp_path / "suite.jsonl").write_text(json.dumps({"text": QUESTION}) + '\n{"text": "Name a river"}\n')
     data = DataConfig(pool="pool.json", decontaminate=("suite.jsonl",))
-    taken = take_in(data, tmp_path, 0)
+    taken = import_data(data, tmp_path, 0)
     assert taken.pool["text"].to_pylist() == ["Write a poem about lions."]
     assert taken.counts()["contaminated"] == {SIMILAR: 2}
     assert [json.loads(line)["text"] for line in taken.contaminated_jsonl().splitlines()] == ["Name a river!", QUESTION]
     (tmp_path / "pool.json").write_text(json.dumps(rows[:1]))
     with pytest.raises(DataError, match="no instruction is left to train on \\(1 are too near an evaluation question"):
-        take_in(data, tmp_path, 0)
+        import_data(data, tmp_path, 0)
 
 
 def test_real_benchmarks_are_read_whole() -> None:

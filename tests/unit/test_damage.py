@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lion_ray.cli.main import app, guarded
-from lion_ray.errors import ConfigError, DamagedError, InfrastructureError, LionError
+from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError, LionError
+from lion_ray.core.sealed import from_json, from_parquet, seal, to_parquet
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.status import read_status
+from lion_ray.pipeline.verify import verify
 from lion_ray.report.page import render
-from lion_ray.sealed import from_json, from_parquet, seal, to_parquet
-from lion_ray.status import read_status
-from lion_ray.store import RunStore
-from lion_ray.verify import verify
 from tests.run_folder import RunFolder
 
 TEXTS = ["river engine", "violin", None, "harbour " * 30]

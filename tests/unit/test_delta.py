@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lion_ray import delta
-from lion_ray.errors import DataError, ModelError
+from lion_ray.core.errors import DataError, ModelError
+from lion_ray.models import delta
 
 Tensors = dict[str, torch.Tensor]
 

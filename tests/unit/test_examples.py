@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lion_ray.analysis.examples import CHARACTERS, COUNT, LINES, read_examples, shortened
 from lion_ray.cli.examples import print_examples
-from lion_ray.examples import CHARACTERS, COUNT, LINES, read_examples, shortened
-from lion_ray.records import QUARANTINED, derive_seed, table
+from lion_ray.core.records import QUARANTINED, derive_seed, table
 from tests.run_folder import RunFolder, plain
 
 EVIL = "[bold red]x[/] :smile: [link=http://x]y[/link] \x1b[31m\x1b]8;;http://x\x07\x9b5m \u202egnp \x00\r\n"

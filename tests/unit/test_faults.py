@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from lion_ray.errors import EndpointError
+from lion_ray.core.errors import EndpointError
 from lion_ray.gateway import wire
 from lion_ray.gateway.calls import Failure
 from lion_ray.gateway.suspects import BY_NUMBER, BY_WORDS, Suspects, Suspicion, shape_of

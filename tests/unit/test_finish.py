@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lion_ray.algorithm.sampling import CUT_OFF, FILTERED, UNFINISHED, filter_candidate
-from lion_ray.finish import Ending, ending
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.discrimination.pairwise import read_scores
 from lion_ray.gateway.calls import REFUSED, Completion, refusal
-from lion_ray.judging import read_scores
+from lion_ray.generation.sampling import CUT_OFF, FILTERED, UNFINISHED, filter_candidate
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from lion_ray import local_times, machine
 from lion_ray.config import RunConfig
-from lion_ray.forecast import Forecast, opening_lines
-from lion_ray.local_times import LocalTimes, in_words, left_s, planned_s
-from lion_ray.machine import Speeds
-from lion_ray.plan import StagePlan, make_plan, plan_table
-from lion_ray.store import RunStore
+from lion_ray.core.store import RunStore
+from lion_ray.models import machine
+from lion_ray.models.machine import Speeds
+from lion_ray.pipeline import local_times
+from lion_ray.pipeline.forecast import Forecast, opening_lines
+from lion_ray.pipeline.local_times import LocalTimes, in_words, left_s, planned_s
+from lion_ray.pipeline.plan import StagePlan, make_plan, plan_table
 from tests.unit.test_plan import configured
 
 ZEN3 = Speeds(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import lion_ray
-from lion_ray import models
 from lion_ray.config import ServeConfig
 from lion_ray.inference.server import ModelServer
+from lion_ray.models import resolve as models
 
 SOURCES = sorted(Path(lion_ray.__file__).parent.rglob("*.py"))
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle"}

@@ -7,8 +7,8 @@ import pytest
 
 from lion_ray.actors.generator import _Request, _Stage
 from lion_ray.config import GenerationConfig
+from lion_ray.core.records import OK
 from lion_ray.gateway.calls import Completion
-from lion_ray.records import OK
 
 # Ten words each; with the first so many of them kept, ROUGE-L F is that many tenths.
 KNOWN = "Describe how old rivers carve deep valleys through soft rock."

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from lion_ray.guard import Guard, descendants, start_time
+from lion_ray.core.process_guard import Guard, descendants, start_time
 
 PARENT = """
 import subprocess, sys, time

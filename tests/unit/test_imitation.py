@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from lion_ray import loop
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.trainer import job_of, read_rows
 from lion_ray.config import RunConfig
-from lion_ray.errors import TrainingError
-from lion_ray.loop import checkpoint, imitation
-from lion_ray.records import ANSWER, INSTRUCTION, OK, QUARANTINED, table
-from lion_ray.stages import Run
-from lion_ray.store import Manifest, RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.core.errors import TrainingError
+from lion_ray.core.progress import Progress
+from lion_ray.core.records import ANSWER, INSTRUCTION, OK, QUARANTINED, table
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.pipeline import loop
+from lion_ray.pipeline.loop import checkpoint, imitation
+from lion_ray.pipeline.shard_stage import Run
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lion_ray.actors.clerk import CANARIES, Clerk
-from lion_ray.algorithm.orders import first_order
+from lion_ray.actors.run_store import CANARIES, RunStoreServer
 from lion_ray.config import RefereeConfig
+from lion_ray.core.records import INSTRUCTION, ORDERS, VERDICT, derive_seed, instruction_id, table
+from lion_ray.core.store import RunStore
+from lion_ray.discrimination.orders import first_order
+from lion_ray.discrimination.pairwise import RESAMPLED, Judge, Row
 from lion_ray.gateway.calls import Completion, Failure, Outcome, TokenChoice
-from lion_ray.judging import RESAMPLED, Judge, Row
-from lion_ray.records import INSTRUCTION, ORDERS, VERDICT, derive_seed, instruction_id, table
-from lion_ray.results import results_table, summarise
-from lion_ray.store import RunStore
+from lion_ray.pipeline.results import results_table, summarise
 
 TEXT = "Name a river in Asia."
 ROW_ID = instruction_id(TEXT)
@@ -152,7 +152,7 @@ def test_rows_on_one_order_are_split_and_never_counted_as_flips(store: RunStore)
     store.write_table("pool-0/part-00000.parquet", table(pool, INSTRUCTION))
     stage = store.stage("iteration-1/verdicts")
     stage.write_part(0, table(verdict_rows(("m-1", "m-1", "m-2", "m-1")), VERDICT))
-    split = Clerk(store).split_verdicts(stage.name, ["pool-0/part-00000.parquet"], 1.0, 0)
+    split = RunStoreServer(store).split_verdicts(stage.name, ["pool-0/part-00000.parquet"], 1.0, 0)
     assert (split["hard"], split["easy"]) == (2, 2)
     assert store.read_table(f"{stage.name}/hard.parquet")["id"].to_pylist() == ["row-0", "row-2"]
     assert (split["order_flips"], split["both_orders"]) == (1, 2)
@@ -170,11 +170,11 @@ def canary_verdicts(good: float, model: str = "m-1") -> pa.Table:
 
 
 def test_a_judge_that_drifts_is_told_in_the_results(store: RunStore) -> None:
-    clerk = Clerk(store)
+    run_store = RunStoreServer(store)
     good, poor = canary_verdicts(9.0), canary_verdicts(2.0, "m-2")
     for iteration, verdicts in enumerate([good, good, poor, poor]):
         stage = store.stage(f"iteration-{iteration}/{CANARIES}")
-        stage.commit(clerk.commit_canaries(iteration, verdicts))
+        stage.commit(run_store.commit_canaries(iteration, verdicts))
     first, same, other, later = (summarise(store, iteration) for iteration in range(4))
     assert first.canaries is not None
     assert (first.canaries["verdicts"], first.canaries["right"], first.canaries["drift"]) == (16, 16, None)

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lion_ray.algorithm.novelty import NoveltyIndex
-from lion_ray.evaluation.diversity import distinct, indexes, nearest, read_diversity
-from lion_ray.evaluation.gain import paired_gain
-from lion_ray.evaluation.lineage import Gaps, Lineage, read_gaps, read_lineage
-from lion_ray.store import RunStore
+from lion_ray.analysis.diversity import distinct, indexes, nearest, read_diversity
+from lion_ray.analysis.gain import paired_gain
+from lion_ray.analysis.lineage import Gaps, Lineage, read_gaps, read_lineage
+from lion_ray.core.store import RunStore
+from lion_ray.similarity.novelty import NoveltyIndex
 from tests.run_folder import RunFolder
 
 NAN = float("nan")
@@ -105,7 +105,7 @@ def test_distinct_n_grams() -> None:
 
 
 def test_nearest_is_what_the_filter_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lion_ray.evaluation.diversity._CHUNK", 3)
+    monkeypatch.setattr("lion_ray.analysis.diversity._CHUNK", 3)
     known = [
         f"tell me about {word} and about the sea number {n}" for n, word in enumerate(["salt", "tides", "fish"] * 3)
     ]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from lion_ray.errors import ConfigError
-from lion_ray.evaluation.benchmarks import SUITES, load_suite
-from lion_ray.evaluation.lm_eval_tasks import FOLDER, TEMPLATE, task_name, utils, yaml_files
-from lion_ray.evaluation.scoring import score
+from lion_ray.core.errors import ConfigError
+from lion_ray.evaluation.benchmarks.lm_eval_tasks import FOLDER, TEMPLATE, task_name, utils, yaml_files
+from lion_ray.evaluation.benchmarks.protocol import SUITES, load_suite
+from lion_ray.evaluation.benchmarks.recorded import score
 from tests.unit.test_benchmarks import bbh_file
 
 
@@ -74,7 +74,7 @@ def test_questions_and_letters_are_those_of_the_suite(tmp_path: Path, monkeypatc
 
 
 def test_the_folder_is_told() -> None:
-    command = [sys.executable, "-m", "lion_ray.evaluation.lm_eval_tasks"]
+    command = [sys.executable, "-m", "lion_ray.evaluation.benchmarks.lm_eval_tasks"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert (Path(told) / TEMPLATE).is_file()
     assert json.dumps(told) == json.dumps(str(FOLDER))

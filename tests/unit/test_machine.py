@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray import machine
 from lion_ray.config import NumberType
-from lion_ray.errors import InfrastructureError
-from lion_ray.machine import Speeds, resolve_precision, resolve_type
+from lion_ray.core.errors import InfrastructureError
+from lion_ray.models import machine
+from lion_ray.models.machine import Speeds, resolve_precision, resolve_type
 
 ZEN3 = {"float32": 97.0, "bfloat16": 17.0, "float16": 20.0, "int8": 300.0}
 AMX = {"float32": 150.0, "bfloat16": 900.0, "float16": 40.0, "int8": 1500.0}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lion_ray import models
-from lion_ray.catalogue import CATALOGUE, BundledModel, Wheel
-from lion_ray.errors import ModelError
-from lion_ray.models import fetch_gguf, list_models, resolve_model
+from lion_ray.core.errors import ModelError
+from lion_ray.models import resolve as models
+from lion_ray.models.bundled import CATALOGUE, BundledModel, Wheel
+from lion_ray.models.resolve import fetch_gguf, list_models, resolve_model
 
 PARTS = [b"GGUF" + os.urandom(3000), os.urandom(2000), b"the end"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.algorithm import novelty
-from lion_ray.algorithm.novelty import NoveltyIndex
-from lion_ray.algorithm.rouge import f_measure, tokens
+from lion_ray.similarity import novelty
+from lion_ray.similarity.novelty import NoveltyIndex
+from lion_ray.similarity.rouge import f_measure, tokens
 
 ALPACA_SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "alpaca" / "alpaca_sample_5000.jsonl"
 

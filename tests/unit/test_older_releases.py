@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.checkpoints import described_run
-from lion_ray.evaluation.lineage import read_lineage
+from lion_ray.analysis.lineage import read_lineage
+from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.inspection import survey
+from lion_ray.models.checkpoints import described_run
+from lion_ray.pipeline.status import read_status
+from lion_ray.pipeline.verify import verify
 from lion_ray.report.page import render
-from lion_ray.status import read_status
-from lion_ray.store import FORMAT, RunStore
-from lion_ray.verify import verify
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 FORMATS = range(FORMAT + 1)

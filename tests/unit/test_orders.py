@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lion_ray.algorithm.orders import BothOrders, first_order, needs_second, replay
-from lion_ray.algorithm.scores import combine
-from lion_ray.records import ORDERS, instruction_id
+from lion_ray.core.records import ORDERS, instruction_id
+from lion_ray.discrimination.orders import BothOrders, first_order, needs_second, replay
+from lion_ray.discrimination.scores import combine
 
 IDS = [instruction_id(f"Instruction {n}.") for n in range(2000)]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from lion_ray.checks import check_references
 from lion_ray.config import RunConfig
 from lion_ray.config.file import LoadedConfig
 from lion_ray.config.run import BudgetConfig
-from lion_ray.errors import ConfigError
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Latencies, Stats, meter_line
-from lion_ray.plan import make_plan, plan_table, what_is_left
-from lion_ray.store import RunStore
+from lion_ray.pipeline.plan import make_plan, plan_table, what_is_left
+from lion_ray.pipeline.preflight import check_references
 
 
 def configured(folder: Path, **endpoint: Any) -> RunConfig:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lion_ray.config import RunConfig, answers_heldout, judges_heldout
-from lion_ray.evaluation.plateau import STOPPED, measured, on_plateau, read_stop, stop_reason
-from lion_ray.results import finished
-from lion_ray.status import read_status
+from lion_ray.pipeline.early_stop import STOPPED, measured, on_plateau, read_stop, stop_reason
+from lion_ray.pipeline.results import finished
+from lion_ray.pipeline.status import read_status
 from tests.run_folder import RunFolder
 
 

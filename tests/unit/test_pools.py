@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lion_ray.algorithm.novelty import NoveltyIndex
-from lion_ray.algorithm.pools import (
+from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
+from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.data.pools import (
     PoolRead,
     bad_rows_jsonl,
     cache_pools,
@@ -25,9 +26,8 @@ from lion_ray.algorithm.pools import (
     train_pool,
     where_is,
 )
-from lion_ray.algorithm.sampling import clean_candidate, filter_candidate
-from lion_ray.errors import ConfigError, DataError, InfrastructureError
-from lion_ray.records import INSTRUCTION, instruction_id, table
+from lion_ray.generation.sampling import clean_candidate, filter_candidate
+from lion_ray.similarity.novelty import NoveltyIndex
 
 ROOT = Path(__file__).parents[2]
 ALPACA = ROOT.parent / "shared" / "data" / "alpaca" / "alpaca_data.json.gz"

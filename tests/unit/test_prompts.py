@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lion_ray.algorithm.prompts import (
+from lion_ray.core.errors import ConfigError
+from lion_ray.discrimination.scores import parse_scores
+from lion_ray.prompts.messages import (
     BUILTINS,
     REFEREE_EXPLAIN_SCHEMA,
     REFEREE_SCHEMA,
@@ -20,8 +22,6 @@ from lion_ray.algorithm.prompts import (
     referee_messages,
     teacher_messages,
 )
-from lion_ray.algorithm.scores import parse_scores
-from lion_ray.errors import ConfigError
 
 IN_JSON = ("scores-turns",)
 BUILT_IN = [(kind, name) for kind, names in BUILTINS.items() for name in names]

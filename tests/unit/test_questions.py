@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lion_ray.errors import ConfigError, DataError
-from lion_ray.evaluation.answers import read_answers
-from lion_ray.evaluation.questions import OpenQuestion, each, read_questions, spread, suite_name
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.evaluation.pairwise.answers import read_answers
+from lion_ray.evaluation.pairwise.questions import OpenQuestion, each, read_questions, spread, suite_name
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

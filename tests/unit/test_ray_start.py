@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from lion_ray.errors import InfrastructureError
-from lion_ray.guard import descendants
-from lion_ray.ray_start import end_what_was_started, twice
+from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.process_guard import descendants
+from lion_ray.pipeline.ray_cluster import end_what_was_started, twice
 
 TIMED_OUT = Exception(
     "The current node timed out during startup. This could happen because some of the raylet failed to startup or the "

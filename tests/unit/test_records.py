@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from lion_ray.records import ANSWER, INSTRUCTION, derive_seed, instruction_id, ok_rows, shards, table
+from lion_ray.core.records import ANSWER, INSTRUCTION, derive_seed, instruction_id, ok_rows, shards, table
 
 
 def rows(count: int) -> pa.Table:

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from lion_ray.algorithm.scores import Pair
-from lion_ray.evaluation.relative import (
+from lion_ray.discrimination.quality import (
     CANDIDATE_FIRST,
     REFERENCE_FIRST,
     Relative,
@@ -19,6 +18,7 @@ from lion_ray.evaluation.relative import (
     sign_test,
     summarise,
 )
+from lion_ray.discrimination.scores import Pair
 
 ONE, TWO = settings("both", 3, 0.2)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray.evaluation.benchmarks import PAPER
-from lion_ray.evaluation.lineage import read_lineage
+from lion_ray.analysis.lineage import read_lineage
+from lion_ray.core.store import RunStore
+from lion_ray.core.terminal import harmless
+from lion_ray.evaluation.benchmarks.protocol import PAPER
 from lion_ray.report import render, write_report
 from lion_ray.report.words import duration, without_secrets
-from lion_ray.store import RunStore
-from lion_ray.terminal import harmless
 from tests.run_folder import RunFolder, plain
 
 ALLOWED = {

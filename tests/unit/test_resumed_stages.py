@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lion_ray.actors.clerk import Clerk
+from lion_ray.actors.run_store import RunStoreServer
 from lion_ray.config import RunConfig
-from lion_ray.errors import DataError
-from lion_ray.records import ANSWER, OK, QUARANTINED, table
-from lion_ray.stages import Feed, Run, Shard, shard_stage
-from lion_ray.store import Manifest, RunStore
-from lion_ray.telemetry import Progress
+from lion_ray.core.errors import DataError
+from lion_ray.core.progress import Progress
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, table
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.pipeline.shard_stage import Feed, Run, Shard, shard_stage
 from tests.in_process import Here
 
 STAGE, SHARDS, ROWS = "answers-0", 4, 5
@@ -39,13 +39,13 @@ class Scene:
         """The shards that were worked on, since the last start."""
         self.failing: dict[int, int] = {}
         """How many rows of a shard fail."""
-        self.clerk = Here(Clerk(self.store))
+        self.run_store = Here(RunStoreServer(self.store))
 
     async def start(self) -> Manifest:
         self.done.clear()
-        self.clerk.calls.clear()
-        crew = SimpleNamespace(clerk=self.clerk)
-        run = Run(self._config, Path(), self.store, Progress(io.StringIO()), crew)
+        self.run_store.calls.clear()
+        group = SimpleNamespace(run_store=self.run_store)
+        run = Run(self._config, Path(), self.store, Progress(io.StringIO()), group)
         shards = [Shard("0", index) for index in range(SHARDS)]
         return await shard_stage(run, STAGE, "the teacher answers", Feed.of(shards), self._work)
 
@@ -74,7 +74,7 @@ async def test_a_committed_part_is_read_and_never_done_again(tmp_path: Path, kep
     manifest = await scene.start()
     assert sorted(scene.done) == sorted({0, 1, 2, 3} - set(kept))
     assert (manifest["rows"], manifest["parts"]) == (SHARDS * ROWS, SHARDS)
-    given = {arguments[1]: arguments[2] for name, arguments in scene.clerk.calls if name == "commit"}
+    given = {arguments[1]: arguments[2] for name, arguments in scene.run_store.calls if name == "commit"}
     assert {index for index, rows in given.items() if rows is None} == set(kept)
 
 
@@ -83,7 +83,7 @@ async def test_a_committed_stage_is_not_looked_at_again(tmp_path: Path) -> None:
     manifest = await scene.start()
     assert await scene.start() == manifest
     assert scene.done == []
-    assert scene.clerk.calls == [], "not even its parts are read"
+    assert scene.run_store.calls == [], "not even its parts are read"
 
 
 async def test_too_many_failed_rows_end_the_run_and_only_their_parts_are_done_again(tmp_path: Path) -> None:

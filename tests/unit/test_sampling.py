@@ -7,8 +7,8 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from lion_ray.algorithm.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
-from lion_ray.records import INSTRUCTION, instruction_id, table
+from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.generation.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
 
 
 def pool_of(*texts: str) -> pa.Table:

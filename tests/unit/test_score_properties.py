@@ -7,7 +7,7 @@ import math
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lion_ray.algorithm.scores import parse_scores
+from lion_ray.discrimination.scores import parse_scores
 
 settings.register_profile("quick", deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 settings.load_profile("quick")

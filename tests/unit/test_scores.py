@@ -9,15 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lion_ray.algorithm import scores
-from lion_ray.algorithm.scores import (
-    RelativeQuality,
-    combine,
-    in_range,
-    is_hard,
-    parse_scores,
-    relative_quality,
-)
+from lion_ray.discrimination import scores
+from lion_ray.discrimination.scores import RelativeQuality, combine, in_range, is_hard, parse_scores, relative_quality
 
 REVIEWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "judge_reviews"
 needs_reviews = pytest.mark.skipif(not REVIEWS.is_dir(), reason=f"no judge reviews at {REVIEWS}")

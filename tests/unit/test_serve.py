@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from jinja2.sandbox import SandboxedEnvironment
 
-from lion_ray.addresses import is_loopback
-from lion_ray.checkpoints import find_student
-from lion_ray.errors import ConfigError
-from lion_ray.serve import api_key
-from lion_ray.store import RunStore
-from lion_ray.tokens import Prompter, frame_template
+from lion_ray.core.addresses import is_loopback
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.store import RunStore
+from lion_ray.inference.serving import api_key
+from lion_ray.models.checkpoints import find_student
+from lion_ray.models.prompter import Prompter, frame_template
 from tests.tiny import BOS, make_tiny_tokenizer
 
 CONFIG = {

@@ -8,7 +8,7 @@ from lion_ray.config import ServeConfig
 from lion_ray.gateway.stats import Stats, meter_line
 from lion_ray.inference.server import requests_at_once
 from lion_ray.inference.server_metrics import WINDOW_S, ServerCounts, ServerRates, parse_counts
-from lion_ray.machine import Speeds
+from lion_ray.models.machine import Speeds
 
 # As vLLM 0.32 writes them, two engines.
 PAGE = """# HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -75,6 +75,6 @@ def test_a_slow_server_computes_fewer_requests_at_once(
     by_rows = {1: 6.0 * scale, 16: 40.0 * scale, 64: 90.0 * scale, 256: 120.0 * scale}
     by_type = {"float32": 97.0, "bfloat16": 17.0, "float16": 20.0, "int8": 300.0}
     monkeypatch.setattr("lion_ray.inference.server.speeds", lambda: Speeds("", 2, ("float32",), by_type, by_rows))
-    monkeypatch.setattr("lion_ray.machine.speeds", lambda: Speeds("", 2, ("float32",), by_type, by_rows))
+    monkeypatch.setattr("lion_ray.models.machine.speeds", lambda: Speeds("", 2, ("float32",), by_type, by_rows))
     assert requests_at_once(config, 1.5e9) == expected
     assert requests_at_once(config.model_copy(update={"max_num_seqs": None}), None) == 64

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from lion_ray.actors.clerk import summary
-from lion_ray.records import ANSWER, VERDICT, table
-from lion_ray.stages import Feed, Shard, in_turn, merge, windowed
+from lion_ray.actors.run_store import summary
+from lion_ray.core.records import ANSWER, VERDICT, table
+from lion_ray.pipeline.shard_stage import Feed, Shard, in_turn, merge, windowed
 
 
 def shards(count: int) -> list[Shard]:

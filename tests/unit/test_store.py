@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lion_ray.errors import InfrastructureError, RunConflictError
-from lion_ray.store import RunStore
+from lion_ray.core.errors import InfrastructureError, RunConflictError
+from lion_ray.core.store import RunStore
 
 TABLE = pa.table({"id": ["a", "b"], "n": [1, 2]})
 
@@ -90,7 +90,7 @@ def test_a_second_attempt_is_refused_while_the_first_lives(tmp_path: Path) -> No
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
-    code = f"from lion_ray.store import RunStore; import os; RunStore({str(tmp_path)!r}).claim(); os._exit(9)"
+    code = f"from lion_ray.core.store import RunStore; import os; RunStore({str(tmp_path)!r}).claim(); os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     assert RunStore(str(tmp_path)).claim() == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lion_ray.config import RunConfig
 from lion_ray.config.file import LoadedConfig
-from lion_ray.submit import config_files
+from lion_ray.pipeline.submit import config_files
 
 
 def test_a_schema_and_a_module_beside_the_configuration_go_along(tmp_path: Path) -> None:

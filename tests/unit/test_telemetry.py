@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from lion_ray.telemetry import Progress
+from lion_ray.core.progress import Progress
 
 
 def test_a_log_is_plain_lines_with_counts_and_time() -> None:
@@ -53,7 +53,7 @@ async def test_waiting_gives_the_result_or_the_error() -> None:
 
 
 async def test_waiting_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lion_ray.telemetry.QUIET_S", 0.01)
+    monkeypatch.setattr("lion_ray.core.progress.QUIET_S", 0.01)
     stream = io.StringIO()
     gate = asyncio.Event()
     waiting = asyncio.create_task(Progress(stream).waiting(gate.wait(), "student engine 0: waiting for 1 GPU"))

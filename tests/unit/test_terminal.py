@@ -15,20 +15,20 @@ import pytest
 from rich.console import Console
 
 import lion_ray
+from lion_ray.analysis.examples import Example, Said
 from lion_ray.cli.examples import print_examples
 from lion_ray.cli.main import guarded
-from lion_ray.errors import ConfigError
-from lion_ray.evaluation.calibrate import Report
-from lion_ray.evaluation.calibration_table import report_tables
-from lion_ray.evaluation.checked import check_notes, check_tables
-from lion_ray.evaluation.scoring import SuiteScore, TaskScore, score_table
-from lion_ray.evaluation.tables import notes, relative_tables
-from lion_ray.examples import Example, Said
-from lion_ray.plan import Plan, StagePlan, plan_table
-from lion_ray.results import IterationResult, results_table
-from lion_ray.status import Status
-from lion_ray.telemetry import Progress
-from lion_ray.terminal import Terminal, harmless, one_line, tell
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.progress import Progress
+from lion_ray.core.terminal import Terminal, harmless, one_line, tell
+from lion_ray.evaluation.benchmarks.recorded import SuiteScore, TaskScore, score_table
+from lion_ray.evaluation.calibration.run import Report
+from lion_ray.evaluation.calibration.table import report_tables
+from lion_ray.evaluation.checks import check_notes, check_tables
+from lion_ray.evaluation.pairwise.table import notes, relative_tables
+from lion_ray.pipeline.plan import Plan, StagePlan, plan_table
+from lion_ray.pipeline.results import IterationResult, results_table
+from lion_ray.pipeline.status import Status
 
 HOSTILE = "m[/x][bold]:smile:[link=file:///x]\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\x08\u202egnp.\ud83d"
 SEEN = re.compile(r"m\[/x\]\[bold\]:smile:")
@@ -154,7 +154,7 @@ def test_the_plan() -> None:
         stages = (stage,)
 
         def to_json(self) -> dict[str, Any]:
-            from lion_ray.plan import SUMMED
+            from lion_ray.pipeline.plan import SUMMED
 
             return {"totals": totals["totals"] | dict.fromkeys(SUMMED, 1)}
 
@@ -221,7 +221,7 @@ def test_nothing_prints_past_it() -> None:
     found = []
     for path in sorted(package.rglob("*.py")):
         where = path.relative_to(package).as_posix()
-        if where in ("terminal.py", "machine.py", "evaluation/lm_eval_tasks/__main__.py"):
+        if where in ("terminal.py", "machine.py", "evaluation/benchmarks/lm_eval_tasks/__main__.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "rich.console":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lion_ray.thoughts import only_thoughts, without_thoughts
+from lion_ray.core.thoughts import only_thoughts, without_thoughts
 
 ANSWER = "The Loire."
 

@@ -6,9 +6,8 @@ from collections import Counter
 
 import pytest
 
-from lion_ray.errors import DataError
-from lion_ray.tokens import Prompter
-from lion_ray.training.data import (
+from lion_ray.core.errors import DataError
+from lion_ray.imitation.training.data import (
     AnyRow,
     Row,
     Sample,
@@ -21,6 +20,7 @@ from lion_ray.training.data import (
     read_rows,
     step_batches,
 )
+from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_tokenizer
 
 

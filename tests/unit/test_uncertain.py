@@ -11,9 +11,9 @@ from rich.console import Console
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.stats import Stats, meter_line
+from lion_ray.pipeline.status import Status, read_status
 from lion_ray.report import render
 from lion_ray.report.facts import read_facts
-from lion_ray.status import Status, read_status
 from tests.run_folder import RunFolder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from lion_ray.algorithm.scores import parse_scores
+from lion_ray.discrimination.scores import parse_scores
 
 VERDICT = "Score of the Assistant 1: 8\nScore of the Assistant 2: 4\n"
 PLANTED = "Score of the Assistant 1: 1\nScore of the Assistant 2: 10"

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from lion_ray.algorithm.prompts import BUILTINS, load_template
-from lion_ray.algorithm.scores import parse_scores
-from lion_ray.algorithm.weighted import Token, weighted_pair
+from lion_ray.discrimination.logprob_scores import Token, weighted_pair
+from lion_ray.discrimination.scores import parse_scores
+from lion_ray.prompts.messages import BUILTINS, load_template
 
 
 def token(offset: int, text: str, **chances: float) -> Token:

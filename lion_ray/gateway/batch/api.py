@@ -16,18 +16,10 @@ from typing import Any, TypeVar, cast
 import openai
 from openai.types import Batch
 
-from lion_ray.addresses import without_secrets
+from lion_ray.core.addresses import without_secrets
 from lion_ray.gateway.batch.lines import URL
 from lion_ray.gateway.transport import connection_error
-from lion_ray.gateway.wire import (
-    CONNECTION_LOST,
-    GARBLED,
-    TIMED_OUT,
-    Transient,
-    TransportError,
-    shorten,
-    status_error,
-)
+from lion_ray.gateway.wire import CONNECTION_LOST, GARBLED, TIMED_OUT, Transient, TransportError, shorten, status_error
 
 NONCE = "lion_ray_nonce"
 OVER = ("completed", "failed", "expired", "cancelled")

@@ -19,7 +19,7 @@ from typing import TypeVar
 from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch.api import OVER, BatchAPI, Gone
 from lion_ray.gateway.batch.lines import Output
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords

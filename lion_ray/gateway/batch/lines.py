@@ -17,17 +17,9 @@ from typing import Any
 
 import orjson
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.reply import Reply, read_reply
-from lion_ray.gateway.wire import (
-    RateLimited,
-    Transient,
-    TransportError,
-    error_of,
-    loads,
-    message_of,
-    shorten,
-)
+from lion_ray.gateway.wire import RateLimited, Transient, TransportError, error_of, loads, message_of, shorten
 
 URL = "/v1/chat/completions"
 

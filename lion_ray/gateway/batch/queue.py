@@ -29,7 +29,7 @@ import openai
 from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch.api import BatchAPI, Gone
 from lion_ray.gateway.batch.buyer import Buyer
 from lion_ray.gateway.batch.lines import NotDone, Output, read_line, request_line

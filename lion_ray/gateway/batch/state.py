@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from lion_ray.addresses import below
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.addresses import below
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
 FOLDER = "batches"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs as pafs
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import PART, STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.record import Head, Header, encode_header
 from lion_ray.gateway.journal.segments import (

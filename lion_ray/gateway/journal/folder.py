@@ -20,9 +20,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from lion_ray.addresses import check_storage, without_secrets
-from lion_ray.durable import lock, make_folder, sync_path
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.addresses import check_storage, without_secrets
+from lion_ray.core.durable import lock, make_folder, sync_path
+from lion_ray.core.errors import InfrastructureError
 
 PART = ".part"
 STORAGE_ERRORS = (OSError, pa.ArrowException)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import Reader
 from lion_ray.gateway.journal.record import Foreign, Head, Header

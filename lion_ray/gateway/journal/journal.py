@@ -26,7 +26,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder

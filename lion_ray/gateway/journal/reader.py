@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.index import Index, Where
 from lion_ray.gateway.journal.record import Head, digest_of

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 

@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lion_ray.durable import lock
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.durable import lock
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.journal.compaction import merge_own
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.record import Head

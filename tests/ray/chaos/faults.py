@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lion_ray.guard import command_line, descendants
+from lion_ray.core.process_guard import command_line, descendants
 from tests.ray.harness import Job
 from tests.ray.machines import Machines
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import ray
 
-from lion_ray.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError
 from tests.ray.chaos.faults import ACTORS, NODES, Fault, answering, judging, lose_node
 from tests.ray.harness import LATENCY, ROOT, Job, alive, kill, until
 from tests.ray.machines import Machines, machines

@@ -1,0 +1,248 @@
+"""The run store actor: an actor that reads, writes and reckons in the run folder, so that the driver sees only summaries.
+
+Invariants:
+- What goes through the driver is references and summaries, never rows.
+- A part is written whole or not at all (`store`); writing it again writes the same, so a run store actor that died and was
+  restarted is simply asked again.
+
+An actor and not Ray tasks: a node keeps no more idle workers than it has CPUs, and starting one costs more than a
+hundred parts. This module knows neither when something is due nor what it is for (`loop`, `stages`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lion_ray.actors.base import BaseActor, restartable
+from lion_ray.config import RunConfig, check_name
+from lion_ray.core.errors import DataError
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.core.records import INSTRUCTION, ORDERS, Piece, as_instructions, derive_seed, ok_rows, shards
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.data.importing import import_data
+from lion_ray.data.pools import bad_rows_jsonl
+from lion_ray.discrimination.checks import load_checks
+from lion_ray.discrimination.drift import Gaps, drift
+from lion_ray.discrimination.scores import is_hard, relative_quality
+from lion_ray.evaluation import check_scores
+
+HELDOUT = "heldout"
+QUESTIONS = "questions.parquet"
+"""Of the evaluation sets that nothing trained on may resemble."""
+TEACHER_CHECKS = f"answers-{HELDOUT}/checks"
+"""The stage in which the teacher's held-out answers are scored by the checks."""
+CANARIES = "canaries"
+"""The stage of an iteration in which the judge itself is judged."""
+
+
+class RunStoreServer(BaseActor):
+    """Reads and writes of one run, several at once."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+
+    def load(self, *names: str) -> pa.Table:
+        """Some parts as one table; an empty INSTRUCTION table for none."""
+        if not names:
+            return INSTRUCTION.empty_table()
+        return as_instructions(self._store.read_table(name) for name in names)
+
+    def load_each(self, *parts: tuple[str, Sequence[str]]) -> list[pa.Table]:
+        """Of each part these columns, a table each; ask for as many returns. One task is cheaper than several."""
+        return [self._store.read_table(name, columns) for name, columns in parts]
+
+    def commit(self, stage: str, index: int, rows: pa.Table | None) -> Manifest:
+        """Write a part, or take the one that is there (`rows` None); returns its summary."""
+        folder = self._store.stage(stage)
+        if rows is None:
+            rows = folder.read_part(index)
+        else:
+            folder.write_part(index, rows)
+        return summary(rows)
+
+    def import_pools(self, config: RunConfig, base_dir: Path) -> tuple[Manifest, Manifest]:
+        """Read the user's instructions into pool-0 and pool-heldout; returns both manifests, uncommitted."""
+        taken = import_data(config.data, base_dir, config.seed)
+        if taken.bad_rows:
+            self._store.write_bytes("quarantine.jsonl", bad_rows_jsonl(taken.bad_rows).encode())
+        if taken.contaminated:
+            self._store.write_bytes("contaminated.jsonl", taken.contaminated_jsonl().encode())
+        if taken.questions:
+            # The generator holds its candidates against the questions that the pool was held against.
+            self._store.write_table(QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
+        first, heldout = (
+            write_pool(self._store, name, pool, config.rows_per_shard(pool.num_rows))
+            for name, pool in (("0", taken.pool), (HELDOUT, taken.heldout))
+        )
+        return first | taken.counts(), heldout
+
+    def commit_generated(self, iteration: int, piece: Piece) -> Manifest:
+        """Write what the generator came to: a part of the new pool, or at its end every candidate.
+
+        Returns:
+            ``part`` and ``rows`` of a part; of the candidates what to know of them, by kind.
+        """
+        if piece.part is not None:
+            self._store.stage(f"pool-{iteration}").write_part(piece.part, piece.rows)
+            return {"part": piece.part, "rows": piece.rows.num_rows}
+        self._store.write_table(f"iteration-{iteration}/candidates.parquet", piece.rows)
+        counts = {
+            kind: {
+                "requests": of_kind.num_rows,
+                "accepted": ok_rows(of_kind).num_rows,
+                "rejected": dict(Counter(reason for reason in of_kind["reason"].to_pylist() if reason).most_common()),
+            }
+            for kind in ("hard", "easy")
+            for of_kind in [piece.rows.filter(pc.equal(piece.rows["source"], kind))]
+        }
+        return {"kinds": counts, **spent(piece.rows)}
+
+    def split_verdicts(self, stage: str, instructions: list[str], tau: float, seed: int) -> Manifest:
+        """Split judged rows into hard.parquet and easy.parquet beside the verdicts; returns what to know of them."""
+        # By columns: the reviews are most of the verdicts, and a Cache Pool may have a million rows.
+        needed = ("id", "status", "teacher_score", "student_score", "model", *ORDERS)
+        everything = self._store.stage(stage).read(len(instructions), needed)
+        verdicts = ok_rows(everything)
+        teacher, student = (verdicts[name].to_numpy() for name in ("teacher_score", "student_score"))
+        lags = is_hard(teacher, student, tau)
+        counts = {}
+        pool = as_instructions(self._store.read_table(name) for name in instructions)
+        for name, mask in (("hard", lags), ("easy", ~lags)):
+            ids = verdicts["id"].filter(pa.array(mask)).combine_chunks()
+            counts[name] = len(ids)
+            self._store.write_table(f"{stage}/{name}.parquet", pool.filter(pc.is_in(pool["id"], value_set=ids)))
+        quality = relative_quality(teacher, student, seed=derive_seed(seed, stage))
+        return counts | {
+            "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
+            **_flips(*(verdicts[order] for order in ORDERS)),
+            "judges": counted(everything["model"]),
+        }
+
+    def check_answers(self, config: RunConfig, base_dir: Path, iteration: int | None) -> Manifest:
+        """Score the held-out answers of an iteration's student, or the teacher's (None), by the configured checks.
+
+        Returns the manifest of what was written; a part of CHECKED rows.
+
+        Raises:
+            ConfigError: a check cannot be loaded here.
+            DataError: not one answer could be scored.
+        """
+        heldout = self._store.stage(f"pool-{HELDOUT}")
+        parts = (heldout.manifest() or {})["parts"]
+        name, answers = checks_stage(iteration), f"answers-{HELDOUT}" if iteration is None else student_stage(iteration)
+        checks = load_checks(config.evaluation.checks, base_dir)
+        given = self._store.stage(answers).read(parts, ("id", "text", "status", "reason"))
+        rows = check_scores.checked_rows(checks, heldout.read(parts), given)
+        if (why := check_scores.nothing_scored(rows)) is not None:
+            who = "the teacher's answers" if iteration is None else f"the answers of iteration {iteration}'s student"
+            raise DataError(
+                f"evaluation.checks: not one of {who} to the held-out instructions could be scored: {why}. Correct the "
+                "checks or the references, and begin a run of another name"
+            )
+        self._store.stage(name).write_part(0, rows)
+
+        def earlier(k: int | None) -> pa.Table:
+            return self._store.stage(checks_stage(k)).read_part(0)
+
+        found = check_scores.describe(
+            rows,
+            map(check_name, config.evaluation.checks),
+            seed=derive_seed(config.seed, "checks"),
+            teacher=None if iteration is None else earlier(None),
+            before=earlier(iteration - 1) if iteration else None,
+            base=earlier(0) if iteration else None,
+        )
+        return check_scores.counts(rows) | {"parts": 1} | found
+
+    def commit_canaries(self, iteration: int, verdicts: pa.Table) -> Manifest:
+        """Write an iteration's verdicts on the canary pairs; returns them held against the first iteration's."""
+        stage = self._store.stage(f"iteration-{iteration}/{CANARIES}")
+        stage.write_part(0, verdicts)
+        gaps = canary_gaps(verdicts)
+        manifest = summary(verdicts) | {
+            "parts": 1,
+            "verdicts": len(gaps),
+            "right": sum(gap > 0 for gap in gaps.values()),
+            "mean_gap": sum(gaps.values()) / len(gaps) if gaps else None,
+            "judges": counted(verdicts["model"]),
+        }
+        for earlier in range(iteration):
+            first = self._store.stage(f"iteration-{earlier}/{CANARIES}")
+            if first.manifest() is not None:
+                found = drift(canary_gaps(first.read_part(0)), gaps)
+                return manifest | {"against": earlier, "drift": found and found.to_json() | {"says": found.sentence()}}
+        return manifest
+
+
+def checks_stage(iteration: int | None) -> str:
+    """The stage with the checks' scores of an iteration's student, or of the teacher (None)."""
+    return TEACHER_CHECKS if iteration is None else f"iteration-{iteration}/{HELDOUT}/checks"
+
+
+def student_stage(iteration: int) -> str:
+    """The stage with the held-out answers of an iteration's student."""
+    return f"iteration-{iteration}/{HELDOUT}/student"
+
+
+RunStoreActor: Any = restartable(RunStoreServer, at_once=8)
+
+
+def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:
+    """Write a pool's parts; a cut-off attempt may have left more of them, the manifest says how many count."""
+    folder = store.stage(f"pool-{name}")
+    parts = 0
+    for parts, shard in enumerate(shards(pool, shard_rows), start=1):
+        folder.write_part(parts - 1, shard)
+    return {"rows": pool.num_rows, "parts": parts}
+
+
+def summary(rows: pa.Table) -> Manifest:
+    """Counts of a part: rows, quarantined by reason, tokens and cost."""
+    result: Manifest = {"rows": rows.num_rows}
+    if "status" in rows.column_names:
+        # What stands in parentheses is one row's detail; what stands before it is what can be counted.
+        reasons = Counter(reason.split(" (")[0] for reason in rows["reason"].to_pylist() if reason)
+        result |= {"quarantined": dict(reasons), **spent(rows)}
+    if "finish_reason" in rows.column_names:
+        result["cut_off"] = sum(ending(reason) is Ending.CUT for reason in rows["finish_reason"].to_pylist())
+    return result
+
+
+def spent(rows: pa.Table) -> Manifest:
+    """Tokens and cost of a table's calls or answers."""
+    result: Manifest = {}
+    for name in ("prompt_tokens", "completion_tokens", "cost_usd"):
+        total = pc.sum(rows[name]).as_py()
+        if total is not None:
+            result[name] = total
+    if "calls" in rows.column_names:
+        result["calls"] = pc.sum(pc.list_value_length(rows["calls"])).as_py() or 0
+    elif "call" in rows.column_names:
+        result["calls"] = len(rows["call"]) - rows["call"].null_count
+    return result
+
+
+def counted(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value is there, nulls left out, the most frequent first."""
+    return dict(Counter(value for value in values.to_pylist() if value is not None).most_common())
+
+
+def canary_gaps(verdicts: pa.Table) -> Gaps:
+    """score(good) - score(poor) of each canary and order that gave both."""
+    rows = verdicts.select(["id", *ORDERS]).to_pylist()
+    return {(row["id"], order): row[order][0] - row[order][1] for row in rows for order in ORDERS if row[order]}
+
+
+def _flips(*orders: pa.ChunkedArray) -> Manifest:
+    """Rows with a score in both orders, each of teacher's and student's, and of them those with different winners."""
+    # A null, where an order was not asked, becomes NaN, which is neither more nor less than anything.
+    ahead = [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
+    both = ahead[0] * ahead[1]
+    return {"order_flips": int((both < 0).sum()), "both_orders": int((~np.isnan(both)).sum())}

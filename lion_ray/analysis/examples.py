@@ -1,0 +1,129 @@
+"""A few held-out instructions with the student's answers before and after the run, beside the teacher's.
+
+Invariants:
+- Which ones is decided by the run's seed and their ids alone, so nobody chose them for what was answered. An answer
+  that failed is shown as such, not passed over.
+- Texts are as models and users wrote them, only shorter: whoever shows them makes them harmless first.
+
+Reads a run's folder, and only the parts that hold the chosen rows. This module knows nothing of terminals and pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lion_ray.core.records import OK, derive_seed
+from lion_ray.core.store import RunStore
+
+COUNT = 3
+HOW = "chosen by a hash of the run's seed and their ids, not by what was answered: neither the best nor the worst"
+"""How the examples were chosen, for whoever looks at them."""
+LINES, CHARACTERS = 6, 480
+"""Of a text, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer."""
+
+    who: str
+    """The teacher, or which student."""
+    text: str
+    """Shortened; empty where there is no answer."""
+    problem: str | None
+    """Why there is none."""
+    score: float | None
+    """The mean of its checks, 0 to 1; None where there are none or they could not say."""
+    by_check: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction and what was said to it."""
+
+    id: str
+    instruction: str
+    """Shortened."""
+    answers: tuple[Said, Said, Said]
+    """The student as it came, the last checkpoint, the teacher."""
+
+
+def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
+    """The run's examples; none where the held-out set was not answered both before and after.
+
+    Raises:
+        InfrastructureError: a file of the run is damaged.
+    """
+    pool = store.stage("pool-heldout").manifest()
+    described = store.description()
+    if pool is None or described is None:
+        return []
+    config = described["config"]
+    answered = [k for k in range(config["iterations"] + 2) if _answered(store, k)]
+    if not answered or answered[0] != 0 or answered[-1] == 0 or store.stage("answers-heldout").manifest() is None:
+        return []
+    last = answered[-1]
+    stages = (
+        ("student as it came", "iteration-0/heldout/student", "iteration-0/heldout/checks"),
+        (f"student after iteration {last}", f"iteration-{last}/heldout/student", f"iteration-{last}/heldout/checks"),
+        ("teacher", "answers-heldout", "answers-heldout/checks"),
+    )
+    chosen = _chosen(store, pool["parts"], config["seed"], count)
+    texts = _rows(store, "pool-heldout", chosen, ("id", "text"))
+    checked = [_checks(store, checks, chosen) for _, _, checks in stages]
+    given = [_rows(store, answers, chosen, ("id", "text", "status", "reason")) for _, answers, _ in stages]
+    examples = []
+    for row in chosen:
+        base, after, teacher = (
+            _said(who, answers[row], checks.get(row))
+            for (who, _, _), answers, checks in zip(stages, given, checked, strict=True)
+        )
+        examples.append(Example(row, shortened(texts[row]["text"]), (base, after, teacher)))
+    return examples
+
+
+def shortened(text: str, lines: int = LINES, characters: int = CHARACTERS) -> str:
+    """The beginning of a text, with how much was left out where something was."""
+    kept = "\n".join(text.strip().split("\n")[:lines])[:characters].rstrip()
+    left = len(text.strip()) - len(kept)
+    return kept if left <= 0 else f"{kept} … ({left:,} more characters)"
+
+
+def _answered(store: RunStore, iteration: int) -> bool:
+    return store.stage(f"iteration-{iteration}/heldout/student").manifest() is not None
+
+
+def _chosen(store: RunStore, parts: int, seed: int, count: int) -> dict[str, int]:
+    """The chosen rows' ids in the order of their hashes, each with the part that holds it."""
+    stage = store.stage("pool-heldout")
+    where = {
+        row: part for part in range(parts) for row in store.read_table(stage.part_name(part), ("id",))["id"].to_pylist()
+    }
+    order = sorted(where, key=lambda row: (derive_seed("examples", seed, row), row))
+    return {row: where[row] for row in order[:count]}
+
+
+def _rows(store: RunStore, stage: str, chosen: Mapping[str, int], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
+    tables = (
+        store.read_table(store.stage(stage).part_name(part), tuple(columns)) for part in sorted(set(chosen.values()))
+    )
+    return {row["id"]: row for table in tables for row in table.to_pylist() if row["id"] in chosen}
+
+
+def _checks(store: RunStore, stage: str, chosen: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    if store.stage(stage).manifest() is None:
+        return {}
+    return {row["id"]: row for row in store.stage(stage).read_part(0).to_pylist() if row["id"] in chosen}
+
+
+def _said(who: str, answer: Mapping[str, Any], checked: Mapping[str, Any] | None) -> Said:
+    there = answer["status"] == OK
+    return Said(
+        who=who,
+        text=shortened(answer["text"]) if there else "",
+        problem=None if there else str(answer["reason"]),
+        score=checked["score"] if checked else None,
+        by_check={one["check"]: one["value"] for one in checked["scores"]} if checked else {},
+    )

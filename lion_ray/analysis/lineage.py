@@ -1,0 +1,237 @@
+"""Where every instruction came from, and what became of the student's gap on it: read from a run's folder.
+
+Invariants:
+- Columns are read by need, never the texts: a Cache Pool may have a million rows.
+- Only what is committed is read, so a run that is in progress, or was killed, gives what it has.
+- A gap is the teacher's score less the student's. A row without a verdict has none (NaN); no number stands in for it.
+- A parent that the pools do not hold, or that stands behind its child, counts as none.
+
+This module knows nothing of Ray, of models or of how it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lion_ray.core.errors import DamagedError
+from lion_ray.core.records import as_instructions
+from lion_ray.core.store import RunStore
+from lion_ray.discrimination.scores import is_hard
+
+Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+
+
+def committed_pools(store: RunStore) -> list[int]:
+    """The pools that are whole: 0 is the user's own, k what iteration k wrote."""
+    last = _iterations(store)
+    pools = [pool for pool in range(last + 1) if store.stage(f"pool-{pool}").manifest() is not None]
+    # A pool is made of those before it, and an iteration judges all that were there.
+    for pool in range(max([*pools, *(k - 1 for k in judged_iterations(store))], default=-1) + 1):
+        if pool not in pools:
+            raise DamagedError(store.path(f"pool-{pool}/manifest.json"), "it is gone, and later ones are there")
+    return pools
+
+
+def judged_iterations(store: RunStore) -> list[int]:
+    """The iterations whose Cache Pool is judged and split."""
+    manifests = {k: store.stage(f"iteration-{k}/verdicts").manifest() for k in range(1, _iterations(store) + 2)}
+    return [iteration for iteration, manifest in manifests.items() if manifest and "hard" in manifest]
+
+
+def read_pools(store: RunStore, pools: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """These columns of these pools' INSTRUCTION rows, one after another, in the order of the Cache Pool."""
+    stages = [store.stage(f"pool-{pool}") for pool in pools]
+    return as_instructions(stage.read((stage.manifest() or {})["parts"], columns) for stage in stages)
+
+
+def read_lineage(store: RunStore) -> Lineage:
+    """The family of every instruction of the committed pools, the held-out set apart."""
+    columns = ("id", "parent", "source", "iteration")
+    pools = committed_pools(store)
+    return Lineage(read_pools(store, pools, columns) if pools else pa.table({name: [] for name in columns}))
+
+
+def read_gaps(store: RunStore) -> Gaps:
+    """Both scores of every Cache Pool row in every judged iteration."""
+    iterations = judged_iterations(store)
+    parts = [_verdicts(store, f"iteration-{iteration}/verdicts") for iteration in iterations]
+    # Rows only join the Cache Pool, so the last iteration judged all of them, in the order in which they joined.
+    ids = pa.array(parts[-1]["id"].to_pylist() if parts else [], pa.string())
+    shape = (len(ids), len(parts))
+    teacher, student = np.full(shape, np.nan), np.full(shape, np.nan)
+    for column, part in enumerate(parts):
+        places = pc.index_in(part["id"], value_set=ids).to_numpy()
+        for scores, name in ((teacher, "teacher_score"), (student, "student_score")):
+            scores[places, column] = pc.fill_null(part[name], np.nan).to_numpy()
+    tau = _config(store).get("discrimination", {}).get("tau", 1.0)
+    return Gaps(ids, tuple(iterations), teacher, student, tuple(part.num_rows for part in parts), tau)
+
+
+class Lineage:
+    """Seed, parent, child for every instruction."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        """`rows`: INSTRUCTION columns id, parent, source and iteration; parents before their children."""
+        self.rows = rows
+        self.ids: pa.Array = rows["id"].cast(pa.string()).combine_chunks()
+        found = pc.index_in(rows["parent"].cast(pa.string()), value_set=self.ids)
+        places = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        self.parents: Places = np.where(places < np.arange(len(places)), places, -1)
+        """The place of each row's parent; -1 for none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def depths(self) -> Places:
+        """Generations between each row and its seed: 0 for a seed, 1 for its children."""
+        depths = np.zeros(len(self), np.int64)
+        ancestors = self.parents.copy()
+        while (known := ancestors >= 0).any():
+            depths += known
+            ancestors[known] = self.parents[ancestors[known]]
+        return depths
+
+    @cached_property
+    def seeds(self) -> Places:
+        """The place of the first ancestor of each row; its own for a seed."""
+        seeds = np.arange(len(self))
+        while (known := self.parents[seeds] >= 0).any():
+            seeds[known] = self.parents[seeds[known]]
+        return seeds
+
+    def depth(self, one: str) -> int:
+        """Generations between a row and its seed. Raises KeyError where there is no such row."""
+        return int(self.depths[self._place(one)])
+
+    def children(self, one: str) -> list[str]:
+        """The ids of a row's children, in the order in which they joined. Raises KeyError."""
+        order, parents = self._by_parent
+        first, last = np.searchsorted(parents, [(place := self._place(one)), place + 1])
+        return [self.ids[int(child)].as_py() for child in order[first:last]]
+
+    def ancestry(self, one: str) -> list[str]:
+        """The ids from the seed to the row itself. Raises KeyError."""
+        place = self._place(one)
+        found = []
+        while place >= 0:
+            found.append(self.ids[place].as_py())
+            place = int(self.parents[place])
+        return found[::-1]
+
+    @cached_property
+    def _by_parent(self) -> tuple[Places, Places]:
+        order = np.argsort(self.parents, kind="stable")
+        return order, self.parents[order]
+
+    def _place(self, one: str) -> int:
+        place = int(pc.index(self.ids, one).as_py())
+        if place < 0:
+            raise KeyError(one)
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """The Cache Pool's scores over the iterations."""
+
+    ids: pa.Array
+    """Rows, in the order in which they joined."""
+    iterations: tuple[int, ...]
+    """The judged iterations: columns."""
+    teacher: Floats
+    """[rows, iterations], 1 to 10; NaN where a row has no verdict."""
+    student: Floats
+    rows: tuple[int, ...]
+    """The Cache Pool's size in each of the iterations."""
+    tau: float
+    """A row is hard where its gap is at least this."""
+
+    @property
+    def values(self) -> Floats:
+        """The gaps: teacher's score less student's, [rows, iterations]."""
+        return self.teacher - self.student
+
+    def hard(self) -> npt.NDArray[np.bool_]:
+        """Which rows were hard, [rows, iterations]; one without a verdict was not."""
+        return np.asarray(is_hard(self.teacher, self.student, self.tau))
+
+    def widest(self, count: int) -> list[int]:
+        """The places of the rows with the widest gaps in the last judged iteration, widest first."""
+        if not self.iterations:
+            return []
+        last = self.values[:, -1]
+        order = np.argsort(-last, kind="stable")  # NaN goes last
+        return [int(place) for place in order[:count] if not np.isnan(last[place])]
+
+    def steps(self) -> list[Step]:
+        """What changed from each judged iteration to the next, among the rows that both of them judged."""
+        hard, values = self.hard(), self.values
+        found = []
+        for left in range(len(self.iterations) - 1):
+            right = left + 1
+            both = ~np.isnan(values[:, left]) & ~np.isnan(values[:, right])
+            was, now = hard[:, left], hard[:, right]
+            found.append(
+                Step(
+                    before=self.iterations[left],
+                    after=self.iterations[right],
+                    learned=self.ids.filter(pa.array(both & was & ~now)),
+                    forgotten=self.ids.filter(pa.array(both & ~was & now)),
+                    still_hard=int((both & was & now).sum()),
+                    still_easy=int((both & ~was & ~now).sum()),
+                    unmeasured=self.rows[left] - int(both.sum()),
+                    gap_before=float(values[both, left].mean()) if both.any() else None,
+                    gap_after=float(values[both, right].mean()) if both.any() else None,
+                )
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From one judged iteration to the next. Verdicts are noisy, so some rows cross tau both ways by chance alone: the
+    difference of `learned` and `forgotten` says more than either."""
+
+    before: int
+    after: int
+    learned: pa.Array
+    """Ids of rows that were hard and became easy."""
+    forgotten: pa.Array
+    """Ids of rows that were easy and became hard."""
+    still_hard: int
+    still_easy: int
+    unmeasured: int
+    """Rows that were in the Cache Pool of both, without a verdict in one of them."""
+    gap_before: float | None
+    """Mean gap of the rows judged in both; None where there are none."""
+    gap_after: float | None
+
+    @property
+    def judged(self) -> int:
+        """Rows with a verdict in both."""
+        return len(self.learned) + len(self.forgotten) + self.still_hard + self.still_easy
+
+
+def _verdicts(store: RunStore, name: str) -> pa.Table:
+    stage = store.stage(name)
+    return stage.read((stage.manifest() or {})["parts"], ("id", "teacher_score", "student_score"))
+
+
+def _iterations(store: RunStore) -> int:
+    """How many the configuration asks for; 0 where the folder is no run's yet."""
+    return int(_config(store).get("iterations", 0))
+
+
+def _config(store: RunStore) -> dict[str, Any]:
+    described = store.description()
+    return {} if described is None else dict(described.get("config") or {})

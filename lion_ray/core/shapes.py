@@ -1,0 +1,58 @@
+"""What the fields of a run's own records are, so that a record that says something else is told by its file.
+
+Invariant: what is not named here is taken as it is, and a field may be missing: versions differ, and whoever needs a
+field says so.
+"""
+
+from __future__ import annotations
+
+from lion_ray.core.errors import DamagedError
+from lion_ray.core.sealed import Record
+
+_COUNT = (int,)
+_NUMBER = (int, float, type(None))
+_WORDS = (str,)
+_OBJECT = (dict,)
+_MAYBE = (dict, type(None))
+
+MANIFEST: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("rows", "parts", "hard", "easy", "calls", "samples", "steps", "verdicts", "right"), _COUNT),
+    **dict.fromkeys(("order_flips", "both_orders", "cut_off", "against", "scored"), _COUNT),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "cost_usd", "tokens", "mean_gap"), _NUMBER),
+    **dict.fromkeys(("began", "seconds", "fit_seconds", "tokens_per_second"), (int, float)),
+    **dict.fromkeys(("heldout_loss_before", "heldout_loss_after", "heldout_loss_served"), _NUMBER),
+    **dict.fromkeys(("quarantined", "unanswered", "kinds", "judges", "dropped", "by_check", "files"), _OBJECT),
+    **dict.fromkeys(("relative_quality", "drift", "mean", "gain", "gain_over_base", "teacher"), _MAYBE),
+}
+RUN: dict[str, tuple[type, ...]] = {"format": _COUNT, "config": _OBJECT, "versions": _OBJECT, "base_dir": _WORDS}
+CONFIG: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("iterations", "seed"), _COUNT),
+    **dict.fromkeys(("data", "endpoints", "student", "imitation", "discrimination", "generation", "referee"), _OBJECT),
+    "run_name": _WORDS,
+    "journal": (str, type(None)),
+}
+ATTEMPT: dict[str, tuple[type, ...]] = {
+    "attempt": _COUNT,
+    "token": _WORDS,
+    "alive": (int, float),
+    "ended": (bool,),
+    "beat": _COUNT,
+}
+PROGRESS: dict[str, tuple[type, ...]] = {"stages": (list,), "meter": _WORDS}
+STOP: dict[str, tuple[type, ...]] = {"iteration": _COUNT, "reason": _WORDS}
+
+
+def check(record: Record, fields: dict[str, tuple[type, ...]]) -> Record:
+    """The record itself.
+
+    Raises:
+        DamagedError: a field is something else than it ever was.
+    """
+    for name, kinds in fields.items():
+        if name not in record:
+            continue
+        value = record[name]
+        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if wrong or (kinds is _COUNT and value < 0):
+            raise DamagedError(record.path, f"its {name!r} is {str(value)[:40]!r}")
+    return record

@@ -1,0 +1,105 @@
+"""A stage of a run's folder: numbered parts, a few files, and the manifest that commits them.
+
+Invariants:
+- Without a manifest nothing in the stage is trusted except its parts, and a part is whole or absent.
+- The manifest is written last, by the one attempt there is, and holds the SHA-256 of each file of the stage.
+
+This module knows nothing of what a stage means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lion_ray.core.errors import DamagedError
+from lion_ray.core.sealed import Record
+from lion_ray.core.shapes import MANIFEST, check
+
+if TYPE_CHECKING:
+    from lion_ray.core.store import RunStore
+
+Manifest = dict[str, Any]
+"""What a stage's manifest says: rows, parts, and whatever else is to be known of it without reading them."""
+SUMS = ".sums.json"
+"""What a folder's files came to, beside the folder, until a manifest takes it in."""
+_UNSUMMED = {"manifest.json", "progress.json"}
+_SUMMING = 16
+"""Files read at once for their hashes: behind a URL each waits for the network."""
+_FILES = "files"
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+
+
+class Stage:
+    """One stage of a run: numbered parts, a few files, and the manifest that commits them."""
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self.store = store
+        self.name = name
+
+    def manifest(self) -> Manifest | None:
+        """What was committed, or None.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        found = self._read()
+        if found is None:
+            return None
+        if not found:
+            raise DamagedError(found.path, "it is empty")
+        check(found, MANIFEST).pop(_FILES, None)
+        return found
+
+    def sums(self) -> dict[str, Any]:
+        """Size and SHA-256 of each file that was committed, by its name in the stage's folder; an older lion-ray's
+        manifest has none."""
+        found = self._read()
+        return dict(found.get(_FILES) or {}) if found is not None else {}
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Commit the stage; returns the manifest as it stands. Raises RunConflictError where another attempt runs."""
+        sums = self._sum_up()
+        self.store.check_fence()
+        self.store.write_record(f"{self.name}/manifest.json", manifest | {_FILES: sums})
+        return manifest
+
+    def _read(self) -> Record | None:
+        return self.store.read_record(f"{self.name}/manifest.json")
+
+    def _sum_up(self) -> dict[str, Any]:
+        names = [name for name, folder in self.store.entries(self.name) if not folder and not name.startswith(".")]
+        own = [name for name in names if name not in _UNSUMMED and not name.endswith(SUMS)]
+        with ThreadPoolExecutor(_SUMMING) as pool:
+            sums = dict(zip(own, pool.map(lambda name: self.store.sum_of(f"{self.name}/{name}"), own), strict=True))
+        for name in names:
+            if name.endswith(SUMS):
+                sums |= self.store.read_record(f"{self.name}/{name}") or {}
+        return sums
+
+    def part_name(self, index: int) -> str:
+        return f"{self.name}/part-{index:05d}.parquet"
+
+    def write_part(self, index: int, table: pa.Table) -> None:
+        self.store.write_table(self.part_name(index), table)
+
+    def read_part(self, index: int) -> pa.Table:
+        return self.store.read_table(self.part_name(index))
+
+    def part_indexes(self) -> set[int]:
+        names = map(_PART.fullmatch, self.store.names(self.name))
+        return {int(match[1]) for match in names if match}
+
+    def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
+        names = map(self.part_name, range(parts))
+        # A resumed run's parts may be of two versions, of which one knew a column more.
+        tables = [self.store.read_table(name, columns, optional=True) for name in names]
+        whole = pa.concat_tables(tables, promote_options="default")
+        if missing := [name for name in columns or () if name not in whole.column_names]:
+            raise DamagedError(self.store.path(self.name), f"its parts have no column {missing[0]!r}")
+        return whole

@@ -1,0 +1,351 @@
+"""The run folder: what is committed, what can be resumed, who may write.
+
+Invariants:
+- A run is its folder (contract 2): everything a resumed run needs is under `root`, a local path or an object-store URL.
+- A stage is committed by its manifest, written last and whole. Without a manifest nothing in the stage is trusted
+  except its parts, and a part is whole or absent: it is written aside and renamed (an object store's put is atomic).
+- One attempt at a time (`attempts`): its token is looked at before each manifest.
+- Only parquet, JSON and safetensors; nothing here is unpickled.
+- Parts, manifests and the run's own records prove themselves (`sealed`), and a manifest holds the SHA-256 of each file
+  of its stage: what is damaged is told, never read as something else.
+
+This module knows nothing of Ray, of models, or of what the stages mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from lion_ray.core.addresses import below, check_storage
+from lion_ray.core.attempts import Fence, read_attempt
+from lion_ray.core.durable import make_folder, sync_path
+from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError
+from lion_ray.core.sealed import Record, from_json, from_parquet, seal, sha256, to_parquet
+from lion_ray.core.shapes import CONFIG, RUN, check
+from lion_ray.core.stage_folder import SUMS, Manifest, Stage
+
+FORMAT = 1
+"""Of a run's folder; raise it where an older lion-ray would misread what is there, and read what was before."""
+TORN_READS = 3
+"""How often an object that is not JSON is read again."""
+
+
+def filesystem(root: str) -> tuple[fs.FileSystem, str]:
+    """The file system and the path in it of a local path or a URL such as ``s3://bucket/prefix``."""
+    if "://" in root:
+        try:
+            return fs.FileSystem.from_uri(check_storage(root))
+        except ValueError as error:
+            if isinstance(error, pa.ArrowException):
+                raise InfrastructureError(f"{root}: no such storage: {_line(error)}") from None
+            raise ConfigError(str(error)) from None
+        except OSError as error:
+            raise InfrastructureError(f"{root}: no such storage: {_line(error)}{_advice(error)}") from None
+    return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
+
+
+__all__ = ["FORMAT", "Manifest", "RunStore", "Stage", "filesystem"]
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about what object stores say in their own words."""
+    said = str(error)
+    if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
+        return ": there is no such bucket; make it, or correct the address"
+    if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
+        return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
+    if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
+        return ": no credentials that the storage takes (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
+    return ""
+
+
+def _refused(target: str | Path, error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"{target}: the storage refused the write ({_line(error)}{_advice(error)}); mend that and run the same "
+        "command: it goes on"
+    )
+
+
+class RunStore:
+    """The folder of one run. Pickles, so that actors can commit parts themselves."""
+
+    def __init__(self, root: str, token: str | None = None) -> None:
+        self.root = root
+        self.token = token
+        self._open()
+
+    def _open(self) -> None:
+        self._fs, self._path = filesystem(self.root)
+        self.is_local = isinstance(self._fs, fs.LocalFileSystem)
+        self._made: set[Path] = set()
+        self._fence = Fence(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "token": self.token}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def path(self, name: str = "") -> str:
+        """The full path or key of `name`, as this file system writes it."""
+        return f"{self._path}/{name}" if name else self._path
+
+    def address(self, name: str) -> str:
+        """`name` for whoever opens storage by himself: a local path, or a URL with the root's own options."""
+        if self.is_local:
+            return self.path(name)
+        return below(self.root, name)
+
+    def journal(self, configured: str | None) -> str:
+        """Where a run keeps its calls: where its configuration says, else in its own folder."""
+        return configured or self.address("journal")
+
+    def exists(self, name: str) -> bool:
+        with self._reading(name):
+            return bool(self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound)
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InfrastructureError: the storage refused.
+        """
+        return self._buffer(name).to_pybytes()
+
+    def _buffer(self, name: str) -> pa.Buffer:
+        with self._reading(name), self._fs.open_input_file(self.path(name)) as stream:
+            return stream.read_buffer()
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise InfrastructureError(
+                f"{self.path(name)}: the storage refused to read it ({_line(error)}{_advice(error)}); mend that and "
+                "run the same command: it goes on"
+            ) from None
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            InfrastructureError: the storage refused; nothing of the file is visible.
+        """
+        target = self.path(name)
+        try:
+            if self.is_local:
+                path = Path(target)
+                self._make(path.parent)
+                aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+                try:
+                    with aside.open("wb") as stream:
+                        stream.write(data)
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                    aside.replace(path)
+                finally:
+                    aside.unlink(missing_ok=True)
+                sync_path(path.parent)
+            else:
+                with self._fs.open_output_stream(target) as stream:
+                    stream.write(data)
+        except (OSError, pa.ArrowException) as error:
+            raise _refused(target, error) from None
+
+    def make(self, folder: Path) -> None:
+        """Make a local folder as everything in a run is made. Raises InfrastructureError where the disk refuses."""
+        try:
+            self._make(folder)
+        except OSError as error:
+            raise _refused(folder, error) from None
+
+    def _make(self, folder: Path) -> None:
+        """Make a local folder that survives a power cut; it is flushed once for each process. Raises OSError."""
+        if folder not in self._made or not folder.exists():
+            make_folder(folder)
+            self._made.add(folder)
+
+    def read_json(self, name: str) -> Any:
+        """The JSON in `name`, its objects as Records; None where there is no such file.
+
+        Raises:
+            DamagedError: it is not JSON, or not what was written.
+        """
+        return next(iter(self._json(name)), None)
+
+    def read_record(self, name: str) -> Record | None:
+        """As `read_json`, of a file that holds an object."""
+        for value in self._json(name):
+            if not isinstance(value, Record):
+                raise DamagedError(self.path(name), "it holds no JSON object")
+            return value
+        return None
+
+    def _json(self, name: str) -> list[Any]:
+        """What is in the file; nothing where there is none."""
+        # An object that is replaced while it is read may come in pieces of both; a local file is renamed into place.
+        for left in range(0 if self.is_local else TORN_READS, -1, -1):
+            try:
+                return [from_json(self.read_bytes(name), self.path(name))]
+            except FileNotFoundError:
+                return []
+            except DamagedError:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def description(self) -> Record | None:
+        """What run.json says of this run; None where there is none yet.
+
+        Raises:
+            DamagedError: it is not what was written.
+            ConfigError: a newer lion-ray wrote this folder.
+        """
+        found = self.read_record("run.json")
+        if found is None:
+            return None
+        check(found, RUN)
+        if (number := found.get("format", 1)) > FORMAT:
+            raise ConfigError(
+                f"{found.path}: a newer lion-ray wrote this run (format {number}, this knows {FORMAT}); use that one"
+            )
+        check(found["config"], CONFIG)
+        return found
+
+    def described(self) -> Record:
+        """As `description`; ConfigError where there is no run."""
+        found = self.description()
+        if found is None:
+            raise ConfigError(f"{self.root}: no run there (looked for run.json)")
+        return found
+
+    def write_record(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON object with its seal."""
+        self.write_json(name, seal(value))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        self.write_bytes(name, to_parquet(table))
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: bool = False) -> pa.Table:
+        """A table, or only some of its columns; where they are `optional`, those that it has.
+
+        Raises:
+            DamagedError: it is not what was written, or gone.
+        """
+        try:
+            # Whole, as its checksum is; a part is a shard, and no larger.
+            data = self._buffer(name)
+        except FileNotFoundError:
+            raise DamagedError(self.path(name), "it is gone") from None
+        return from_parquet(data, self.path(name), columns, optional=optional)
+
+    def delete(self, name: str) -> None:
+        """Remove a file that may be there."""
+        with self._reading(name), suppress(FileNotFoundError):
+            self._fs.delete_file(self.path(name))
+
+    def names(self, folder: str) -> list[str]:
+        """The visible names in `folder`, sorted; none where it does not exist."""
+        return sorted(name for name, _ in self.entries(folder) if not name.startswith("."))
+
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """Every name in `folder`, and whether it is a folder; none where it does not exist."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        with self._reading(folder):
+            return sorted((i.base_name, i.type == fs.FileType.Directory) for i in self._fs.get_file_info(selector))
+
+    def sum_of(self, name: str) -> dict[str, Any]:
+        """A file's size and SHA-256, as manifests hold them. Raises FileNotFoundError, InfrastructureError."""
+        with self._reading(name), self._fs.open_input_stream(self.path(name)) as stream:
+            size, digest = sha256(stream)
+        return {"bytes": size, "sha256": digest}
+
+    def local_folder(self, name: str, cache: Path) -> Path:
+        """`name` as a folder on this machine: itself where the store is local, else a copy under `cache`."""
+        if self.is_local:
+            return Path(self.path(name))
+        target = cache / uuid.uuid5(uuid.NAMESPACE_URL, f"{self.root}/{name}").hex
+        if not target.exists():
+            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            aside.mkdir(parents=True)  # an object store has no folders, and names none to be made
+            with self._reading(name):
+                fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
+            aside.rename(target)
+        return target
+
+    def copy_out(self, name: str, target: Path) -> None:
+        """Copy a file to a path on this machine.
+
+        Raises:
+            InfrastructureError: the storage or the disk refused.
+        """
+        try:
+            fs.copy_files(self.path(name), str(target), source_filesystem=self._fs)
+        except OSError as error:
+            raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {error}") from None
+
+    def adopt_folder(self, source: Path, name: str) -> None:
+        """Move a finished local folder into the run; a manifest must follow to make it count, with its files' sums."""
+        sums = {}
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            with path.open("rb") as stream:
+                size, digest = sha256(stream)
+            sums[f"{Path(name).name}/{path.relative_to(source).as_posix()}"] = {"bytes": size, "sha256": digest}
+        if self.is_local:
+            target = Path(self.path(name))
+            if target != source.absolute():
+                self.make(target.parent)
+                if target.exists():
+                    shutil.rmtree(target)
+                shutil.move(source, target)
+        else:
+            try:
+                fs.copy_files(str(source), self.path(name), destination_filesystem=self._fs)
+            except OSError as error:
+                raise InfrastructureError(f"{source}: cannot be copied to {self.path(name)}: {error}") from None
+        self.write_record(f"{name}{SUMS}", sums)
+
+    def stage(self, name: str) -> Stage:
+        return Stage(self, name)
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+
+    def claim(self, say: Callable[[str], None] = lambda _: None) -> int:
+        """Become this run's one attempt; returns its number, from 1. See `attempts.Fence.claim`."""
+        return self._fence.claim(say)
+
+    def heartbeat(self, *, ended: bool = False) -> None:
+        """Say that this attempt is alive, or that it has ended. Raises RunConflictError."""
+        self._fence.heartbeat(ended=ended)
+
+    def check_fence(self) -> Record:
+        """The attempt file, which must be ours. Raises RunConflictError."""
+        return self._fence.check()
+
+    def attempt(self) -> Record | None:
+        """What the last attempt says of itself; None before the first."""
+        return read_attempt(self)

@@ -1,0 +1,99 @@
+"""What the user's files come to: the pool, what is held out of it, and what must not be trained on.
+
+Reads files and starts nothing; `plan` and the run's first stage see the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from lion_ray.config import DataConfig
+from lion_ray.core.errors import DataError
+from lion_ray.data.contamination import EvaluationSet, read_questions
+from lion_ray.data.pools import BadRow, PoolRead, drop_ids, read_pool, split_heldout
+
+
+@dataclass(frozen=True, slots=True)
+class Contaminated:
+    """An instruction that was left out, because of an evaluation set."""
+
+    id: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedData:
+    """Both tables are records.INSTRUCTION."""
+
+    pool: pa.Table
+    heldout: pa.Table
+    questions: list[str]
+    """Of the evaluation sets in ``data.decontaminate``."""
+    duplicates: int
+    in_heldout: int
+    """Rows of the pool that are in a held-out file of its own too, and were left out."""
+    bad_rows: list[BadRow]
+    contaminated: list[Contaminated]
+
+    def counts(self) -> dict[str, object]:
+        """What was left out, for the pool's manifest."""
+        reasons = Counter(row.reason for row in self.contaminated)
+        return {
+            "duplicates": self.duplicates,
+            "bad_rows": len(self.bad_rows),
+            "in_heldout": self.in_heldout,
+            "contaminated": dict(reasons.most_common()),
+        }
+
+    def contaminated_jsonl(self) -> str:
+        """A line of JSON for each instruction that was left out because of an evaluation set."""
+        rows = ({"id": row.id, "reason": row.reason, "text": row.text} for row in self.contaminated)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
+    """Read the pool and hold rows out; an instruction too near an evaluation question is left out of the pool.
+
+    Raises:
+        DataError, ConfigError, InfrastructureError: as `pools.read_pool` and `contamination.read_questions`; DataError
+            also where nothing is left to train on.
+    """
+    read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
+    pool, bad = read.pool, list(read.bad_rows)
+    overlap = 0
+    if isinstance(data.heldout, int):
+        pool, heldout = split_heldout(pool, data.heldout, seed)
+    else:
+        apart = _apart(data.heldout, data, base_dir)
+        heldout, bad = apart.pool, bad + list(apart.bad_rows)
+        pool, overlap = drop_ids(pool, set(heldout["id"].to_pylist()))
+    questions = read_questions(data.decontaminate, base_dir)
+    evaluation = EvaluationSet(questions)
+    found = [
+        Contaminated(row, text, reason)
+        for row, text in zip(pool["id"].to_pylist(), pool["text"].to_pylist(), strict=True)
+        if (reason := evaluation.rejects(text)) is not None
+    ]
+    pool, _ = drop_ids(pool, [row.id for row in found])
+    if not pool.num_rows:
+        why = f" ({len(found)} are too near an evaluation question)" if found else ""
+        raise DataError(f"{data.pool}: no instruction is left to train on{why}")
+    return ImportedData(pool, heldout, questions, read.duplicates, overlap, bad, found)
+
+
+def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:
+    """The held-out rows alone, as `import_data` has them: INSTRUCTION. Raises as `pools.read_pool`."""
+    if not isinstance(data.heldout, int):
+        return _apart(data.heldout, data, base_dir).pool
+    read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
+    return split_heldout(read.pool, data.heldout, seed)[1]
+
+
+def _apart(source: str, data: DataConfig, base_dir: Path) -> PoolRead:
+    return read_pool(source, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row)

@@ -1,0 +1,292 @@
+"""Rows of a file or a dataset, one by one, each with the place it came from.
+
+Invariants:
+- A row that cannot be decoded is still a row, with its problem. Only a fault that hides where the next row begins, or a
+  source that cannot be opened at all, is an exception: one line that says where, what and what to do.
+- Text is taken as it is. Lines of a .jsonl file end with \\n alone.
+- Rows are decoded as they are asked for; nothing behind the last one asked for can fail.
+
+This module does not know what makes a row a good instruction (see `pools`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
+from lion_ray.core.file_kinds import HEAD, told
+
+ALTERNATIVES = ("prompt", "question", "text")
+"""Keys under which other formats keep the instruction; looked at only where a row has no `instruction`."""
+
+_INSTRUCTION_KEYS = ("instruction", *ALTERNATIVES)
+INPUT_KEYS = ("input", "inputs", "context", "passage")
+"""Keys under which formats keep the text that an instruction is about (Alpaca's and Dolly's, and others')."""
+_KEYS = (*_INSTRUCTION_KEYS, *INPUT_KEYS, "reference")
+
+
+class _Doubled(dict[str, Any]):
+    """An object with a key that is there twice; which of the two is meant nobody knows."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    # One in a value below is as wrong as one in the row.
+    below = next((value.key for value in found.values() if isinstance(value, _Doubled)), "")
+    if len(found) == len(pairs) and not below:
+        return found
+    doubled = _Doubled(found)
+    names = [name for name, _ in pairs]
+    doubled.key = below or next(name for name in names if names.count(name) > 1)
+    return doubled
+
+
+def _row(where: str, value: Any, text: str) -> SourceRow:
+    if isinstance(value, _Doubled):
+        return SourceRow(where, None, text, f"the key '{value.key}' is there twice")
+    return SourceRow(where, value, text)
+
+
+# strict=False: control characters inside strings, such as a raw \x0b, are text like any other.
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One row as it was found."""
+
+    where: str
+    """``file:line``, or ``source: row N`` (counted from 1) where there are no lines."""
+    value: Any
+    """What the row decodes to; whether it is an object is the caller's question."""
+    text: str | None = None
+    """The row as it stands in the file; null where the file is not text."""
+    problem: str | None = None
+    """Why the row could not be decoded."""
+
+    def as_text(self) -> str:
+        """The row as it stands in the file, or as JSON."""
+        return json.dumps(self.value, ensure_ascii=False, default=str) if self.text is None else self.text
+
+
+def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
+    """The rows of a .json, .jsonl or .parquet file, or of ``hf:NAME[:CONFIGURATION][:SPLIT]``; see `pools.read_pool`.
+
+    A row of columns (Parquet, datasets) holds only those that an instruction is made of, and its `reference`.
+    """
+    if source.startswith("hf:"):
+        return _dataset_rows(source, base_dir)
+    path = base_dir / source
+    name = path.name.lower()
+    if path.is_dir():
+        raise ConfigError(f"{source}: is a folder; name a file in it, or write hf:{source} for a datasets folder")
+    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in readers or (name.endswith(".gz") and suffix == ".parquet"):
+        raise ConfigError(
+            f"{source}: unknown kind of file; give .json, .jsonl (or either with .gz), .parquet, or hf:NAME[:SPLIT]"
+        )
+    if not path.exists():
+        raise ConfigError(f"{source}: no such file in {base_dir}; check the path")
+    return readers[suffix](source, path)
+
+
+def _content(source: str, path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source}: cannot be read ({_one_line(error)}); check the file") from None
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise DataError(f"{source}: is empty; give rows with an 'instruction'")
+    if (what := told(content[:HEAD])) is not None:
+        raise DataError(f"{source}: {what}")
+    return content
+
+
+def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    content = _content(source, path)
+    start = content.lstrip()
+    first = start.partition(b"\n")[0].strip()
+    if start[:1] == b"[" and (start.strip() == first or not _is_json(first)):
+        return (yield from _listed_rows(source, content))  # a list, whatever the file is called
+    if first == b"{":
+        raise DataError(
+            f"{source}: an object over several lines; write each row on one line, or all as a list in a .json"
+        )
+    # Lines end with \n alone: \x0b, \x85 or U+2028 may stand inside a row, and str.splitlines would cut there.
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{source}:{number}"
+        text = line.decode("utf-8", "replace").strip()
+        try:
+            value = _DECODER.decode(line.decode())
+        except UnicodeDecodeError:
+            yield SourceRow(where, None, text, "not UTF-8")
+        except json.JSONDecodeError as error:
+            yield SourceRow(where, None, text, f"not JSON ({error.msg} at column {error.colno})")
+        except (ValueError, RecursionError) as error:
+            yield SourceRow(where, None, text, f"not JSON ({_one_line(error)})")
+        else:
+            yield _row(where, value, text)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    return _listed_rows(source, _content(source, path))
+
+
+def _listed_rows(source: str, content: bytes) -> Iterator[SourceRow]:
+    """The elements of a list, decoded one by one to know each one's line; broken syntax ends the file either way."""
+
+    def broken(position: int, what: str) -> DataError:
+        return DataError(f"{source}:{text.count(chr(10), 0, position) + 1}: {what}; correct the file")
+
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{source}:{line}: not UTF-8; save the file as UTF-8") from None
+    position = _after_space(text, 0)
+    if text[position] != "[":
+        raise broken(position, "not a list of objects (a file with one object per line is named .jsonl)")
+    position = _after_space(text, position + 1)
+    line, counted = 1, 0
+    more = not text.startswith("]", position)
+    while more:
+        try:
+            value, end = _DECODER.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise broken(error.pos, f"not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise broken(position, f"not JSON ({_one_line(error)})") from None
+        line, counted = line + text.count("\n", counted, position), position
+        yield _row(f"{source}:{line}", value, text[position:end])
+        position = _after_space(text, end)
+        more = text.startswith(",", position)
+        position = _after_space(text, position + 1) if more else position
+    if not text.startswith("]", position):
+        raise broken(position, "not JSON (',' or ']' expected)")
+    if (rest := _after_space(text, position + 1)) < len(text):
+        raise broken(rest, "not JSON (something follows the list)")
+
+
+def _after_space(text: str, position: int) -> int:
+    space = _JSON_SPACE.match(text, position)
+    return space.end() if space else position
+
+
+def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    with path.open("rb") as opened:
+        if (what := told(opened.read(HEAD), binary=True)) is not None:
+            raise DataError(f"{source}: {what}")
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _known_columns(source, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(batch_size=4096, columns=columns):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _parquet_row(f"{source}: row {number}", batch, index)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{source}: cannot be read as Parquet ({_one_line(error)}); check the file") from None
+
+
+def _parquet_row(where: str, batch: pa.RecordBatch, index: int) -> SourceRow:
+    try:
+        return SourceRow(where, {name: batch.column(name)[index].as_py() for name in batch.schema.names})
+    except UnicodeDecodeError:
+        return SourceRow(where, None, "", "not UTF-8")
+
+
+def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
+    name, parts = _named(source.removeprefix("hf:"), base_dir)
+    if len(parts) > 2 or "" in parts:
+        raise ConfigError(f"{source}: not hf:NAME[:CONFIGURATION][:SPLIT]; correct it")
+    # Imported here: it takes seconds, and only this kind of source needs it.
+    import datasets
+
+    folder = base_dir / name
+    split = parts[-1] if parts else "train"
+    try:
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            loaded = datasets.load_from_disk(folder)
+            data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            address = str(folder) if folder.is_dir() else name
+            configuration, split = _configuration(source, address, parts)
+            data = datasets.load_dataset(address, configuration, split=split)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{source}: no such dataset or split '{split}' ({_one_line(error)}); check the name"
+        ) from None
+    except OSError as error:
+        raise InfrastructureError(f"{source}: the dataset cannot be fetched ({_one_line(error)}); try again") from None
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(f"{source}: the dataset cannot be read ({_one_line(error)}); check its files") from None
+    wanted = data.select_columns(_known_columns(source, data.column_names))
+    for number, value in enumerate(wanted, start=1):
+        yield SourceRow(f"{source}: row {number}", value)
+
+
+def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
+    """A dataset's name, and what stands behind its colons. A folder's own name may hold colons."""
+    parts = name.split(":")
+    for end in range(len(parts), 0, -1):
+        if (base_dir / ":".join(parts[:end])).is_dir():
+            return ":".join(parts[:end]), parts[end:]
+    return parts[0], parts[1:]
+
+
+def _configuration(source: str, address: str, parts: list[str]) -> tuple[str | None, str]:
+    """The configuration (None: the only one, or the default) and the split that are meant.
+
+    Raises ConfigError, with the names there are, where a dataset of several does not say which.
+    """
+    import datasets
+
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    known = datasets.get_dataset_config_names(address)
+    split = parts[0] if parts else "train"
+    if len(known) < 2 or "default" in known:
+        return (parts[0], "train") if parts and parts[0] in known and parts[0] != "default" else (None, split)
+    if parts and parts[0] in known:
+        return parts[0], "train"
+    shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+    raise ConfigError(
+        f"{source}: has several configurations ({shown}); name one, as hf:NAME:{known[0]} or hf:NAME:{known[0]}:{split}"
+    )
+
+
+def _known_columns(source: str, names: list[str]) -> list[str]:
+    if not any(name in names for name in _INSTRUCTION_KEYS):
+        raise DataError(f"{source}: no column 'instruction' (it has {', '.join(names)}); rename the right one")
+    return [name for name in _KEYS if name in names]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:199] + "…"

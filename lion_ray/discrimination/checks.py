@@ -1,0 +1,332 @@
+"""Checks: an answer's quality as a number from 0 to 1, without a judge. Pure: no model, no file but a schema's.
+
+Invariants:
+- Nothing that a model may answer raises: what cannot be read as what a check wants (nested too deep, NaN, half a
+  character, numbers without end) scores 0.
+- A score is measured or it is None. A row whose reference cannot be used, or on which a user's function fails, has no
+  score by that check and says why.
+- The same arguments give the same scores, in every process. (A function of the user's own has to see to that itself.)
+
+The whole interface is `load_checks` and `apply_checks`. This module does not know what the answers are measured for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lion_ray.config.checks import (
+    CheckConfig,
+    ContainsCheck,
+    ExactCheck,
+    JsonCheck,
+    JsonFieldsCheck,
+    JsonSchemaCheck,
+    NumberCheck,
+    OwnCheck,
+    RegexCheck,
+    check_name,
+    schema_problem,
+)
+from lion_ray.core.errors import ConfigError
+from lion_ray.core.values import EXACT, NOTHING, agree, json_value, last_number
+
+Measure = Callable[[str, str, str | None], float]
+"""(instruction, answer, reference) to a score; raises `_UnusableError` where it cannot say."""
+
+NO_REFERENCE = "no reference"
+
+
+class Score(NamedTuple):
+    """What one check says of one answer."""
+
+    check: str
+    """Its name."""
+    value: float | None
+    """From 0 to 1; None where it could not be measured."""
+    problem: str | None = None
+    """Why not. What stands in parentheses is this row's detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check, ready to be applied."""
+
+    name: str
+    measure: Measure
+    problem: Callable[[str | None], str | None]
+    """Why a reference cannot be used; None where it can."""
+
+
+class _UnusableError(Exception):
+    """A row cannot be scored, through no fault of its answer."""
+
+
+def load_checks(configured: Sequence[CheckConfig], base_dir: Path, where: str = "evaluation.checks") -> list[Check]:
+    """The checks that a configuration names.
+
+    Args:
+        base_dir: schemas are found relative to it, and modules in it too.
+        where: the key that holds them, for errors.
+
+    Raises:
+        ConfigError: a schema is none or cannot be read, or a function cannot be imported; with the key.
+    """
+    return [_load(one, base_dir, f"{where}.{number}") for number, one in enumerate(configured)]
+
+
+def apply_checks(checks: Iterable[Check], instruction: str, answer: str, reference: str | None) -> list[Score]:
+    """What each check says of an answer to an instruction."""
+    return [_apply(check, instruction, answer, reference) for check in checks]
+
+
+def unusable(checks: Iterable[Check], reference: str | None) -> str | None:
+    """Why a row with this reference cannot be scored by some check, whatever the answer; None where it can."""
+    found = ((check.name, check.problem(reference)) for check in checks)
+    return next((f"check {name}: {why}" for name, why in found if why), None)
+
+
+def mean_score(scores: Sequence[Score]) -> float | None:
+    """A row's score: the mean over its checks; None where one of them could not be measured, or there is none."""
+    values = [score.value for score in scores if score.value is not None]
+    return math.fsum(values) / len(values) if values and len(values) == len(scores) else None
+
+
+def _apply(check: Check, instruction: str, answer: str, reference: str | None) -> Score:
+    if (why := check.problem(reference)) is not None:
+        return Score(check.name, None, f"check {check.name}: {why}")
+    try:
+        return Score(check.name, check.measure(instruction, answer, reference))
+    except _UnusableError as error:
+        return Score(check.name, None, f"check {check.name}: {error}")
+    except RecursionError:
+        return Score(check.name, 0.0)  # an answer that is nested so deep is not what anybody asked for
+
+
+def _load(config: CheckConfig, base_dir: Path, key: str) -> Check:
+    name = check_name(config)
+    if isinstance(config, OwnCheck):
+        return Check(name, _own(_imported(config.import_path, base_dir, key)), lambda _: None)
+    if isinstance(config, JsonCheck):
+        return Check(name, lambda _, answer, __: float(json_value(answer) is not NOTHING), lambda _: None)
+    if isinstance(config, JsonSchemaCheck):
+        return Check(name, _fits(_schema(config.schema_, base_dir, f"{key}.schema"), f"{key}.schema"), lambda _: None)
+    if isinstance(config, ContainsCheck):
+        return Check(name, _contains(config), _optional(config.text))
+    if isinstance(config, RegexCheck):
+        return Check(name, _matches(config), _optional(config.pattern, _pattern_problem))
+    if isinstance(config, NumberCheck):
+        return Check(name, _number(config), _needed(_number_problem))
+    if isinstance(config, JsonFieldsCheck):
+        return Check(name, _json_fields(config), _needed(_object_problem(config.fields)))
+    assert isinstance(config, ExactCheck)
+    return Check(name, _exact(config), _needed())
+
+
+# -- references ------------------------------------------------------------------------------------------------------
+
+
+def _needed(also: Callable[[str], str | None] = lambda _: None) -> Callable[[str | None], str | None]:
+    return lambda reference: NO_REFERENCE if reference is None else also(reference)
+
+
+def _optional(
+    own: str | None, also: Callable[[str], str | None] = lambda _: None
+) -> Callable[[str | None], str | None]:
+    """A check that brings its text with it needs no reference."""
+    return _needed(also) if own is None else lambda _: None
+
+
+def _pattern_problem(reference: str) -> str | None:
+    try:
+        re.compile(reference)
+    except (re.error, RecursionError, OverflowError):
+        return "the reference is no regular expression"
+    return None
+
+
+def _number_problem(reference: str) -> str | None:
+    return None if last_number(reference) else "the reference holds no number"
+
+
+def _object_problem(fields: Sequence[str] | None) -> Callable[[str], str | None]:
+    def problem(reference: str) -> str | None:
+        value = json_value(reference)
+        if not isinstance(value, dict):
+            return "the reference is no JSON object"
+        return "the reference has none of the fields" if fields and not value.keys() & set(fields) else None
+
+    return problem
+
+
+# -- texts and numbers -----------------------------------------------------------------------------------------------
+
+
+def _exact(config: ExactCheck) -> Measure:
+    def plain(text: str) -> str:
+        text = " ".join(text.split()) if config.ignore_whitespace else text.strip()
+        return text.casefold() if config.ignore_case else text
+
+    return lambda _, answer, reference: float(plain(answer) == plain(reference or ""))
+
+
+def _contains(config: ContainsCheck) -> Measure:
+    def measure(_: str, answer: str, reference: str | None) -> float:
+        wanted = config.text if config.text is not None else (reference or "").strip()
+        return float(wanted.casefold() in answer.casefold() if config.ignore_case else wanted in answer)
+
+    return measure
+
+
+def _matches(config: RegexCheck) -> Measure:
+    flags = re.IGNORECASE if config.ignore_case else re.NOFLAG
+    return lambda _, answer, reference: float(re.search(config.pattern or reference or "", answer, flags) is not None)
+
+
+def _number(config: NumberCheck) -> Measure:
+    tolerance = Decimal(str(config.tolerance))
+
+    def close(one: Decimal, other: Decimal) -> bool:
+        # NaN, where a difference is beyond all exponents, is not within anything.
+        return one == other or bool(EXACT.abs(EXACT.subtract(one, other)) <= tolerance)
+
+    def measure(_: str, answer: str, reference: str | None) -> float:
+        said, wanted = last_number(answer), last_number(reference or "")
+        if said is None or wanted is None:
+            return 0.0
+        if close(said[0], wanted[0]):
+            return 1.0
+        # 12 % may be written as 0.12: where only one of the two has the sign, it is read both ways.
+        hundredth = Decimal("0.01")
+        if said[1] and not wanted[1]:
+            return float(close(EXACT.multiply(said[0], hundredth), wanted[0]))
+        if wanted[1] and not said[1]:
+            return float(close(said[0], EXACT.multiply(wanted[0], hundredth)))
+        return 0.0
+
+    return measure
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _schema(given: str | dict[str, Any], base_dir: Path, key: str) -> dict[str, Any]:
+    if isinstance(given, dict):
+        return given
+    try:
+        schema = json.loads((base_dir / given).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not JSON"
+        advice = "give a .json file with a JSON Schema, or the schema itself"
+        raise ConfigError(f"{key}: {given}: {why}; {advice}") from None
+    if (problem := schema_problem(schema)) is not None:
+        raise ConfigError(f"{key}: {given}: {problem}; correct it")
+    return dict(schema)
+
+
+def _fits(schema: dict[str, Any], key: str) -> Measure:
+    from jsonschema import validators
+    from referencing import Registry, Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    # A registry of its own: by default jsonschema fetches what a schema refers to.
+    registry: Any = Registry()
+    validator = validators.validator_for(schema, default=validators.Draft202012Validator)(schema, registry=registry)
+    resource: Any = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = registry.with_resource("", resource).resolver()
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except (Unresolvable, ValueError, KeyError):
+            raise ConfigError(
+                f"{key}: $ref {reference!r} leads nowhere; only what is in the schema itself can be referred to"
+            ) from None
+
+    def measure(_: str, answer: str, __: str | None) -> float:
+        value = json_value(answer)
+        return float(value is not NOTHING and bool(validator.is_valid(value)))
+
+    return measure
+
+
+def _references(schema: Any, *, outermost: bool = True) -> Iterable[str]:
+    """Every `$ref` of a schema but those below an `$id` of their own, which are relative to that."""
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _references(item, outermost=False)
+    elif isinstance(schema, dict) and (outermost or not isinstance(schema.get("$id"), str)):
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            elif key not in ("const", "enum", "default", "examples"):
+                yield from _references(value, outermost=False)
+
+
+def _json_fields(config: JsonFieldsCheck) -> Measure:
+    def measure(_: str, answer: str, reference: str | None) -> float:
+        wanted, given = json_value(reference or ""), json_value(answer)
+        if not isinstance(given, dict):
+            return 0.0
+        # A field that was made up costs as much as one that is missing, or to say everything would pay.
+        compared = (wanted.keys() | given.keys()) if config.fields is None else set(config.fields)
+        counted = [field for field in compared if field in wanted or field in given]
+        if not counted:
+            return 1.0
+        right = sum(field in wanted and field in given and agree(wanted[field], given[field]) for field in counted)
+        return right / len(counted)
+
+    return measure
+
+
+# -- a user's own ----------------------------------------------------------------------------------------------------
+
+
+def _imported(import_path: str, base_dir: Path, key: str) -> Callable[..., Any]:
+    module, _, name = import_path.partition(":")
+    beside = str(base_dir)
+    sys.path.insert(0, beside)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigError(f"{key}.import_path: {import_path} cannot be imported ({what}); correct it") from None
+    finally:
+        if beside in sys.path:
+            sys.path.remove(beside)
+    if not callable(found):
+        raise ConfigError(
+            f"{key}.import_path: {import_path} is no function; name one that takes (instruction, answer, reference) "
+            "and returns a number from 0 to 1"
+        )
+    function: Callable[..., Any] = found
+    return function
+
+
+def _own(function: Callable[..., Any]) -> Measure:
+    def measure(instruction: str, answer: str, reference: str | None) -> float:
+        try:
+            value = function(instruction, answer, reference)
+            value = value.item() if isinstance(value, np.generic) else value
+            score = float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything
+            detail = " ".join(str(error).split())[:200]
+            raise _UnusableError(f"raised {type(error).__name__}{f' ({detail})' if detail else ''}") from None
+        if score is None:
+            shown = f" ({value:g})" if isinstance(value, float) else ""
+            raise _UnusableError(f"returned {type(value).__name__}, no number from 0 to 1{shown}")
+        return score
+
+    return measure

@@ -1,0 +1,209 @@
+"""Judging a teacher's answer against a student's: what is asked, and what is read off the replies.
+
+Invariants:
+- A verdict without readable scores is asked again, then its row is quarantined: it is neither hard nor easy, and no
+  number is made up for it (contract 4).
+- A row whose teacher or student answer failed is never judged.
+- A question has the same bytes, hence the same journal key, whoever asks it: a run, a resumed run, a calibration.
+- With `second_order: near_threshold` a row that is far from tau rests on one order, and its verdict shows which.
+
+Knows neither Ray nor how a call is sent: `actors.referee` and `evaluation.calibration.run` do that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lion_ray.config import RefereeConfig
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.core.records import OK, ORDERS, QUARANTINED, derive_seed
+from lion_ray.discrimination.logprob_scores import ALTERNATIVES, weighted_pair
+from lion_ray.discrimination.orders import first_order, needs_second
+from lion_ray.discrimination.scores import Pair, combine, in_range, parse_scores
+from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
+from lion_ray.prompts.messages import load_template, referee_messages
+
+RESAMPLED = 1000
+"""Ordinals from one sample of a question to the next; those between are verdicts asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to one instruction; in a calibration and among canaries, whoever gave them."""
+
+    id: str
+    instruction: str
+    teacher: str
+    student: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one reply of the judge says."""
+
+    pair: Pair | None
+    """(teacher, student), whoever was shown first; None where it says nothing that can be used."""
+    failure: str = ""
+    """Why not."""
+    weighted: bool = False
+
+
+def read_scores(completion: Completion) -> Pair | str:
+    """The scores of the first and the second answer, each from 1 to 10; or why there are none, in countable words."""
+    if ending(completion.finish_reason) is not Ending.COMPLETE and completion.text[-1:].isdigit():
+        return "verdict cut off"  # perhaps within its last number: a 10 that ends as a 1
+    pair = parse_scores(completion.text)
+    if pair is None:
+        return "verdict without readable scores"
+    return pair if in_range(pair) else "score outside 1 to 10"
+
+
+class Judge:
+    """How one referee asks, and how it is read."""
+
+    def __init__(self, config: RefereeConfig, *, structured: bool, base_dir: Path, seed: int) -> None:
+        """`structured`: its endpoint can be held to a JSON schema.
+
+        Raises:
+            ConfigError: the template is unknown, unreadable or cannot be rendered.
+        """
+        self.config = config
+        self._template = load_template(config.prompt, "referee", base_dir)
+        self._schema = self._template.schema if structured else None
+        self._seed = seed
+
+    def call(self, comparison: Comparison, order: str, stage: str, *, attempt: int = 0, sample: int = 0) -> Call:
+        """The question about `comparison` in one of ORDERS; `sample` tells wanted repetitions from one another."""
+        answers = (comparison.teacher, comparison.student)
+        first, second = answers if order == "teacher_first" else answers[::-1]
+        ordinal = sample * RESAMPLED + attempt
+        return Call(
+            messages=referee_messages(
+                self._template, comparison.instruction, first, second, as_json=self._schema is not None
+            ),
+            max_tokens=self.config.max_tokens,
+            temperature=self.config.temperature,
+            seed=derive_seed(self._seed, "referee", comparison.id, order, ordinal),
+            json_schema=self._schema,
+            top_logprobs=ALTERNATIVES if self.config.weighted else None,
+            ordinal=ordinal,
+            role="referee",
+            stage=stage,
+            batch=self.config.mode == "batch",
+        )
+
+    def read(self, order: str, outcome: Outcome) -> Reading:
+        """What the judge said about a comparison in this order."""
+        if isinstance(outcome, Failure):
+            return Reading(None, f"referee: {outcome.reason}")
+        pair = read_scores(outcome)
+        if isinstance(pair, str):
+            return Reading(None, pair)
+        weighted = weighted_pair(outcome.text, outcome.logprobs, pair) if self.config.weighted else None
+        found = weighted or pair
+        return Reading(found if order == "teacher_first" else found[::-1], weighted=weighted is not None)
+
+
+class Row:
+    """One row on its way to a verdict."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        instruction: dict[str, Any],
+        teacher: dict[str, Any],
+        student: dict[str, Any],
+        *,
+        tau: float | None = None,
+    ) -> None:
+        """A row of INSTRUCTION and two of ANSWER. With `tau` the second order is asked only near it.
+
+        Raises:
+            ValueError: an answer is to another instruction.
+        """
+        self.comparison = Comparison(instruction["id"], instruction["text"], teacher["text"], student["text"])
+        self._judge = judge
+        self._tau = tau
+        self._version = student["version"]
+        self._asked = dict.fromkeys(ORDERS, 0)
+        self._readings: dict[str, Reading] = {}
+        self._reviews: dict[str, str] = {}
+        self._answered: list[Completion] = []
+        self._failure = ""
+        self._judgeable = True
+        for who, answer in (("teacher", teacher), ("student", student)):
+            if answer["id"] != self.comparison.id:
+                raise ValueError(f"{who}'s answer {answer['id']} is not to instruction {self.comparison.id}")
+            if answer["status"] != OK:
+                self._judgeable = False
+                self._failure = f"{who}: {answer['reason']}"
+
+    def wanted(self) -> list[str]:
+        """The orders to ask now: those that are due and have no scores yet, as long as they may be asked again."""
+        if not self._judgeable:
+            return []
+        often = self._judge.config.parse_retries + 1
+        return [order for order in self._due() if self._pair(order) is None and self._asked[order] < often]
+
+    def call(self, order: str, stage: str, *, sample: int = 0) -> Call:
+        """The next call for an order."""
+        return self._judge.call(self.comparison, order, stage, attempt=self._asked[order], sample=sample)
+
+    def take(self, order: str, outcome: Outcome) -> None:
+        """What became of it."""
+        self._asked[order] += 1
+        if isinstance(outcome, Completion):
+            self._answered.append(outcome)
+            self._reviews[order] = outcome.text
+        self._readings[order] = self._judge.read(order, outcome)
+        self._failure = self._readings[order].failure or self._failure
+
+    def verdict(self) -> dict[str, Any]:
+        """The row as VERDICT has it."""
+        one_order = len(self._due()) == 1 and self._pair(self._due()[0]) is not None
+        means = combine(self._pair(ORDERS[0]), self._pair(ORDERS[1]), one_order=one_order)
+        weighs = self._judge.config.weighted and self._answered
+        row: dict[str, Any] = {
+            "id": self.comparison.id,
+            "status": OK if means else QUARANTINED,
+            "reason": None if means else self._failure,
+            "version": self._version,
+            "weighted": sum(reading.weighted for reading in self._readings.values()) if weighs else None,
+            "calls": [completion.key for completion in self._answered],
+        }
+        for order in ORDERS:
+            pair = self._pair(order)
+            row |= {order: pair and list(pair), f"review_{order}": self._reviews.get(order)}
+        if means:
+            row |= {"teacher_score": means[0], "student_score": means[1]}
+        return row | account(self._answered)
+
+    def _pair(self, order: str) -> Pair | None:
+        return self._readings[order].pair if order in self._readings else None
+
+    def _due(self) -> Sequence[str]:
+        """The orders that the verdict rests on, as far as is known."""
+        if self._tau is None:
+            return ORDERS
+        first = first_order(self.comparison.id)
+        pair = self._pair(first)
+        # Where the first could not be read there is nothing to say how near it was, and the row fails with it.
+        near = pair is not None and needs_second(pair, self._tau, self._judge.config.second_order_margin)
+        return ORDERS if near else (first,)
+
+
+def account(answered: Sequence[Completion]) -> dict[str, Any]:
+    """Who answered, the tokens and the cost, by VERDICT's names; nothing where nobody did."""
+    if not answered:
+        return {}
+    costs = [completion.cost_usd for completion in answered]
+    return {
+        "model": answered[-1].model,
+        "endpoint": answered[-1].endpoint,
+        "prompt_tokens": sum(completion.prompt_tokens for completion in answered),
+        "completion_tokens": sum(completion.completion_tokens for completion in answered),
+        "cost_usd": None if None in costs else sum(cost for cost in costs if cost is not None),
+    }

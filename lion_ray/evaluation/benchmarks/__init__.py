@@ -1,0 +1,1 @@
+"""Multiple-choice benchmarks, by the paper's protocol."""

@@ -1,0 +1,49 @@
+"""BBH and AGIEval as the paper asks them, for EleutherAI's lm-eval (tried with 0.4.13): tasks, and what makes them.
+
+Invariants:
+- Questions, prompts and letters are `benchmarks`'s: lm-eval and `lion-ray eval` ask and score the same.
+- A group's figure is the unweighted mean over its tasks (the paper).
+
+One small YAML file for each task, which `python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write` makes from here; without
+``--write`` that prints the folder, for lm-eval's ``--include_path``. Questions are read from the folder in the
+environment variable LION_BBH or LION_AGIEVAL, or in ``--metadata '{"data": FOLDER}'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lion_ray.evaluation.benchmarks.protocol import SUITES
+
+FOLDER = Path(__file__).parent
+TEMPLATE = "_lion_template_yaml"
+_NOTE = "# Made by `python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write`.\n"
+
+
+def task_name(suite: str, task: str) -> str:
+    """What a task is called in lm-eval."""
+    return f"lion_{suite}_{task.replace('-', '_')}"
+
+
+def yaml_files() -> Iterator[tuple[str, str]]:
+    """Each file's name and text."""
+    for suite, tasks in SUITES.items():
+        for task in tasks:
+            name = task_name(suite, task)
+            kwargs = f"dataset_kwargs: {{suite: {suite}, task: {task}}}\n"
+            yield f"{name}.yaml", f"{_NOTE}include: {TEMPLATE}\ntask: {name}\n{kwargs}"
+        members = "".join(f"  - {task_name(suite, task)}\n" for task in tasks)
+        yield f"_lion_{suite}.yaml", f"{_NOTE}group: lion_{suite}\ntask:\n{members}{_MEANS}"
+
+
+_MEANS = """aggregate_metric_list:
+  - metric: published
+    aggregation: mean
+    weight_by_size: false
+  - metric: standing
+    aggregation: mean
+    weight_by_size: false
+metadata:
+  version: 1.0
+"""

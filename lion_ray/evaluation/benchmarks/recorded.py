@@ -1,0 +1,171 @@
+"""Recorded outputs against a suite's answers: anybody's outputs can be checked, without a model.
+
+Invariants:
+- An output counts for the question whose id it names; an id that the suite does not have, or twice, is an error.
+- An output without a readable letter is wrong, and counted; a question without an output is neither.
+- A suite's score is the unweighted mean over its tasks (the paper), whatever their sizes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from rich.table import Table
+
+from lion_ray.core.errors import DataError
+from lion_ray.evaluation.benchmarks.protocol import (
+    PAPER,
+    SUITES,
+    Question,
+    missing_tasks,
+    published_letter,
+    standing_letter,
+)
+
+EXTRACTIONS: dict[str, Callable[[str, Question], str | None]] = {
+    "published": lambda output, _: published_letter(output),
+    "standing": lambda output, question: standing_letter(output, question.letters),
+    # What was written down is the letter itself: see `choices`.
+    "logprobs": lambda output, question: standing_letter(output, question.letters),
+}
+"""How a letter is read off an output: as published, or the first that stands alone; `logprobs` names how it was got."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """How one task went."""
+
+    task: str
+    questions: int
+    answered: int
+    """Questions with an output."""
+    right: int
+    unparsed: int
+    """Outputs without a readable letter; they are wrong."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Right ones of those answered, 0 to 1; None where none was."""
+        return self.right / self.answered if self.answered else None
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteScore:
+    """How a suite went."""
+
+    suite: str
+    extraction: str
+    tasks: tuple[TaskScore, ...]
+    missing: tuple[str, ...]
+    """Tasks whose questions were not there."""
+
+    @property
+    def mean(self) -> float | None:
+        """The unweighted mean over the tasks that were answered."""
+        known = [task.accuracy for task in self.tasks if task.accuracy is not None]
+        return sum(known) / len(known) if known else None
+
+    def interval(self, seed: int = 0) -> tuple[float, float] | None:
+        """A 95 % percentile bootstrap of the mean over the questions within each task; None where there is no mean."""
+        known = [task for task in self.tasks if task.answered]
+        if not known:
+            return None
+        rng = np.random.default_rng(seed)
+        # Drawing a task's questions anew is drawing how many of them are right.
+        means = [rng.binomial(task.answered, task.right / task.answered, RESAMPLES) / task.answered for task in known]
+        low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+        return float(low), float(high)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every question of every task of the suite was answered; only then do paper's numbers stand beside."""
+        return not self.missing and all(task.answered == task.questions for task in self.tasks)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with what follows from it."""
+        tasks = [asdict(task) | {"accuracy": task.accuracy} for task in self.tasks]
+        low, high = self.interval() or (None, None)
+        derived = {"tasks": tasks, "mean": self.mean, "low": low, "high": high, "whole": self.whole}
+        return asdict(self) | derived | {"paper": PAPER[self.suite]}
+
+
+def read_outputs(path: Path) -> dict[str, str]:
+    """Outputs by question id, from JSON Lines with ``id`` and ``output``.
+
+    Raises:
+        DataError: a line is not that, or an id is there twice; with the file and the line.
+    """
+    outputs: dict[str, str] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+            one, output = row["id"], row["output"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{path}:{number}: not {{"id": …, "output": …}}: {error}') from None
+        if not isinstance(one, str) or not isinstance(output, str):
+            raise DataError(f"{path}:{number}: id and output must be texts")
+        if one in outputs:
+            raise DataError(f"{path}:{number}: {one} is there twice")
+        outputs[one] = output
+    return outputs
+
+
+def score(
+    suite: str, questions: Sequence[Question], outputs: Mapping[str, str], extraction: str = "published"
+) -> SuiteScore:
+    """Score outputs by question id.
+
+    Raises:
+        DataError: an id is none of the questions'.
+    """
+    read = EXTRACTIONS[extraction]
+    known = {question.id for question in questions}
+    strangers = [one for one in outputs if one not in known]
+    if strangers:
+        raise DataError(f"{len(strangers)} ids are none of {suite}'s questions here, such as '{strangers[0]}'")
+    asked: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        asked[question.task].append(question)
+    tasks = []
+    for task in SUITES[suite]:
+        given = [(one, read(outputs[one.id], one)) for one in asked[task] if one.id in outputs]
+        right = sum(letter == one.answer for one, letter in given)
+        unparsed = sum(letter is None for _, letter in given)
+        if asked[task]:
+            tasks.append(TaskScore(task, len(asked[task]), len(given), right, unparsed))
+    return SuiteScore(suite, extraction, tuple(tasks), tuple(missing_tasks(suite, questions)))
+
+
+def score_table(scored: SuiteScore) -> Table:
+    """The table a person reads, with the paper's numbers under it."""
+    table = Table(title=f"{scored.suite}, zero-shot, letters {scored.extraction}")
+    table.add_column("task")
+    for heading in ("questions", "answered", "no letter", "accuracy"):
+        table.add_column(heading, justify="right")
+    for task in scored.tasks:
+        table.add_row(task.task, str(task.questions), str(task.answered), str(task.unparsed), _percent(task.accuracy))
+    table.add_section()
+    interval = scored.interval()
+    table.add_row("mean over tasks", "", "", "", _percent(scored.mean))
+    if interval is not None:
+        table.add_row("  95 % interval", "", "", "", f"{_percent(interval[0])}–{_percent(interval[1])}", style="dim")
+    for name, value in PAPER[scored.suite].items():
+        table.add_row(f"{name} (paper)", "", "", "", f"{value:.1f}%", style="dim")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,174 @@
+"""`lion-ray eval --suite bbh | agieval`: lettered questions asked of a model, zero-shot, by the paper's protocol.
+
+Invariants:
+- The paper's prompt, as one user message in the model's own frame; temperature 0.
+- What is written down as outputs gives the same figure by `lion-ray eval score`, without a model.
+- A question whose call failed has no output: it is counted as unanswered, and is neither right nor wrong.
+
+Letters are read from the text (`published`, `standing`: see `scoring`), or from the log-probabilities of the first
+token (`logprobs`): of the question's letters the likeliest, where ``A``, `` A``, ``(A`` and their like are one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from lion_ray.core.errors import DataError, EndpointError
+from lion_ray.core.progress import Progress
+from lion_ray.evaluation.benchmarks.protocol import Question
+from lion_ray.evaluation.benchmarks.recorded import SuiteScore, score
+from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.pairwise.questions import each
+from lion_ray.evaluation.pairwise.run import target_name
+from lion_ray.evaluation.participants import Participant
+from lion_ray.evaluation.session import Place, session, utc_now
+from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
+
+LOGPROBS = "logprobs"
+TOP_LOGPROBS = 20
+"""As many alternatives as OpenAI's API gives."""
+MAX_TOKENS = 64
+"""Room for a letter and the words that a chat model puts around it."""
+
+_LETTER = re.compile(r"\W*([A-Z])\W*")
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicePlan:
+    """What to ask, and how."""
+
+    suite: str
+    questions: Sequence[Question]
+    target: Participant
+    letters: str
+    """published, standing or logprobs."""
+    limit: int | None = None
+    """Questions of each task at most."""
+    max_tokens: int = MAX_TOKENS
+    budget: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What came out."""
+
+    json: dict[str, Any]
+    score: SuiteScore
+    path: str
+    """The result's file; its outputs are beside it."""
+
+
+async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
+    """Ask, score, and write the result.
+
+    Raises:
+        DataError: not one question was answered.
+        EndpointError: log-probabilities are wanted, and the endpoint gives none.
+        LionError: as `session` and `Asked.ask`.
+    """
+    questions = each(plan.questions, plan.limit, lambda one: one.id, lambda one: one.task)
+    limited = f"-limit{plan.limit}" if len(questions) < len(plan.questions) else ""
+    stem = f"{plan.suite}-{plan.target.label}-{plan.letters}{limited}"
+    async with session(place, stem, progress, [plan.target], plan.budget) as opened:
+        asked = await opened.asked(plan.target)
+        outcomes = await ask_choices(asked, questions, plan.letters, plan.max_tokens, stem)
+        reasons = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failure))
+        outputs = written(questions, outcomes, plan.letters)
+        scored = score(plan.suite, plan.questions, outputs, plan.letters)
+        ways = [LOGPROBS] if plan.letters == LOGPROBS else ["published", "standing"]
+        means = {way: score(plan.suite, plan.questions, outputs, way).mean for way in ways}
+        result = {
+            **scored.to_json(),
+            "suite": plan.suite,
+            "target": target_name(plan.target),
+            "made_at": utc_now(),
+            "iteration": plan.target.iteration,
+            "asked": len(questions),
+            "means": means,
+            "unanswered": len(questions) - len(outputs),
+            "reasons": dict(reasons.most_common()),
+            "cost": opened.costs(),
+        }
+        said = {question.id: outcome for question, outcome in zip(questions, outcomes, strict=True)}
+        lines = (_line(one, outputs[one.id], said[one.id]) for one in questions if one.id in outputs)
+        place.store.write_bytes(place.name(stem, "jsonl"), b"".join(lines))
+        place.store.write_json(path := place.name(stem, "json"), result)
+    if not outputs:
+        counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
+        raise DataError(f"not one of {len(questions)} questions was answered: {counted}")
+    return Chosen(result, scored, place.store.path(path))
+
+
+async def ask_choices(
+    asked: Asked, questions: Sequence[Question], letters: str, max_tokens: int, stage: str
+) -> list[Outcome]:
+    """Each question's outcome. Raises EndpointError where log-probabilities are wanted and none come."""
+    calls = [
+        Call(
+            messages=({"role": "user", "content": question.prompt()},),
+            max_tokens=1 if letters == LOGPROBS else max_tokens,
+            temperature=0.0,
+            seed=0,
+            top_logprobs=TOP_LOGPROBS if letters == LOGPROBS else None,
+            role="target",
+            stage=stage,
+        )
+        for question in questions
+    ]
+    outcomes = await asked.ask(calls, f"{len(questions)} questions")
+    if letters == LOGPROBS:
+        answered = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+        if answered and all(not outcome.logprobs for outcome in answered):
+            raise EndpointError(
+                f"endpoint {asked.name} gives no log-probabilities; use --letters published or standing"
+            )
+    return outcomes
+
+
+def written(questions: Sequence[Question], outcomes: Sequence[Outcome], letters: str) -> dict[str, str]:
+    """What counts as each answered question's output, by id: its text, or the likeliest letter in parentheses."""
+    outputs = {}
+    for question, outcome in zip(questions, outcomes, strict=True):
+        if isinstance(outcome, Completion):
+            outputs[question.id] = outcome.text
+            if letters == LOGPROBS:
+                letter = likeliest_letter(outcome, question.letters)
+                outputs[question.id] = "" if letter is None else f"({letter})"
+    return outputs
+
+
+def likeliest_letter(completion: Completion, letters: str) -> str | None:
+    """Of `letters` the one that the first token says with the greatest probability, all its spellings together.
+
+    None where no alternative to the first token is one of them, or no log-probabilities are known.
+    """
+    first = next((choice for choice in completion.logprobs or () if choice.offset == 0), None)
+    if first is None:
+        return None
+    spellings: dict[str, list[float]] = defaultdict(list)
+    for token, logprob in first.alternatives:
+        found = _LETTER.fullmatch(token)
+        if found and found[1] in letters and not math.isnan(logprob):
+            spellings[found[1]].append(logprob)
+    pooled = {letter: _log_sum_exp(values) for letter, values in spellings.items()}
+    # Of equals the first letter, so that the same numbers give the same answer everywhere.
+    return min(pooled, key=lambda letter: (-pooled[letter], letter)) if pooled else None
+
+
+def _log_sum_exp(values: Sequence[float]) -> float:
+    most = max(values)
+    return most if math.isinf(most) else most + math.log(sum(math.exp(value - most) for value in values))
+
+
+def _line(question: Question, output: str, outcome: Outcome) -> bytes:
+    row: dict[str, Any] = {"id": question.id, "output": output, "answer": question.answer}
+    if isinstance(outcome, Completion):
+        row |= {"said": outcome.text, "finish_reason": outcome.finish_reason, "call": outcome.key}
+    return orjson.dumps(row) + b"\n"

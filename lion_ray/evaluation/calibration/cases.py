@@ -1,0 +1,186 @@
+"""What a judge is measured on: labelled pairs from a file, and a run's own rows.
+
+Invariants:
+- A line that is no pair is an error with its file and line; nothing is guessed at or left out.
+- In a run's rows answer 1 is the teacher's and answer 2 the student's; they carry no label.
+
+This module reads; it asks no judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.records import OK, ORDERS, derive_seed
+from lion_ray.core.store import RunStore
+from lion_ray.data.pools import cache_pools
+from lion_ray.data.sources import SourceRow, rows_of
+from lion_ray.discrimination.orders import BothOrders
+from lion_ray.discrimination.pairwise import Comparison
+from lion_ray.discrimination.scores import Pair
+
+LABELS = {"1": "1", "2": "2", "tie": "tie", "model_a": "1", "model_b": "2", "tie (bothbad)": "tie"}
+"""How a winner is written, and what it is here: answer 1, answer 2, or neither."""
+_WINNERS = ("label", "winner")
+_INSTRUCTIONS = ("instruction", "prompt", "question")
+_FIRST = ("first", "answer_1", "response_a", "answer_a")
+_SECOND = ("second", "answer_2", "response_b", "answer_b")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two answers to one instruction, and which of them people prefer."""
+
+    comparison: Comparison
+    """`teacher` is answer 1, `student` answer 2."""
+    label: str | None = None
+    """1, 2 or tie; None where nobody said."""
+
+    @property
+    def id(self) -> str:
+        return self.comparison.id
+
+    @property
+    def longer(self) -> int:
+        """Characters by which answer 1 is the longer one."""
+        return len(self.comparison.teacher) - len(self.comparison.student)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A run's row and what its referee said, as the run has it."""
+
+    case: Case
+    orders: Mapping[str, Pair]
+    """(teacher, student) by order, where it was read."""
+    reason: str
+    """Why the row is quarantined; empty where it is not."""
+    calls: int
+    weighted: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+
+
+def read_pairs(path: Path) -> list[Case]:
+    """Labelled pairs from JSON Lines.
+
+    A line has `instruction`, `first` and `second` (or `answer_1` and `answer_2`) and `label`: 1, 2 or "tie"; `id` may
+    name it. FastChat's form is taken too: `winner` is model_a, model_b or tie, and the answers are `conversation_a` and
+    `conversation_b` (lists of role and content, of one turn), or `response_a` and `response_b` with a `prompt`.
+
+    Raises:
+        ConfigError: no such file.
+        DataError: a line is no such pair, or an id is there twice; with the file and the line.
+    """
+    if path.suffix != ".jsonl":
+        raise ConfigError(f"{path}: labelled pairs come as JSON Lines, in a file named .jsonl")
+    found: dict[str, Case] = {}
+    for number, row in enumerate(rows_of(str(path), Path()), start=1):
+        case = _case(row, f"pair-{number}")
+        if case.id in found:
+            raise DataError(f"{row.where}: the id {case.id!r} is there twice; every pair needs one of its own")
+        found[case.id] = case
+    return list(found.values())
+
+
+def _case(row: SourceRow, default_id: str) -> Case:
+    value = row.value
+    if row.problem or not isinstance(value, dict):
+        raise DataError(f"{row.where}: {row.problem or 'not an object'}; correct the line")
+    asked, first = _conversation(value.get("conversation_a"), row.where, "conversation_a")
+    _, second = _conversation(value.get("conversation_b"), row.where, "conversation_b")
+    label = next((str(value[key]).lower() for key in _WINNERS if key in value), None)
+    if label not in LABELS:
+        raise DataError(f"{row.where}: `label` (or `winner`) is {label}; it is 1, 2 or tie, or model_a or model_b")
+    comparison = Comparison(
+        id=str(value.get("id", default_id)),
+        instruction=_text(value, _INSTRUCTIONS, asked, row.where),
+        teacher=_text(value, _FIRST, first, row.where),
+        student=_text(value, _SECOND, second, row.where),
+    )
+    return Case(comparison, LABELS[label])
+
+
+def _conversation(turns: Any, where: str, name: str) -> tuple[str | None, str | None]:
+    """What was asked and answered; both None where there is no conversation."""
+    if turns is None:
+        return None, None
+    said = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    if len(said) != 2 or not all(isinstance(text, str) for text in said):
+        raise DataError(f"{where}: `{name}` is not one question and its answer; only the first turn can be judged here")
+    return said[0], said[1]
+
+
+def _text(value: Mapping[str, Any], keys: Sequence[str], otherwise: str | None, where: str) -> str:
+    text = next((value[key] for key in keys if key in value), otherwise)
+    if not isinstance(text, str):
+        raise DataError(f"{where}: `{keys[0]}` is missing or not a text")
+    return text
+
+
+# -- a run's rows ----------------------------------------------------------------------------------------------------
+
+
+def judged_iterations(store: RunStore) -> list[int]:
+    """The iterations whose verdicts on the Cache Pool are whole, in order."""
+    names = (name.removeprefix("iteration-") for name in store.names("") if name.startswith("iteration-"))
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    return [n for n in numbers if (store.stage(f"iteration-{n}/verdicts").manifest() or {}).get("hard") is not None]
+
+
+def judged_rows(store: RunStore, iteration: int, count: int | None = None) -> list[Judged]:
+    """Rows of the Cache Pool that an iteration's referee judged; `count` of them, always the same.
+
+    Raises:
+        DataError: the run has no such verdicts.
+    """
+    if iteration not in judged_iterations(store):
+        raise DataError(f"{store.root}: iteration {iteration} has no whole verdicts on the Cache Pool yet")
+    rows = list(_joined(store, iteration))
+    chosen = {row.case.id for row in sorted(rows, key=lambda row: derive_seed("judge", row.case.id))[:count]}
+    return [row for row in rows if row.case.id in chosen]
+
+
+def both_orders(judged: Iterable[Judged]) -> list[BothOrders]:
+    """The rows that were read in both orders."""
+    return [
+        BothOrders(row.case.id, row.orders[ORDERS[0]], row.orders[ORDERS[1]], row.calls, row.cost_usd)
+        for row in judged
+        if row.orders.keys() >= set(ORDERS)
+    ]
+
+
+def _joined(store: RunStore, iteration: int) -> Iterator[Judged]:
+    """Instructions, answers and verdicts, row by row: part i of the verdicts belongs to the Cache Pool's shard i."""
+    place = 0
+    for pool in cache_pools(iteration):
+        manifest = store.stage(f"pool-{pool}").manifest()
+        if manifest is None:
+            raise DataError(f"{store.path(f'pool-{pool}')}: this pool was never committed")
+        for index in range(manifest["parts"]):
+            folders = (f"pool-{pool}", f"answers-{pool}")
+            instructions, teacher = (store.stage(name).read_part(index).to_pylist() for name in folders)
+            own = (f"iteration-{iteration}/student", f"iteration-{iteration}/verdicts")
+            student, verdicts = (store.stage(name).read_part(place).to_pylist() for name in own)
+            for row, good, other, verdict in zip(instructions, teacher, student, verdicts, strict=True):
+                if good["status"] == OK and other["status"] == OK:
+                    yield _judged(Comparison(row["id"], row["text"], good["text"], other["text"]), verdict)
+            place += 1
+
+
+def _judged(comparison: Comparison, verdict: Mapping[str, Any]) -> Judged:
+    return Judged(
+        case=Case(comparison),
+        orders={order: (pair[0], pair[1]) for order in ORDERS if (pair := verdict[order])},
+        reason=verdict["reason"] or "",
+        calls=len(verdict["calls"] or ()),
+        weighted=verdict.get("weighted") or 0,
+        prompt_tokens=verdict["prompt_tokens"] or 0,
+        completion_tokens=verdict["completion_tokens"] or 0,
+        cost_usd=verdict["cost_usd"],
+    )

@@ -1,0 +1,108 @@
+"""The threshold that a judge's measured noise supports.
+
+Invariants:
+- It is recommended with its reasoning, never applied.
+- Noise counts twice: as a normal curve of the measured deviation, and as it was seen, because it often has a long tail.
+
+d is score(answer 1) - score(answer 2), the mean of both orders. This module knows nothing of judges.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from lion_ray.discrimination.scores import is_hard
+
+TAUS = (0.5, 1.0, 1.5, 2.0)
+"""Thresholds whose noise is told; the recommended one may lie beyond."""
+STEP = 0.5
+"""The mean of two whole differences moves by halves, and so does a threshold."""
+HIGHEST_TAU = 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class TauLine:
+    """What noise does at one threshold."""
+
+    tau: float
+    normal: float
+    """How often noise of the measured standard deviation alone reaches it, were it normal."""
+    measured: float
+    """How often the noise that was seen reaches it: differences of two samples' verdicts on one pair, over sqrt(2)."""
+    changed: float
+    """The share of rows that change sides (hard, easy) from one sample to another."""
+    hard: float
+    """The share of hard verdicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TauAdvice:
+    """The threshold that the measured noise supports."""
+
+    alpha: float
+    sd: float
+    """Within a pair, of the mean of both orders."""
+    recommended: float | None
+    configured: float | None
+    lines: tuple[TauLine, ...]
+    reasoning: str
+
+
+def advise(by_case: Sequence[Sequence[float]], sd: float, *, alpha: float, configured: float | None) -> TauAdvice:
+    """The smallest threshold that noise alone reaches in at most `alpha` of the cases.
+
+    Args:
+        by_case: the verdicts' d of each pair, one for each sample.
+        sd: what `pooled_sd` says of them.
+    """
+    # A difference of two samples has twice the variance of one; each counts in both directions.
+    noise = [(a - b) / math.sqrt(2) for group in by_case for a, b in itertools.permutations(group, 2)]
+    verdicts = [d for group in by_case for d in group]
+
+    def line(tau: float) -> TauLine:
+        sides = [
+            is_hard(a, 0.0, tau) != is_hard(b, 0.0, tau)
+            for group in by_case
+            for a, b in itertools.combinations(group, 2)
+        ]
+        return TauLine(
+            tau,
+            normal=1 - NormalDist(0, sd).cdf(tau) if sd else 0.0,
+            measured=sum(one >= tau for one in noise) / len(noise),
+            changed=sum(sides) / len(sides),
+            hard=sum(is_hard(d, 0.0, tau) for d in verdicts) / len(verdicts),
+        )
+
+    steps = [line(STEP * count) for count in range(1, round(HIGHEST_TAU / STEP) + 1)]
+    fits = next((one for one in steps if max(one.normal, one.measured) <= alpha), None)
+    wanted = {*TAUS, *([fits.tau] if fits else []), *([configured] if configured is not None else [])}
+    return TauAdvice(
+        alpha=alpha,
+        sd=sd,
+        recommended=fits.tau if fits else None,
+        configured=configured,
+        lines=tuple(line(tau) for tau in sorted(wanted)),
+        reasoning=_reasoning(sd, fits, alpha, line(configured) if configured is not None else None),
+    )
+
+
+def _reasoning(sd: float, fits: TauLine | None, alpha: float, configured: TauLine | None) -> str:
+    said = (
+        f"Asked again, this judge's verdict on the same pair moves with a standard deviation of {sd:.2f} points (mean "
+        "of both orders). "
+    )
+    if fits is None:
+        return said + f"No threshold up to {HIGHEST_TAU:g} is beyond that noise in {1 - alpha:.0%} of the cases."
+    said += (
+        f"A row without a true gap would be called hard by that noise alone in {fits.normal:.1%} of the cases at tau = "
+        f"{fits.tau:g} if the noise is normal, and in {fits.measured:.1%} by the differences that were seen: "
+        f"{fits.tau:g} is the smallest threshold, in steps of {STEP:g}, with at most {alpha:.0%} by both."
+    )
+    if configured is not None:
+        worst = max(configured.normal, configured.measured)
+        said += f" The configured tau = {configured.tau:g} has {worst:.1%}; it is left as it is."
+    return said

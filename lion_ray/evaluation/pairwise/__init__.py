@@ -1,0 +1,1 @@
+"""Open questions answered by two models and compared by a judge."""

@@ -1,0 +1,90 @@
+"""Answers to open questions: recorded ones, or bought from an endpoint.
+
+Invariants:
+- An answer belongs to the question whose id it has; a recorded id that is no question's, or there twice, is an error.
+- A question without an answer has none: nothing is put in its place, and the reason is kept.
+- Two questions of equal text send equal requests, which are bought once; they stay two rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lion_ray.core.errors import DataError
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.core.records import derive_seed, instruction_id
+from lion_ray.core.thoughts import without_thoughts
+from lion_ray.data.sources import rows_of
+from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.pairwise.questions import OpenQuestion, id_of
+from lion_ray.evaluation.participants import Participant
+from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
+
+NOT_RECORDED = "not among the recorded answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a participant said to a question."""
+
+    text: str | None
+    """None where there is no answer."""
+    reason: str | None = None
+    """Why there is none."""
+    cut_off: bool = False
+    call: str = ""
+    """The journal's key."""
+
+
+def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]:
+    """Recorded answers by question id, from rows with an ``id`` (or ``question_id``) and a ``text``.
+
+    Args:
+        known: every question of the suite, also those that are not asked now.
+
+    Raises:
+        DataError: a row is none, its id is there twice, or it is no question's; with the file and the line.
+    """
+    ids = {question.id for question in known}
+    answers: dict[str, Answer] = {}
+    for row in rows_of(str(path), Path()):
+        one, text = id_of(row), row.value.get("text")
+        if not isinstance(text, str):
+            raise DataError(f'{row.where}: not {{"id": …, "text": …}}: text must be a text')
+        if one in answers:
+            raise DataError(f"{row.where}: the id {one} is there twice")
+        if one not in ids:
+            raise DataError(f"{row.where}: the id {one} is none of the suite's questions")
+        said = without_thoughts(text)
+        answers[one] = Answer(said) if said.strip() else Answer(None, "empty answer")
+    return answers
+
+
+async def ask_answers(
+    asked: Asked, participant: Participant, questions: Sequence[OpenQuestion], role: str, stage: str
+) -> list[Answer]:
+    """The participant's answers, in the questions' order. Raises as `Asked.ask`."""
+    calls = [
+        Call(
+            messages=participant.messages(question.text),
+            max_tokens=participant.max_tokens,
+            temperature=participant.temperature,
+            top_p=participant.top_p,
+            # Of the text, not of the id: equal requests stay equal.
+            seed=derive_seed("evaluation", instruction_id(question.text)),
+            role=role,
+            stage=stage,
+        )
+        for question in questions
+    ]
+    return [_answer(outcome) for outcome in await asked.ask(calls, f"{role}: {participant.label} answers")]
+
+
+def _answer(outcome: Outcome) -> Answer:
+    if isinstance(outcome, Failure):
+        return Answer(None, f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason)
+    refused = refusal(outcome)
+    cut_off = ending(outcome.finish_reason) is Ending.CUT
+    return Answer(None if refused else answer_text(outcome), refused, cut_off, outcome.key)

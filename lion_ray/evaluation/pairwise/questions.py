@@ -1,0 +1,158 @@
+"""Open questions, whose answers a judge compares: Vicuna's 80, the 252 user-oriented ones, or one's own.
+
+Invariants:
+- Ids are ids: two rows of equal text are two questions, each with its own answers and its own place in every mean.
+- A suite that is known by name is whole, or it is refused; one of one's own may have any number of questions.
+- A subset is the same on every machine, spread over the categories, and contained in every larger one.
+
+Sources: the paper, section 4; lm-sys/vicuna-blog-eval; self-instruct (arXiv 2212.10560). The questions are not shipped:
+see `FILES`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.records import derive_seed
+from lion_ray.data.pools import says_no_input
+from lion_ray.data.sources import INPUT_KEYS, SourceRow, rows_of
+
+T = TypeVar("T")
+
+KNOWN = {"vicuna80": 80, "user252": 252}
+"""The suites that have a name here, and how many questions each has."""
+FILES = {
+    "vicuna80": "question.jsonl of github.com/lm-sys/vicuna-blog-eval (eval/table), or FastChat's vicuna_bench",
+    "user252": "human_eval/user_oriented_instructions.jsonl of github.com/yizhongw/self-instruct",
+}
+"""Where a suite's questions are to be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """One question without a right answer."""
+
+    id: str
+    text: str
+    category: str = ""
+
+
+def read_questions(suite: str, path: Path | None) -> list[OpenQuestion]:
+    """A suite's questions in the file's order.
+
+    Rows have an id (``id`` or ``question_id``), a text (``text``; or ``instruction`` with an ``input`` or
+    ``instances``; or one entry of ``turns``), and perhaps a ``category`` (or ``motivation_app``).
+
+    Args:
+        suite: a name in `KNOWN`, or the path of a file of one's own.
+        path: the file of a known suite.
+
+    Raises:
+        ConfigError: no file is named, or it is not there.
+        DataError: a row is none, an id is there twice, or a known suite is not whole; with the file and the line.
+    """
+    if suite in KNOWN and path is None:
+        raise ConfigError(f"--suite {suite} needs its questions: --questions FILE ({FILES[suite]})")
+    if suite not in KNOWN and path is not None:
+        raise ConfigError(f"--questions is for {' and '.join(KNOWN)}; --suite {suite} is a file itself")
+    path = path or Path(suite)
+    questions: dict[str, OpenQuestion] = {}
+    for row in rows_of(str(path), Path()):
+        question = _question(row)
+        if question.id in questions:
+            raise DataError(f"{row.where}: the id {question.id} is there twice")
+        questions[question.id] = question
+    if suite in KNOWN and len(questions) != KNOWN[suite]:
+        raise DataError(
+            f"{path}: {len(questions)} questions, and {suite} has {KNOWN[suite]}; is the file whole? "
+            "(--suite FILE takes any number)"
+        )
+    return list(questions.values())
+
+
+def suite_name(suite: str) -> str:
+    """What a suite is called in results: a known name, or its file's."""
+    return suite if suite in KNOWN else Path(suite).name.split(".")[0]
+
+
+def spread(items: Sequence[T], limit: int | None, key: Callable[[T], str], group: Callable[[T], str]) -> list[T]:
+    """`limit` of the items, as many of each group as of the others if it can be, in their order; all by default.
+
+    Args:
+        key: an item's id; which items of a group are taken depends on these alone.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    groups: dict[str, list[int]] = defaultdict(list)
+    # By a hash: a file may be sorted by what its answers are.
+    for place in sorted(range(len(items)), key=lambda place: derive_seed("subset", key(items[place]))):
+        groups[group(items[place])].append(place)
+    turns = sorted((turn, name, place) for name, places in groups.items() for turn, place in enumerate(places))
+    return [items[place] for place in sorted(place for _, _, place in turns[:limit])]
+
+
+def each(items: Iterable[T], limit: int | None, key: Callable[[T], str], group: Callable[[T], str]) -> list[T]:
+    """At most `limit` items of each group, chosen as `spread` does."""
+    by_group: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        by_group[group(item)].append(item)
+    return [item for members in by_group.values() for item in spread(members, limit, key, group)]
+
+
+def id_of(row: SourceRow) -> str:
+    """A row's ``id`` or ``question_id``, a text or a whole number, as a text.
+
+    Raises:
+        DataError: the row is no object, or has none.
+    """
+    if row.problem is not None:
+        raise DataError(f"{row.where}: {row.problem}")
+    if not isinstance(row.value, dict):
+        raise DataError(f"{row.where}: not a JSON object")
+    found = row.value.get("id", row.value.get("question_id"))
+    if not isinstance(found, int | str) or isinstance(found, bool) or found == "":
+        raise DataError(f"{row.where}: no id; every row needs an `id` (or `question_id`) of its own")
+    return str(found)
+
+
+def _question(row: SourceRow) -> OpenQuestion:
+    one, value = id_of(row), row.value
+    text = _text(row, value)
+    if not text:
+        raise DataError(f"{row.where}: no text; a question has a `text`, or an `instruction`")
+    category = value.get("category", value.get("motivation_app")) or ""
+    if not isinstance(category, str):
+        raise DataError(f"{row.where}: category: a text is wanted")
+    return OpenQuestion(one, text, category)
+
+
+def _text(row: SourceRow, value: dict[str, Any]) -> str:
+    turns = value.get("turns")
+    if isinstance(turns, list):
+        if len(turns) != 1:
+            raise DataError(f"{row.where}: {len(turns)} turns; only questions of one turn can be asked")
+        return _string(row, "turns", turns[0])
+    if "instruction" not in value:
+        return _string(row, "text", value.get("text", ""))
+    instruction = _string(row, "instruction", value["instruction"])
+    instances = value.get("instances")
+    source = instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else value
+    key = next((key for key in INPUT_KEYS if source.get(key)), "input")
+    extra = _string(row, key, source.get(key) or "")
+    # As the pools fold an input into its instruction (`pools.read_pool`).
+    return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
+
+
+def _string(row: SourceRow, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{row.where}: {key}: a text is wanted")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{row.where}: {key} holds half a character (a lone surrogate)") from None
+    return value.strip()

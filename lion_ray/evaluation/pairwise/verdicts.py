@@ -1,0 +1,99 @@
+"""A judge's verdicts on pairs of answers, in the settings of an evaluation.
+
+Invariants:
+- A verdict without readable scores is asked again, then kept without scores: no number is made up for it.
+- Each sample of each order is a call of its own, with an ordinal of its own: none of them is another's replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lion_ray.core.records import derive_seed, instruction_id
+from lion_ray.discrimination.pairwise import read_scores
+from lion_ray.discrimination.quality import REFERENCE_FIRST, Setting, Verdict
+from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.pairwise.questions import OpenQuestion
+from lion_ray.evaluation.participants import Participant
+from lion_ray.gateway.calls import Call, Failure, Outcome
+from lion_ray.prompts.messages import referee_messages
+
+ATTEMPT = 1000
+"""What an attempt adds to a sample's ordinal: more samples than anybody takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """A question and the two answers to compare."""
+
+    question: OpenQuestion
+    reference: str
+    candidate: str
+
+
+async def ask_verdicts(
+    asked: Asked, judge: Participant, pairs: Sequence[JudgedPair], settings: Sequence[Setting], stage: str
+) -> list[Verdict]:
+    """A verdict on every pair, for each setting, order and sample. Raises as `Asked.ask`.
+
+    Args:
+        judge: with a referee's template.
+    """
+    slots = [
+        (pair, setting, order, sample)
+        for setting in settings
+        for pair in pairs
+        for order in setting.orders
+        for sample in range(setting.samples)
+    ]
+    verdicts: dict[int, Verdict] = {}
+    left = list(range(len(slots)))
+    for attempt in range(judge.retries + 1):
+        if not left:
+            break
+        calls = [_call(asked, judge, *slots[place], attempt, stage) for place in left]
+        again = "" if not attempt else ", again where nothing could be read"
+        for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{again}"), strict=True):
+            pair, setting, order, sample = slots[place]
+            verdicts[place] = _verdict(pair.question.id, setting.number, order, sample, outcome)
+        # A call that failed was tried as often as the endpoint allows.
+        left = [place for place in left if verdicts[place].scores is None and verdicts[place].call]
+    return [verdicts[place] for place in range(len(slots))]
+
+
+def _call(
+    asked: Asked,
+    judge: Participant,
+    pair: JudgedPair,
+    setting: Setting,
+    order: str,
+    sample: int,
+    attempt: int,
+    stage: str,
+) -> Call:
+    assert judge.template is not None
+    schema = judge.template.schema if asked.config.json_schema else None
+    answers = (pair.reference, pair.candidate)
+    first, second = answers if order == REFERENCE_FIRST else answers[::-1]
+    text = pair.question.text
+    return Call(
+        messages=referee_messages(judge.template, text, first, second, as_json=schema is not None),
+        max_tokens=judge.max_tokens,
+        temperature=setting.temperature,
+        seed=derive_seed("evaluation", "judge", instruction_id(text), order, sample, attempt),
+        json_schema=schema,
+        ordinal=sample + ATTEMPT * attempt,
+        role="judge",
+        stage=stage,
+    )
+
+
+def _verdict(question: str, setting: int, order: str, sample: int, outcome: Outcome) -> Verdict:
+    if isinstance(outcome, Failure):
+        return Verdict(question, setting, order, sample, None, f"judge: {outcome.reason}")
+    read = read_scores(outcome)
+    if isinstance(read, str):
+        return Verdict(question, setting, order, sample, None, read, outcome.text, outcome.key)
+    scores = read if order == REFERENCE_FIRST else read[::-1]
+    return Verdict(question, setting, order, sample, scores, None, outcome.text, outcome.key)

@@ -1,0 +1,1 @@
+"""Imitation (paper, section 3.1): the student learns from the teacher's answers. No Ray."""

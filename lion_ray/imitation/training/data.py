@@ -1,0 +1,224 @@
+"""From rows to batches of token ids.
+
+Invariants:
+- Every row becomes a sample or is counted under the reason it was dropped for; nothing is lost silently.
+- A sample ends with the end token if and only if its answer is complete. An answer is cut off where its writer said
+  so, or where it would not fit here.
+- The order of samples depends on (seed, epoch) alone. A step takes `batch_size` samples, whatever the packing.
+- Packing changes no loss and no gradient: it decides which row of a batch a sample lies in, and nothing else.
+
+This module knows nothing of models or devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from lion_ray.core.errors import DataError
+from lion_ray.core.finish_reason import Ending, ending
+from lion_ray.core.records import derive_seed
+from lion_ray.models.prompter import Prompter
+
+EMPTY_ANSWER = "empty answer"
+CUT_OFF = "answer cut off"
+EMPTY_PROMPT = "empty prompt"
+PROMPT_TOO_LONG = "prompt too long"
+_CUT_REASONS = frozenset(Ending) - {Ending.COMPLETE}
+
+
+class Row(NamedTuple):
+    """An instruction and an answer to learn. `finish_reason` None means complete."""
+
+    instruction: str
+    answer: str
+    finish_reason: str | None = "stop"
+
+
+AnyRow = Mapping[str, str | None] | Sequence[str | None]
+"""A row as callers may give it: a mapping with Row's names, or its fields in order."""
+
+
+class Sample(NamedTuple):
+    """Token ids of prompt and answer; the answer's, from index `prompt` on, carry labels."""
+
+    ids: list[int]
+    prompt: int
+
+    @property
+    def labelled(self) -> int:
+        return len(self.ids) - self.prompt
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows as tensors: B rows of L positions, N of them labelled."""
+
+    input_ids: torch.Tensor
+    """[B, L]; 0 where padded."""
+    position_ids: torch.Tensor
+    """[B, L]; restarts at 0 with every sample, which is how the model tells samples apart, and with the padding."""
+    positions: torch.Tensor
+    """[N]: the places, in the flattened [B * L], whose next token carries a label."""
+    targets: torch.Tensor
+    """[N]: those next tokens."""
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(t.to(device) for t in (self.input_ids, self.position_ids, self.positions, self.targets)))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a JSON Lines file; DataError, with file and line, where one cannot be read."""
+    rows = []
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(as_row(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                message = f"{path}, line {number}: not an object with instruction and answer"
+                raise DataError(message) from error
+    return rows
+
+
+def as_row(row: AnyRow) -> Row:
+    """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
+    if isinstance(row, Mapping):
+        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"))
+    result = Row(*row)  # type: ignore[arg-type]
+    if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
+        raise TypeError("instruction and answer must be texts")
+    return result
+
+
+def encode(
+    rows: Iterable[AnyRow],
+    prompter: Prompter,
+    max_length: int,
+    truncated: Literal["drop", "keep"],
+) -> tuple[list[Sample], dict[str, int]]:
+    """Samples of at most `max_length` tokens, in the order of `rows`, and how many rows were dropped for what."""
+    samples, dropped = [], Counter[str]()
+    for row in map(as_row, rows):
+        sample = _encode_row(row, prompter, max_length, truncated)
+        if isinstance(sample, str):
+            dropped[sample] += 1
+        else:
+            samples.append(sample)
+    return samples, dict(dropped)
+
+
+def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -> Sample | str:
+    if not row.answer.strip():
+        return EMPTY_ANSWER
+    prompt = prompter.prompt_ids(row.instruction)
+    if not prompt:
+        return EMPTY_PROMPT  # nothing to predict the first token from
+    if len(prompt) >= max_length:
+        return PROMPT_TOO_LONG
+    complete = row.finish_reason is None or ending(row.finish_reason) not in _CUT_REASONS
+    answer = prompter.completion_ids(row.answer, complete=complete)
+    if not answer:
+        return EMPTY_ANSWER
+    room = max_length - len(prompt)
+    if truncated == "drop" and (not complete or len(answer) > room):
+        return CUT_OFF
+    # Cutting takes the end token off with it.
+    return Sample(prompt + answer[:room], len(prompt))
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """Hex digits that name these samples in this order."""
+    state = hashlib.sha256()
+    for sample in samples:
+        state.update(array("q", [len(sample.ids), sample.prompt, *sample.ids]).tobytes())
+    return state.hexdigest()[:16]
+
+
+def count_steps(n_samples: int, epochs: int, batch_size: int) -> int:
+    """Optimizer steps of a fit: epochs follow one another without a gap, as the paper counts them."""
+    return -(-n_samples * epochs // batch_size)
+
+
+def step_batches(n_samples: int, epochs: int, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """The sample indices of each optimizer step, from step `start` on; only the last step may be smaller."""
+    batch: list[int] = []
+    step = 0
+    for epoch in range(epochs):
+        order = list(range(n_samples))
+        random.Random(derive_seed(seed, "epoch", epoch)).shuffle(order)
+        for index in order:
+            batch.append(index)
+            if len(batch) == batch_size:
+                if step >= start:
+                    yield batch
+                batch, step = [], step + 1
+    if batch and step >= start:
+        yield batch
+
+
+def pack(samples: Sequence[Sample], max_length: int) -> list[list[Sample]]:
+    """Rows of samples, at most `max_length` tokens in each: first fit, longest sample first.
+
+    Of as few rows as that takes, then as short as that many can be: a batch is padded to its longest row.
+    """
+    ordered = sorted(samples, key=lambda sample: -len(sample.ids))
+    rows = _first_fit(ordered, max_length)
+    if not rows:
+        return rows
+    # Below this nothing fits; what is found above it need not be the least, as first fit is only a good guess.
+    shortest = max(len(ordered[0].ids), -(-sum(len(sample.ids) for sample in ordered) // len(rows)))
+    longest = max_length
+    while shortest < longest:
+        tried = (shortest + longest) // 2
+        found = _first_fit(ordered, tried)
+        if len(found) <= len(rows):
+            rows, longest = found, tried
+        else:
+            shortest = tried + 1
+    return rows
+
+
+def _first_fit(ordered: Sequence[Sample], length: int) -> list[list[Sample]]:
+    rows: list[list[Sample]] = []
+    room: list[int] = []
+    for sample in ordered:
+        size = len(sample.ids)
+        row = next((i for i, left in enumerate(room) if left >= size), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            room.append(length)
+        rows[row].append(sample)
+        room[row] -= size
+    return rows
+
+
+def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
+    """One batch of packed rows, padded to the longest; no rows at all make a batch of one padding token."""
+    width = max((sum(len(s.ids) for s in row) for row in rows), default=1)
+    ids: list[list[int]] = []
+    places: list[list[int]] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    for number, row in enumerate(rows or [[]]):
+        row_ids: list[int] = []
+        row_places: list[int] = []
+        for sample in row:
+            offset = number * width + len(row_ids)
+            positions.extend(range(offset + sample.prompt - 1, offset + len(sample.ids) - 1))
+            targets.extend(sample.ids[sample.prompt :])
+            row_ids += sample.ids
+            row_places += range(len(sample.ids))
+        padding = width - len(row_ids)
+        ids.append(row_ids + [0] * padding)
+        places.append(row_places + list(range(padding)))
+    return Batch(*(torch.tensor(values, dtype=torch.long) for values in (ids, places, positions, targets)))

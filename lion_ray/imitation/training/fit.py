@@ -1,0 +1,278 @@
+"""Fine-tuning: the loop.
+
+Invariants:
+- A step's loss is the sum of its token losses over the number of its labelled tokens, across all processes and
+  micro-batches: neither packing, nor micro-batches, nor the number of processes changes what a step does.
+- Every process takes the same number of micro-batches, empty ones if need be, so no collective waits for ever.
+- Everything random in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
+- Nothing collective happens after the weights are gathered, so no process waits while the first one writes.
+
+This module does not know who runs it: Ray Train, torchrun or nobody, checkpoints go to a plain callable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lion_ray.core.errors import DataError, TrainingError
+from lion_ray.core.records import derive_seed
+from lion_ray.imitation.training import output, state
+from lion_ray.imitation.training.data import Batch, Sample, collate, count_steps, digest, encode, pack, step_batches
+from lion_ray.imitation.training.model import (
+    PackedLoss,
+    World,
+    add_adapters,
+    check_length,
+    check_packing,
+    default_device,
+    load_model,
+    shard,
+)
+from lion_ray.imitation.training.output import evaluate_loss
+from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.models.machine import resolve_precision
+from lion_ray.models.prompter import Prompter
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Called on every process after every step with the step's metrics, and with a folder where there is a checkpoint.
+
+The folder is this process's part of the checkpoint. It is the callable's to move or copy until it returns.
+"""
+
+
+def train(
+    spec: TrainSpec,
+    *,
+    rows: Sequence[Any],
+    heldout_rows: Sequence[Any] = (),
+    report: Report,
+    restore: Path | None = None,
+    device: torch.device | None = None,
+    heldout_before: float | None = None,
+) -> dict[str, Any]:
+    """Fine-tune as `spec` says and leave the result in ``spec.output_dir``; a finished fit is not done again.
+
+    Every process of the fit calls this with the same arguments, but for `device`. Rows are what `data.as_row` takes.
+    `restore` is a folder with a whole checkpoint. `heldout_before` is the held-out loss of the model as it comes,
+    where the fit that made it has measured it; else it is measured here. Returns the fit's metrics as in training.json;
+    on processes other than the first, without those measured on the result.
+
+    Raises DataError where no row can be trained on, ModelError for a model that cannot be used, TrainingError where a
+    checkpoint belongs to another fit or the loss is no longer a number.
+    """
+    started = time.monotonic()
+    world = World.current()
+    device = device or default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    finished = world.from_first(output.finished(spec.output_dir) if world.rank == 0 else None)
+    if finished is not None:
+        return finished
+
+    prompter = Prompter.load(spec.model_dir, spec.prompt, spec.base_dir)
+    samples, dropped = encode(rows, prompter, spec.max_length, spec.truncated)
+    if not samples:
+        raise DataError(f"none of {len(rows)} answers can be trained on: {dropped}")
+    heldout, heldout_dropped = encode(heldout_rows, prompter, spec.max_length, spec.truncated)
+    fingerprint = spec.fingerprint(digest(samples))
+    # After the fingerprint: a fit that the machine chose the arithmetic of may go on on another.
+    chosen = world.from_first(resolve_precision(spec.precision, gpu=device.type == "cuda") if world.rank == 0 else None)
+    spec = dataclasses.replace(spec, precision=chosen)
+
+    model = load_model(spec.model_dir, device)
+    check_length(model, [*samples, *heldout], spec.max_length)
+    check_packing(model, samples, device)
+    if restore is None:
+        progress = state.Progress(fingerprint)
+        if heldout_before is None:
+            heldout_before = evaluate_loss(model, heldout, spec, device, world)
+        progress.heldout_before = heldout_before
+    else:
+        progress = state.read_progress(restore, fingerprint)
+
+    model = _prepare(model, spec, world, device)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    if restore is not None:
+        state.load(restore, model, optimizer, world)
+    before = progress.tokens
+    seconds = _run(spec, samples, model, optimizer, progress, report, world, device)
+
+    metrics = {
+        "steps": progress.step,
+        "samples": len(samples),
+        "dropped": dropped,
+        "heldout_samples": len(heldout),
+        "heldout_dropped": heldout_dropped,
+        "tokens": progress.tokens,
+        "tokens_per_second": (progress.tokens - before) / seconds if seconds else 0.0,
+        "fill": progress.tokens / progress.positions,
+        "first_loss": progress.first_loss,
+        "last_loss": progress.last_loss,
+        "heldout_loss_before": progress.heldout_before,
+        "workers": world.size,
+    }
+    weights = _gather(model, spec)
+    del model, optimizer
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if world.rank == 0:
+        metrics = output.write(spec, weights, metrics, heldout, prompter, device, started)
+    return metrics
+
+
+def learning_rate(spec: TrainSpec, step: int, steps: int) -> float:
+    """The rate of step `step` of `steps`, counted from 0, as transformers' schedules with warm-up have it.
+
+    But a fit of a single step is all peak: the schedules' first rate is 0, and it would learn nothing.
+    """
+    warmup = min(math.ceil(steps * spec.warmup_ratio), steps - 1)
+    if step < warmup:
+        return spec.learning_rate * step / warmup
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    done = (step - warmup) / (steps - warmup)
+    return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def micro_batches(rows: Sequence[Sequence[Sample]], micro_batch_rows: int, world: World) -> Iterator[Batch]:
+    """This process's share of a step's packed rows; the same number of batches on every process."""
+    mine = rows[world.rank :: world.size]
+    most = -(-len(rows) // world.size)
+    for start in range(0, most, micro_batch_rows):
+        yield collate(mine[start : start + micro_batch_rows])
+
+
+def _prepare(model: Any, spec: TrainSpec, world: World, device: torch.device) -> Any:
+    if spec.lora is not None:
+        torch.manual_seed(derive_seed(spec.seed, "adapters"))
+        model = add_adapters(model, spec.lora)
+    if spec.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if world.size > 1 and spec.sharding == "full":
+        shard(model, spec, world, device)
+    return model.train()
+
+
+def _run(
+    spec: TrainSpec,
+    samples: list[Sample],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: state.Progress,
+    report: Report,
+    world: World,
+    device: torch.device,
+) -> float:
+    """The steps that are left. Returns the seconds spent in them, without checkpoints."""
+    steps = count_steps(len(samples), spec.epochs, spec.batch_size)
+    losses = PackedLoss(model)
+    spent = 0.0
+    for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
+        began = time.monotonic()
+        torch.manual_seed(derive_seed(spec.seed, "step", progress.step, world.rank))
+        packed = pack([samples[i] for i in indices], spec.max_length)
+        rate = learning_rate(spec, progress.step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss, norm, positions = _step(spec, packed, losses, optimizer, world, device)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}")
+        tokens = sum(len(samples[i].ids) for i in indices)
+        seconds = time.monotonic() - began
+        spent += seconds
+
+        progress.first_loss = loss if progress.step == 0 else progress.first_loss
+        progress.last_loss = loss
+        progress.step += 1
+        progress.tokens += tokens
+        progress.positions += positions
+        metrics = {
+            "step": progress.step,
+            "steps": steps,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": progress.tokens,
+            "tokens_per_second": tokens / seconds,
+        }
+        if progress.step % spec.checkpoint_every_steps:
+            report(metrics, None)
+        else:
+            folder = Path(f"{spec.output_dir}.checkpoint-{world.rank}")
+            shutil.rmtree(folder, ignore_errors=True)  # a killed attempt's
+            folder.mkdir(parents=True)
+            state.save(folder, model, optimizer, progress, world)
+            report(metrics, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # unless it was moved
+    return spent
+
+
+def _step(
+    spec: TrainSpec,
+    packed: list[list[Sample]],
+    losses: PackedLoss,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+    device: torch.device,
+) -> tuple[float, float, int]:
+    """One optimizer step: mean loss (nats per labelled token), the gradient's norm before clipping, positions."""
+    sharded = world.size > 1 and spec.sharding == "full"
+    labelled = sum(sample.labelled for row in packed for sample in row)
+    # fully_shard averages gradients over the processes; the loss wants their sum.
+    scale = (world.size if sharded else 1) / labelled
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in micro_batches(packed, spec.micro_batch_rows, world):
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            loss = losses(batch.to(device))
+        (loss * scale).backward()
+        totals[0] += loss.detach()
+        totals[1] += batch.input_ids.numel()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if world.size > 1 and not sharded:
+        _sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    loss_sum, positions = world.sum(totals).tolist()
+    return loss_sum / labelled, float(_whole(norm)), int(positions)
+
+
+def _sum_gradients(parameters: list[nn.Parameter]) -> None:
+    pending = []
+    for parameter in parameters:
+        if parameter.grad is None:  # an expert that no token of this process chose
+            parameter.grad = torch.zeros_like(parameter)
+        pending.append(dist.all_reduce(parameter.grad, async_op=True))
+    for work in pending:
+        work.wait()
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _gather(model: nn.Module, spec: TrainSpec) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on the first process's CPU."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=spec.lora is not None)
+    return get_model_state_dict(model, options=options)  # type: ignore[return-value]

@@ -1,0 +1,187 @@
+"""What a fit leaves behind: a model folder, and the numbers measured on it.
+
+Invariants:
+- The folder is written whole or not at all: beside its place, flushed to disk, then renamed.
+- The weights in it are float32, so that the next iteration starts from what was learned; what the engines serve is
+  measured beside it, from the same weights rounded to the serving type.
+- What is measured is the folder itself, read back, not the weights in memory.
+- Measurements compute in float32: bfloat16 arithmetic would round the weights, which is what is to be measured.
+
+This module knows nothing of steps and processes; it runs in one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from lion_ray.core.durable import make_folder, sync_path
+from lion_ray.imitation.training.data import Sample, collate, pack
+from lion_ray.imitation.training.model import DTYPES, PackedLoss, World, add_adapters, default_device, load_model
+from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.models.prompter import Prompter
+
+
+def finished(output_dir: str | Path) -> dict[str, Any] | None:
+    """The metrics in a finished fit's folder; None where there is none."""
+    path = Path(output_dir) / "training.json"
+    return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.exists() else None
+
+
+def write(
+    spec: TrainSpec,
+    weights: dict[str, torch.Tensor],
+    metrics: dict[str, Any],
+    heldout: list[Sample],
+    prompter: Prompter,
+    device: torch.device,
+    started: float,
+) -> dict[str, Any]:
+    """Make ``spec.output_dir`` of the trained `weights` (with LoRA: the adapters') and measure it.
+
+    `started` is the fit's start on time.monotonic()'s clock. Returns `metrics` with the measurements.
+    """
+    target = Path(spec.output_dir)
+    partial = Path(f"{spec.output_dir}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed attempt's
+    make_folder(partial.parent)
+    partial.mkdir()
+    _write_model(spec, weights, partial)
+    weights.clear()
+    prompter.tokenizer.save_pretrained(partial)
+
+    model = load_model(partial, device)
+    after = served = evaluate_loss(model, heldout, spec, device)
+    if spec.serve_dtype != "float32":  # rounding to what they are changes nothing
+        round_weights(model, spec.serve_dtype)
+        served = evaluate_loss(model, heldout, spec, device)
+    metrics = metrics | {
+        "heldout_loss_after": after,
+        "heldout_loss_served": served,
+        "serve_dtype": spec.serve_dtype,
+    }
+    canary = _canary(model, prompter, spec.canary_prompts, spec.canary_tokens, spec.serve_dtype, device)
+    del model
+    metrics["seconds"] = time.monotonic() - started
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    _write_json(partial / "canary.json", canary)
+    _write_json(partial / "training.json", {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
+    _flush(partial)
+    partial.rename(target)
+    sync_path(target.parent)
+    return metrics
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    spec: TrainSpec,
+    device: torch.device,
+    world: World = World(),  # noqa: B008  immutable
+) -> float | None:
+    """Mean loss over the labelled tokens of `samples`, in nats, in float32 arithmetic; None without samples.
+
+    The processes of `world` share the work; each must hold the whole model.
+    """
+    labelled = sum(sample.labelled for sample in samples)
+    if not labelled:
+        return None
+    losses = PackedLoss(model.eval())
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    mine = pack(samples, spec.max_length)[world.rank :: world.size]
+    for start in range(0, len(mine), spec.micro_batch_rows):
+        total += losses(collate(mine[start : start + spec.micro_batch_rows]).to(device))
+    return world.sum(total).item() / labelled
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: str) -> None:
+    """Round float32 weights, in place, to the values that `dtype` (float32, float16 or bfloat16) can hold."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(DTYPES[dtype]))
+
+
+def canary_for(
+    model_dir: str | Path,
+    prompts: Sequence[str],
+    tokens: int,
+    *,
+    serve_dtype: str,
+    prompt: str = "chat",
+    base_dir: str | Path = ".",
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """The content of canary.json for a model that was not trained here, such as the base model.
+
+    ``{"dtype": …, "prompts": [{"prompt", "prompt_ids", "tokens", "logprobs", "margins"}, …]}``: for each instruction
+    the greedy token ids, at most `tokens` of them and none after a stop token, each with its log-probability (nats)
+    and its lead over the runner-up (in logits). Weights rounded to `serve_dtype`, arithmetic in float32.
+    """
+    device = device or default_device()
+    model = load_model(model_dir, device)
+    round_weights(model, serve_dtype)
+    return _canary(model, Prompter.load(model_dir, prompt, base_dir), prompts, tokens, serve_dtype, device)
+
+
+@torch.no_grad()
+def _canary(
+    model: Any, prompter: Prompter, prompts: Sequence[str], tokens: int, dtype: str, device: torch.device
+) -> dict[str, Any]:
+    model.eval()
+    # An engine stops at these as well.
+    also = model.generation_config.eos_token_id
+    stops = {*prompter.stop_token_ids, *(also if isinstance(also, list) else [also])}
+    entries = []
+    for prompt in prompts:
+        ids = prompter.prompt_ids(prompt)
+        entry: dict[str, Any] = {"prompt": prompt, "prompt_ids": ids, "tokens": [], "logprobs": [], "margins": []}
+        cache, step = None, ids
+        while len(entry["tokens"]) < tokens and not stops.intersection(entry["tokens"][-1:]):
+            outputs = model(input_ids=torch.tensor([step], device=device), past_key_values=cache, use_cache=True)
+            cache, logits = outputs.past_key_values, outputs.logits[0, -1].float()
+            best = logits.topk(2)
+            token = int(best.indices[0])
+            entry["tokens"].append(token)
+            entry["logprobs"].append(float(logits.log_softmax(-1)[token]))
+            entry["margins"].append(float(best.values[0] - best.values[1]))
+            step = [token]
+        entries.append(entry)
+    return {"dtype": dtype, "prompts": entries}
+
+
+def _write_model(spec: TrainSpec, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    model = load_model(spec.model_dir, torch.device("cpu"))
+    if spec.lora is None:
+        model.load_state_dict(weights)
+    else:
+        adapted = add_adapters(model, spec.lora)
+        adapted.load_state_dict(weights, strict=False)  # the frozen weights are there already
+        # Told so, peft does not ask a model hub whether the vocabulary has grown.
+        adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+        model = adapted.merge_and_unload()
+    own = Path(spec.model_dir) / "generation_config.json"
+    if own.exists():
+        # Kept byte for byte: transformers refuses to write some that are published (a temperature without sampling).
+        model.generation_config = transformers.GenerationConfig()
+    model.save_pretrained(folder)
+    if own.exists():
+        shutil.copyfile(own, folder / own.name)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        sync_path(path)
+    sync_path(folder)

@@ -1,0 +1,101 @@
+"""What one fit needs to know, as plain data.
+
+Invariants:
+- Frozen; pickles; `load(save(spec))` is the same spec.
+- `fingerprint` covers what decides the weights that come out, and nothing else: a checkpoint may be resumed by
+  another number of workers, never by another spec.
+
+This module knows no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
+from lion_ray.core.errors import ConfigError
+
+_NOT_DECISIVE = frozenset(
+    {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
+    | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One fit: `model_dir` fine-tuned on rows, the result in `output_dir`. Hyperparameters as in ImitationConfig."""
+
+    model_dir: str
+    """A Hugging Face folder with safetensors and a fast tokenizer."""
+    output_dir: str
+    """The folder to be made; its parent must be on a file system that renames atomically."""
+    rows: str = ""
+    """A .jsonl file of {"instruction", "answer", "finish_reason"}, for callers that pass no rows."""
+    heldout: str = ""
+    """The same for held-out rows; empty for none."""
+    prompt: str = "chat"
+    """As in StudentConfig: chat, instruction, or a .txt file relative to `base_dir`."""
+    base_dir: str = "."
+    seed: int = 0
+    serve_dtype: NumberType = "float32"
+    """The type in which the weights will be served: the second held-out loss and the canary are measured in it."""
+    canary_prompts: tuple[str, ...] = ()
+    """Instructions whose greedy answers go into canary.json."""
+    canary_tokens: int = 16
+
+    epochs: int = 3
+    learning_rate: float = 2e-5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    max_length: int = 1024
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    truncated: Literal["drop", "keep"] = "drop"
+    lora: LoraConfig | None = None
+    sharding: Literal["full", "none"] = "full"
+    micro_batch_rows: int = 4
+    activation_checkpointing: bool = False
+    checkpoint_every_steps: int = 50
+
+    @classmethod
+    def of(cls, config: ImitationConfig, **rest: Any) -> TrainSpec:
+        """The hyperparameters of `config` and the other fields from `rest`."""
+        names = {field.name for field in dataclasses.fields(cls)} & set(ImitationConfig.model_fields)
+        return cls(**{name: getattr(config, name) for name in names}, **rest)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainSpec:
+        """Read what `save` wrote; ConfigError where the file is missing, no JSON, or holds other fields."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            if fields.get("lora") is not None:
+                fields["lora"] = LoraConfig(**fields["lora"])
+            fields["canary_prompts"] = tuple(fields.get("canary_prompts", ()))
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} is no training spec: {str(error).splitlines()[0]}") from error
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["lora"] = self.lora.model_dump(mode="json") if self.lora else None
+        fields["canary_prompts"] = list(self.canary_prompts)
+        return fields
+
+    def fingerprint(self, *extra: str) -> str:
+        """Hex digits that name this fit, given what else decides it (`extra`: the samples)."""
+        fields = {name: value for name, value in self.to_json().items() if name not in _NOT_DECISIVE}
+        # Runs move between machines; the folder's name holds the checkpoint's version.
+        fields["model_dir"] = Path(self.model_dir).name
+        joined = json.dumps([fields, *extra], sort_keys=True)
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]

@@ -1,0 +1,104 @@
+"""Checkpoints within a fit, so that a fit that was killed goes on where it was.
+
+Invariants:
+- A checkpoint holds everything that the rest of the fit depends on: trained weights, optimizer, and `Progress`. The
+  learning rate, the data's order and every random number are functions of the step and the seed, so the step is
+  their state. A fit that was killed and restored ends with the same bits on the same number of processes.
+- Every process saves into a folder of its own; the union of these folders is the checkpoint. A checkpoint loads on
+  any number of processes.
+- A checkpoint is data: nothing in its folder runs code (see `dcp_files`).
+
+This module does not know where checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from lion_ray.core.errors import TrainingError
+from lion_ray.imitation.training.dcp_files import Planner, Reader
+from lion_ray.imitation.training.model import World
+
+_PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """How far a fit has come."""
+
+    fingerprint: str
+    step: int = 0
+    """Optimizer steps taken."""
+    tokens: int = 0
+    """Tokens that went through the model, without padding, all processes together."""
+    positions: int = 0
+    """The same with padding."""
+    first_loss: float = 0.0
+    last_loss: float = 0.0
+    heldout_before: float | None = None
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World) -> None:
+    """Write this process's part of the checkpoint into `folder`; every process must call it."""
+    weights, moments = get_state_dict(model, optimizer, options=_options())
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=world.size == 1)
+    if world.rank == 0:
+        (folder / _PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Take weights and optimizer from a whole checkpoint; every process must call it.
+
+    Raises:
+        TrainingError: it is damaged, or holds what no fit saves.
+    """
+    weights, moments = get_state_dict(model, optimizer, options=_options())
+    state = {"model": weights, "optimizer": moments}
+    try:
+        dcp.load(state, storage_reader=Reader(folder), planner=Planner(), no_dist=world.size == 1)
+    except _DAMAGE as error:
+        raise TrainingError(
+            f"the checkpoint {folder} cannot be used: {_reason(error)}; without it (a run keeps its own under "
+            "fits/) the fit begins anew"
+        ) from None
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_options())
+
+
+def read_progress(folder: Path, fingerprint: str) -> Progress:
+    """How far the checkpoint's fit had come; TrainingError where it is another fit's, or damaged."""
+    try:
+        progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"the checkpoint {folder} is damaged: {error}") from error
+    if progress.fingerprint != fingerprint:
+        raise TrainingError(f"the checkpoint {folder} belongs to a fit with other data or settings: remove it")
+    return progress
+
+
+_DAMAGE = (
+    # What unpickling and tensors of another shape raise, alone and in a group of processes.
+    *(pickle.UnpicklingError, CheckpointException, OSError, EOFError, RuntimeError, ValueError, TypeError),
+    *(LookupError, ArithmeticError, AttributeError, AssertionError, ImportError, MemoryError),
+)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _options() -> StateDictOptions:
+    # Frozen weights come from the model's folder; strict would miss them.
+    return StateDictOptions(ignore_frozen_params=True, strict=False)

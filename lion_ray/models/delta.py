@@ -1,0 +1,290 @@
+"""Delta weights: what fine-tuning changed, for those who may not pass on the base model's weights.
+
+Invariants:
+- A delta holds the difference of the weights' *bits*, modulo 2^16 (2^32 for float32, and so on), so the base and the
+  delta give back the tuned weights exactly, each tensor in the type it had; a difference of numbers would not, as
+  sums are rounded.
+- A wrong base is refused at its first tensor that is not the one the delta was made from (SHA-256 of its bits), and
+  what comes out is checked the same way.
+- Tensor by tensor, each mapped only while it is needed, into shards of `SHARD_BYTES`: memory is bounded by a shard and
+  a few copies of the largest tensor, however large the model and its files.
+- Only safetensors are read and written. An output folder is whole or not there.
+
+A tensor that the base lacks, and rows that the tuned embeddings have beyond the base's (new tokens), count as
+differences from zero: they are in the delta as they are, and `make` says which tensors these are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lion_ray.core.durable import whole_folder
+from lion_ray.core.errors import InfrastructureError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_BYTES = 2**30
+"""How large a shard may get, unless a single tensor is larger."""
+ABOUT = "delta.json"
+INDEX = "model.safetensors.index.json"
+FORMAT = 2
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+class Weights:
+    """The tensors of a model's folder, mapped into memory one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ModelError: a shard that the index names is missing, or a file is cut off or no safetensors file.
+        """
+        self.folder = folder
+        self._where = _index(folder)
+        files = sorted(set(self._where.values())) or sorted(path.name for path in folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"{folder}: no .safetensors files there")
+        missing = [name for name in files if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(files)} shards)")
+        found = {tensor: name for name in files for tensor in self._names_in(name)}
+        self._where = self._where or found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def names(self) -> list[str]:
+        """In the order of their names: the same on every machine."""
+        return sorted(self._where)
+
+    def get(self, name: str) -> torch.Tensor:
+        """A tensor; ModelError where its shard does not hold it.
+
+        Its file is mapped as long as the tensor is used: mapped pages of a whole model would push everything else out.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / self._where[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: {name}: {error}") from None
+        return tensor
+
+    def _names_in(self, name: str) -> list[str]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / name, framework="pt") as file:
+                return list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{self.folder / name}: cannot be read; is the file whole? ({error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a delta says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """torch's name for it, of the tuned tensor."""
+    base: str
+    """SHA-256 of the bits that the base has, in that type and with zeros for the rows it lacks."""
+    tuned: str
+    """SHA-256 of the bits that come back."""
+
+
+def make(base: Path, tuned: Path, out: Path, *, dtype: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Write into `out` what `base` lacks to be `tuned`.
+
+    Args:
+        dtype: the type in which floating-point tensors come back: float16, bfloat16 or float32; by default each in the
+            tuned model's own.
+
+    Raises:
+        ModelError: a model is not whole, or their shapes do not go together.
+        DataError: `out` is there already.
+    """
+    import torch
+
+    before, after = Weights(base), Weights(tuned)
+    own = [name for name in after.names() if name not in before]
+    if len(own) == len(after.names()):
+        raise ModelError(f"{base}: has no tensor that {tuned} has; is it the model that was tuned?")
+    entries: dict[str, Entry] = {}
+
+    def differences() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in after.names():
+            wanted = after.get(name)
+            if dtype is not None and wanted.is_floating_point():
+                wanted = wanted.to(getattr(torch, dtype))
+            had = _grown(before, name, tuple(wanted.shape), wanted.dtype)
+            told = str(wanted.dtype).removeprefix("torch.")
+            entries[name] = Entry(tuple(wanted.shape), told, _digest(had), _digest(wanted))
+            yield name, _bits(wanted) - _bits(had)
+
+    with whole_folder(out) as folder:
+        _write(folder, differences(), say)
+        _copy_rest(tuned, folder)
+        tensors = {
+            name: {"shape": list(one.shape), "dtype": one.dtype, "base": one.base, "tuned": one.tuned}
+            for name, one in entries.items()
+        }
+        about = {"format": FORMAT, "tensors": tensors, "not_in_base": own}
+        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    types = ", ".join(sorted({one.dtype for one in entries.values()}))
+    say(f"{out}: {len(entries)} tensors, to come back in {types}")
+    if own:
+        say(f"  {len(own)} that the base has not are in it as they are: {', '.join(own[:3])}{' …' if own[3:] else ''}")
+
+
+def recover(base: Path, delta: Path, out: Path, *, say: Callable[[str], None] = print) -> None:
+    """Write into `out` the tuned model that `base` and `delta` make.
+
+    Raises:
+        ModelError: the delta is not whole, or `base` is not the model it was made from.
+        DataError: `out` is there already.
+    """
+    import torch
+
+    entries = _read_about(delta)
+    before, change = Weights(base), Weights(delta)
+    absent = sorted(set(entries) - set(change.names()))
+    if absent:
+        raise ModelError(f"{delta}: {absent[0]} is missing ({len(absent)} of {len(entries)} tensors)")
+
+    def tuned() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, entry in sorted(entries.items()):
+            difference = change.get(name)
+            kind = getattr(torch, entry.dtype)
+            if tuple(difference.shape) != entry.shape or difference.element_size() != kind.itemsize:
+                raise ModelError(f"{delta}: {name} is not as {ABOUT} describes it")
+            had = _grown(before, name, entry.shape, kind)
+            if _digest(had) != entry.base:
+                raise ModelError(f"{base}: not the model that {delta} was made from: {name} differs")
+            tensor = (_bits(had) + difference).view(kind)
+            if _digest(tensor) != entry.tuned:
+                raise ModelError(f"{delta}: {name} is damaged: what comes out is not what was put in")
+            yield name, tensor
+
+    with whole_folder(out) as folder:
+        _write(folder, tuned(), say)
+        _copy_rest(delta, folder)
+    say(f"{out}: {len(entries)} tensors, each as it was")
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor → file, as the index has it; empty without one."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        where: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = set(where.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: no index of shards ({error})") from None
+    if odd := sorted(name for name in names if Path(name).name != name):
+        raise ModelError(f"{path}: names {odd[0]}, which is no file beside it")
+    return where
+
+
+def _read_about(delta: Path) -> dict[str, Entry]:
+    import torch
+
+    path = delta / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if (format_ := about["format"]) != FORMAT:
+            raise ModelError(f"{delta}: a delta of format {format_}; this version reads {FORMAT}: make it again")
+        entries = {
+            name: Entry(tuple(one["shape"]), one["dtype"], one["base"], one["tuned"])
+            for name, one in about["tensors"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a delta's description ({type(error).__name__}: {error})") from None
+    for name, entry in entries.items():
+        if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
+            raise ModelError(f"{path}: {name} is of the unknown type {entry.dtype}")
+    return entries
+
+
+def _grown(base: Weights, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The base's tensor in a type, with rows of zeros for those that it lacks."""
+    import torch
+
+    if name not in base:
+        return torch.zeros(shape, dtype=dtype)
+    had = base.get(name).to(dtype)
+    there = tuple(had.shape)
+    if there == shape:
+        return had
+    if there and len(there) == len(shape) and there[1:] == shape[1:] and there[0] < shape[0]:
+        grown = torch.zeros(shape, dtype=dtype)
+        grown[: there[0]] = had
+        return grown
+    raise ModelError(f"{base.folder}: {name} is {there} there and {shape} in the tuned model")
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(_bits(tensor).reshape(-1).numpy().data).hexdigest()
+
+
+def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], say: Callable[[str], None]) -> None:
+    """Shards of at most `SHARD_BYTES`, and their index."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = []
+    held: dict[str, torch.Tensor] = {}
+    total = size = 0
+
+    def flush() -> None:
+        nonlocal held, size
+        path = folder / f"{len(shards)}.part"
+        try:
+            save_file(held, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise InfrastructureError(f"{path}: cannot be written: {error}") from None
+        shards.append(list(held))
+        say(f"  {total / 2**30:.2f} GiB written")
+        held, size = {}, 0
+
+    for name, tensor in tensors:
+        bytes_of = tensor.numel() * tensor.element_size()
+        if held and size + bytes_of > SHARD_BYTES:
+            flush()
+        held[name] = tensor
+        size += bytes_of
+        total += bytes_of
+    flush()
+    if len(shards) == 1:
+        (folder / "0.part").rename(folder / "model.safetensors")
+        return
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        called = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"{number}.part").rename(folder / called)
+        where |= dict.fromkeys(names, called)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _copy_rest(source: Path, target: Path) -> None:
+    """Configuration and tokenizer: every file beside the weights, in whatever form, and what describes them."""
+    for path in source.iterdir():
+        if path.is_file() and path.suffix not in _OTHER_WEIGHTS and path.name not in (INDEX, ABOUT, "SHA256SUMS"):
+            shutil.copy(path, target / path.name)

@@ -1,0 +1,236 @@
+"""The one way from an instruction, or an answer, to token ids: training and inference both use it (contract 7).
+
+Invariants:
+- The frame around an instruction is tokenized apart from the instruction, so the ids of a prompt do not depend on who
+  asks for them, and the instruction cannot change the frame.
+- Instructions and answers are data: a special token's text inside them (``<|im_end|>``, ``</s>``) becomes ordinary
+  tokens, never the special one.
+- An answer ends with the end token if and only if it is complete. For a chat model that is the token its template
+  puts after an assistant's turn, else the tokenizer's end-of-sequence token.
+- The chat template decides about the beginning-of-sequence token. Text templates put it first wherever the tokenizer
+  has one distinct from end-of-sequence: Gemma babbles without it, and some converted tokenizers never add it.
+
+This module knows tokenizers; it does not know models, lengths or labels.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lion_ray.core.errors import ConfigError, ModelError
+from lion_ray.core.thoughts import closing_of
+from lion_ray.models.chat_template import own_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SLOT = "{instruction}"
+INSTRUCTION_FRAME = f"### Instruction:\n{SLOT}\n\n### Response:"
+"""The frame of the paper's student, without a system text."""
+
+# Private-use characters: no template trims, splits or escapes them, and no template contains them.
+_USER = "\ue0f1u\ue0f2"
+_ASSISTANT = "\ue0f1a\ue0f2"
+# Templates that print today's date (Llama 3.1 and later) take this one: a prompt must not change overnight.
+_TODAY = datetime.date(2024, 7, 26)
+# A template that can turn thinking off is asked to: nothing that is trained on or judged here holds thoughts.
+_FIXED: dict[str, Any] = {
+    "date_string": "26 Jul 2024",
+    "strftime_now": _TODAY.strftime,
+    "enable_thinking": False,
+    "thinking": False,
+}
+
+_CHANGEABLE = re.compile(r"strftime_now|date_string|think|thought|reason|<\|channel", re.IGNORECASE)
+"""What a template holds that is affected by any of that."""
+
+
+class Prompter:
+    """Token ids of prompts and answers, for one tokenizer and one way to prompt.
+
+    `prompt` is ``chat`` (the tokenizer's chat template, one user turn), ``instruction`` (the paper's frame) or a path
+    to a UTF-8 ``.txt`` file, relative to `base_dir`, that holds ``{instruction}`` exactly once and is otherwise taken
+    as it stands. Raises ConfigError for a prompt that is none of these, ModelError for a tokenizer that cannot do it.
+
+    `end_id` ends a complete answer; `stop_token_ids` are the ids on which generation should stop (it is among them).
+    """
+
+    @classmethod
+    def load(cls, model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> Prompter:
+        """With the tokenizer in folder `model_dir`; ModelError where there is none that can be loaded."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"no tokenizer can be loaded from {model_dir}: {_first_line(error)}") from error
+        return cls(tokenizer, prompt, base_dir)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, base_dir: str | Path = ".") -> None:
+        self.tokenizer = tokenizer
+        eos = tokenizer.eos_token_id
+        if prompt == "chat":
+            before, after, closing = _chat_frame(tokenizer)
+            start: list[int] = []
+        else:
+            before, after, closing = *_text_frame(prompt, Path(base_dir)), ""
+            start = [tokenizer.bos_token_id] if _begins(tokenizer) else []
+
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(tokenizer.all_special_ids)
+        # Ordinary text may well be unknown to a tokenizer.
+        special.discard(tokenizer.unk_token_id)
+
+        end = next((i for i in self._encode(closing, split=False) if i in special), eos)
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so an answer could never end")
+        self.end_id: int = end
+        self.stop_token_ids: list[int] = [end] if eos is None or eos == end else [end, eos]
+
+        self._special = special | {end}
+        texts = {str(tokenizer.convert_ids_to_tokens(i)) for i in self._special}
+        self._special_text = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
+        self._spaced = self._adds_leading_space()
+        self._before = start + self._encode(before, split=False)
+        self._after = self._continue(after, split=False)
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """The ids to generate from: frame, instruction, frame."""
+        return self._before + self._data(instruction) + self._after
+
+    def completion_ids(self, text: str, *, complete: bool) -> list[int]:
+        """The ids of an answer, with the end token if and only if it is complete."""
+        return self._data(text) + ([self.end_id] if complete else [])
+
+    def _data(self, text: str) -> list[int]:
+        ids = self._continue(text, split=True)
+        if self._special.isdisjoint(ids):
+            return ids
+        # A tokenizer that knows no better way: its special texts are cut after their first character.
+        cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
+        ids = [i for a, b in itertools.pairwise(cuts) for i in self._continue(text[a:b], split=True)]
+        if not self._special.isdisjoint(ids):
+            raise ModelError("the tokenizer cannot write a special token's text as ordinary tokens")
+        return ids
+
+    def _encode(self, text: str, *, split: bool) -> list[int]:
+        # `split` is given every time: the fast tokenizers remember the last value.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
+
+    def _continue(self, text: str, *, split: bool) -> list[int]:
+        """Encodes text that follows other text.
+
+        SentencePiece-like tokenizers (Llama 2) put a space before whatever they are given. Given a newline as well,
+        they put it before that, and the newline's ids can be taken off again.
+        """
+        if self._spaced and text:
+            lead = self._encode("\n", split=split)
+            ids = self._encode("\n" + text, split=split)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        return self._encode(text, split=split)
+
+    def _adds_leading_space(self) -> bool:
+        lead, both = self._encode("\n", split=False), self._encode("\na", split=False)
+        return both[: len(lead)] == lead and both[len(lead) :] != self._encode("a", split=False)
+
+
+def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """The template's text before and after a user's words, and what it puts after an assistant's."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ModelError("the model has no chat template: use `student.prompt: instruction`, or a template file")
+    user = {"role": "user", "content": _USER}
+    assistant = {"role": "assistant", "content": _ASSISTANT}
+    try:
+        opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED)
+        closed = tokenizer.apply_chat_template([user, assistant], tokenize=False, **_FIXED)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelError(f"the model's chat template fails on one user turn: {_first_line(error)}") from error
+    parts = str(opened).split(_USER)
+    if len(parts) != 2:
+        raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
+    written, _, ending = str(closed).rpartition(_ASSISTANT)
+    return parts[0], _answers_after(parts[1], written.rpartition(_USER)[2]), ending
+
+
+def _answers_after(opened: str, written: str) -> str:
+    """What stands between the user's words and an answer without thoughts.
+
+    `opened` is what the template writes there for a model that is to go on, `written` before an answer it is given.
+    """
+    if written.startswith(opened) and (closing_of(opened) or "<|channel|>" in written[len(opened) :]):
+        opened = written  # with empty thoughts, or in the channel of answers
+    if closing := closing_of(opened):
+        opened = f"{opened.rstrip()}\n\n{closing}\n\n"
+    return opened
+
+
+def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text template begins with the beginning-of-sequence token."""
+    return tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
+
+
+def frame_template(model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> str | None:
+    """A chat template (Jinja) that asks the last message the way `prompt` does; None where the model's own does.
+
+    It does not where it prints today's date or opens thoughts: `Prompter` has a fixed date and closed thoughts.
+
+    For servers, which know chat templates only. Raises as `Prompter`.
+    """
+    if prompt == "chat":
+        own = own_template(Path(model_dir))
+        # Most templates do neither, and a tokenizer takes seconds to load.
+        if own is None or _CHANGEABLE.search(own) is None:
+            return None
+        return _fixed_template(Prompter.load(model_dir, prompt, base_dir).tokenizer)
+    before, after = _text_frame(prompt, Path(base_dir))
+    tokenizer = Prompter.load(model_dir, prompt, base_dir).tokenizer
+    start = tokenizer.bos_token if _begins(tokenizer) else ""
+    parts = (json.dumps(f"{start}{before}"), "messages[-1]['content']", json.dumps(after))
+    return "".join(f"{{{{ {part} }}}}" for part in parts)
+
+
+def _fixed_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template with what `_FIXED` says and thoughts closed; None where that changes nothing."""
+    own = str(tokenizer.get_chat_template())
+    user = {"role": "user", "content": _USER}
+    plain = str(tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED))
+    before, after, _ = _chat_frame(tokenizer)
+    closing = (before + _USER + after).removeprefix(plain)
+    today = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
+    dated = re.sub(today, lambda match: json.dumps(_TODAY.strftime(match[2])), own, flags=re.DOTALL)
+    unasked = tokenizer.apply_chat_template([user], chat_template=dated, tokenize=False, add_generation_prompt=True)
+    if not closing and dated == own and unasked == plain:
+        return None
+    names = [name for name in ("enable_thinking", "thinking", "date_string") if re.search(rf"\b{name}\b", own)]
+    fixed = "".join(f"{{% set {name} = {json.dumps(_FIXED[name])} %}}" for name in names)
+    closed = f"{{% if add_generation_prompt %}}{{{{ {json.dumps(closing)} }}}}{{% endif %}}" if closing else ""
+    return f"{fixed}{dated.removesuffix(chr(10))}{closed}"
+
+
+def _text_frame(prompt: str, base_dir: Path) -> tuple[str, str]:
+    if prompt == "instruction":
+        text = INSTRUCTION_FRAME
+    elif prompt.endswith(".txt"):
+        path = base_dir / prompt
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the prompt template {path} cannot be read: {_first_line(error)}") from error
+    else:
+        raise ConfigError(f"prompt: '{prompt}' is neither chat nor instruction nor a .txt file")
+    if text.count(SLOT) != 1:
+        raise ConfigError(f"the prompt template {prompt} must hold {SLOT} exactly once, not {text.count(SLOT)} times")
+    before, _, after = text.partition(SLOT)
+    return before, after
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -1,0 +1,189 @@
+"""Everyone a run employs: proxies for each endpoint, ledger, run_store, referee, generator and the student's engines.
+
+Invariants:
+- The driver owns every actor and none is detached: when the run ends, in whatever way, they end with it.
+- Names carry the run and the attempt, so that a retried run never meets its own past.
+- Leaving the actor group's context drains the calls in flight, then stops servers, engines and actors, in that order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+
+from lion_ray.actors.base import get_within
+from lion_ray.actors.budget import LedgerActor
+from lion_ray.actors.endpoint_handle import proxy_names
+from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.referee import RefereeActor
+from lion_ray.actors.resources import beside_the_driver
+from lion_ray.actors.run_store import RunStoreActor
+from lion_ray.actors.student_pool import StudentPool
+from lion_ray.actors.teacher import ProxySettings, TeacherActor
+from lion_ray.config import RunConfig, endpoints_in_use
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
+from lion_ray.gateway.stats import meter_line
+from lion_ray.pipeline.reporter import Reporter
+
+CLOSE_TIMEOUT_S = 60.0
+"""For a proxy to end its server and its journal, once its last call is home."""
+METER_S = 2.0
+
+
+class ActorGroup:
+    """The run's actors, as an async context."""
+
+    def __init__(self, config: RunConfig, base_dir: Path, store: RunStore, attempt: int, progress: Progress) -> None:
+        self._progress = progress
+        self._config = config
+        run_name = f"{config.run_name}-{attempt}"
+        journal = store.journal(config.journal)
+
+        def named(endpoint: str) -> tuple[str, ...]:
+            return proxy_names(run_name, endpoint, config.endpoints[endpoint].proxies)
+
+        self.run_store: Any = RunStoreActor.options(name=f"{run_name}/run_store").remote(store)
+        ledger = f"{run_name}/ledger"
+        self.ledger: Any = LedgerActor.options(name=ledger, scheduling_strategy=beside_the_driver()).remote(
+            config.budget and config.budget.usd
+        )
+        never = tuple(name for name, one in config.endpoints.items() if one.assume_billed == "never")
+        self.proxies: dict[str, list[Any]] = {}
+        for endpoint in endpoints_in_use(config):
+            own = endpoint == config.teacher.endpoint
+            fallbacks = tuple(named(other) for other in config.teacher.fallbacks) if own else ()
+            self.proxies[endpoint] = [
+                TeacherActor.options(name=name).remote(
+                    ProxySettings(
+                        endpoint=endpoint,
+                        name=name,
+                        run=config.run_name,
+                        config=config.endpoints[endpoint],
+                        teacher=config.teacher,
+                        journal=journal,
+                        base_dir=base_dir,
+                        seed=config.seed,
+                        ledger=ledger,
+                        siblings=tuple(other for other in named(endpoint) if other != name),
+                        never_billed=never,
+                        fallbacks=fallbacks,
+                    )
+                )
+                for name in named(endpoint)
+            ]
+        self._teachers = self.proxies[config.teacher.endpoint]
+        # Proxies go by their names: a handle among its arguments would keep Ray from restarting an actor.
+        judge, writer = config.referee.endpoint, config.generator.endpoint
+        structured, tau = config.endpoints[judge].json_schema, config.discrimination.tau
+        self.referee: Any = RefereeActor.options(name=f"{run_name}/referee").remote(
+            config.referee, named(judge), structured, base_dir, config.seed, tau
+        )
+        self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator").remote(
+            config.generator, config.generation, named(writer), base_dir, config.seed
+        )
+        self.reporter = Reporter(store, progress)
+        self.students = StudentPool(
+            config.student,
+            run_name=run_name,
+            store=store,
+            base_dir=base_dir,
+            seed=config.seed,
+            shard_rows=config.rows_per_shard(),
+        )
+
+    async def __aenter__(self) -> ActorGroup:
+        return self
+
+    async def ready(self) -> None:
+        """Wait until every endpoint can be called: journals are open, the run's own servers answer."""
+
+        async def one(name: str, proxies: list[Any]) -> None:
+            for proxy in proxies:
+                address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
+            self._progress.say(f"endpoint {name}: {address}")
+
+        await asyncio.gather(*(one(name, proxies) for name, proxies in self.proxies.items()))
+
+    @asynccontextmanager
+    async def metered(self) -> AsyncIterator[None]:
+        """Show what the endpoints do and what was spent, while the block runs."""
+        task = asyncio.create_task(self._keep_metering())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _keep_metering(self) -> None:
+        cap = self._config.budget.usd if self._config.budget else None
+        while True:
+            await asyncio.sleep(METER_S)
+            try:
+                stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
+                spent = await self.ledger.spent.remote()
+            except ray.exceptions.RayError:
+                continue  # an actor that is being restarted has nothing to show; a lasting fault ends a stage
+            self._progress.meter(meter_line(stats, spent, cap))
+
+    def actors(self) -> dict[str, Any]:
+        """The run's actors of now, by a name that a person understands."""
+        named = {
+            "ledger": self.ledger,
+            "run_store": self.run_store,
+            "referee": self.referee,
+            "generator": self.generator,
+        }
+        for endpoint, proxies in self.proxies.items():
+            named |= {f"endpoint {endpoint}, proxy {number}": proxy for number, proxy in enumerate(proxies)}
+        return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
+
+    async def moves(self) -> int:
+        """A number that changes whenever a call ends or goes out, or a server of the run's own computes a token, and
+        all the time while calls wait for what has an end of its own (`Stats.moves`): an endpoint that is down, or asks
+        for time."""
+        moved = 0
+        for name, proxy in self._each_proxy():
+            try:
+                stats = await get_within(proxy.stats.remote(), METER_S)
+            except (TimeoutError, ray.exceptions.RayError):
+                continue  # whether it answers is asked elsewhere
+            own = self._config.endpoints[name].serve is not None
+            moved += stats.moves(own_server=own, now=time.monotonic_ns())
+        return moved
+
+    def teacher(self, shard: int) -> Any:
+        """The proxy that answers a shard of the teacher's: always the same one."""
+        return self._teachers[shard % len(self._teachers)]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
+        # Side by side: engines hold GPUs, and the report needs none.
+        await asyncio.gather(self._close(for_good=error is None), self.reporter.close(wait=error is None))
+
+    async def _close(self, *, for_good: bool) -> None:
+        await self.students.stop()
+        # Side by side: each may be waiting for calls that are out, and are paid for.
+        await asyncio.gather(*(self._close_proxy(name, proxy, for_good) for name, proxy in self._each_proxy()))
+        for actor in self.actors().values():
+            ray.kill(actor)
+
+    async def _close_proxy(self, name: str, proxy: Any, for_good: bool) -> None:
+        longest = CLOSE_TIMEOUT_S + self._config.endpoints[name].timeout_s
+        closing = get_within(proxy.close.remote(for_good), longest)
+        try:
+            await self._progress.waiting(closing, f"endpoint {name}: waiting for calls that are out")
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            self._progress.say(f"endpoint {name} did not close by itself ({type(error).__name__}); ending it")
+
+    def _each_proxy(self) -> list[tuple[str, Any]]:
+        return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]

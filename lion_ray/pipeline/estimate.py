@@ -1,0 +1,142 @@
+"""What calls will take, from the pool's real lengths: tokens, dollars and time, in the middle and at worst.
+
+Invariants:
+- Lengths of instructions are measured on the pool: with the student's tokenizer where it is on this machine, at four
+  characters a token where it is not. Lengths of answers are not known before they are bought; `EXPECTED` says what is
+  assumed, the worst case is the role's own limit.
+- Knows prices and limits, sends nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lion_ray.config import EndpointConfig, RunConfig
+from lion_ray.gateway.ledger import cost
+from lion_ray.prompts.messages import empty_length, is_file, load_template
+
+CHARACTERS_PER_TOKEN = 4
+FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180}
+"""About what the built-in templates add to a call, in tokens."""
+EXPECTED = {"teacher": 160, "referee": 150, "generator": 40, "student": 160}
+"""Tokens in a usual answer, about: gpt-3.5-turbo's to Alpaca's instructions, a verdict with reasons, an instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens in the pool's instructions."""
+
+    rows: int
+    mean: float
+    median: float
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """A stage's calls to one endpoint. Tokens for all of them together."""
+
+    calls: int
+    prompt: int
+    """About: measured instructions, usual answers."""
+    prompt_worst: int
+    """Every answer that is judged as long as it may be."""
+    completion: int
+    completion_worst: int
+    usd: float | None
+    """None where the endpoint has no prices."""
+    usd_worst: float | None
+    seconds: float | None
+    """At the endpoint's configured limits; None where none is configured."""
+
+
+def frame_tokens(config: RunConfig, role: str, base_dir: Path) -> int:
+    """About what a role's template adds to a call: measured for one of the user's own, in tokens.
+
+    Raises:
+        ConfigError: the template cannot be used.
+    """
+    section = getattr(config, role)
+    names = (section.hard_prompt, section.easy_prompt) if role == "generator" else (section.prompt,)
+    found = [
+        empty_length(load_template(name, role, base_dir)) // CHARACTERS_PER_TOKEN
+        if is_file(name)
+        else FRAME_TOKENS[role]
+        for name in names
+    ]
+    return sum(found) // len(found)
+
+
+def measure(texts: Sequence[str], model: str, base_dir: Path) -> Lengths:
+    """Token lengths of `texts`."""
+    counts = _tokens(texts, model, base_dir)
+    if not counts:
+        return Lengths(0, 0.0, 0.0, 0)
+    return Lengths(len(counts), statistics.fmean(counts), statistics.median(counts), max(counts))
+
+
+def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
+    from lion_ray.models.resolve import local_model
+
+    folder = local_model(model, base_dir=base_dir)
+    file = None if folder is None else Path(folder) / "tokenizer.json"
+    if file is None or not file.is_file():
+        return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]
+    from tokenizers import Tokenizer  # it counts a million rows in seconds, and needs neither torch nor transformers
+
+    return [len(encoding.ids) for encoding in Tokenizer.from_file(str(file)).encode_batch(list(texts))]
+
+
+def calls(
+    config: RunConfig, base_dir: Path, role: str, count: int, instruction: float, answers: float | None = None
+) -> Calls:
+    """`count` calls of a role about instructions of so many tokens in the mean.
+
+    `answers`: the tokens of both answers that a referee is shown, where they are known.
+    """
+    section = getattr(config, role)
+    endpoint = config.endpoints[section.endpoint]
+    prompt = prompt_worst = instruction + frame_tokens(config, role, base_dir)
+    worst = section.max_tokens if role != "generator" else _child_limit(config, instruction)
+    usual = min(EXPECTED[role], worst)
+    if answers is not None:
+        prompt, prompt_worst = prompt + answers, prompt_worst + answers
+    elif role == "referee":
+        teacher, student = config.teacher.max_tokens, config.student.max_tokens
+        prompt += min(EXPECTED["teacher"], teacher) + min(EXPECTED["student"], student)
+        prompt_worst += teacher + student
+    prompts, prompts_worst, completions, completions_worst = (
+        round(count * each) for each in (prompt, prompt_worst, usual, worst)
+    )
+    batch = section.mode == "batch"
+    prices = endpoint.prices
+    return Calls(
+        count,
+        prompts,
+        prompts_worst,
+        completions,
+        completions_worst,
+        usd=None if prices is None else cost(prices, prompts, 0, completions, batch=batch),
+        usd_worst=None if prices is None else cost(prices, prompts_worst, 0, completions_worst, batch=batch),
+        seconds=None if batch else _seconds(endpoint, count, prompts, completions),
+    )
+
+
+def _child_limit(config: RunConfig, instruction: float) -> int:
+    # A word is about 1.3 tokens.
+    return max(config.generator.min_tokens, round(config.generator.tokens_per_word * instruction / 1.3))
+
+
+def _seconds(endpoint: EndpointConfig, count: int, prompt: int, completion: int) -> float | None:
+    limits = endpoint.limits
+    per_minute = (
+        (count, limits.requests_per_minute),
+        (prompt + completion, limits.tokens_per_minute),
+        (prompt, limits.input_tokens_per_minute),
+        (completion, limits.output_tokens_per_minute),
+    )
+    times = [60 * amount / (limit * limits.share) for amount, limit in per_minute if limit is not None]
+    return max(times) if times else None

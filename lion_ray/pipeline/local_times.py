@@ -1,0 +1,163 @@
+"""How long stages that this machine computes itself will take: served models, the student, fits.
+
+Invariants:
+- Only what runs on this machine's CPU is forecast. GPUs are not timed, and a cluster's nodes are not known here.
+- Before the run the figures rest on the CPU's measured products (`machine`) and on usual lengths of answers
+  (`estimate`); while it runs, what is left is scaled by how the stages that are done compare with their forecast.
+
+This module starts nothing and sends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lion_ray.config import RunConfig, ServeConfig, endpoints_in_use
+from lion_ray.inference import student_type, wants_gpu
+from lion_ray.inference.server import arithmetic, requests_at_once
+from lion_ray.models.machine import resolve_precision, speeds
+from lion_ray.models.resolve import parameters_of
+from lion_ray.pipeline.estimate import EXPECTED, Calls, frame_tokens
+
+BACKWARD = 3.0
+"""A training step costs so many forward passes: one forward, two backward (arXiv 2001.08361, section 2.1)."""
+FIT_START_S = 30.0
+"""Of every fit: starting a worker, loading, held-out losses, writing."""
+START_S = 60.0
+"""Of a run: Ray, its servers and its engines, side by side."""
+PRIOR_S = 60.0
+"""So many seconds of stages as forecast are added to what was seen, so that the first short stage decides little."""
+SLOW = 2.0
+"""A type that is slower than the best by this factor is told."""
+
+
+class StageTimes(Protocol):
+    """What is known of a planned stage's time; either is None where it does not apply."""
+
+    @property
+    def seconds(self) -> float | None:
+        """At its endpoint's limits."""
+
+    @property
+    def local_s(self) -> float | None:
+        """On this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTimes:
+    """Forecasts for one configuration on this machine."""
+
+    config: RunConfig
+    base_dir: Path
+
+    @classmethod
+    def here(cls, config: RunConfig, base_dir: Path) -> LocalTimes | None:
+        """None where the run goes to a cluster."""
+        return None if os.environ.get("RAY_ADDRESS") else cls(config, base_dir)
+
+    def any(self) -> bool:
+        """Whether this machine computes anything of the run."""
+        served = (self.config.endpoints[name].serve for name in endpoints_in_use(self.config))
+        return (
+            not wants_gpu(self.config.student.use_gpu)
+            or not wants_gpu(self.config.imitation.use_gpu)
+            or any(serve is not None and not serve.num_gpus for serve in served)
+        )
+
+    def calls(self, role: str, calls: Calls) -> float | None:
+        """Seconds of a role's calls to a server that the run starts on this CPU; None for another endpoint."""
+        section = getattr(self.config, role)
+        serve = self.config.endpoints[section.endpoint].serve
+        parameters = None if serve is None or serve.num_gpus else self._parameters(serve)
+        if serve is None or parameters is None or not calls.calls:
+            return None
+        frame = frame_tokens(self.config, role, self.base_dir)
+        # The frame stands at the start of every prompt, and the server's prefix cache keeps it.
+        read = calls.prompt - frame * (calls.calls - 1)
+        together = min(requests_at_once(serve, parameters), calls.calls)
+        rates, dtype = speeds(), arithmetic(serve)
+        return read / rates.tokens_per_second(parameters, math.inf, dtype) + calls.completion / rates.tokens_per_second(
+            parameters, together, dtype
+        )
+
+    def student(self, rows: int) -> float | None:
+        """Seconds in which the student's engine answers so many rows; None on a GPU."""
+        student = self.config.student
+        parameters = None if wants_gpu(student.use_gpu) else parameters_of(student.model, self.base_dir)
+        if parameters is None or not rows:
+            return None
+        tokens = rows * min(EXPECTED["student"], student.max_tokens)
+        together = min(rows, student.max_num_seqs)
+        return tokens / speeds().tokens_per_second(parameters, together, student_type(student.dtype))
+
+    def fit(self, rows: int, instruction: float) -> float | None:
+        """Seconds of fine-tuning on so many rows, whose instructions have so many tokens; None on a GPU."""
+        imitation = self.config.imitation
+        gpu = wants_gpu(imitation.use_gpu)
+        parameters = None if gpu else parameters_of(self.config.student.model, self.base_dir)
+        if parameters is None:
+            return None
+        answer = min(EXPECTED["teacher"], self.config.teacher.max_tokens)
+        tokens = rows * imitation.epochs * min(imitation.max_length, instruction + answer)
+        dtype = "bfloat16" if resolve_precision(imitation.precision, gpu=False) == "bf16" else "float32"
+        return FIT_START_S + BACKWARD * tokens / speeds().tokens_per_second(parameters, math.inf, dtype)
+
+    def _parameters(self, serve: ServeConfig) -> float | None:
+        return parameters_of(serve.model, self.base_dir)
+
+    def slow_types(self) -> list[str]:
+        """A sentence for each type that the configuration names and this CPU computes several times slower."""
+        config, found = self.config, []
+        named = {
+            f"endpoints.{name}.serve.dtype": endpoint.serve.dtype
+            for name, endpoint in config.endpoints.items()
+            if endpoint.serve is not None and not endpoint.serve.num_gpus
+        }
+        if not wants_gpu(config.student.use_gpu):
+            named["student.dtype"] = config.student.dtype
+        if not wants_gpu(config.imitation.use_gpu):
+            precision = config.imitation.precision
+            named["imitation.precision"] = {"bf16": "bfloat16", "fp32": "float32", "auto": "auto"}[precision]  # type: ignore[assignment]
+        for key, dtype in named.items():
+            times = 1.0 if dtype == "auto" else speeds().slower_than_best(dtype)
+            if times >= SLOW:
+                found.append(
+                    f"{key}: this CPU computes {dtype} {times:.1f} times slower than {speeds().fastest}; "
+                    "`auto` would choose that"
+                )
+        return found
+
+
+def planned_s(stages: Iterable[StageTimes]) -> float | None:
+    """The seconds of a run's stages, its start included.
+
+    Stages share the machine, so their seconds add up. None where this machine computes nothing.
+    """
+    found = list(stages)
+    if all(stage.local_s is None for stage in found):
+        return None
+    return START_S + sum(map(stage_s, found))
+
+
+def stage_s(stage: StageTimes) -> float:
+    """Seconds of one stage: what takes longer, its endpoint's limits or this machine."""
+    return max(stage.seconds or 0.0, stage.local_s or 0.0)
+
+
+def left_s(planned: float, done: float, elapsed: float) -> float:
+    """Seconds that are left of `planned`, of which `done` were worked off in `elapsed` seconds."""
+    return max(0.0, planned - done) * (elapsed + PRIOR_S) / (done + PRIOR_S)
+
+
+def in_words(seconds: float) -> str:
+    """A time as a person says it: about 40 s, about 12 min, about 3.5 h."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,328 @@
+"""What a run will take, before anything is spent: calls, tokens, money, time, training steps, memory.
+
+Invariants:
+- Reads the user's pool and, where they are on this machine, the models' files; sends nothing and starts nothing.
+- Counts of calls and steps are exact for the numbers planned. Tokens and money are given twice: about, and at most
+  (every answer as long as it may be); see `estimate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lion_ray.config import RunConfig, check_name, endpoints_in_use, judges_heldout, splits
+from lion_ray.core.store import RunStore
+from lion_ray.data.importing import ImportedData, import_data
+from lion_ray.discrimination.drift import Canary, load_canaries
+from lion_ray.gateway.wave import FIRST_WAVE
+from lion_ray.inference import student_type, wants_gpu
+from lion_ray.models.machine import resolve_precision
+from lion_ray.models.resolve import parameters_of
+from lion_ray.pipeline import estimate
+from lion_ray.pipeline.local_times import LocalTimes, in_words, planned_s
+from lion_ray.pipeline.preflight import heldout_problems
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+GIB = 1024**3
+SUMMED = ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "steps")
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage. Tokens: `prompt_tokens` about, `completion_tokens` at most."""
+
+    iteration: int
+    stage: str
+    folder: str
+    """Its folder in the run."""
+    rows: int
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+    """About; None where its endpoint has no prices."""
+    usd_worst: float | None = None
+    """At most."""
+    seconds: float | None = None
+    """At the endpoint's configured limits; None where none is configured, or in a batch."""
+    local_s: float | None = None
+    """Seconds on this machine, where it computes the stage itself; None where it does not."""
+    student_tokens: int = 0
+    """What the student writes, at most."""
+    steps: int = 0
+    """Optimizer steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    stages: list[StagePlan]
+    training_gib: float | None
+    """For each training worker: weights, gradients, optimizer and gathered layers; without activations."""
+    engine_gib: float | None
+    """For the weights on each of an engine's GPUs; the key-value cache takes what is left of its share."""
+    notes: list[str]
+    local_s: float | None = None
+    """The whole run on this machine, in seconds; None where it computes nothing itself."""
+
+    def to_json(self) -> dict[str, Any]:
+        totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
+        totals |= {name: total(self.stages, name) for name in ("usd", "usd_worst", "seconds")}
+        totals["local_s"] = self.local_s
+        return asdict(self) | {"totals": totals}
+
+
+def total(stages: list[StagePlan], name: str) -> float | None:
+    """The sum of a number that some stages do not have; None where no stage has it."""
+    found = [value for stage in stages if (value := getattr(stage, name)) is not None]
+    return sum(found) if found else None
+
+
+def make_plan(config: RunConfig, base_dir: Path) -> Plan:
+    """Plan a run.
+
+    Raises:
+        DataError: the pool cannot be read.
+    """
+    taken = import_data(config.data, base_dir, config.seed)
+    pool, heldout = _measure(config, base_dir, taken)
+    rows = pool.rows
+    notes = [
+        f"{rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
+        f"{heldout.rows:,} held out",
+        "completion tokens and 'at most' are upper bounds (every answer as long as it may be); calls in the journal "
+        "cost nothing",
+    ]
+    new = config.generation.hard + config.generation.easy
+    canaries = load_canaries(config.referee.canaries, config.referee.canary_pairs, base_dir)
+
+    planner = _Planner(config, base_dir, LocalTimes.here(config, base_dir))
+
+    def watched(iteration: int) -> list[StagePlan]:
+        return [planner.watching(iteration, canaries)] if canaries else []
+
+    stages = [planner.teacher(0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
+    stages += planner.answering(0, heldout.rows)
+    if heldout.rows and judges_heldout(config, 0):
+        where = "iteration-0/heldout/verdicts"
+        stages += [*watched(0), planner.judging(0, "judging held-out", where, heldout.rows, heldout.mean)]
+    for iteration in range(1, config.iterations + 2):
+        folder = f"iteration-{iteration}"
+        train = rows if iteration == 1 else new
+        cache = rows + new * (iteration - 1)
+        stages.append(planner.teacher(iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
+        steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
+        stages.append(planner.fit(iteration, f"{folder}/checkpoint", train, steps, pool.mean))
+        stages += planner.answering(iteration, heldout.rows)
+        measures = bool(heldout.rows) and judges_heldout(config, iteration)
+        if splits(config, iteration) or measures:
+            stages += watched(iteration)
+        if splits(config, iteration):
+            stages.append(planner.judging(iteration, "judging the Cache Pool", f"{folder}/verdicts", cache, pool.mean))
+            stages.append(planner.generating(iteration, new, pool.mean))
+        if measures:
+            where = f"{folder}/heldout/verdicts"
+            stages.append(planner.judging(iteration, "judging held-out", where, heldout.rows, heldout.mean))
+    notes.append(
+        f"generating is counted at one request a row; where candidates are rejected it may take up to "
+        f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are "
+        f"asked again, up to {config.referee.parse_retries} times: not counted"
+    )
+    if config.referee.second_order == "near_threshold":
+        notes.append(
+            "second_order: near_threshold spares up to half of the calls that judge the Cache Pool; how many is not "
+            "known before, so all are planned"
+        )
+    if config.evaluation.checks:
+        names = ", ".join(map(check_name, config.evaluation.checks))
+        notes.append(f"the checks ({names}) score every held-out answer, the teacher's too, and cost nothing")
+        notes += heldout_problems(config, base_dir, taken.heldout)
+    if (plateau := config.stop.plateau) is not None:
+        notes.append(
+            f"the run ends early where the student has not gained {plateau.min_gain:g} on held-out in "
+            f"{plateau.rounds} iterations (stop.plateau): this is for all of them"
+        )
+    if total(stages, "usd_worst") is not None:
+        notes.append(
+            "'at most $' assumes the prices of the configuration, that no answer takes more tokens than max_tokens "
+            "allows (thoughts included), and that no call is billed twice: what a time-out or a cut connection may "
+            "have cost is not in it"
+        )
+    if config.budget is not None:
+        notes.append(
+            f"the cap of ${config.budget.usd:,.2f} holds for what endpoints say that they bill, read at its dearest; "
+            f"where an answer takes more than its max_tokens, what is out at that moment may pass it ({FIRST_WAVE} "
+            "calls of an endpoint at first, more with each answer that keeps to its limit, a whole batch in a batch), "
+            "and every later call is reserved as much"
+        )
+    if total(stages, "usd") is None:
+        notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
+    if total(stages, "seconds") is None and any(
+        config.endpoints[one].serve is None for one in endpoints_in_use(config)
+    ):
+        notes.append("no endpoint has limits configured, so its time is not planned: see endpoints.NAME.limits")
+    local_s = planned_s(stages)
+    if local_s is not None:
+        notes.append(
+            f"{in_words(local_s)} on this machine, by its measured speed and usual lengths of answers: what it "
+            "computes itself, start-up included; the run corrects this as it goes"
+        )
+    parameters = parameters_of(config.student.model, base_dir)
+    if parameters is None:
+        notes.append(f"{config.student.model} is not on this machine and its name tells no size: memory is not planned")
+        return Plan(stages, None, None, notes, local_s)
+    notes.append(f"the student has about {parameters / 1e9:.2g} billion parameters")
+    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes, local_s)
+
+
+def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
+    """How much of a stage is committed, from 0 to 1: parts that are there count."""
+    folder = store.stage(stage.folder)
+    if folder.manifest() is not None:
+        return 1.0
+    parts = max(1, -(-stage.rows // config.rows_per_shard(stage.rows)))
+    return min(1.0, len(folder.part_indexes()) / parts)
+
+
+def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float | None, float | None]:
+    """What a run's uncommitted stages will cost, in US dollars: about, and at most. Parts that are there count."""
+    usual = worst = None
+    for stage in plan.stages:
+        if stage.usd is None or stage.usd_worst is None:
+            continue
+        share = 1 - share_done(stage, store, config)
+        usual, worst = (usual or 0.0) + share * stage.usd, (worst or 0.0) + share * stage.usd_worst
+    return usual, worst
+
+
+def _measure(config: RunConfig, base_dir: Path, taken: ImportedData) -> tuple[estimate.Lengths, estimate.Lengths]:
+    """The lengths of what is trained on, and of what is held out."""
+    first, second = (
+        estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
+        for table in (taken.pool, taken.heldout)
+    )
+    return first, second
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """Plans single stages of one configuration."""
+
+    config: RunConfig
+    base_dir: Path
+    local: LocalTimes | None
+    """None where the run does not go to this machine."""
+
+    def teacher(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+        return self._called(StagePlan(iteration, stage, folder, rows), "teacher", rows, mean)
+
+    def answering(self, iteration: int, rows: int) -> list[StagePlan]:
+        """The student's held-out answers for the checks; what is judged as well is judged on the same answers."""
+        if not rows or not self.config.evaluation.checks:
+            return []
+        where = f"iteration-{iteration}/heldout/student"
+        return [self._written(StagePlan(iteration, "student answers held-out", where, rows))]
+
+    def fit(self, iteration: int, folder: str, rows: int, steps: int, mean: float) -> StagePlan:
+        seconds = self.local.fit(rows, mean) if self.local else None
+        return StagePlan(iteration, "fine-tuning", folder, rows, steps=steps, local_s=seconds)
+
+    def judging(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
+        plan = StagePlan(iteration, stage, folder, rows)
+        if not ("heldout" in folder and self.config.evaluation.checks):
+            plan = self._written(plan)
+        return self._called(plan, "referee", 2 * rows, mean)
+
+    def watching(self, iteration: int, canaries: Sequence[Canary]) -> StagePlan:
+        tokens = [sum(map(len, part)) / estimate.CHARACTERS_PER_TOKEN / len(canaries) for part in _parts(canaries)]
+        plan = StagePlan(iteration, "watching the judge", f"iteration-{iteration}/canaries", len(canaries))
+        return self._called(plan, "referee", 2 * len(canaries), tokens[0], tokens[1])
+
+    def generating(self, iteration: int, rows: int, mean: float) -> StagePlan:
+        plan = self._called(StagePlan(iteration, "generating", f"pool-{iteration}", rows), "generator", rows, mean)
+        attempts = self.config.generation.max_attempts
+        return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
+
+    def _written(self, plan: StagePlan) -> StagePlan:
+        """A stage in which the student answers every row."""
+        seconds = self.local.student(plan.rows) if self.local else None
+        return replace(plan, student_tokens=plan.rows * self.config.student.max_tokens, local_s=seconds)
+
+    def _called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
+        """A stage with a role's calls: tokens, money and time are added to what it has."""
+        found = estimate.calls(self.config, self.base_dir, role, count, mean, answers)
+        seconds = [plan.local_s, self.local.calls(role, found) if self.local else None]
+        return replace(
+            plan,
+            calls=found.calls,
+            prompt_tokens=found.prompt,
+            completion_tokens=found.completion_worst,
+            usd=found.usd,
+            usd_worst=found.usd_worst,
+            seconds=found.seconds,
+            local_s=None if seconds == [None, None] else sum(one or 0.0 for one in seconds),
+        )
+
+
+def _parts(canaries: Sequence[Canary]) -> tuple[list[str], list[str]]:
+    """The instructions, and the answers that the judge is shown."""
+    return [one.instruction for one in canaries], [one.good + one.poor for one in canaries]
+
+
+def _training_gib(config: RunConfig, parameters: float) -> float:
+    imitation = config.imitation
+    share = imitation.workers if imitation.sharding == "full" else 1
+    # float32 weights, gradients and AdamW's two moments; with adapters only the weights, which stay frozen.
+    state = parameters * (4 if imitation.lora else 16) / share
+    half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
+    gathered = 0.05 * parameters * (2 if half else 4)
+    return round((state + gathered) / GIB, 1)
+
+
+def _engine_gib(config: RunConfig, parameters: float) -> float:
+    return round(parameters * BYTES[student_type(config.student.dtype)] / config.student.tensor_parallel_size / GIB, 1)
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan as a table for the terminal."""
+    memory = (
+        "memory not planned"
+        if plan.training_gib is None
+        else f"memory: {plan.training_gib} GiB for each training worker without activations, "
+        f"{plan.engine_gib} GiB for the weights on each GPU of an engine"
+    )
+    table = Table(title="What this run will take", caption=memory)
+    table.add_column("iteration", justify="right")
+    table.add_column("stage")
+    headings = ("rows", "calls", "prompt tokens (about)", "completion tokens (at most)")
+    priced = any(stage.usd is not None for stage in plan.stages)
+    timed = any(stage.seconds is not None for stage in plan.stages)
+    here = any(stage.local_s is not None for stage in plan.stages)
+    more = (["about $", "at most $"] if priced else []) + (["minutes at its limits"] if timed else [])
+    more += ["minutes here (about)"] if here else []
+    for heading in (*headings, "student tokens (at most)", "steps", *more):
+        table.add_column(heading, justify="right")
+
+    def money(usd: float | None, worst: float | None, seconds: float | None, local: float | None) -> list[str]:
+        cells = [_amount(usd), _amount(worst)] if priced else []
+        times = ([seconds] if timed else []) + ([local] if here else [])
+        return cells + [_amount(None if one is None else one / 60, 1) for one in times]
+
+    for s in plan.stages:
+        numbers = (s.rows, s.calls, s.prompt_tokens, s.completion_tokens, s.student_tokens, s.steps)
+        cells = [f"{n:,}" if n else "–" for n in numbers]
+        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds, s.local_s))
+    totals = plan.to_json()["totals"]
+    table.add_section()
+    sums = money(totals["usd"], totals["usd_worst"], totals["seconds"], totals["local_s"])
+    table.add_row("", "together", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
+    return table
+
+
+def _amount(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"

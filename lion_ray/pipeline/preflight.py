@@ -1,0 +1,108 @@
+"""What can be known to be wrong before anything is started or spent.
+
+Knows the configuration, the environment and the files it names; starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from lion_ray.config import RunConfig, endpoints_in_use
+from lion_ray.config.file import LoadedConfig
+from lion_ray.core.addresses import in_clear, without_secrets
+from lion_ray.core.errors import ConfigError, EndpointError
+from lion_ray.core.records import references
+from lion_ray.data.importing import heldout_rows
+from lion_ray.data.pools import where_is
+from lion_ray.discrimination.checks import load_checks, unusable
+from lion_ray.discrimination.drift import load_canaries
+from lion_ray.prompts.messages import load_template
+
+
+def check_templates(loaded: LoadedConfig) -> None:
+    """Load every role's template, the canary pairs and the checks of answers.
+
+    Raises:
+        ConfigError: one is unknown, unreadable or cannot be rendered; a check's schema is none, or its function cannot
+            be imported.
+    """
+    referee = loaded.config.referee
+    load_checks(loaded.config.evaluation.checks, loaded.base_dir, f"{loaded.source}: evaluation.checks")
+    load_canaries(referee.canaries, referee.canary_pairs, loaded.base_dir)
+    for _, name, kind in templates_in_use(loaded.config):
+        load_template(name, kind, loaded.base_dir)
+
+
+def templates_in_use(config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """The key, the value and the kind of every template."""
+    yield "teacher.prompt", config.teacher.prompt, "teacher"
+    yield "referee.prompt", config.referee.prompt, "referee"
+    yield "generator.hard_prompt", config.generator.hard_prompt, "generator"
+    yield "generator.easy_prompt", config.generator.easy_prompt, "generator"
+
+
+def keys_in_clear(loaded: LoadedConfig) -> list[str]:
+    """What there is to say of endpoints to which a key would go unencrypted, over a network."""
+    config = loaded.config
+    used = {name: config.endpoints[name] for name in endpoints_in_use(config)}
+    return [
+        f"endpoints.{name}.base_url: the key in {one.api_key_env} goes to {without_secrets(one.base_url)} unencrypted, "
+        "for everyone on the way to read; use https://"
+        for name, one in used.items()
+        if one.api_key_env and one.base_url and in_clear(one.base_url)
+    ]
+
+
+def check_references(loaded: LoadedConfig) -> list[str]:
+    """See that the checks can score the held-out rows; returns what there is to say of rows that they cannot.
+
+    Raises:
+        ConfigError: they can score none of them.
+        DataError, InfrastructureError: the rows cannot be read.
+    """
+    config = loaded.config
+    if not config.evaluation.checks:
+        return []
+    return heldout_problems(config, loaded.base_dir, heldout_rows(config.data, loaded.base_dir, config.seed))
+
+
+def heldout_problems(config: RunConfig, base_dir: Path, heldout: pa.Table) -> list[str]:
+    """At most one line: how many held-out rows (INSTRUCTION) the checks cannot score, and where the first stands.
+
+    Raises:
+        ConfigError: they can score none of them.
+    """
+    checks = load_checks(config.evaluation.checks, base_dir)
+    rows = zip(heldout["id"].to_pylist(), references(heldout), strict=True)
+    found = [(row, why) for row, reference in rows if (why := unusable(checks, reference)) is not None]
+    if not found:
+        return []
+    row, why = found[0]
+    source = config.data.pool if isinstance(config.data.heldout, int) else config.data.heldout
+    line = (
+        f"evaluation.checks: {len(found)} of {heldout.num_rows} held-out rows cannot be scored, the first at "
+        f"{where_is(source, base_dir, row)} ({why})"
+    )
+    if len(found) == heldout.num_rows:
+        raise ConfigError(f"{line}; give these rows a `reference` that fits, or leave the check out")
+    return [f"{line}; they are left out of the checks' scores"]
+
+
+def check_keys(loaded: LoadedConfig) -> None:
+    """See that every endpoint in use has its key in the environment.
+
+    Raises:
+        EndpointError: one has not.
+    """
+    config = loaded.config
+    for name in endpoints_in_use(config):
+        endpoint = config.endpoints[name]
+        if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+            raise EndpointError(
+                f"endpoint '{name}' wants its key in the environment variable {endpoint.api_key_env}, which is not "
+                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint asks for none"
+            )

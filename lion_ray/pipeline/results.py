@@ -1,0 +1,280 @@
+"""What an iteration came to, read from its manifests: for the terminal, for JSON, for `status`.
+
+Invariants:
+- Everything here is derived from the run folder, so `status` says the same from anywhere, during and after a run.
+- A number that was not measured is None and shown as a dash, never as 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.early_stop import read_stop
+
+Manifest = dict[str, Any]
+CHECKS = (
+    "rows",
+    "scored",
+    "unanswered",
+    "quarantined",
+    "mean",
+    "by_check",
+    "gain",
+    "gain_over_base",
+    "teacher",
+    "share_of_teacher",
+)
+"""Of the checks' manifest, what a result repeats."""
+
+CAPTION = "loss: nats per token on held-out teacher answers; quality: student's scores / teacher's, 95 % interval"
+CHECKS_CAPTION = "checks: mean score from 0 to 1 with its 95 % interval, and the share of the teacher's mean score"
+CHECKS_HEADING = "checks, held-out"
+HEADINGS = (
+    "iteration",
+    "train",
+    "cache",
+    "hard / easy",
+    "new",
+    "accepted",
+    "quarantined",
+    "loss before → after",
+    "quality, held-out",
+    "quality, cache",
+    "minutes",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IterationResult:
+    """One iteration; number 0 is the student as it came."""
+
+    iteration: int
+    train_rows: int | None = None
+    cache_rows: int | None = None
+    hard: int | None = None
+    easy: int | None = None
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """By stage and reason: rows that were neither trained on nor scored."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """By kind: requests, accepted, rejected by reason."""
+    loss_before: float | None = None
+    """Mean cross-entropy of held-out teacher answers, nats per token, float32."""
+    loss_after: float | None = None
+    loss_served: float | None = None
+    """The same with the weights as the engines hold them (student.dtype)."""
+    quality_cache: dict[str, float] | None = None
+    """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
+    quality_heldout: dict[str, float] | None = None
+    checks: dict[str, Any] | None = None
+    """What the checks say of the held-out answers, each figure as {value, low, high, n} or null: `mean` (over the
+    checks, then over rows), `by_check`, `gain` (over the checkpoint before), `gain_over_base`, `teacher` (its own
+    mean), `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
+    judges: dict[str, int] = field(default_factory=dict)
+    """The models that the referee's endpoint said it answered as, and the rows that each judged."""
+    canaries: dict[str, Any] | None = None
+    """On the canary pairs: `verdicts`, `right`, `mean_gap`, and the `drift` (`discrimination.drift`) since `against`."""
+    warnings: list[str] = field(default_factory=list)
+    """Why this iteration's verdicts may not be comparable with others."""
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By stage: seconds, calls, prompt and completion tokens."""
+    model: str | None = None
+    """The checkpoint's folder."""
+
+    def sentence(self) -> str:
+        """One line for a log."""
+        parts = [f"iteration {self.iteration}" if self.iteration else "the student as it came"]
+        if self.loss_after is not None:
+            parts.append(f"held-out loss {_number(self.loss_before)} → {_number(self.loss_after)}")
+        if self.quality_heldout:
+            parts.append(f"relative quality {_quality(self.quality_heldout)} on held-out")
+        if self.checks is not None and self.checks["mean"]:
+            parts.append(f"checks {checks_words(self.checks)}")
+        if self.hard is not None:
+            parts.append(f"{self.hard} hard, {self.easy} easy")
+        accepted = {kind: entry["accepted"] for kind, entry in self.generation.items()}
+        if accepted:
+            parts.append(f"{sum(accepted.values())} new instructions")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(store: RunStore, iteration: int) -> IterationResult:
+    """Gather an iteration's manifests; what is not there yet stays None."""
+    folder = f"iteration-{iteration}"
+
+    def manifest(stage: str) -> Manifest:
+        return store.stage(stage).manifest() or {}
+
+    training = manifest(f"{folder}/checkpoint")
+    verdicts = manifest(f"{folder}/verdicts")
+    heldout = manifest(f"{folder}/heldout/verdicts")
+    answered = {} if heldout else manifest(f"{folder}/heldout/student")
+    checks = manifest(f"{folder}/heldout/checks")
+    canaries = manifest(f"{folder}/canaries")
+    generated = manifest(f"pool-{iteration}") if iteration else {}
+    answers = manifest(f"answers-{iteration - 1}") if iteration else manifest("answers-heldout")
+    named: dict[str, Manifest] = {
+        "teacher answers": answers,
+        "fine-tuning": training,
+        "judging": verdicts,
+        "judging held-out": heldout,
+        # Where it was judged, this is in the judging; its tokens are the student's own, and no call's.
+        "student answers held-out": {key: answered[key] for key in ("quarantined", "seconds") if key in answered},
+        "checks": checks,
+        "canary pairs": canaries,
+        "generating": generated,
+    }
+    judges = judged_by(store, iteration)
+    return IterationResult(
+        iteration=iteration,
+        train_rows=answers.get("rows") if iteration else None,
+        cache_rows=verdicts.get("rows"),
+        hard=verdicts.get("hard"),
+        easy=verdicts.get("easy"),
+        quarantined={
+            f"{stage}: {reason}": count
+            for stage, entry in named.items()
+            for reason, count in (entry.get("quarantined") or entry.get("dropped") or {}).items()
+        },
+        generation=generated.get("kinds", {}),
+        loss_before=training.get("heldout_loss_before"),
+        loss_after=training.get("heldout_loss_after"),
+        loss_served=training.get("heldout_loss_served"),
+        quality_cache=verdicts.get("relative_quality"),
+        quality_heldout=heldout.get("relative_quality"),
+        checks={name: checks.get(name) for name in CHECKS} if checks else None,
+        judges=judges,
+        canaries={name: canaries.get(name) for name in ("verdicts", "right", "mean_gap", "against", "drift")}
+        if canaries
+        else None,
+        warnings=[
+            *_no_better_than_chance(store, iteration, canaries),
+            *_drifted(canaries),
+            *_other_judge(store, iteration, judges),
+        ],
+        stages={
+            stage: {
+                key: entry[key]
+                for key in ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd", "steps", "tokens")
+                if entry.get(key) is not None
+            }
+            for stage, entry in named.items()
+            if entry
+        },
+        model=store.path(f"{folder}/checkpoint/model") if training else None,
+    )
+
+
+def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
+    """The checks' mean with its interval, and the share of the teacher's: 0.71 [0.62, 0.79], 88% of the teacher's."""
+    mean, share = checks["mean"], checks["share_of_teacher"]
+    if not mean:
+        return "–"
+    words = f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
+    return words + (f", {share['value']:.0%}{of}" if share else "")
+
+
+def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
+    """The models that judged in an iteration, by what the endpoint said, and for how many rows each did."""
+    found: Counter[str] = Counter()
+    for stage in ("verdicts", "heldout/verdicts", "canaries"):
+        found.update((store.stage(f"iteration-{iteration}/{stage}").manifest() or {}).get("judges", {}))
+    return dict(found.most_common())
+
+
+def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) -> Iterator[str]:
+    """Told once, in the first iteration in which it is so."""
+    before = (store.stage(f"iteration-{k}/canaries").manifest() or {} for k in range(iteration))
+    if _by_chance(canaries) and not any(map(_by_chance, before)):
+        yield (
+            f"the judge is right in {canaries['right']} of {canaries['verdicts']} verdicts on pairs that anyone can "
+            "decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
+            "calibrate"
+        )
+
+
+def _by_chance(canaries: Manifest) -> bool:
+    """Whether a judge that tosses a coin would be right as often."""
+    return bool(canaries.get("verdicts")) and 2 * canaries["right"] <= canaries["verdicts"]
+
+
+def _drifted(canaries: Manifest) -> Iterator[str]:
+    found = canaries.get("drift")
+    if found and found["drifted"]:
+        yield f"the judge is not what it was in iteration {canaries['against']}. {found['says']}"
+
+
+def _other_judge(store: RunStore, iteration: int, judges: dict[str, int]) -> Iterator[str]:
+    named = ", ".join(f"{model} (for {rows} of {sum(judges.values())} rows)" for model, rows in judges.items())
+    if len(judges) > 1:
+        yield f"the referee's endpoint answered as more than one model: {named}"
+    before = next((found for k in range(iteration - 1, -1, -1) if (found := judged_by(store, k))), None)
+    if judges and before and set(judges) != set(before):
+        yield f"the referee's endpoint answered as another model than before: {', '.join(before)}, now {named}"
+
+
+def finished(store: RunStore, iterations: int) -> bool:
+    """Whether a run of so many iterations has written its last result, or that of the one it ended early with."""
+    stopped = read_stop(store)
+    last = iterations + 1 if stopped is None else stopped["iteration"]
+    return store.exists(f"iteration-{last}/result.json")
+
+
+def results(store: RunStore) -> list[IterationResult]:
+    """Every iteration the folder knows, from 0."""
+    described = store.description()
+    iterations = 0 if described is None else described["config"].get("iterations", 0)
+    found = [summarise(store, iteration) for iteration in range(iterations + 2)]
+    return [result for result in found if result.stages]
+
+
+def results_table(found: list[IterationResult]) -> Table:
+    """The table a person reads at the end."""
+    warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
+    checked = any(one.checks for one in found)
+    captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
+    table = Table(title="What came out", caption="\n".join([*captions, *warnings]))
+    for heading in (*HEADINGS[:-1], *([CHECKS_HEADING] if checked else []), HEADINGS[-1]):
+        table.add_column(heading, justify="right")
+    for one in found:
+        requests = sum(entry["requests"] for entry in one.generation.values())
+        accepted = sum(entry["accepted"] for entry in one.generation.values())
+        table.add_row(
+            str(one.iteration) if one.iteration else "0 (as it came)",
+            _number(one.train_rows),
+            _number(one.cache_rows),
+            "–" if one.hard is None else f"{one.hard} / {one.easy}",
+            str(accepted) if one.generation else "–",
+            f"{accepted / requests:.0%} of {requests}" if requests else "–",
+            str(sum(one.quarantined.values())),
+            "–" if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
+            _quality(one.quality_heldout),
+            _quality(one.quality_cache),
+            *([checks_words(one.checks, of="") if one.checks else "–"] if checked else []),
+            f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
+        )
+    return table
+
+
+def write_result(store: RunStore, result: IterationResult) -> None:
+    """The iteration's result as JSON, beside what it was made from."""
+    store.write_record(f"iteration-{result.iteration}/result.json", json.loads(json.dumps(result.to_json())))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else f"{value}"
+
+
+def _quality(value: dict[str, float] | None) -> str:
+    return "–" if not value else f"{value['ratio']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"

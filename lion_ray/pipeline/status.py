@@ -1,0 +1,202 @@
+"""What a run has done and is doing, read from its folder alone.
+
+Invariants:
+- Needs no cluster and no configuration file: it works from any machine that can read the folder.
+- Says "running" only of an attempt that said so itself lately.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from lion_ray.core.attempts import STALE_S
+from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.shapes import PROGRESS, check
+from lion_ray.core.store import RunStore
+from lion_ray.gateway.journal.folder import Folder
+from lion_ray.gateway.journal.inspection import survey
+from lion_ray.gateway.journal.uncertain import read_uncertain
+from lion_ray.pipeline.early_stop import read_stop
+from lion_ray.pipeline.results import IterationResult, finished, results
+
+AHEAD_S = 600.0
+"""A driver's clock that is further ahead than this is not believed, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    root: str
+    state: str
+    """running | finished | stopped."""
+    attempt: int
+    iterations: int
+    stages: list[dict[str, Any]]
+    """What is under way: name, done, total, unit, seconds."""
+    results: list[IterationResult]
+    totals: dict[str, float]
+    """Calls, tokens and seconds over every committed stage."""
+    meter: str
+    """What the endpoints were doing a moment ago; empty where the run is not running."""
+    spending: list[dict[str, Any]]
+    """By role, stage and iteration: calls that were paid for, their tokens, US dollars; as the journal has it now."""
+    uncertain: list[dict[str, Any]] = field(default_factory=list)
+    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, in US dollars at most;
+    these are not in `spending`."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be read."""
+    stopped: str | None = None
+    """Why the run ended before its last iteration; None where it did not."""
+
+    def sentence(self) -> str:
+        last = max((one.iteration for one in self.results), default=0)
+        calls, prompt, completion = self.used()
+        return (
+            f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last "
+            f"is imitation alone); {calls:,.0f} calls{' bought' if self.spending else ''}, {prompt:,.0f} prompt and "
+            f"{completion:,.0f} completion tokens"
+            + self._doubt()
+            + (f"; ended early: {self.stopped}" if self.stopped else "")
+        )
+
+    def used(self) -> tuple[float, float, float]:
+        """Calls, prompt tokens and completion tokens: what was bought, where the journal says it, else what the stages
+        that are done have used, whoever paid for it."""
+        if self.spending:
+            return self._sum("calls"), self._sum("prompt_tokens"), self._sum("completion_tokens")
+        return self.totals["calls"], self.totals["prompt_tokens"], self.totals["completion_tokens"]
+
+    def _doubt(self) -> str:
+        usd = sum(one["usd"] for one in self.uncertain)
+        return f"; uncertain: ${usd:,.4f} that may have been billed without an answer" if self.uncertain else ""
+
+    def stage_lines(self) -> list[str]:
+        lines = [self.meter] if self.meter else []
+        lines += [f"warning: {problem}" for problem in self.problems]
+        return lines + [
+            f"{s['name']}: {s['done']} of {s['total']} {s['unit']}, {s['seconds']:.0f} s" for s in self.stages
+        ]
+
+    def spending_table(self) -> Table:
+        """What was paid for, as a table for the terminal."""
+        table = Table(title="What was bought", caption="from the journal; a call that the journal knew was not bought")
+        more = ("uncertain US $",) if self.uncertain else ()
+        for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $", *more):
+            table.add_column(heading, justify="left" if heading in ("role", "stage") else "right")
+        doubts: dict[tuple[str, str], float] = {}
+        for one in self.uncertain:
+            key = (one["role"], one["stage"])
+            doubts[key] = doubts.get(key, 0.0) + one["usd"]
+        for s in self.spending:
+            numbers = (f"{s[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
+            doubt = [f"{doubts.pop((s['role'], s['stage']), 0.0):,.4f}"] if more else []
+            table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}", *doubt)
+        for (role, stage), usd in doubts.items():
+            table.add_row(role, str(iteration_of(stage)), stage, "0", "0", "0", "0.00", f"{usd:,.4f}")
+        table.add_section()
+        sums = [*(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}"]
+        together = [f"{sum(one['usd'] for one in self.uncertain):,.4f}"] if more else []
+        table.add_row("", "", "together", *sums, *together)
+        return table
+
+    def _sum(self, name: str) -> float:
+        return float(sum(one[name] for one in self.spending))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "root": self.root,
+            "state": self.state,
+            "attempt": self.attempt,
+            "iterations": self.iterations,
+            "stages": self.stages,
+            "totals": self.totals,
+            "meter": self.meter,
+            "spending": self.spending,
+            "uncertain": self.uncertain,
+            "problems": self.problems,
+            "stopped": self.stopped,
+            "results": [one.to_json() for one in self.results],
+        }
+
+
+def read_status(store: RunStore) -> Status:
+    """The status of the run in `store`."""
+    described = store.described()
+    attempt = store.attempt() or {"attempt": 0, "ended": True, "alive": 0}
+    iterations = described["config"]["iterations"]
+    # The driver's clock may be ahead of this one's; nothing depends on what is said here.
+    running = not attempt["ended"] and -AHEAD_S < time.time() - attempt["alive"] < STALE_S
+    state = (
+        "running" if running else "finished" if finished(store, iterations) else "stopped (the same command resumes it)"
+    )
+    found = results(store)
+    totals = {
+        key: sum(stage.get(key, 0) for one in found for stage in one.stages.values())
+        for key in ("calls", "prompt_tokens", "completion_tokens", "seconds")
+    }
+    seen = store.read_record("progress.json")
+    progress = {"stages": []} if seen is None else check(seen, PROGRESS)
+    problems: list[str] = []
+    try:
+        uncertain = read_doubts(described["config"], store)
+    except InfrastructureError as error:
+        uncertain, problems = [], [error.message]
+    return Status(
+        root=store.root,
+        state=state,
+        attempt=attempt["attempt"],
+        iterations=iterations,
+        stages=progress["stages"] if running else [],
+        results=found,
+        totals=totals,
+        meter=progress.get("meter", "") if running else "",
+        spending=read_spending(described["config"], store),
+        uncertain=uncertain,
+        problems=problems,
+        stopped=(read_stop(store) or {}).get("reason"),
+    )
+
+
+def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
+    """What a run has bought, by role and stage, from its journal."""
+    folder = Folder.at(store.journal(config["journal"]))
+    try:
+        sums = survey(folder).sums
+    except InfrastructureError:
+        return []  # before its first call a run has no journal
+    found = [
+        {"role": account.role, "iteration": iteration_of(account.stage), "stage": account.stage} | asdict(spent)
+        for account, spent in sums.items()
+        if account.run == config["run_name"]
+    ]
+    return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"]))
+
+
+def read_doubts(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
+    """What a run may have been billed without an answer, by role, stage and endpoint.
+
+    Raises InfrastructureError where it cannot be read.
+    """
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    for one in read_uncertain(Folder.at(store.journal(config["journal"]))):
+        if one.account.run == config["run_name"]:
+            known = sums.setdefault((one.account.role, one.account.stage, one.endpoint), [0, 0.0])
+            known[0] += one.calls
+            known[1] += one.usd
+    found = [
+        {"role": role, "iteration": iteration_of(stage), "stage": stage, "endpoint": name, "calls": calls, "usd": usd}
+        for (role, stage, name), (calls, usd) in sums.items()
+    ]
+    return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"], one["endpoint"]))
+
+
+def iteration_of(stage: str) -> int:
+    """The iteration that a stage's folder belongs to: answers to pool p are iteration p + 1's."""
+    match = re.fullmatch(r"(answers|iteration|pool)-(\d+)(/.*)?", stage)
+    if match is None:
+        return 0
+    return int(match[2]) + (match[1] == "answers")

@@ -1,0 +1,216 @@
+"""Hands a run to a Ray cluster as a job: ``lion-ray submit``.
+
+Invariants:
+- Everything that can be known to be wrong is told before anything is uploaded.
+- Only what the configuration names leaves this machine: the YAML file, its data files and its templates; and this
+  package's code, so that the cluster runs the version that was checked here.
+- No key travels. Endpoints' keys are in the environment of the cluster's nodes (``cluster/README.md``); a job's
+  metadata shows none.
+
+This module starts nothing by itself: a driver on the cluster is ``lion-ray run``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+import lion_ray
+from lion_ray.config import models_in_use
+from lion_ray.config.checks import JsonSchemaCheck, OwnCheck
+from lion_ray.config.file import LoadedConfig
+from lion_ray.core.addresses import without_secrets
+from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.terminal import tell
+from lion_ray.pipeline.preflight import check_templates, templates_in_use
+
+STOP_WAIT_S = 150
+"""Seconds that `ray job stop` gives a run to let paid calls come home and to end its servers; Ray's default is 3."""
+POLL_S = 2.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+AGENT_WAIT_S = 120.0
+"""How long to try a cluster that says that none of its nodes can take a job yet."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """How a job is submitted."""
+
+    address: str
+    """The dashboard's, such as http://127.0.0.1:8265."""
+    driver_cpus: float = 1.0
+    """CPUs for the driver. A head that offers none is thereby avoided."""
+    driver_resources: Mapping[str, float] = field(default_factory=dict)
+    """Custom resources for the driver, where the cluster marks the nodes that drivers belong on."""
+    installed: bool = False
+    """Run the lion-ray that the cluster has installed, and not this one."""
+
+
+def submit(loaded: LoadedConfig, overrides: Sequence[str], how: Submission) -> str:
+    """Upload a run's files and start it as a job; returns the job's id.
+
+    Raises:
+        ConfigError: the run cannot go to a cluster as it is.
+        InfrastructureError: the cluster does not answer, or refuses.
+    """
+    check_templates(loaded)
+    check_paths(loaded)
+    with tempfile.TemporaryDirectory(prefix="lion-ray-submit-") as folder:
+        stage(loaded, Path(folder))
+        environment: dict[str, Any] = {
+            "working_dir": folder,
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"},
+        }
+        if not how.installed:
+            environment["py_modules"] = [str(Path(lion_ray.__file__).parent)]
+            environment["excludes"] = ["__pycache__", "*.pyc"]
+        name = loaded.config.run_name
+        wanted = {
+            "entrypoint": shlex.join(["python", "-m", "lion_ray", "run", Path(loaded.source).name, *overrides]),
+            "submission_id": f"lion-ray-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            "runtime_env": environment,
+            "metadata": {"lion_ray_run": name, "lion_ray_storage": without_secrets(loaded.config.storage_path)},
+            "entrypoint_num_cpus": how.driver_cpus,
+            "entrypoint_resources": dict(how.driver_resources) or None,
+        }
+        with _answering(how.address) as client:
+            return _patiently(client, wanted)
+
+
+def _patiently(client: Any, wanted: dict[str, Any]) -> str:
+    until = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            return str(client.submit_job(**wanted))
+        except RuntimeError as error:
+            # A cluster that has just started, or whose nodes come and go.
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(POLL_S)
+
+
+def follow(job: str, address: str) -> bool:
+    """Print what the job says until it ends; returns whether it succeeded.
+
+    Raises:
+        InfrastructureError: the cluster went away.
+    """
+    from ray.job_submission import JobStatus
+
+    async def tail(client: Any) -> None:
+        async for text in client.tail_job_logs(job):
+            tell(_COLOUR.sub("", text), end="")  # Ray colours the names of processes
+
+    with _answering(address) as client:
+        try:
+            asyncio.run(tail(client))
+            # The log ends a moment before the status changes.
+            while not (status := client.get_job_status(job)).is_terminal():
+                time.sleep(POLL_S)
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            raise InfrastructureError(
+                f"{address}: the cluster's job server went away while {job} ran ({_one_line(error)}). Where the "
+                "cluster still stands the job goes on, and `ray job logs --follow` shows how; where it is gone, the "
+                "same command on another one takes the run up"
+            ) from None
+        if status != JobStatus.SUCCEEDED:
+            tell(f"job {job}: {status.value.lower()}: {client.get_job_info(job).message}")
+        return bool(status == JobStatus.SUCCEEDED)
+
+
+def check_paths(loaded: LoadedConfig) -> None:
+    """See that everything the run reads and writes can be reached from a cluster.
+
+    Raises:
+        ConfigError: naming the key, and what to write instead.
+    """
+    config = loaded.config
+    problems = []
+    for key, value in (("storage_path", config.storage_path), ("journal", config.journal)):
+        if value and "://" not in value and not Path(value).expanduser().is_absolute():
+            problems.append(
+                f"{key}: '{value}' would be lost with the job's working directory; give an absolute path on storage "
+                "that every node mounts, or a URL such as s3://bucket/runs"
+            )
+    for key, value in models_in_use(config):
+        if "://" not in value and not Path(value).is_absolute() and (loaded.base_dir / value).is_dir():
+            problems.append(
+                f"{key}: the folder '{value}' is on this machine and weights are not uploaded; copy it to the shared "
+                "storage and give its absolute path, or use a hub name"
+            )
+    for key, value in config_files(loaded):
+        path = loaded.base_dir / value
+        if not path.resolve().is_relative_to(loaded.base_dir.resolve()):
+            problems.append(f"{key}: '{value}' is outside the configuration's folder; put it in or below it")
+        elif not path.exists():
+            problems.append(f"{key}: there is no {path}")
+    if problems:
+        raise ConfigError("\n".join(f"{loaded.source}: {problem}" for problem in problems))
+
+
+def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    """The keys and values of a configuration that name files beside it; absolute paths are the cluster's own."""
+    config = loaded.config
+    data = config.data
+    named = [("data.pool", data.pool), *(("data.decontaminate", path) for path in data.decontaminate)]
+    if isinstance(data.heldout, str):
+        named.append(("data.heldout", data.heldout))
+    if config.referee.canaries is not None:
+        named.append(("referee.canaries", config.referee.canaries))
+    for number, check in enumerate(config.evaluation.checks):
+        if isinstance(check, JsonSchemaCheck) and isinstance(check.schema_, str):
+            named.append((f"evaluation.checks.{number}.schema", check.schema_))
+        if isinstance(check, OwnCheck):
+            # Where the module is not beside the configuration, the cluster must have it installed.
+            module = check.import_path.partition(":")[0].partition(".")[0]
+            beside = [one for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
+            named += [(f"evaluation.checks.{number}.import_path", one) for one in beside]
+    for key, value in named:
+        if not value.startswith("hf:") and "://" not in value and not Path(value).is_absolute():
+            yield key, value
+    prompts = [(key, value) for key, value, _ in templates_in_use(config)]
+    for key, value in (*prompts, ("student.prompt", config.student.prompt)):
+        if value.lower().endswith((".yaml", ".yml", ".txt")) and not Path(value).is_absolute():
+            yield key, value
+
+
+def stage(loaded: LoadedConfig, folder: Path) -> None:
+    """Copy the configuration and the files it names into `folder`, as they lie to one another."""
+    shutil.copy(loaded.base_dir / Path(loaded.source).name, folder)
+    for _, name in config_files(loaded):
+        source, target = loaded.base_dir / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+
+
+@contextmanager
+def _answering(address: str) -> Iterator[Any]:
+    """A client of the cluster's job server; what goes wrong with it is told in one line."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        yield JobSubmissionClient(address)
+    except (OSError, RuntimeError, aiohttp.ClientError) as error:
+        said = _one_line(error)
+        hint = "is the address the dashboard's, and is it forwarded to this machine?"
+        if any(word in said.lower() for word in ("401", "403", "unauthenticated", "token")):
+            hint = "export RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN"
+        raise InfrastructureError(f"{address}: the cluster's job server refuses ({said}); {hint}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,1 @@
+"""How alike two texts are: ROUGE-L, and whether a text is new. Pure."""
