@@ -39,7 +39,7 @@ ROUGE = Peer("rouge-score", "0.1.2", "bench.peer_rouge", (("rouge_score==0.1.2",
 MEMORY = """
 import gc, json, sys
 from pathlib import Path
-from lion_ray.algorithm.novelty import NoveltyIndex
+from lion_ray.similarity.novelty import NoveltyIndex
 
 def resident():
     with open("/proc/self/status") as status:

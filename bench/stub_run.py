@@ -19,6 +19,7 @@ from lion_ray.core.records import ANSWER, OK
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.actor_group import ActorGroup
 from lion_ray.pipeline.shard_stage import Run
+from lion_ray.report import write_report
 
 
 class Recorder(Progress):
@@ -151,7 +152,7 @@ async def bench_run(config: RunConfig, base_dir: Path, engine: Any) -> AsyncIter
     """A run that has begun, with `engine` as its student; its progress is a `Recorder`."""
     progress = Recorder()
     with claimed(config) as (store, attempt):
-        async with ActorGroup(config, base_dir, store, attempt, progress) as group:
+        async with ActorGroup(config, base_dir, store, attempt, progress, write_report) as group:
             group.students = StubStudents(engine)  # type: ignore[assignment]
             yield Run(config, base_dir, store, progress, group)
 

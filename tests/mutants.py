@@ -19,7 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / ".mutants"
-MUTATE = ("lion_ray/discrimination/*", "lion_ray/gateway/*", "lion_ray/core/store.py")
+MUTATE = (
+    "lion_ray/discrimination/*",
+    "lion_ray/generation/*",
+    "lion_ray/similarity/*",
+    "lion_ray/data/*",
+    "lion_ray/gateway/*",
+    "lion_ray/core/store.py",
+)
 TESTED = ("tests/unit", "tests/gateway")
 AT_LEAST = 0.9
 

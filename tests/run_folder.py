@@ -201,7 +201,7 @@ class RunFolder:
         self._commit(f"{name}/verdicts", manifest | _spent(verdicts))
 
     def check(self, iteration: int | None) -> None:
-        """The checks' scores of a checkpoint, or of the teacher, where there are checks; as the run store actor writes them."""
+        """The checks' scores of a checkpoint, or of the teacher (None), as the run store actor writes them."""
         checks = load_checks(self.settings.evaluation.checks, Path())
         if not checks:
             return

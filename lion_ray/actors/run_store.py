@@ -1,8 +1,8 @@
-"""The run store actor: an actor that reads, writes and reckons in the run folder, so that the driver sees only summaries.
+"""The run store actor: reads, writes and computes in the run folder, so that the driver sees only summaries.
 
 Invariants:
 - What goes through the driver is references and summaries, never rows.
-- A part is written whole or not at all (`store`); writing it again writes the same, so a run store actor that died and was
+- A part is written whole or not at all (`store`); writing it again writes the same, so an actor that died and was
   restarted is simply asked again.
 
 An actor and not Ray tasks: a node keeps no more idle workers than it has CPUs, and starting one costs more than a

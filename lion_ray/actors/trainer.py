@@ -54,7 +54,7 @@ async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
     """Fine-tune `start` on the Train Pool's answers; the model is then in ``iteration-k/checkpoint/model``.
 
     Returns:
-        What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, and so on.
+        What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, …
 
     Raises:
         TrainingError: the workers failed more often than `max_restarts`.

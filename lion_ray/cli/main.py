@@ -56,11 +56,12 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     from lion_ray.core.store import RunStore
     from lion_ray.pipeline import runner
     from lion_ray.pipeline.results import results_table
+    from lion_ray.report import write_report
 
     loaded = load_config(config, overrides or [])
     progress = Progress()
     try:
-        found = runner.run(loaded, progress)
+        found = runner.run(loaded, progress, write_report)
     finally:
         progress.close()
     root = runner.run_root(loaded.config.storage_path, loaded.config.run_name)

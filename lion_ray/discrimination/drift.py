@@ -56,7 +56,7 @@ def load_canaries(name: str | None, count: int, base_dir: Path) -> list[Canary]:
     """
     if not count:
         return []
-    folder = Path(str(files(__package__).joinpath("templates"))) if name is None else base_dir
+    folder = Path(str(files(__package__))) if name is None else base_dir
     found: dict[str, Canary] = {}
     for row in rows_of(name or "canaries.jsonl", folder):
         said = row.value if isinstance(row.value, dict) else {}

@@ -1,12 +1,12 @@
 """Who takes part in an evaluation: the target, the reference and the judge, as the command line names them.
 
-A participant is named by a run (its folder, its URL, or its name under ./runs; with ``@N`` for its student after iteration
-N, 0 as it came), a model (a folder, a hub name, or bundled:NAME), an endpoint (``CONFIG.yaml:NAME``, or
-``http://host/v1#MODEL``), or a file of recorded answers (``answers.jsonl``).
+A participant is named by a run (its folder, its URL, or its name under ./runs; with ``@N`` for its student after
+iteration N, 0 for the base model), a model (a folder, a hub name, or bundled:NAME), an endpoint
+(``CONFIG.yaml:NAME``, or ``http://host/v1#MODEL``), or a file of recorded answers (``answers.jsonl``).
 
 Invariants:
-- A participant that answers is an endpoint: what has weights of its own is served on loopback, under a name that holds a
-  digest of its files. So its calls have keys of their own in a journal, and other weights never answer for it.
+- A participant that answers is an endpoint: what has weights of its own is served on loopback, under a name that holds
+  a digest of its files. So its calls have keys of their own in a journal, and other weights never answer for it.
 - A run's student, teacher and referee take part as the run asks them: frame, template and sampling.
 
 This module starts nothing and sends nothing; it may fetch a model.

@@ -72,7 +72,7 @@ class Session:
     _spent: dict[str, Spending] = field(default_factory=dict)
 
     async def asked(self, participant: Participant) -> Asked:
-        """The participant's endpoint; the same for two participants that share one. Another's server ends before this one starts.
+        """The participant's endpoint; the same for two that share one. Another's server ends before this one starts.
 
         Two models seldom fit a machine together, and a served one answers nothing once its phase is over.
         """
@@ -124,8 +124,8 @@ async def session(
         free = config is None or config.serve is not None or participant.served is not None
         if cap is not None and not free and config is not None and config.prices is None:
             raise ConfigError(
-                f"--budget: endpoint {participant.endpoint} has no prices, and without them nothing can be capped; write it "
-                "into a configuration with its prices, and name it CONFIG.yaml:NAME"
+                f"--budget: endpoint {participant.endpoint} has no prices, and without them nothing can be "
+                "capped; write it into a configuration with its prices, and name it CONFIG.yaml:NAME"
             )
     main = asyncio.current_task()
     assert main is not None

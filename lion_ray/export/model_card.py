@@ -114,7 +114,7 @@ def _asking(source: Source) -> str:
     if frame is None:
         return "With its chat template, one user turn, without a system message: that is how it was trained."
     shown = fenced(frame.replace("{instruction}", "{your instruction}"))
-    return f"With this text around an instruction; `models.chat_template.jinja` makes it of a chat's last message:\n\n{shown}"
+    return f"With this text around an instruction; `chat_template.jinja` makes it of a chat's last message:\n\n{shown}"
 
 
 def _running(source: Source) -> Iterator[str]:

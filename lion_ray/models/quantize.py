@@ -1,4 +1,6 @@
-"""A model's weights rounded once to 8-bit integers, for serving it on a CPU: ``python -m lion_ray.models.quantize IN OUT``.
+"""A model's weights rounded once to 8-bit integers, for serving it on a CPU.
+
+By itself: ``python -m lion_ray.models.quantize IN OUT``.
 
 Invariants:
 - Every linear layer of the decoder has one scale per output channel (symmetric, round to nearest); activations are

@@ -1,4 +1,4 @@
-"""Everyone a run employs: proxies for each endpoint, ledger, run_store, referee, generator and the student's engines.
+"""The run's actors: a proxy or more for each endpoint, budget, run store, referee, generator, student engines.
 
 Invariants:
 - The driver owns every actor and none is detached: when the run ends, in whatever way, they end with it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +41,15 @@ METER_S = 2.0
 class ActorGroup:
     """The run's actors, as an async context."""
 
-    def __init__(self, config: RunConfig, base_dir: Path, store: RunStore, attempt: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        base_dir: Path,
+        store: RunStore,
+        attempt: int,
+        progress: Progress,
+        write_report: Callable[[RunStore], None],
+    ) -> None:
         self._progress = progress
         self._config = config
         run_name = f"{config.run_name}-{attempt}"
@@ -89,7 +97,7 @@ class ActorGroup:
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator").remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
-        self.reporter = Reporter(store, progress)
+        self.reporter = Reporter(store, progress, write_report)
         self.students = StudentPool(
             config.student,
             run_name=run_name,

@@ -2,16 +2,17 @@
 
 Invariants:
 - A report that fails, in whatever way, is told in the log and ends nothing: not the run, and no actor that the run
-  needs. So it is a task in a process of its own, not a method of the run store actor: one that takes too much memory or hangs
-  takes itself away only, and does not share an interpreter with the parts that are being committed.
+  needs. So it is a task in a process of its own, not a method of the run store actor: one that takes too much memory
+  or hangs takes itself away only, and does not share an interpreter with the parts that are being committed.
 - One at a time, in the order asked for; rows never come to the driver.
 
-This module knows nothing of what a report shows.
+This module knows nothing of what a report shows, nor who writes it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -24,19 +25,14 @@ LAST_S = 300.0
 """How long the end of a run waits for its last report."""
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _write(store: RunStore) -> None:
-    from lion_ray.report import write_report
-
-    write_report(store)
-
-
 class Reporter:
     """The driver's side: begins reports, and says what became of them."""
 
-    def __init__(self, store: RunStore, progress: Progress) -> None:
+    def __init__(self, store: RunStore, progress: Progress, write: Callable[[RunStore], None]) -> None:
+        """`write` is a function of a module, for a process of its own to import."""
         self._store = store
         self._progress = progress
+        self._write: Any = ray.remote(num_cpus=0, max_retries=0)(write)
         self._last: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -57,7 +53,7 @@ class Reporter:
     async def _one(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await before
-        writing: Any = _write.remote(self._store)
+        writing: Any = self._write.remote(self._store)
         try:
             await writing
         except ray.exceptions.RayError as error:

@@ -79,7 +79,8 @@ class IterationResult:
     judges: dict[str, int] = field(default_factory=dict)
     """The models that the referee's endpoint said it answered as, and the rows that each judged."""
     canaries: dict[str, Any] | None = None
-    """On the canary pairs: `verdicts`, `right`, `mean_gap`, and the `drift` (`discrimination.drift`) since `against`."""
+    """On the canary pairs: `verdicts`, `right`, `mean_gap`, and the `drift` (see `discrimination.drift`)
+    since `against`."""
     warnings: list[str] = field(default_factory=list)
     """Why this iteration's verdicts may not be comparable with others."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -15,7 +15,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -50,8 +50,8 @@ PROGRESS_S = 5.0
 FORECAST_S = 10.0
 
 
-def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
-    """Run or resume; returns each iteration's result.
+def run(loaded: LoadedConfig, progress: Progress, write_report: Callable[[RunStore], None]) -> list[IterationResult]:
+    """Run or resume; returns each iteration's result. `write_report` writes a run's report, in a process of its own.
 
     Raises:
         LionError: whatever ended the run, as the user is told it.
@@ -86,7 +86,7 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
             # Some of Ray's processes take more than a minute to see that a killed driver is gone.
             guard.watch(*descendants(os.getpid()))
         try:
-            return asyncio.run(_distil(loaded, store, attempt, progress, forecast))
+            return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
         except BudgetError as error:
@@ -108,7 +108,12 @@ def run(loaded: LoadedConfig, progress: Progress) -> list[IterationResult]:
 
 
 async def _distil(
-    loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress, forecast: Forecast | None
+    loaded: LoadedConfig,
+    store: RunStore,
+    attempt: int,
+    progress: Progress,
+    forecast: Forecast | None,
+    write_report: Callable[[RunStore], None],
 ) -> list[IterationResult]:
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
@@ -120,7 +125,7 @@ async def _distil(
     async with (
         _beside(_pulse(store, progress)),
         _beside(_keep_forecasting(forecast, progress)),
-        ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress) as group,
+        ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report) as group,
         _beside(_watch(loaded, store, group, progress)),
         group.metered(),
     ):

@@ -1,4 +1,4 @@
-"""From scores to figures: means, gains and shares with paired intervals; and the run store actor's stage that writes them."""
+"""From scores to figures: means, gains and shares with paired intervals; and the stage that writes them."""
 
 from __future__ import annotations
 

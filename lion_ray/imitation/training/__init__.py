@@ -1,5 +1,7 @@
 """Fine-tuning: torch and transformers, no ray.
 
 `spec` what one fit needs to know · `data` rows to batches · `model` loss, adapters, sharding · `fit` the loop ·
-`state` checkpoints within a fit · `output` the folder it leaves · ``python -m lion_ray.imitation.training`` without Ray.
+`state` checkpoints within a fit · `output` the folder it leaves.
+
+Without Ray: ``python -m lion_ray.imitation.training SPEC.json``.
 """

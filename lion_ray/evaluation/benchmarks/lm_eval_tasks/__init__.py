@@ -4,8 +4,8 @@ Invariants:
 - Questions, prompts and letters are `benchmarks`'s: lm-eval and `lion-ray eval` ask and score the same.
 - A group's figure is the unweighted mean over its tasks (the paper).
 
-One small YAML file for each task, which `python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write` makes from here; without
-``--write`` that prints the folder, for lm-eval's ``--include_path``. Questions are read from the folder in the
+`python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write` makes one small YAML file for each task; without
+``--write`` it prints the folder, for lm-eval's ``--include_path``. Questions are read from the folder in the
 environment variable LION_BBH or LION_AGIEVAL, or in ``--metadata '{"data": FOLDER}'``.
 """
 
