@@ -29,7 +29,8 @@ from bench.goals import Goal
 from bench.stub_run import Engine, Recorder, bench_run, commit_checkpoints, ray_here, stub_config
 from bench.texts import made
 from lion_ray.config import RunConfig
-from lion_ray.pipeline.loop import answering, judge_and_grow, prepare, teacher_answers
+from lion_ray.pipeline.loop import discrimination_and_generation, prepare
+from lion_ray.pipeline.stages.teacher_answers import TeacherAnswers
 from tests.stub_api import fetch_stats, stub_process
 
 
@@ -75,8 +76,8 @@ async def iteration(
         began = time.time()
         samples: list[tuple[float, int]] = []
         watching = asyncio.create_task(_watch(run.actors.proxies["default"][0], began, samples))
-        await judge_and_grow(run, 1, last=False)
-        await teacher_answers(run, 1, answering(2))
+        await discrimination_and_generation(run, 1)
+        await TeacherAnswers().run(run, 2)
         seconds = time.time() - began
         watching.cancel()
         calls = fetch_stats(base_url)["total"] - before

@@ -39,8 +39,9 @@ from lion_ray.config import RunConfig
 from lion_ray.core.records import ANSWER, table
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Call, Completion
-from lion_ray.pipeline.loop import discrimination, generation, prepare
-from lion_ray.pipeline.shard_stage import Run
+from lion_ray.pipeline.loop import iterate, prepare
+from lion_ray.pipeline.run import Run
+from lion_ray.pipeline.stage import Phase
 
 NEW_SHARE = 0.06
 """Of the pool, new instructions in an iteration: somewhat less than the paper's 6,000 to 52,000."""
@@ -128,9 +129,9 @@ async def stages(folder: Path, rows: int) -> dict[str, Any]:
         with _timed(seconds, "preparing"):
             await prepare(run)
         with _timed(seconds, "discrimination"):
-            await discrimination(run, 1, asyncio.Event())
+            await iterate(run, 1, Phase.DISCRIMINATION)
         with _timed(seconds, "generation"):
-            await generation(run, 1)
+            await iterate(run, 1, Phase.GENERATION)
         assert isinstance(run.progress, Recorder)
         files = [path for path in Path(run.store.path()).rglob("*") if path.is_file()]
         judged = run.store.stage("iteration-1/verdicts").manifest() or {}

@@ -18,7 +18,7 @@ from lion_ray.core.progress import Progress, Stage
 from lion_ray.core.records import ANSWER, OK
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.actor_group import ActorGroup
-from lion_ray.pipeline.shard_stage import Run
+from lion_ray.pipeline.run import Run
 from lion_ray.report import write_report
 
 

@@ -91,7 +91,7 @@ class RunFolder:
     # -- whole runs ----------------------------------------------------------------------------------------------
 
     def begin(self) -> RunFolder:
-        """Pools and the teacher's answers to them, and the student as it came judged on held-out."""
+        """Pools and the teacher's answers to them, and the base model judged on held-out."""
         seeds = [self.instruction(self.say("instruction", n), "seed", None, 0) for n in range(self.rows)]
         held = [self.instruction(self.say("instruction", 1000 + n), "seed", None, 0) for n in range(self.heldout)]
         self.pool("heldout", held)

@@ -25,6 +25,7 @@ from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.metrics import PoolMetrics
 from lion_ray.config import GenerationConfig, GeneratorConfig
+from lion_ray.core import layout
 from lion_ray.core.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, Piece, derive_seed, instruction_id, table
 from lion_ray.data.contamination import EvaluationSet
 from lion_ray.gateway.calls import Call, Failure, Outcome
@@ -85,7 +86,7 @@ class Generator(BaseActor):
         try:
             while True:
                 for block in stage.next_blocks(kinds, partial(self._draw, seeds, iteration)):
-                    calls = [self._call(request, f"pool-{iteration}") for request in block]
+                    calls = [self._call(request, layout.pool(iteration)) for request in block]
                     sent.append((block, asyncio.create_task(self._door.complete(calls))))
                 if not sent:
                     break

@@ -18,11 +18,7 @@ from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.config import RefereeConfig
 from lion_ray.core.records import OK, VERDICT, instruction_id, table
 from lion_ray.discrimination.drift import load_canaries
-from lion_ray.discrimination.pairwise import Judge, Row
-
-_OF_AN_ANSWER = ("id", "text", "status", "reason")
-JUDGED = (("id", "text"), _OF_AN_ANSWER, (*_OF_AN_ANSWER, "version"))
-"""The columns that judging needs of instructions, teacher's and student's answers."""
+from lion_ray.discrimination.pairwise import JUDGED, Judge, Row
 
 
 class Referee(BaseActor):

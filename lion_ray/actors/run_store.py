@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.config import RunConfig, check_name
+from lion_ray.core import layout
 from lion_ray.core.errors import DataError
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.records import INSTRUCTION, ORDERS, Piece, as_instructions, derive_seed, ok_rows, shards
@@ -32,14 +33,6 @@ from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.drift import Gaps, drift
 from lion_ray.discrimination.scores import is_hard, relative_quality
 from lion_ray.evaluation import check_scores
-
-HELDOUT = "heldout"
-QUESTIONS = "questions.parquet"
-"""Of the evaluation sets that nothing trained on may resemble."""
-TEACHER_CHECKS = f"answers-{HELDOUT}/checks"
-"""The stage in which the teacher's held-out answers are scored by the checks."""
-CANARIES = "canaries"
-"""The stage of an iteration in which the judge itself is judged."""
 
 
 class RunStoreServer(BaseActor):
@@ -71,15 +64,15 @@ class RunStoreServer(BaseActor):
         """Read the user's instructions into pool-0 and pool-heldout; returns both manifests, uncommitted."""
         taken = import_data(config.data, base_dir, config.seed)
         if taken.bad_rows:
-            self._store.write_bytes("quarantine.jsonl", bad_rows_jsonl(taken.bad_rows).encode())
+            self._store.write_bytes(layout.QUARANTINE, bad_rows_jsonl(taken.bad_rows).encode())
         if taken.contaminated:
-            self._store.write_bytes("contaminated.jsonl", taken.contaminated_jsonl().encode())
+            self._store.write_bytes(layout.CONTAMINATED, taken.contaminated_jsonl().encode())
         if taken.questions:
             # The generator holds its candidates against the questions that the pool was held against.
-            self._store.write_table(QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
+            self._store.write_table(layout.QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
         first, heldout = (
             write_pool(self._store, name, pool, config.rows_per_shard(pool.num_rows))
-            for name, pool in (("0", taken.pool), (HELDOUT, taken.heldout))
+            for name, pool in (("0", taken.pool), (layout.HELDOUT, taken.heldout))
         )
         return first | taken.counts(), heldout
 
@@ -90,9 +83,9 @@ class RunStoreServer(BaseActor):
             ``part`` and ``rows`` of a part; of the candidates what to know of them, by kind.
         """
         if piece.part is not None:
-            self._store.stage(f"pool-{iteration}").write_part(piece.part, piece.rows)
+            self._store.stage(layout.pool(iteration)).write_part(piece.part, piece.rows)
             return {"part": piece.part, "rows": piece.rows.num_rows}
-        self._store.write_table(f"iteration-{iteration}/candidates.parquet", piece.rows)
+        self._store.write_table(layout.candidates(iteration), piece.rows)
         counts = {
             kind: {
                 "requests": of_kind.num_rows,
@@ -114,10 +107,10 @@ class RunStoreServer(BaseActor):
         lags = is_hard(teacher, student, tau)
         counts = {}
         pool = as_instructions(self._store.read_table(name) for name in instructions)
-        for name, mask in (("hard", lags), ("easy", ~lags)):
+        for name, mask, path in (("hard", lags, layout.hard), ("easy", ~lags, layout.easy)):
             ids = verdicts["id"].filter(pa.array(mask)).combine_chunks()
             counts[name] = len(ids)
-            self._store.write_table(f"{stage}/{name}.parquet", pool.filter(pc.is_in(pool["id"], value_set=ids)))
+            self._store.write_table(path(stage), pool.filter(pc.is_in(pool["id"], value_set=ids)))
         quality = relative_quality(teacher, student, seed=derive_seed(seed, stage))
         return counts | {
             "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
@@ -134,9 +127,12 @@ class RunStoreServer(BaseActor):
             ConfigError: a check cannot be loaded here.
             DataError: not one answer could be scored.
         """
-        heldout = self._store.stage(f"pool-{HELDOUT}")
+        heldout = self._store.stage(layout.pool(layout.HELDOUT))
         parts = (heldout.manifest() or {})["parts"]
-        name, answers = checks_stage(iteration), f"answers-{HELDOUT}" if iteration is None else student_stage(iteration)
+        if iteration is None:
+            answers = layout.answers(layout.HELDOUT)
+        else:
+            answers = layout.student_answers(iteration, heldout=True)
         checks = load_checks(config.evaluation.checks, base_dir)
         given = self._store.stage(answers).read(parts, ("id", "text", "status", "reason"))
         rows = check_scores.checked_rows(checks, heldout.read(parts), given)
@@ -146,10 +142,10 @@ class RunStoreServer(BaseActor):
                 f"evaluation.checks: not one of {who} to the held-out instructions could be scored: {why}. Correct the "
                 "checks or the references, and begin a run of another name"
             )
-        self._store.stage(name).write_part(0, rows)
+        self._store.stage(layout.checks(iteration)).write_part(0, rows)
 
         def earlier(k: int | None) -> pa.Table:
-            return self._store.stage(checks_stage(k)).read_part(0)
+            return self._store.stage(layout.checks(k)).read_part(0)
 
         found = check_scores.describe(
             rows,
@@ -163,7 +159,7 @@ class RunStoreServer(BaseActor):
 
     def commit_canaries(self, iteration: int, verdicts: pa.Table) -> Manifest:
         """Write an iteration's verdicts on the canary pairs; returns them held against the first iteration's."""
-        stage = self._store.stage(f"iteration-{iteration}/{CANARIES}")
+        stage = self._store.stage(layout.canaries(iteration))
         stage.write_part(0, verdicts)
         gaps = canary_gaps(verdicts)
         manifest = summary(verdicts) | {
@@ -174,21 +170,11 @@ class RunStoreServer(BaseActor):
             "judges": counted(verdicts["model"]),
         }
         for earlier in range(iteration):
-            first = self._store.stage(f"iteration-{earlier}/{CANARIES}")
+            first = self._store.stage(layout.canaries(earlier))
             if first.manifest() is not None:
                 found = drift(canary_gaps(first.read_part(0)), gaps)
                 return manifest | {"against": earlier, "drift": found and found.to_json() | {"says": found.sentence()}}
         return manifest
-
-
-def checks_stage(iteration: int | None) -> str:
-    """The stage with the checks' scores of an iteration's student, or of the teacher (None)."""
-    return TEACHER_CHECKS if iteration is None else f"iteration-{iteration}/{HELDOUT}/checks"
-
-
-def student_stage(iteration: int) -> str:
-    """The stage with the held-out answers of an iteration's student."""
-    return f"iteration-{iteration}/{HELDOUT}/student"
 
 
 RunStoreActor: Any = restartable(RunStoreServer, at_once=8)
@@ -196,7 +182,7 @@ RunStoreActor: Any = restartable(RunStoreServer, at_once=8)
 
 def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:
     """Write a pool's parts; a cut-off attempt may have left more of them, the manifest says how many count."""
-    folder = store.stage(f"pool-{name}")
+    folder = store.stage(layout.pool(name))
     parts = 0
     for parts, shard in enumerate(shards(pool, shard_rows), start=1):
         folder.write_part(parts - 1, shard)

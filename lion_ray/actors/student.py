@@ -8,8 +8,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +19,9 @@ from lion_ray.actors.base import BaseActor
 from lion_ray.actors.metrics import EngineMetrics, own_name, vllm_loggers
 from lion_ray.config import StudentConfig
 from lion_ray.core.store import RunStore
-from lion_ray.core.terminal import tell
 from lion_ray.inference.engine import Engine
 from lion_ray.inference.weight_check import Agreement
-from lion_ray.models.resolve import resolve_model
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """Weights, wherever they are: a model source of the config, or a folder of the run."""
-
-    version: str
-    """base, or the iteration that trained it."""
-    source: str = ""
-    folder: str = ""
-
-    def fetch(self, store: RunStore, base_dir: Path) -> Path:
-        """The weights' folder on this machine."""
-        if self.folder:
-            return store.local_folder(self.folder, cache=_scratch())
-        return Path(resolve_model(self.source, base_dir=base_dir, progress=tell))
-
-
-def _scratch() -> Path:
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / "lion-ray-checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+from lion_ray.models.model_ref import ModelRef
 
 
 class StudentEngine(BaseActor):

@@ -23,12 +23,13 @@ import ray
 from lion_ray.actors.base import get_within
 from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
-from lion_ray.actors.student import ModelRef, StudentActor
+from lion_ray.actors.student import StudentActor
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError, as_raised
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.inference import wants_gpu
+from lion_ray.models.model_ref import ModelRef
 
 MAX_SHARD_ATTEMPTS = 3
 """Engines that one shard may outlive; a shard that ends every engine it meets is the shard's fault."""

@@ -12,10 +12,8 @@ import asyncio
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +25,16 @@ from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lion_ray.actors.metrics import TrainingMetrics
-from lion_ray.actors.resources import group_waits, scarce
-from lion_ray.actors.student import ModelRef
 from lion_ray.config import ImitationConfig
+from lion_ray.core import layout
 from lion_ray.core.errors import LionError, TrainingError, as_raised
 from lion_ray.core.records import OK
 from lion_ray.core.store import RunStore
-from lion_ray.data.pools import train_pool
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.models.machine import cores
 
 if TYPE_CHECKING:
-    from lion_ray.core.store import Manifest
-    from lion_ray.pipeline.shard_stage import Run
+    pass
 
 CANARY_PROMPTS = (
     "What is the capital of France?",
@@ -50,81 +45,27 @@ CANARY_PROMPTS = (
 CANARY_TOKENS = 16
 
 
-async def finetune(run: Run, iteration: int, start: ModelRef) -> Manifest:
-    """Fine-tune `start` on the Train Pool's answers; the model is then in ``iteration-k/checkpoint/model``.
-
-    Returns:
-        What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, …
-
-    Raises:
-        TrainingError: the workers failed more often than `max_restarts`.
-    """
-    job = job_of(run, iteration, start)
+def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
+    """The Ray Train job of one fit; `job` is what each of its workers is told."""
     config: ImitationConfig = job["config"]
-    folder = f"iteration-{iteration}/checkpoint"
     gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config=job,
         # With the CPU build a GPU is a number that Ray counts, and nothing that NCCL could use.
         torch_config=TorchConfig(backend="nccl" if gpu and gpu_build() else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
-            name=f"iteration-{iteration}",
-            storage_path=run.store.address("fits"),
+            name=layout.iteration(job["iteration"]),
+            storage_path=store.address(layout.FITS),
             failure_config=FailureConfig(max_failures=config.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    progress_file = f"{folder}/progress.json"
-    began = time.time()
-    with run.progress.stage(f"iteration {iteration}: fine-tuning", 0, "steps") as shown:
-
-        async def look() -> int:
-            waits = group_waits(resources, config.workers)
-            shown.waits_for = f"{config.workers} × {scarce(resources)}" if waits else ""
-            if (seen := run.store.read_json(progress_file)) is None:
-                return 0
-            shown.total = seen["steps"]
-            shown.note = f"loss {seen['loss']:.3f}"
-            return int(seen["step"])
-
-        await run.progress.follow(_aside(partial(_fit, trainer)), shown, look)
-        written = run.store.read_json(f"{folder}/model/training.json")
-        if written is None:
-            raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
-        metrics = written["metrics"]
-        shown.total = metrics["steps"]
-        shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
-    times = {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
-    return metrics | {"fit_seconds": metrics["seconds"]} | times
 
 
-def job_of(run: Run, iteration: int, start: ModelRef) -> dict[str, Any]:
-    """What each worker of an iteration's fit is told; what they share with the driver is the run folder."""
-    config = run.config.imitation.of_iteration(iteration)
-    job: dict[str, Any] = {
-        "run": run.config.run_name,
-        "iteration": iteration,
-        "store": run.store,
-        "base_dir": run.base_dir,
-        "start": start,
-        "target": f"iteration-{iteration}/checkpoint/model",
-        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
-        "heldout": [(shard.instructions, shard.answers) for shard in run.pool("heldout")],
-        "config": config,
-        "prompt": run.config.student.prompt,
-        "serve_dtype": run.config.student.dtype,
-        "seed": run.config.seed + iteration,
-        "workers": config.workers,
-    }
-    if (previous := run.store.stage(f"iteration-{iteration - 1}/checkpoint").manifest()) is not None:
-        job["heldout_before"] = previous["heldout_loss_after"]
-    return job
-
-
-def _aside(work: Callable[[], None]) -> asyncio.Future[None]:
+def in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
     """Run `work` in a thread that nobody waits for when the run is stopped: a fit cannot be told to end, but it ends
     with Ray."""
     done: Future[None] = Future()
@@ -142,12 +83,8 @@ def _aside(work: Callable[[], None]) -> asyncio.Future[None]:
     return asyncio.wrap_future(done)
 
 
-def _arrow(metrics: dict[str, Any]) -> str:
-    before, after = metrics.get("heldout_loss_before"), metrics.get("heldout_loss_after")
-    return "not measured" if before is None or after is None else f"{before:.3f} → {after:.3f}"
-
-
-def _fit(trainer: TorchTrainer) -> None:
+def fit(trainer: TorchTrainer) -> None:
+    """Run it to its end. Raises TrainingError, or what a worker raised, as the user is told it."""
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -194,7 +131,7 @@ def _worker(job: dict[str, Any]) -> None:
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if leads and "step" in metrics:
             shown.show(metrics)
-            store.write_json(f"{Path(job['target']).parent}/progress.json", metrics)
+            store.write_json(layout.progress(layout.checkpoint(job["iteration"])), metrics)
         if checkpoint is None:
             return
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lion_ray.core import layout
 from lion_ray.core.records import OK, derive_seed
 from lion_ray.core.store import RunStore
 
@@ -47,7 +48,7 @@ class Example:
     instruction: str
     """Shortened."""
     answers: tuple[Said, Said, Said]
-    """The student as it came, the last checkpoint, the teacher."""
+    """The base model, the last checkpoint, the teacher."""
 
 
 def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
@@ -56,22 +57,27 @@ def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
     Raises:
         InfrastructureError: a file of the run is damaged.
     """
-    pool = store.stage("pool-heldout").manifest()
+    pool = store.stage(layout.pool(layout.HELDOUT)).manifest()
     described = store.description()
     if pool is None or described is None:
         return []
     config = described["config"]
     answered = [k for k in range(config["iterations"] + 2) if _answered(store, k)]
-    if not answered or answered[0] != 0 or answered[-1] == 0 or store.stage("answers-heldout").manifest() is None:
+    if (
+        not answered
+        or answered[0] != 0
+        or answered[-1] == 0
+        or store.stage(layout.answers(layout.HELDOUT)).manifest() is None
+    ):
         return []
     last = answered[-1]
     stages = (
-        ("student as it came", "iteration-0/heldout/student", "iteration-0/heldout/checks"),
-        (f"student after iteration {last}", f"iteration-{last}/heldout/student", f"iteration-{last}/heldout/checks"),
-        ("teacher", "answers-heldout", "answers-heldout/checks"),
+        ("base model", layout.student_answers(0, heldout=True), layout.checks(0)),
+        (f"student after iteration {last}", layout.student_answers(last, heldout=True), layout.checks(last)),
+        ("teacher", layout.answers(layout.HELDOUT), layout.checks(None)),
     )
     chosen = _chosen(store, pool["parts"], config["seed"], count)
-    texts = _rows(store, "pool-heldout", chosen, ("id", "text"))
+    texts = _rows(store, layout.pool(layout.HELDOUT), chosen, ("id", "text"))
     checked = [_checks(store, checks, chosen) for _, _, checks in stages]
     given = [_rows(store, answers, chosen, ("id", "text", "status", "reason")) for _, answers, _ in stages]
     examples = []
@@ -92,12 +98,12 @@ def shortened(text: str, lines: int = LINES, characters: int = CHARACTERS) -> st
 
 
 def _answered(store: RunStore, iteration: int) -> bool:
-    return store.stage(f"iteration-{iteration}/heldout/student").manifest() is not None
+    return store.stage(layout.student_answers(iteration, heldout=True)).manifest() is not None
 
 
 def _chosen(store: RunStore, parts: int, seed: int, count: int) -> dict[str, int]:
     """The chosen rows' ids in the order of their hashes, each with the part that holds it."""
-    stage = store.stage("pool-heldout")
+    stage = store.stage(layout.pool(layout.HELDOUT))
     where = {
         row: part for part in range(parts) for row in store.read_table(stage.part_name(part), ("id",))["id"].to_pylist()
     }

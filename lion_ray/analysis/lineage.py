@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lion_ray.core import layout
 from lion_ray.core.errors import DamagedError
 from lion_ray.core.records import as_instructions
 from lion_ray.core.store import RunStore
@@ -33,23 +34,23 @@ Places = npt.NDArray[np.int64]
 def committed_pools(store: RunStore) -> list[int]:
     """The pools that are whole: 0 is the user's own, k what iteration k wrote."""
     last = _iterations(store)
-    pools = [pool for pool in range(last + 1) if store.stage(f"pool-{pool}").manifest() is not None]
+    pools = [pool for pool in range(last + 1) if store.stage(layout.pool(pool)).manifest() is not None]
     # A pool is made of those before it, and an iteration judges all that were there.
     for pool in range(max([*pools, *(k - 1 for k in judged_iterations(store))], default=-1) + 1):
         if pool not in pools:
-            raise DamagedError(store.path(f"pool-{pool}/manifest.json"), "it is gone, and later ones are there")
+            raise DamagedError(store.path(layout.manifest(layout.pool(pool))), "it is gone, and later ones are there")
     return pools
 
 
 def judged_iterations(store: RunStore) -> list[int]:
     """The iterations whose Cache Pool is judged and split."""
-    manifests = {k: store.stage(f"iteration-{k}/verdicts").manifest() for k in range(1, _iterations(store) + 2)}
+    manifests = {k: store.stage(layout.verdicts(k)).manifest() for k in range(1, _iterations(store) + 2)}
     return [iteration for iteration, manifest in manifests.items() if manifest and "hard" in manifest]
 
 
 def read_pools(store: RunStore, pools: Sequence[int], columns: Sequence[str]) -> pa.Table:
     """These columns of these pools' INSTRUCTION rows, one after another, in the order of the Cache Pool."""
-    stages = [store.stage(f"pool-{pool}") for pool in pools]
+    stages = [store.stage(layout.pool(pool)) for pool in pools]
     return as_instructions(stage.read((stage.manifest() or {})["parts"], columns) for stage in stages)
 
 
@@ -63,7 +64,7 @@ def read_lineage(store: RunStore) -> Lineage:
 def read_gaps(store: RunStore) -> Gaps:
     """Both scores of every Cache Pool row in every judged iteration."""
     iterations = judged_iterations(store)
-    parts = [_verdicts(store, f"iteration-{iteration}/verdicts") for iteration in iterations]
+    parts = [_verdicts(store, layout.verdicts(iteration)) for iteration in iterations]
     # Rows only join the Cache Pool, so the last iteration judged all of them, in the order in which they joined.
     ids = pa.array(parts[-1]["id"].to_pylist() if parts else [], pa.string())
     shape = (len(ids), len(parts))

@@ -64,7 +64,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Ask only so many: in all, or of each task of bbh and agieval.")
     ] = None,
     iteration: Annotated[
-        int | None, typer.Option(min=0, help="Which of a run's students; 0 as it came, the last by default.")
+        int | None, typer.Option(min=0, help="Which of a run's students; 0 is the base model; the last by default.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model at an http address.")] = None,
     api_key_env: Annotated[

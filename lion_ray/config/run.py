@@ -198,7 +198,7 @@ class DiscriminationConfig(Section):
     tau: float = 1.0
     """A row is hard where the teacher's score exceeds the student's by at least this."""
     judge_heldout: Literal["every", "ends", "never"] = "every"
-    """Judge the student on the held-out instructions: every checkpoint, only as it came and at the end, or never."""
+    """Judge the student on the held-out instructions: every checkpoint, the base model and the last one, or never."""
 
 
 class GenerationConfig(Section):

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_ray.core import layout
 from lion_ray.core.durable import lock
 from lion_ray.core.errors import RunConflictError
 from lion_ray.core.leftovers import remove_leftovers
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from lion_ray.core.store import RunStore
 
 FILE = "attempt.json"
-CLAIMS = "attempts"
+CLAIMS = layout.ATTEMPTS
 HEARTBEAT_S = 10.0
 """How often a live attempt says so, in seconds."""
 STALE_S = 45.0

@@ -49,7 +49,7 @@ class DamagedError(InfrastructureError):
         # A pickled exception comes back with its message alone.
         super().__init__(
             f"{path}: damaged or of another version: {what}. Put a copy back, or delete it (of a part, also its "
-            "stage's manifest.json): the same command then makes it again"
+            "stage's manifest): the same command then makes it again"
             if what
             else path
         )

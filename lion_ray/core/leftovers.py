@@ -16,9 +16,11 @@ import re
 import time
 from pathlib import Path
 
+from lion_ray.core import layout
+
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
-_OTHERS = ("evaluations", ".report.html.")
-_LET_BE = {"journal", "fits"}
+_OTHERS = (layout.EVALUATIONS, f".{layout.REPORT}.")
+_LET_BE = {layout.JOURNAL, layout.FITS}
 OLD_S = 24 * 3600.0
 """So old, in seconds, is a file that nobody is writing any more."""
 

@@ -9,13 +9,13 @@ This module knows nothing of what a stage means.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lion_ray.core import layout
 from lion_ray.core.errors import DamagedError
 from lion_ray.core.sealed import Record
 from lion_ray.core.shapes import MANIFEST, check
@@ -27,11 +27,10 @@ Manifest = dict[str, Any]
 """What a stage's manifest says: rows, parts, and whatever else is to be known of it without reading them."""
 SUMS = ".sums.json"
 """What a folder's files came to, beside the folder, until a manifest takes it in."""
-_UNSUMMED = {"manifest.json", "progress.json"}
+_UNSUMMED = {layout.MANIFEST, layout.PROGRESS}
 _SUMMING = 16
 """Files read at once for their hashes: behind a URL each waits for the network."""
 _FILES = "files"
-_PART = re.compile(r"part-(\d{5,})\.parquet")
 
 
 class Stage:
@@ -65,11 +64,11 @@ class Stage:
         """Commit the stage; returns the manifest as it stands. Raises RunConflictError where another attempt runs."""
         sums = self._sum_up()
         self.store.check_fence()
-        self.store.write_record(f"{self.name}/manifest.json", manifest | {_FILES: sums})
+        self.store.write_record(layout.manifest(self.name), manifest | {_FILES: sums})
         return manifest
 
     def _read(self) -> Record | None:
-        return self.store.read_record(f"{self.name}/manifest.json")
+        return self.store.read_record(layout.manifest(self.name))
 
     def _sum_up(self) -> dict[str, Any]:
         names = [name for name, folder in self.store.entries(self.name) if not folder and not name.startswith(".")]
@@ -82,7 +81,7 @@ class Stage:
         return sums
 
     def part_name(self, index: int) -> str:
-        return f"{self.name}/part-{index:05d}.parquet"
+        return layout.part(self.name, index)
 
     def write_part(self, index: int, table: pa.Table) -> None:
         self.store.write_table(self.part_name(index), table)
@@ -91,8 +90,8 @@ class Stage:
         return self.store.read_table(self.part_name(index))
 
     def part_indexes(self) -> set[int]:
-        names = map(_PART.fullmatch, self.store.names(self.name))
-        return {int(match[1]) for match in names if match}
+        indexes = map(layout.part_index, self.store.names(self.name))
+        return {index for index in indexes if index is not None}
 
     def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from lion_ray.core import layout
 from lion_ray.core.addresses import below, check_storage
 from lion_ray.core.attempts import Fence, read_attempt
 from lion_ray.core.durable import make_folder, sync_path
@@ -115,7 +116,7 @@ class RunStore:
 
     def journal(self, configured: str | None) -> str:
         """Where a run keeps its calls: where its configuration says, else in its own folder."""
-        return configured or self.address("journal")
+        return configured or self.address(layout.JOURNAL)
 
     def exists(self, name: str) -> bool:
         with self._reading(name):
@@ -222,7 +223,7 @@ class RunStore:
             DamagedError: it is not what was written.
             ConfigError: a newer lion-ray wrote this folder.
         """
-        found = self.read_record("run.json")
+        found = self.read_record(layout.RUN)
         if found is None:
             return None
         check(found, RUN)
@@ -237,7 +238,7 @@ class RunStore:
         """As `description`; ConfigError where there is no run."""
         found = self.description()
         if found is None:
-            raise ConfigError(f"{self.root}: no run there (looked for run.json)")
+            raise ConfigError(f"{self.root}: no run there (looked for {layout.RUN})")
         return found
 
     def write_record(self, name: str, value: dict[str, Any]) -> None:

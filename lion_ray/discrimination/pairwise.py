@@ -29,6 +29,10 @@ from lion_ray.prompts.messages import load_template, referee_messages
 RESAMPLED = 1000
 """Ordinals from one sample of a question to the next; those between are verdicts asked again."""
 
+_OF_AN_ANSWER = ("id", "text", "status", "reason")
+JUDGED = (("id", "text"), _OF_AN_ANSWER, (*_OF_AN_ANSWER, "version"))
+"""The columns that judging needs of instructions, teacher's and student's answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:

@@ -76,7 +76,7 @@ def describe(
     """A checkpoint's figures as JSON, or the teacher's.
 
     Args:
-        rows: CHECKED rows; `teacher`, `before` (the checkpoint before) and `base` (the student as it came) too.
+        rows: CHECKED rows; `teacher`, `before` (the checkpoint before) and `base` (the base model) too.
         names: the checks, in their order.
 
     Returns:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lion_ray.core import layout
 from lion_ray.core.errors import BudgetError, ConfigError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
@@ -30,7 +31,6 @@ from lion_ray.gateway.ledger import Budget
 from lion_ray.inference.serving import model_server
 
 T = TypeVar("T")
-FOLDER = "evaluations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def place_of(target: Participant, out: Path | None, journal: str | None) -> Plac
     """Where a target's evaluations belong, unless `out` or `journal` say otherwise."""
     run, config = target.run, target.run_config
     if run is None or config is None:
-        own = out or Path(FOLDER)
-        return Place(RunStore(str(own)), "", journal or str(own / "journal"), f"{target.label}/eval")
-    store, prefix = (run, f"{FOLDER}/") if out is None else (RunStore(str(out)), "")
+        own = out or Path(layout.EVALUATIONS)
+        return Place(RunStore(str(own)), "", journal or str(own / layout.JOURNAL), f"{target.label}/eval")
+    store, prefix = (run, f"{layout.EVALUATIONS}/") if out is None else (RunStore(str(out)), "")
     return Place(store, prefix, journal or run.journal(config.journal), f"{config.run_name}/eval")
 
 

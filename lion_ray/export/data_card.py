@@ -10,17 +10,18 @@ from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
+from lion_ray.core import layout
 from lion_ray.export import facts
 from lion_ray.export.dataset import ANSWERS, CACHE, JUDGED, LEFT_OUT, TRAIN, Written
 from lion_ray.export.markdown import escape, table
-from lion_ray.export.source import HELDOUT, Source, public_name
+from lion_ray.export.source import Source, public_name
 
 ABOUT = {
     ("answers", TRAIN): "what the student was trained on: an instruction and the teacher's answer",
     ("answers", LEFT_OUT): "answered, but not trained on; `left_out` says why",
-    ("answers", HELDOUT): "never trained on: the measure",
+    ("answers", layout.HELDOUT): "never trained on: the measure",
     ("judged", CACHE): "the Cache Pool: both answers and the judge's scores, for each iteration's student",
-    ("judged", HELDOUT): "the same for the held-out instructions",
+    ("judged", layout.HELDOUT): "the same for the held-out instructions",
 }
 COLUMNS = {
     "id": "of the instruction: the first 16 hex digits of its text's SHA-256",
@@ -45,7 +46,7 @@ COLUMNS = {
 }
 ITERATION = {
     "answers": "whose Train Pool it is in, from 1; the iteration before wrote it, or the user. 0: held out",
-    "judged": "whose student was judged; 0: the student as it came",
+    "judged": "whose student was judged; 0: the base model",
 }
 
 
@@ -168,7 +169,7 @@ def _filters(source: Source) -> str:
     if source.get("imitation.truncated") == "drop":
         lines.append("- Answers that were cut off: they are in `left_out`.")
     reasons = Counter[tuple[str, str]]()
-    first = source.manifest("pool-0")
+    first = source.manifest(layout.pool(0))
     for what in ("duplicates", "bad_rows", "in_heldout"):
         reasons["the user's instructions", what.replace("_", " ")] += first.get(what) or 0
     for reason, count in (first.get("contaminated") or {}).items():
@@ -193,7 +194,7 @@ def _counts(source: Source, written: Written) -> str:
         kinds = [written.by_source[k, kind] for kind in ("seed", "hard", "easy")]
         judged = [written.judged[k, hard] for hard in (True, False)]
         rows.append(
-            (k or "0 (as it came)", *(n or None for n in (*kinds, *judged)), facts.quality(result.quality_heldout))
+            (k or "0 (base model)", *(n or None for n in (*kinds, *judged)), facts.quality(result.quality_heldout))
         )
     headings = (
         "iteration",

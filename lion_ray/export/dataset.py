@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lion_ray.core import layout
 from lion_ray.core.records import OK, ORDERS, table
 from lion_ray.discrimination.scores import is_hard
-from lion_ray.export.source import HELDOUT, Source
-from lion_ray.pipeline.shard_stage import Shard
+from lion_ray.export.source import Source
+from lion_ray.pipeline.scheduling import Shard
 
 if TYPE_CHECKING:
     from lion_ray.models.prompter import Prompter
@@ -60,7 +61,7 @@ JUDGED = pa.schema(
         pa.field("instruction", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("parent_id", pa.string()),
-        pa.field("iteration", pa.int32(), nullable=False),  # whose student was judged; 0: as it came
+        pa.field("iteration", pa.int32(), nullable=False),  # whose student was judged; 0: the base model
         pa.field("teacher_answer", pa.string(), nullable=False),
         pa.field("student_answer", pa.string(), nullable=False),
         pa.field("teacher_score", pa.float64(), nullable=False),
@@ -116,25 +117,24 @@ def write_dataset(source: Source, folder: Path, prompter: Prompter) -> Written:
     `prompter` is the trained student's: it decides which answers were too long to train on.
     """
     written = Written()
-    heldout = source.shards(HELDOUT)
+    heldout = source.shards(layout.HELDOUT)
     pools = {iteration: source.trained(iteration) for iteration in range(1, source.iteration + 1)}
     for iteration, shards in (pools | {0: heldout}).items():
         with _Splits(folder, "answers", ANSWERS, iteration, written) as splits:
             for row in _answers(source, shards, iteration, prompter):
-                split = HELDOUT if not iteration else LEFT_OUT if row["left_out"] else TRAIN
+                split = layout.HELDOUT if not iteration else LEFT_OUT if row["left_out"] else TRAIN
                 splits.add(split, row)
                 written.teachers[row["teacher"] or "unknown", row["endpoint"] or "unknown"] += 1
                 if split == TRAIN:
                     written.by_source[iteration, row["source"]] += 1
     for iteration in range(source.iteration + 1):
-        stage = f"iteration-{iteration}"
         with _Splits(folder, "judged", JUDGED, iteration, written) as splits:
-            for row in _judged(source, stage, source.cached(iteration), iteration):
+            for row in _judged(source, iteration, source.cached(iteration)):
                 splits.add(CACHE, row)
                 written.judged[iteration, row["hard"]] += 1
                 written.judges[row["judge"] or "unknown", row["judge_endpoint"] or "unknown"] += 1
-            for row in _judged(source, f"{stage}/{HELDOUT}", heldout, iteration):
-                splits.add(HELDOUT, row)
+            for row in _judged(source, iteration, heldout, heldout=True):
+                splits.add(layout.HELDOUT, row)
                 written.judges[row["judge"] or "unknown", row["judge_endpoint"] or "unknown"] += 1
     return written
 
@@ -163,11 +163,12 @@ def _answers(source: Source, shards: list[Shard], iteration: int, prompter: Prom
             }
 
 
-def _judged(source: Source, stage: str, shards: list[Shard], iteration: int) -> Iterator[dict[str, Any]]:
-    if "hard" not in source.manifest(f"{stage}/verdicts"):
+def _judged(source: Source, iteration: int, shards: list[Shard], *, heldout: bool = False) -> Iterator[dict[str, Any]]:
+    names = (layout.student_answers(iteration, heldout=heldout), layout.verdicts(iteration, heldout=heldout))
+    if "hard" not in source.manifest(names[1]):
         return  # not judged, or not to its end
     tau = source.get("discrimination.tau")
-    students, verdicts = source.store.stage(f"{stage}/student"), source.store.stage(f"{stage}/verdicts")
+    students, verdicts = map(source.store.stage, names)
     for index, shard in enumerate(shards):
         said = {row["id"]: row["text"] for row in students.read_part(index).to_pylist()}
         scored = {row["id"]: row for row in verdicts.read_part(index).to_pylist() if row["status"] == OK}

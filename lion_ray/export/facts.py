@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError
 from lion_ray.export.markdown import escape, fenced, table
 from lion_ray.export.source import Source, public_name
@@ -62,7 +63,7 @@ def who(source: Source, role: str) -> str:
 
 def when(source: Source) -> str:
     """When the run began and ended, UTC, as far as it wrote that down."""
-    began = source.manifest("answers-0").get("began")
+    began = source.manifest(layout.answers(0)).get("began")
     attempt: dict[str, Any] = source.store.attempt() or {}
     ended = attempt.get("alive") if attempt.get("ended") else None
     told = (("begun", began), ("ended", ended))

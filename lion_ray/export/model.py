@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.export.source import Source, public_name
 from lion_ray.models.prompter import Prompter, frame_template
@@ -62,12 +63,12 @@ def write_model(source: Source, folder: Path) -> None:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     _stop_where_trained(folder / "generation_config.json", prompter)
-    _write_json(folder / "training.json", training_record(source))
+    _write_json(folder / layout.TRAINING, training_record(source))
 
 
 def training_record(source: Source) -> dict[str, Any]:
     """What the exported iteration's training wrote about itself, without the paths of its machine."""
-    record: dict[str, Any] = source.store.read_json(f"{source.checkpoint}/training.json") or {}
+    record: dict[str, Any] = source.store.read_json(f"{source.checkpoint}/{layout.TRAINING}") or {}
     spec = {name: value for name, value in record.get("spec", {}).items() if name not in _PATHS}
     return record | ({"spec": spec} if spec else {})
 
@@ -125,7 +126,7 @@ def _read_adapter(source: Source, iteration: int) -> tuple[dict[str, Any], dict[
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    folder = f"iteration-{iteration}/checkpoint/model/adapter"
+    folder = f"{layout.model(iteration)}/adapter"
     config = source.store.read_json(f"{folder}/{ADAPTER_CONFIG}")
     if config is None:
         raise DataError(f"{source.store.path(folder)}: iteration {iteration} kept no adapters")

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from lion_ray.core import layout
 from lion_ray.export import facts
 from lion_ray.export.markdown import escape, fenced, table
-from lion_ray.export.source import HELDOUT, Source, hub_name, public_name
+from lion_ray.export.source import Source, hub_name, public_name
 from lion_ray.models.resolve import BUNDLED
 
 SETTINGS = (
@@ -86,13 +87,13 @@ def _base(source: Source) -> str:
 
 def _gain(source: Source) -> str:
     before, first, after = source.results[0], source.results[1], source.results[-1]
-    rows = source.manifest(f"pool-{HELDOUT}").get("rows") or 0
+    rows = source.manifest(layout.pool(layout.HELDOUT)).get("rows") or 0
     if not rows:
         return "Nothing was held out, so nothing was measured."
     was, now = before.quality_heldout, after.quality_heldout
     loss = (facts.number(first.loss_before), facts.number(after.loss_after))
     measured = table(
-        (f"on {rows:,} held-out instructions", "as it came", f"after iteration {source.iteration}"),
+        (f"on {rows:,} held-out instructions", "base model", f"after iteration {source.iteration}"),
         [
             ("loss on the teacher's answers (nats per token)", *loss),
             ("relative quality", facts.quality(was), facts.quality(now)),
@@ -167,7 +168,7 @@ model = PeftModel.from_pretrained(model, "PATH_OR_REPO")"""
 def _training(source: Source, data_repo: str | None) -> str:
     fits: list[tuple[Any, ...]] = []
     for result in source.results[1:]:
-        fit = source.manifest(f"iteration-{result.iteration}/checkpoint")
+        fit = source.manifest(layout.checkpoint(result.iteration))
         counts = (fit.get(name) for name in ("samples", "steps", "tokens"))
         fits.append((result.iteration, *counts, facts.number(result.loss_after)))
     settings = [(name.replace("_", " "), source.get(f"imitation.{name}")) for name in SETTINGS]
@@ -190,7 +191,7 @@ def _closing(source: Source) -> Iterator[str]:
         f"The base model's weights are under {escape(known)}." if known else "The base model's licence is unknown."
     )
     yield f"## Licence\n\n{licence} {facts.teacher_terms(source)}"
-    fits = (source.manifest(f"iteration-{k}/checkpoint") for k in range(1, source.iteration + 1))
+    fits = (source.manifest(layout.checkpoint(k)) for k in range(1, source.iteration + 1))
     answers, length = sum(fit.get("samples") or 0 for fit in fits), source.get("imitation.max_length")
     yield (
         f"## Limits\n\nIt imitates one teacher on {answers:,} answers, so it takes over the teacher's mistakes and "

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools, train_pool
 from lion_ray.models.resolve import BUNDLED
 from lion_ray.pipeline.results import IterationResult, summarise
-from lion_ray.pipeline.shard_stage import Shard
-
-HELDOUT = "heldout"
+from lion_ray.pipeline.scheduling import Shard
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class Source:
         """
         described = store.description()
         if described is None:
-            raise ConfigError(f"{store.root}: no run there (looked for run.json)")
+            raise ConfigError(f"{store.root}: no run there (looked for {layout.RUN})")
         config = described["config"]
         wanted = range(config["iterations"] + 1, 0, -1) if iteration is None else [iteration]
-        there = (number for number in wanted if store.stage(f"iteration-{number}/checkpoint").manifest() is not None)
+        there = (number for number in wanted if store.stage(layout.checkpoint(number)).manifest() is not None)
         if (found := next(there, None)) is None:
             which = "any iteration" if iteration is None else f"iteration {iteration}"
             raise ConfigError(f"{store.root}: there is no checkpoint of {which} yet")
@@ -68,7 +67,7 @@ class Source:
     @property
     def checkpoint(self) -> str:
         """The exported student's folder in the run."""
-        return f"iteration-{self.iteration}/checkpoint/model"
+        return layout.model(self.iteration)
 
     @property
     def base_dir(self) -> Path:
@@ -90,7 +89,7 @@ class Source:
 
     def shards(self, pool: str | int) -> list[Shard]:
         """A pool's parts; none where it was never committed."""
-        return [Shard(str(pool), index) for index in range(self.manifest(f"pool-{pool}").get("parts", 0))]
+        return [Shard(str(pool), index) for index in range(self.manifest(layout.pool(pool)).get("parts", 0))]
 
     def trained(self, iteration: int) -> list[Shard]:
         """The Train Pool of an iteration."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lion_ray.config import RunConfig
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import RunStore
 
 BASE = "base"
-"""The version of the student as it came; those after an iteration are ``iteration-N``."""
+"""The version of the base model; those after an iteration are ``iteration-N``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,14 @@ class Student:
     """Where the configuration's own files are found."""
     version: str
     iteration: int
-    """0 for the student as it came."""
+    """0 for the base model."""
 
 
 def find_run(run: str) -> RunStore | None:
     """The store of a run named by its folder, its URL, or its name under ./runs; None where there is none."""
     for candidate in run_candidates(run):
         store = RunStore(candidate)
-        if store.exists("run.json"):
+        if store.exists(layout.RUN):
             return store
     return None
 
@@ -47,7 +48,7 @@ def open_run(run: str) -> RunStore:
     """
     store = find_run(run)
     if store is None:
-        raise ConfigError(f"{run}: no run there (looked for run.json in {', '.join(run_candidates(run))})")
+        raise ConfigError(f"{run}: no run there (looked for {layout.RUN} in {', '.join(run_candidates(run))})")
     return store
 
 
@@ -68,20 +69,20 @@ def described_run(store: RunStore) -> tuple[RunConfig, Path]:
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_url=False))
         raise ConfigError(
-            f"{store.path('run.json')}: its configuration is of another version of lion-ray ({keys}); use that version"
+            f"{store.path(layout.RUN)}: its configuration is of another version of lion-ray ({keys}); use that version"
         ) from None
     return config, Path(described["base_dir"])
 
 
 def find_student(store: RunStore, iteration: int | None = None, say: Callable[[str], None] = print) -> Student:
-    """The student after an iteration; after the last one that is there, by default; as it came, with 0.
+    """The student after an iteration; after the last one that is there, by default; the base model, with 0.
 
     Args:
-        say: told of downloads, where the student as it came is not on this machine.
+        say: told of downloads, where the base model is not on this machine.
 
     Raises:
         ConfigError: the run has no such checkpoint.
-        ModelError: the student as it came cannot be had.
+        ModelError: the base model cannot be had.
     """
     config, base_dir = described_run(store)
     if iteration == 0:
@@ -90,10 +91,10 @@ def find_student(store: RunStore, iteration: int | None = None, say: Callable[[s
         return Student(config, resolve_model(config.student.model, base_dir=base_dir, progress=say), base_dir, BASE, 0)
     wanted = range(config.iterations + 1, 0, -1) if iteration is None else [iteration]
     for number in wanted:
-        if store.stage(f"iteration-{number}/checkpoint").manifest() is not None:
+        if store.stage(layout.checkpoint(number)).manifest() is not None:
             break
     else:
         which = "any iteration" if iteration is None else f"iteration {iteration}"
         raise ConfigError(f"{store.root}: there is no checkpoint of {which} yet")
-    folder = store.local_folder(f"iteration-{number}/checkpoint/model", cache=Path(tempfile.gettempdir()))
-    return Student(config, folder, base_dir, f"iteration-{number}", number)
+    folder = store.local_folder(layout.model(number), cache=Path(tempfile.gettempdir()))
+    return Student(config, folder, base_dir, layout.iteration(number), number)

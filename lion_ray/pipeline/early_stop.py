@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lion_ray.config import RunConfig
+from lion_ray.core import layout
 from lion_ray.core.shapes import STOP, check
 from lion_ray.core.store import RunStore
-
-STOPPED = "stopped.json"
-"""In the run folder: that it ended early, after which iteration, and why."""
 
 
 def on_plateau(values: Sequence[float | None], *, rounds: int, min_gain: float) -> bool:
@@ -61,7 +59,7 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
         return None
     reason = _reason(measure, values, rounds, min_gain)
     store.write_record(
-        STOPPED,
+        layout.STOPPED,
         {
             "iteration": iteration,
             "measure": measure,
@@ -75,25 +73,25 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
 
 
 def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, list[float | None]]:
-    """(checks, quality or loss; its value for the student as it came and after each iteration up to this one).
+    """(checks, quality or loss; its value for the base model and after each iteration up to this one).
 
     The checks' score is a mean from 0 to 1, quality is student's scores / teacher's, loss is in nats per token. None
     where it was not measured.
     """
     if config.evaluation.checks:
-        scored = [store.stage(f"iteration-{k}/heldout/checks").manifest() or {} for k in range(iteration + 1)]
+        scored = [store.stage(layout.checks(k)).manifest() or {} for k in range(iteration + 1)]
         return "checks", [(one.get("mean") or {}).get("value") for one in scored]
     if config.discrimination.judge_heldout == "every":
-        judged = [store.stage(f"iteration-{k}/heldout/verdicts").manifest() or {} for k in range(iteration + 1)]
+        judged = [store.stage(layout.verdicts(k, heldout=True)).manifest() or {} for k in range(iteration + 1)]
         return "quality", [(one.get("relative_quality") or {}).get("ratio") for one in judged]
-    fits = [store.stage(f"iteration-{k}/checkpoint").manifest() or {} for k in range(1, iteration + 1)]
+    fits = [store.stage(layout.checkpoint(k)).manifest() or {} for k in range(1, iteration + 1)]
     first = fits[0].get("heldout_loss_before") if fits else None
     return "loss", [first, *(one.get("heldout_loss_after") for one in fits)]
 
 
 def read_stop(store: RunStore) -> dict[str, Any] | None:
     """The decision to end early, where there is one: iteration, measure, values, rounds, min_gain, reason."""
-    found = store.read_record(STOPPED)
+    found = store.read_record(layout.STOPPED)
     return None if found is None else check(found, STOP)
 
 

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lion_ray.config import RunConfig, check_name, endpoints_in_use, judges_heldout, splits
+from lion_ray.config import RunConfig, check_name, endpoints_in_use
 from lion_ray.core.store import RunStore
 from lion_ray.data.importing import ImportedData, import_data
 from lion_ray.discrimination.drift import Canary, load_canaries
@@ -27,6 +26,8 @@ from lion_ray.models.resolve import parameters_of
 from lion_ray.pipeline import estimate
 from lion_ray.pipeline.local_times import LocalTimes, in_words, planned_s
 from lion_ray.pipeline.preflight import heldout_problems
+from lion_ray.pipeline.stage import Stage, When
+from lion_ray.pipeline.stages import due
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GIB = 1024**3
@@ -91,43 +92,26 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     """
     taken = import_data(config.data, base_dir, config.seed)
     pool, heldout = _measure(config, base_dir, taken)
-    rows = pool.rows
     notes = [
-        f"{rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
+        f"{pool.rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
         f"{heldout.rows:,} held out",
         "completion tokens and 'at most' are upper bounds (every answer as long as it may be); calls in the journal "
         "cost nothing",
     ]
-    new = config.generation.hard + config.generation.easy
-    canaries = load_canaries(config.referee.canaries, config.referee.canary_pairs, base_dir)
-
-    planner = _Planner(config, base_dir, LocalTimes.here(config, base_dir))
-
-    def watched(iteration: int) -> list[StagePlan]:
-        return [planner.watching(iteration, canaries)] if canaries else []
-
-    stages = [planner.teacher(0, "teacher answers held-out", "answers-heldout", heldout.rows, heldout.mean)]
-    stages += planner.answering(0, heldout.rows)
-    if heldout.rows and judges_heldout(config, 0):
-        where = "iteration-0/heldout/verdicts"
-        stages += [*watched(0), planner.judging(0, "judging held-out", where, heldout.rows, heldout.mean)]
-    for iteration in range(1, config.iterations + 2):
-        folder = f"iteration-{iteration}"
-        train = rows if iteration == 1 else new
-        cache = rows + new * (iteration - 1)
-        stages.append(planner.teacher(iteration, "teacher answers", f"answers-{iteration - 1}", train, pool.mean))
-        steps = math.ceil(train / config.imitation.batch_size) * config.imitation.epochs
-        stages.append(planner.fit(iteration, f"{folder}/checkpoint", train, steps, pool.mean))
-        stages += planner.answering(iteration, heldout.rows)
-        measures = bool(heldout.rows) and judges_heldout(config, iteration)
-        if splits(config, iteration) or measures:
-            stages += watched(iteration)
-        if splits(config, iteration):
-            stages.append(planner.judging(iteration, "judging the Cache Pool", f"{folder}/verdicts", cache, pool.mean))
-            stages.append(planner.generating(iteration, new, pool.mean))
-        if measures:
-            where = f"{folder}/heldout/verdicts"
-            stages.append(planner.judging(iteration, "judging held-out", where, heldout.rows, heldout.mean))
+    planner = Planner(
+        config,
+        base_dir,
+        LocalTimes.here(config, base_dir),
+        pool,
+        heldout,
+        load_canaries(config.referee.canaries, config.referee.canary_pairs, base_dir),
+    )
+    stages = [
+        plan
+        for iteration in range(config.iterations + 2)
+        for stage in due(When(config, iteration, bool(heldout.rows)))
+        if (plan := stage.plan(planner, iteration)) is not None
+    ]
     notes.append(
         f"generating is counted at one request a row; where candidates are rejected it may take up to "
         f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are "
@@ -210,51 +194,44 @@ def _measure(config: RunConfig, base_dir: Path, taken: ImportedData) -> tuple[es
 
 
 @dataclass(frozen=True, slots=True)
-class _Planner:
-    """Plans single stages of one configuration."""
+class Planner:
+    """What stages plan with: sizes, and what calls and the student's tokens take."""
 
     config: RunConfig
     base_dir: Path
     local: LocalTimes | None
     """None where the run does not go to this machine."""
+    pool: estimate.Lengths
+    heldout: estimate.Lengths
+    canaries: Sequence[Canary]
 
-    def teacher(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-        return self._called(StagePlan(iteration, stage, folder, rows), "teacher", rows, mean)
+    @property
+    def new_rows(self) -> int:
+        """Rows that each generation is to write."""
+        return self.config.generation.hard + self.config.generation.easy
 
-    def answering(self, iteration: int, rows: int) -> list[StagePlan]:
-        """The student's held-out answers for the checks; what is judged as well is judged on the same answers."""
-        if not rows or not self.config.evaluation.checks:
-            return []
-        where = f"iteration-{iteration}/heldout/student"
-        return [self._written(StagePlan(iteration, "student answers held-out", where, rows))]
+    def train_rows(self, iteration: int) -> int:
+        """The size of an iteration's Train Pool."""
+        return self.pool.rows if iteration == 1 else self.new_rows
 
-    def fit(self, iteration: int, folder: str, rows: int, steps: int, mean: float) -> StagePlan:
-        seconds = self.local.fit(rows, mean) if self.local else None
-        return StagePlan(iteration, "fine-tuning", folder, rows, steps=steps, local_s=seconds)
+    def cache_rows(self, iteration: int) -> int:
+        """The size of an iteration's Cache Pool."""
+        return self.pool.rows + self.new_rows * (iteration - 1)
 
-    def judging(self, iteration: int, stage: str, folder: str, rows: int, mean: float) -> StagePlan:
-        plan = StagePlan(iteration, stage, folder, rows)
-        if not ("heldout" in folder and self.config.evaluation.checks):
-            plan = self._written(plan)
-        return self._called(plan, "referee", 2 * rows, mean)
+    def stage(self, stage: Stage, iteration: int, rows: int) -> StagePlan:
+        """A stage of so many rows that costs nothing yet."""
+        return StagePlan(iteration, stage.name, stage.folder(iteration), rows)
 
-    def watching(self, iteration: int, canaries: Sequence[Canary]) -> StagePlan:
-        tokens = [sum(map(len, part)) / estimate.CHARACTERS_PER_TOKEN / len(canaries) for part in _parts(canaries)]
-        plan = StagePlan(iteration, "watching the judge", f"iteration-{iteration}/canaries", len(canaries))
-        return self._called(plan, "referee", 2 * len(canaries), tokens[0], tokens[1])
-
-    def generating(self, iteration: int, rows: int, mean: float) -> StagePlan:
-        plan = self._called(StagePlan(iteration, "generating", f"pool-{iteration}", rows), "generator", rows, mean)
-        attempts = self.config.generation.max_attempts
-        return replace(plan, usd_worst=None if plan.usd_worst is None else attempts * plan.usd_worst)
-
-    def _written(self, plan: StagePlan) -> StagePlan:
+    def written(self, plan: StagePlan) -> StagePlan:
         """A stage in which the student answers every row."""
         seconds = self.local.student(plan.rows) if self.local else None
         return replace(plan, student_tokens=plan.rows * self.config.student.max_tokens, local_s=seconds)
 
-    def _called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
-        """A stage with a role's calls: tokens, money and time are added to what it has."""
+    def called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
+        """A stage with `count` calls of a role: tokens, money and time are added to what it has.
+
+        `mean`: tokens of an instruction; `answers`: tokens of the answers that it is shown, where they are known.
+        """
         found = estimate.calls(self.config, self.base_dir, role, count, mean, answers)
         seconds = [plan.local_s, self.local.calls(role, found) if self.local else None]
         return replace(
@@ -267,11 +244,6 @@ class _Planner:
             seconds=found.seconds,
             local_s=None if seconds == [None, None] else sum(one or 0.0 for one in seconds),
         )
-
-
-def _parts(canaries: Sequence[Canary]) -> tuple[list[str], list[str]]:
-    """The instructions, and the answers that the judge is shown."""
-    return [one.instruction for one in canaries], [one.good + one.poor for one in canaries]
 
 
 def _training_gib(config: RunConfig, parameters: float) -> float:

@@ -15,23 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
-from lion_ray.core.store import RunStore
+from lion_ray.core import layout
+from lion_ray.core.store import Manifest, RunStore
 from lion_ray.pipeline.early_stop import read_stop
-
-Manifest = dict[str, Any]
-CHECKS = (
-    "rows",
-    "scored",
-    "unanswered",
-    "quarantined",
-    "mean",
-    "by_check",
-    "gain",
-    "gain_over_base",
-    "teacher",
-    "share_of_teacher",
-)
-"""Of the checks' manifest, what a result repeats."""
+from lion_ray.pipeline.stage import NUMBERS
+from lion_ray.pipeline.stages import of_iteration
 
 CAPTION = "loss: nats per token on held-out teacher answers; quality: student's scores / teacher's, 95 % interval"
 CHECKS_CAPTION = "checks: mean score from 0 to 1 with its 95 % interval, and the share of the teacher's mean score"
@@ -53,7 +41,7 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class IterationResult:
-    """One iteration; number 0 is the student as it came."""
+    """One iteration; number 0 is the base model."""
 
     iteration: int
     train_rows: int | None = None
@@ -61,7 +49,9 @@ class IterationResult:
     hard: int | None = None
     easy: int | None = None
     quarantined: dict[str, int] = field(default_factory=dict)
-    """By stage and reason: rows that were neither trained on nor scored."""
+    """By stage and reason: rows that failed, and were neither trained on nor scored."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """By stage and reason: rows that a filter dropped; none of them failed."""
     generation: dict[str, Any] = field(default_factory=dict)
     """By kind: requests, accepted, rejected by reason."""
     loss_before: float | None = None
@@ -90,7 +80,7 @@ class IterationResult:
 
     def sentence(self) -> str:
         """One line for a log."""
-        parts = [f"iteration {self.iteration}" if self.iteration else "the student as it came"]
+        parts = [f"iteration {self.iteration}" if self.iteration else "the base model"]
         if self.loss_after is not None:
             parts.append(f"held-out loss {_number(self.loss_before)} → {_number(self.loss_after)}")
         if self.quality_heldout:
@@ -109,70 +99,39 @@ class IterationResult:
 
 
 def summarise(store: RunStore, iteration: int) -> IterationResult:
-    """Gather an iteration's manifests; what is not there yet stays None."""
-    folder = f"iteration-{iteration}"
-
-    def manifest(stage: str) -> Manifest:
-        return store.stage(stage).manifest() or {}
-
-    training = manifest(f"{folder}/checkpoint")
-    verdicts = manifest(f"{folder}/verdicts")
-    heldout = manifest(f"{folder}/heldout/verdicts")
-    answered = {} if heldout else manifest(f"{folder}/heldout/student")
-    checks = manifest(f"{folder}/heldout/checks")
-    canaries = manifest(f"{folder}/canaries")
-    generated = manifest(f"pool-{iteration}") if iteration else {}
-    answers = manifest(f"answers-{iteration - 1}") if iteration else manifest("answers-heldout")
-    named: dict[str, Manifest] = {
-        "teacher answers": answers,
-        "fine-tuning": training,
-        "judging": verdicts,
-        "judging held-out": heldout,
-        # Where it was judged, this is in the judging; its tokens are the student's own, and no call's.
-        "student answers held-out": {key: answered[key] for key in ("quarantined", "seconds") if key in answered},
-        "checks": checks,
-        "canary pairs": canaries,
-        "generating": generated,
-    }
+    """Gather what an iteration's stages committed; what is not there yet stays None."""
+    found: dict[str, Any] = {}
+    summaries: dict[str, Manifest] = {}
+    for stage in of_iteration(iteration):
+        if stage.manifest(store, iteration):
+            found |= stage.results(store, iteration)
+            summaries[stage.name] = stage.summary(store, iteration)
     judges = judged_by(store, iteration)
     return IterationResult(
         iteration=iteration,
-        train_rows=answers.get("rows") if iteration else None,
-        cache_rows=verdicts.get("rows"),
-        hard=verdicts.get("hard"),
-        easy=verdicts.get("easy"),
-        quarantined={
-            f"{stage}: {reason}": count
-            for stage, entry in named.items()
-            for reason, count in (entry.get("quarantined") or entry.get("dropped") or {}).items()
-        },
-        generation=generated.get("kinds", {}),
-        loss_before=training.get("heldout_loss_before"),
-        loss_after=training.get("heldout_loss_after"),
-        loss_served=training.get("heldout_loss_served"),
-        quality_cache=verdicts.get("relative_quality"),
-        quality_heldout=heldout.get("relative_quality"),
-        checks={name: checks.get(name) for name in CHECKS} if checks else None,
+        quarantined=_reasons(summaries, "quarantined") | _reasons(summaries, "dropped"),
+        filtered=_reasons(summaries, "filtered"),
         judges=judges,
-        canaries={name: canaries.get(name) for name in ("verdicts", "right", "mean_gap", "against", "drift")}
-        if canaries
-        else None,
         warnings=[
-            *_no_better_than_chance(store, iteration, canaries),
-            *_drifted(canaries),
+            *_no_better_than_chance(store, iteration, found.get("canaries") or {}),
+            *_drifted(found.get("canaries") or {}),
             *_other_judge(store, iteration, judges),
         ],
         stages={
-            stage: {
-                key: entry[key]
-                for key in ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd", "steps", "tokens")
-                if entry.get(key) is not None
-            }
-            for stage, entry in named.items()
-            if entry
+            name: numbers
+            for name, summary in summaries.items()
+            if (numbers := {key: summary[key] for key in NUMBERS if summary.get(key) is not None})
         },
-        model=store.path(f"{folder}/checkpoint/model") if training else None,
+        **found,
     )
+
+
+def _reasons(summaries: dict[str, Manifest], key: str) -> dict[str, int]:
+    return {
+        f"{stage}: {reason}": count
+        for stage, summary in summaries.items()
+        for reason, count in (summary.get(key) or {}).items()
+    }
 
 
 def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
@@ -187,14 +146,15 @@ def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
 def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
     """The models that judged in an iteration, by what the endpoint said, and for how many rows each did."""
     found: Counter[str] = Counter()
-    for stage in ("verdicts", "heldout/verdicts", "canaries"):
-        found.update((store.stage(f"iteration-{iteration}/{stage}").manifest() or {}).get("judges", {}))
+    for stage in of_iteration(iteration):
+        if stage.actor == "referee":
+            found.update(stage.manifest(store, iteration).get("judges", {}))
     return dict(found.most_common())
 
 
 def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) -> Iterator[str]:
     """Told once, in the first iteration in which it is so."""
-    before = (store.stage(f"iteration-{k}/canaries").manifest() or {} for k in range(iteration))
+    before = (store.stage(layout.canaries(k)).manifest() or {} for k in range(iteration))
     if _by_chance(canaries) and not any(map(_by_chance, before)):
         yield (
             f"the judge is right in {canaries['right']} of {canaries['verdicts']} verdicts on pairs that anyone can "
@@ -227,7 +187,7 @@ def finished(store: RunStore, iterations: int) -> bool:
     """Whether a run of so many iterations has written its last result, or that of the one it ended early with."""
     stopped = read_stop(store)
     last = iterations + 1 if stopped is None else stopped["iteration"]
-    return store.exists(f"iteration-{last}/result.json")
+    return store.exists(layout.result(last))
 
 
 def results(store: RunStore) -> list[IterationResult]:
@@ -250,7 +210,7 @@ def results_table(found: list[IterationResult]) -> Table:
         requests = sum(entry["requests"] for entry in one.generation.values())
         accepted = sum(entry["accepted"] for entry in one.generation.values())
         table.add_row(
-            str(one.iteration) if one.iteration else "0 (as it came)",
+            str(one.iteration) if one.iteration else "0 (base model)",
             _number(one.train_rows),
             _number(one.cache_rows),
             "–" if one.hard is None else f"{one.hard} / {one.easy}",
@@ -268,7 +228,7 @@ def results_table(found: list[IterationResult]) -> Table:
 
 def write_result(store: RunStore, result: IterationResult) -> None:
     """The iteration's result as JSON, beside what it was made from."""
-    store.write_record(f"iteration-{result.iteration}/result.json", json.loads(json.dumps(result.to_json())))
+    store.write_record(layout.result(result.iteration), json.loads(json.dumps(result.to_json())))
 
 
 def _number(value: float | None) -> str:

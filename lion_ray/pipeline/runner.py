@@ -26,6 +26,7 @@ import ray
 
 from lion_ray.config import models_in_use
 from lion_ray.config.file import LoadedConfig, differences
+from lion_ray.core import layout
 from lion_ray.core.addresses import below
 from lion_ray.core.attempts import HEARTBEAT_S
 from lion_ray.core.errors import BudgetError, InfrastructureError, LionError, RunConflictError, as_raised
@@ -66,7 +67,7 @@ def run(loaded: LoadedConfig, progress: Progress, write_report: Callable[[RunSto
     if finished(store, loaded.config.iterations):
         progress.say(f"{store.root}: this run is finished; give another run_name to run again")
         return results(store)
-    if store.stage("pool-0").manifest() is None:
+    if store.stage(layout.pool(0)).manifest() is None:
         for line in check_references(loaded):
             progress.say(f"warning: {line}")
     attempt = store.claim(progress.say)
@@ -118,7 +119,7 @@ async def _distil(
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
     from lion_ray.pipeline.loop import distil
-    from lion_ray.pipeline.shard_stage import Run
+    from lion_ray.pipeline.run import Run
 
     _stop_on_sigterm()
     progress.listeners.append(StageMetrics(f"{loaded.config.run_name}-{attempt}"))
@@ -183,7 +184,7 @@ async def _pulse(store: RunStore, progress: Progress) -> None:
     while True:
         if beats % round(HEARTBEAT_S / PROGRESS_S) == 0:
             await asyncio.to_thread(store.heartbeat)
-        await asyncio.to_thread(store.write_json, "progress.json", progress.snapshot())
+        await asyncio.to_thread(store.write_json, layout.PROGRESS, progress.snapshot())
         beats += 1
         await asyncio.sleep(PROGRESS_S)
 
@@ -261,7 +262,7 @@ def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
     """Write down what this run is, once, and what it runs on, each time."""
     versions = {name: found for name in PACKAGES if (found := _version(name))}
     store.write_record(
-        "run.json",
+        layout.RUN,
         {
             "format": FORMAT,
             "config": loaded.config.model_dump(mode="json"),

@@ -7,13 +7,13 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
 
+from lion_ray.core import layout
 from lion_ray.core.attempts import STALE_S
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.shapes import PROGRESS, check
@@ -23,6 +23,7 @@ from lion_ray.gateway.journal.inspection import survey
 from lion_ray.gateway.journal.uncertain import read_uncertain
 from lion_ray.pipeline.early_stop import read_stop
 from lion_ray.pipeline.results import IterationResult, finished, results
+from lion_ray.pipeline.stages import named
 
 AHEAD_S = 600.0
 """A driver's clock that is further ahead than this is not believed, in seconds."""
@@ -94,9 +95,9 @@ class Status:
         for s in self.spending:
             numbers = (f"{s[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
             doubt = [f"{doubts.pop((s['role'], s['stage']), 0.0):,.4f}"] if more else []
-            table.add_row(s["role"], str(s["iteration"]), s["stage"], *numbers, f"{s['usd']:,.2f}", *doubt)
+            table.add_row(s["role"], str(s["iteration"]), named(s["stage"]), *numbers, f"{s['usd']:,.2f}", *doubt)
         for (role, stage), usd in doubts.items():
-            table.add_row(role, str(iteration_of(stage)), stage, "0", "0", "0", "0.00", f"{usd:,.4f}")
+            table.add_row(role, str(layout.iteration_of(stage)), named(stage), "0", "0", "0", "0.00", f"{usd:,.4f}")
         table.add_section()
         sums = [*(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}"]
         together = [f"{sum(one['usd'] for one in self.uncertain):,.4f}"] if more else []
@@ -138,7 +139,7 @@ def read_status(store: RunStore) -> Status:
         key: sum(stage.get(key, 0) for one in found for stage in one.stages.values())
         for key in ("calls", "prompt_tokens", "completion_tokens", "seconds")
     }
-    seen = store.read_record("progress.json")
+    seen = store.read_record(layout.PROGRESS)
     progress = {"stages": []} if seen is None else check(seen, PROGRESS)
     problems: list[str] = []
     try:
@@ -169,7 +170,7 @@ def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any
     except InfrastructureError:
         return []  # before its first call a run has no journal
     found = [
-        {"role": account.role, "iteration": iteration_of(account.stage), "stage": account.stage} | asdict(spent)
+        {"role": account.role, "iteration": layout.iteration_of(account.stage), "stage": account.stage} | asdict(spent)
         for account, spent in sums.items()
         if account.run == config["run_name"]
     ]
@@ -188,15 +189,14 @@ def read_doubts(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]
             known[0] += one.calls
             known[1] += one.usd
     found = [
-        {"role": role, "iteration": iteration_of(stage), "stage": stage, "endpoint": name, "calls": calls, "usd": usd}
+        {
+            "role": role,
+            "iteration": layout.iteration_of(stage),
+            "stage": stage,
+            "endpoint": name,
+            "calls": calls,
+            "usd": usd,
+        }
         for (role, stage, name), (calls, usd) in sums.items()
     ]
     return sorted(found, key=lambda one: (one["iteration"], one["role"], one["stage"], one["endpoint"]))
-
-
-def iteration_of(stage: str) -> int:
-    """The iteration that a stage's folder belongs to: answers to pool p are iteration p + 1's."""
-    match = re.fullmatch(r"(answers|iteration|pool)-(\d+)(/.*)?", stage)
-    if match is None:
-        return 0
-    return int(match[2]) + (match[1] == "answers")

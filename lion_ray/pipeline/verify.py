@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError, LionError
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.journal import inspection
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.uncertain import read_uncertain
 
-_APART = {"journal", "fits", "stalls"}
+_APART = {layout.JOURNAL, layout.FITS, layout.STALLS}
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ def verify(store: RunStore) -> Checked:
     proven: set[str] = set()
     names = list(_files(store, ""))
     for name in names:
-        if name.rpartition("/")[2] == "manifest.json":
+        if name.rpartition("/")[2] == layout.MANIFEST:
             found.stages += 1
             proven |= _stage(store, name.rpartition("/")[0], found)
     for name in names:
@@ -111,9 +112,9 @@ def _file(store: RunStore, name: str, found: Checked) -> None:
     try:
         if kind == "parquet":
             store.read_table(name)
-        elif name == "run.json":
+        elif name == layout.RUN:
             store.description()
-        elif name.endswith("/manifest.json"):
+        elif name.endswith(f"/{layout.MANIFEST}"):
             store.stage(name.rpartition("/")[0]).manifest()
         elif kind == "json":
             store.read_json(name)

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from lion_ray.actors.base import Place, get_within, stack
+from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
@@ -109,7 +110,7 @@ class Watchdog:
         stages = ", ".join(f"{stage.name} ({stage.done} of {stage.total})" for stage in self._progress.stages)
         about = f"nothing has moved for {self._stall_s:g} s in {stages}"
         evidence = await self._evidence(silent or self._actors())
-        where = f"stalls/{time.time_ns() // 1_000_000}.txt"
+        where = f"{layout.STALLS}/{time.time_ns() // 1_000_000}.txt"
         self._store.write_bytes(where, f"{about}\n\n{evidence}".encode())
         path = self._store.path(where)
         if not silent:

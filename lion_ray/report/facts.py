@@ -20,12 +20,14 @@ from lion_ray.analysis.diversity import Diversity, read_diversity
 from lion_ray.analysis.examples import Example, read_examples
 from lion_ray.analysis.gain import Gain, paired_gain
 from lion_ray.analysis.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
+from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.records import OK, ORDERS, derive_seed
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools
 from lion_ray.pipeline.results import IterationResult, finished
-from lion_ray.pipeline.shard_stage import Shard
+from lion_ray.pipeline.scheduling import Shard
+from lion_ray.pipeline.stages import of_iteration
 from lion_ray.pipeline.status import Status, read_status
 from lion_ray.report.pictures import Clock, Span
 
@@ -33,6 +35,8 @@ HARDEST = 10
 """Rows that are shown with all that was said."""
 ANCESTORS = 3
 CALIBRATION = "judge.json"
+COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4"}
+"""Classes of the style sheet, by who works in a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,9 @@ def read_facts(store: RunStore) -> Facts:
     evaluations = _evaluations(store, problems)
     status = read_status(store)
     lineage, gaps = read_lineage(store), read_gaps(store)
-    heldout = [
-        k for k in range(config["iterations"] + 2) if _manifest(store, f"iteration-{k}/heldout/verdicts", "hard")
-    ]
-    judged = [_judged(store, k, "held-out", f"iteration-{k}/heldout/verdicts") for k in heldout]
-    judged += [_judged(store, k, "Cache Pool", f"iteration-{k}/verdicts") for k in gaps.iterations]
+    heldout = [k for k in range(config["iterations"] + 2) if _manifest(store, layout.verdicts(k, heldout=True), "hard")]
+    judged = [_judged(store, k, "held-out", layout.verdicts(k, heldout=True)) for k in heldout]
+    judged += [_judged(store, k, "Cache Pool", layout.verdicts(k)) for k in gaps.iterations]
     spans, untimed = _spans(store, config["iterations"])
     return Facts(
         name=config["run_name"],
@@ -145,8 +147,8 @@ def read_facts(store: RunStore) -> Facts:
         versions=described.get("versions", {}),
         status=status,
         results=status.results,
-        intake=store.stage("pool-0").manifest() or {},
-        heldout_rows=(store.stage("pool-heldout").manifest() or {}).get("rows"),
+        intake=store.stage(layout.pool(0)).manifest() or {},
+        heldout_rows=(store.stage(layout.pool(layout.HELDOUT)).manifest() or {}).get("rows"),
         lineage=lineage,
         gaps=gaps,
         steps=gaps.steps(),
@@ -155,7 +157,7 @@ def read_facts(store: RunStore) -> Facts:
         gain=_gain(store, heldout, config["seed"]),
         gain_between=(heldout[0], heldout[-1]) if len(heldout) > 1 else None,
         hardest=_hardest(store, lineage, gaps),
-        teacher_checks=store.stage("answers-heldout/checks").manifest() or {},
+        teacher_checks=store.stage(layout.checks(None)).manifest() or {},
         examples=read_examples(store),
         spans=spans,
         untimed=untimed,
@@ -198,7 +200,7 @@ def _gain(store: RunStore, iterations: list[int], seed: int) -> Gain | None:
         return None
     scores: list[pa.Table] = []
     for iteration in (iterations[0], iterations[-1]):
-        stage = store.stage(f"iteration-{iteration}/heldout/verdicts")
+        stage = store.stage(layout.verdicts(iteration, heldout=True))
         rows = stage.read((stage.manifest() or {})["parts"], ("id", "status", "teacher_score", "student_score"))
         scores.append(rows.filter(pc.equal(rows["status"], OK)))
     both = [
@@ -221,10 +223,10 @@ def _hardest(store: RunStore, lineage: Lineage, gaps: Gaps) -> list[HardRow]:
     shards = [
         Shard(str(pool), index)
         for pool in cache_pools(last)
-        for index in range((store.stage(f"pool-{pool}").manifest() or {}).get("parts", 0))
+        for index in range((store.stage(layout.pool(pool)).manifest() or {}).get("parts", 0))
     ]
     found: dict[str, tuple[dict[str, Any], ...]] = {}
-    verdicts, student = store.stage(f"iteration-{last}/verdicts"), store.stage(f"iteration-{last}/student")
+    verdicts, student = store.stage(layout.verdicts(last)), store.stage(layout.student_answers(last))
     for index, shard in enumerate(shards):
         ids = store.read_table(verdicts.part_name(index), ("id",))["id"]
         if not pc.any(pc.is_in(ids, value_set=pa.array(list(wanted)))).as_py():
@@ -259,7 +261,7 @@ def _texts(store: RunStore, ids: set[str]) -> dict[str, str]:
     """The texts of these instructions, from whatever pool holds them."""
     found: dict[str, str] = {}
     pool = 0
-    while len(found) < len(ids) and (manifest := store.stage(f"pool-{pool}").manifest()) is not None:
+    while len(found) < len(ids) and (manifest := store.stage(layout.pool(pool)).manifest()) is not None:
         for index in range(manifest["parts"]):
             rows = store.read_table(Shard(str(pool), index).instructions, ("id", "text"))
             rows = rows.filter(pc.is_in(rows["id"], value_set=pa.array(sorted(ids), pa.string())))
@@ -269,41 +271,30 @@ def _texts(store: RunStore, ids: set[str]) -> dict[str, str]:
 
 
 def _spans(store: RunStore, iterations: int) -> tuple[list[Span], list[tuple[str, float]]]:
-    stages = [("answers-heldout", "teacher answers held-out", "s1")]
-    for k in range(iterations + 2):
-        if k:
-            stages += [
-                (f"answers-{k - 1}", f"{k} · teacher answers the Train Pool", "s1"),
-                (f"iteration-{k}/checkpoint", f"{k} · fine-tuning", "s2"),
-                (f"iteration-{k}/verdicts", f"{k} · judging the Cache Pool", "s3"),
-                (f"pool-{k}", f"{k} · generating", "s4"),
-            ]
-        judged = store.stage(f"iteration-{k}/heldout/verdicts").manifest() is not None
-        if not judged:
-            stages.append((f"iteration-{k}/heldout/student", f"{k} · student answers held-out", "s3"))
-        stages.append((f"iteration-{k}/heldout/verdicts", f"{k} · judging held-out", "s3"))
     spans, untimed = [], []
-    for name, label, class_ in stages:
-        manifest = store.stage(name).manifest() or {}
-        if manifest.get("began") is not None:
-            spans.append(Span(label, class_, manifest["began"], manifest["seconds"]))
-        elif manifest.get("seconds") is not None:
-            untimed.append((label, manifest["seconds"]))
+    for iteration in range(iterations + 2):
+        for stage in of_iteration(iteration):
+            manifest = stage.manifest(store, iteration)
+            label = f"{iteration} · {stage.name}"
+            if manifest.get("began") is not None:
+                spans.append(Span(label, COLOURS.get(stage.actor, "s3"), manifest["began"], manifest["seconds"]))
+            elif manifest.get("seconds") is not None:
+                untimed.append((label, manifest["seconds"]))
     return spans, untimed
 
 
 def _evaluations(store: RunStore, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:
     found = []
-    for name in store.names("evaluations"):
+    for name in store.names(layout.EVALUATIONS):
         if not name.endswith(".json"):
             continue
         try:
-            value = store.read_json(f"evaluations/{name}")
+            value = store.read_json(layout.evaluation(name))
         except InfrastructureError:
-            problems.append(f"evaluations/{name}: not JSON")
+            problems.append(f"{layout.evaluation(name)}: not JSON")
             continue
         if isinstance(value, dict):
             found.append((name, value))
         else:
-            problems.append(f"evaluations/{name}: not a JSON object")
+            problems.append(f"{layout.evaluation(name)}: not a JSON object")
     return sorted(found, key=lambda one: str(one[1].get("made_at", "")))

@@ -168,7 +168,7 @@ def _gain_words(facts: Facts) -> list[str]:
         return []
     first, last = facts.gain_between
     gain = facts.gain
-    before = "the student as it came" if first == 0 else f"iteration {first}"
+    before = "the base model" if first == 0 else f"iteration {first}"
     if gain.low > 0:
         what = "the gain is more than chance"
     elif gain.high < 0:

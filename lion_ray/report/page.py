@@ -19,8 +19,10 @@ import yaml
 from markupsafe import Markup
 
 from lion_ray.analysis.examples import HOW
+from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import harmless
+from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks
 from lion_ray.report.blocks import Section
@@ -29,7 +31,7 @@ from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
 from lion_ray.report.words import DASH, brief, clip, count, decimal, dollars, duration, percent, without_secrets
 
-NAME = "report.html"
+NAME = layout.REPORT
 """In the run folder."""
 
 
@@ -149,7 +151,7 @@ def _used(facts: Facts) -> list[Tile]:
         time = Tile("time at work", duration(total), "sum over the stages; some went on side by side")
     else:
         time = Tile("time at work", DASH, "no stage is done yet")
-    fitted = [one.stages.get("fine-tuning", {}).get("seconds") for one in facts.results]
+    fitted = [one.stages.get(FineTuning.name, {}).get("seconds") for one in facts.results]
     training = [seconds for seconds in fitted if seconds is not None]
     if training:
         time = Tile(time.label, time.value, f"{time.note}; {duration(sum(training))} of it fine-tuning")

@@ -37,9 +37,9 @@ from lion_ray.core.records import ANSWER, INSTRUCTION, ORDERS, instruction_id, t
 from lion_ray.core.store import RunStore
 from lion_ray.discrimination.orders import first_order
 from lion_ray.gateway.calls import Call, Completion
-from lion_ray.pipeline.loop import watch_the_judge
 from lion_ray.pipeline.results import summarise
-from lion_ray.pipeline.shard_stage import Run
+from lion_ray.pipeline.run import Run
+from lion_ray.pipeline.stages.canary_pairs import CanaryPairs
 from tests.ray.harness import metrics_with
 from tests.ray.machines import Machines
 from tests.stub_api import Answer, Rule, StubAPI, lion_answer
@@ -369,7 +369,7 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: Machines, tm
         run_store = RunStoreActor.remote(store)
         run = Run(config, tmp_path, store, Progress(), SimpleNamespace(referee=referee, run_store=run_store))
         for iteration in (1, 1, 2):
-            await watch_the_judge(run, iteration)
+            await CanaryPairs().run(run, iteration)
         assert stub.stats()["total"] == 2 * 16, "a committed iteration asks nothing"
         ray.kill(referee)
         ray.kill(run_store)

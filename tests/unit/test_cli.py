@@ -176,7 +176,7 @@ def test_plan_counts_what_the_paper_counts(tmp_path: Path, config: Path) -> None
     outcome = lion("plan", str(config), *changes, "--json", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     stages = {(stage["iteration"], stage["stage"]): stage for stage in json.loads(outcome.out)["stages"]}
-    assert stages[1, "teacher answers"]["calls"] == 300
+    assert stages[1, "teacher answers the Train Pool"]["calls"] == 300
     assert stages[1, "fine-tuning"]["steps"] == 9
     assert stages[1, "judging the Cache Pool"]["calls"] == 600, "both orders"
     assert stages[2, "judging the Cache Pool"]["calls"] == 680, "the Cache Pool has grown"

@@ -23,7 +23,7 @@ def test_which_rows_they_are_does_not_depend_on_answers(tmp_path: Path) -> None:
     found = read_examples(folder.store)
     ids = [row["id"] for row in folder.read_pool("heldout")]
     assert [one.id for one in found] == sorted(ids, key=lambda one: derive_seed("examples", 0, one))[:COUNT]
-    assert [said.who for said in found[0].answers] == ["student as it came", "student after iteration 1", "teacher"]
+    assert [said.who for said in found[0].answers] == ["base model", "student after iteration 1", "teacher"]
     place = ids.index(found[0].id)
     assert found[0].instruction == plain("instruction", 1000 + place)
     wanted = [plain("student", place), plain("student", place), plain("answer", place)]

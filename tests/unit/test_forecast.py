@@ -54,7 +54,9 @@ def test_every_stage_of_a_local_run_has_a_time(tmp_path: Path) -> None:
 def test_served_calls_by_hand(tmp_path: Path) -> None:
     config = served(tmp_path, serve={"max_num_seqs": 64})
     plan = make_plan(config, tmp_path)
-    teacher = next(stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers")
+    teacher = next(
+        stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers the Train Pool"
+    )
     # 100 instructions of 5 tokens; the frame of 60 is read once; 100 answers of 160 tokens, 64 at a time.
     rate = machine._LAYERS_EFFICIENCY * 1e9 / 3e9
     assert teacher.local_s == pytest.approx((100 * 5 + 60) / (rate * 120) + 100 * 160 / (rate * 90))

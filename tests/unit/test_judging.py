@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lion_ray.actors.run_store import CANARIES, RunStoreServer
+from lion_ray.actors.run_store import RunStoreServer
 from lion_ray.config import RefereeConfig
+from lion_ray.core import layout
 from lion_ray.core.records import INSTRUCTION, ORDERS, VERDICT, derive_seed, instruction_id, table
 from lion_ray.core.store import RunStore
 from lion_ray.discrimination.orders import first_order
@@ -173,7 +174,7 @@ def test_a_judge_that_drifts_is_told_in_the_results(store: RunStore) -> None:
     run_store = RunStoreServer(store)
     good, poor = canary_verdicts(9.0), canary_verdicts(2.0, "m-2")
     for iteration, verdicts in enumerate([good, good, poor, poor]):
-        stage = store.stage(f"iteration-{iteration}/{CANARIES}")
+        stage = store.stage(layout.canaries(iteration))
         stage.commit(run_store.commit_canaries(iteration, verdicts))
     first, same, other, later = (summarise(store, iteration) for iteration in range(4))
     assert first.canaries is not None

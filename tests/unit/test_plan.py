@@ -35,7 +35,9 @@ def configured(folder: Path, **endpoint: Any) -> RunConfig:
 
 def test_money_about_and_at_most(tmp_path: Path) -> None:
     plan = make_plan(configured(tmp_path, prices={"input": 1.0, "output": 10.0}), tmp_path)
-    teacher = next(stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers")
+    teacher = next(
+        stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers the Train Pool"
+    )
     # 5 tokens an instruction at four characters a token, 60 for the frame, 160 for a usual answer, 1024 at most.
     assert teacher.usd == pytest.approx(100 * (65 * 1.0 + 160 * 10.0) / 1e6)
     assert teacher.usd_worst == pytest.approx(100 * (65 * 1.0 + 1024 * 10.0) / 1e6)
@@ -71,7 +73,9 @@ def test_a_batch_costs_its_share(tmp_path: Path) -> None:
 def test_time_at_the_limits(tmp_path: Path) -> None:
     limits = {"requests_per_minute": 50, "tokens_per_minute": 1e9}
     plan = make_plan(configured(tmp_path, limits=limits), tmp_path)
-    teacher = next(stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers")
+    teacher = next(
+        stage for stage in plan.stages if stage.iteration == 1 and stage.stage == "teacher answers the Train Pool"
+    )
     assert teacher.seconds == pytest.approx(120)
     assert plan.to_json()["totals"]["usd"] is None
     assert any("no endpoint has prices" in note for note in plan.notes)
@@ -122,13 +126,13 @@ def test_latencies_are_quantiles() -> None:
 
 def test_the_watch_on_the_judge_is_planned_and_priced(tmp_path: Path) -> None:
     config = configured(tmp_path, prices={"input": 1.0, "output": 10.0})
-    watching = [stage for stage in make_plan(config, tmp_path).stages if stage.stage == "watching the judge"]
+    watching = [stage for stage in make_plan(config, tmp_path).stages if stage.stage == "canary pairs"]
     assert [(stage.iteration, stage.folder, stage.calls) for stage in watching] == [(1, "iteration-1/canaries", 16)]
     # A frame of 200 tokens and short texts, 150 for a verdict; all texts are known, so only verdicts may be longer.
     assert watching[0].usd == pytest.approx(16 * (230 * 1.0 + 150 * 10.0) / 1e6, rel=0.03)
     assert watching[0].usd_worst == pytest.approx((watching[0].usd or 0) + 16 * (512 - 150) * 10.0 / 1e6)
     none = config.model_copy(update={"referee": config.referee.model_copy(update={"canary_pairs": 0})})
-    assert not [stage for stage in make_plan(none, tmp_path).stages if stage.stage == "watching the judge"]
+    assert not [stage for stage in make_plan(none, tmp_path).stages if stage.stage == "canary pairs"]
 
 
 def test_the_students_held_out_answers_for_the_checks_are_planned(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lion_ray.config import RunConfig, answers_heldout, judges_heldout
-from lion_ray.pipeline.early_stop import STOPPED, measured, on_plateau, read_stop, stop_reason
+from lion_ray.core import layout
+from lion_ray.pipeline.early_stop import measured, on_plateau, read_stop, stop_reason
 from lion_ray.pipeline.results import finished
 from lion_ray.pipeline.status import read_status
 from tests.run_folder import RunFolder
@@ -54,7 +55,7 @@ def test_off_by_default(tmp_path: Path) -> None:
     set_quality(folder, 0, 0.9)
     set_quality(folder, 1, 0.1)
     assert stop_reason(folder.store, folder.settings, 1) is None
-    assert not folder.store.exists(STOPPED)
+    assert not folder.store.exists(layout.STOPPED)
 
 
 def test_quality_that_does_not_rise_ends_the_run(tmp_path: Path) -> None:
@@ -88,13 +89,13 @@ def test_a_resumed_run_decides_the_same(tmp_path: Path) -> None:
     folder.iterate(1)
     set_quality(folder, 1, 0.7)
     reason = stop_reason(folder.store, folder.settings, 1)
-    first = folder.store.read_bytes(STOPPED)
+    first = folder.store.read_bytes(layout.STOPPED)
     assert stop_reason(folder.store, folder.settings, 1) == reason
-    assert folder.store.read_bytes(STOPPED) == first
+    assert folder.store.read_bytes(layout.STOPPED) == first
     # Killed before it was written down: the numbers are the same, and so is the decision.
-    folder.store.delete(STOPPED)
+    folder.store.delete(layout.STOPPED)
     assert stop_reason(folder.store, folder.settings, 1) == reason
-    assert folder.store.read_bytes(STOPPED) == first
+    assert folder.store.read_bytes(layout.STOPPED) == first
 
 
 def test_loss_where_not_every_checkpoint_is_judged(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_checks_go_before_the_judge_and_say_so(tmp_path: Path) -> None:
     }
     folder = RunFolder(tmp_path / "run", iterations=3, config=config).begin()
     folder.iterate(1)
-    # Of six rows one says it as it came, and two after the first iteration.
+    # Of six rows one says it of the base model, and two after the first iteration.
     measure, values = measured(folder.store, folder.settings, 1)
     assert measure == "checks"
     assert values == pytest.approx([1 / 6, 2 / 6])

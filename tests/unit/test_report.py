@@ -281,7 +281,7 @@ def test_checks_are_drawn_with_the_teacher_and_as_numbers(tmp_path: Path) -> Non
     text = render(folder.store)
     page = check_whole(text)
     assert charts(page) >= {"checks", "check-0", "check-1", "check-2"}
-    # Of six rows one says the word as it came, and four at the end; a word is one check of three.
+    # Of six rows one says the word with the base model, and four at the end; a word is one check of three.
     rows = re.findall(r"<tr>(.*?)</tr>", text, re.S)
     cells = [[re.sub(r"<[^>]*>", "", one) for one in re.findall(r"<td[^>]*>(.*?)</td>", row)] for row in rows]
     (last,) = [row for row in cells if row[:1] == ["3"] and len(row) == 9 and row[-1] == "6 of 6"]
@@ -305,7 +305,7 @@ def test_examples_of_before_and_after(tmp_path: Path) -> None:
     folder.iterate(1)
     section = check_whole(render(folder.store)).text.split("Before and after")[2].split("Hardest rows")[0]
     assert "3 held-out instructions, chosen by a hash of the run's seed" in section
-    assert section.count("student as it came") == section.count("student after iteration 1") == 3
+    assert section.count("base model") == section.count("student after iteration 1") == 3
     assert "checks: contains 1.00, json 0.00, exact 0.00" in section
 
 

@@ -16,7 +16,9 @@ from lion_ray.core.errors import DataError
 from lion_ray.core.progress import Progress
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, table
 from lion_ray.core.store import Manifest, RunStore
-from lion_ray.pipeline.shard_stage import Feed, Run, Shard, shard_stage
+from lion_ray.pipeline.run import Run
+from lion_ray.pipeline.scheduling import Feed, Shard
+from lion_ray.pipeline.shard_stage import shard_stage
 from tests.in_process import Here
 
 STAGE, SHARDS, ROWS = "answers-0", 4, 5

@@ -8,7 +8,8 @@ import pytest
 
 from lion_ray.actors.run_store import summary
 from lion_ray.core.records import ANSWER, VERDICT, table
-from lion_ray.pipeline.shard_stage import Feed, Shard, in_turn, merge, windowed
+from lion_ray.pipeline.scheduling import Feed, Shard, in_turn, windowed
+from lion_ray.pipeline.shard_stage import merge
 
 
 def shards(count: int) -> list[Shard]:

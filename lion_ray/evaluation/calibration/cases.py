@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.core.records import OK, ORDERS, derive_seed
 from lion_ray.core.store import RunStore
@@ -130,7 +131,7 @@ def judged_iterations(store: RunStore) -> list[int]:
     """The iterations whose verdicts on the Cache Pool are whole, in order."""
     names = (name.removeprefix("iteration-") for name in store.names("") if name.startswith("iteration-"))
     numbers = sorted(int(name) for name in names if name.isdigit())
-    return [n for n in numbers if (store.stage(f"iteration-{n}/verdicts").manifest() or {}).get("hard") is not None]
+    return [n for n in numbers if (store.stage(layout.verdicts(n)).manifest() or {}).get("hard") is not None]
 
 
 def judged_rows(store: RunStore, iteration: int, count: int | None = None) -> list[Judged]:
@@ -159,13 +160,13 @@ def _joined(store: RunStore, iteration: int) -> Iterator[Judged]:
     """Instructions, answers and verdicts, row by row: part i of the verdicts belongs to the Cache Pool's shard i."""
     place = 0
     for pool in cache_pools(iteration):
-        manifest = store.stage(f"pool-{pool}").manifest()
+        manifest = store.stage(layout.pool(pool)).manifest()
         if manifest is None:
-            raise DataError(f"{store.path(f'pool-{pool}')}: this pool was never committed")
+            raise DataError(f"{store.path(layout.pool(pool))}: this pool was never committed")
         for index in range(manifest["parts"]):
-            folders = (f"pool-{pool}", f"answers-{pool}")
+            folders = (layout.pool(pool), layout.answers(pool))
             instructions, teacher = (store.stage(name).read_part(index).to_pylist() for name in folders)
-            own = (f"iteration-{iteration}/student", f"iteration-{iteration}/verdicts")
+            own = (layout.student_answers(iteration), layout.verdicts(iteration))
             student, verdicts = (store.stage(name).read_part(place).to_pylist() for name in own)
             for row, good, other, verdict in zip(instructions, teacher, student, verdicts, strict=True):
                 if good["status"] == OK and other["status"] == OK:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from lion_ray.config import EndpointConfig, RefereeConfig
 from lion_ray.config.file import load_config
+from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.core.progress import Progress
 from lion_ray.core.records import ORDERS
@@ -28,7 +29,7 @@ from lion_ray.discrimination.pairwise import Judge
 from lion_ray.evaluation.calibration.cases import Case, Judged, both_orders, judged_iterations, judged_rows
 from lion_ray.evaluation.calibration.measures import Measures, Reply, measure
 from lion_ray.evaluation.participants import Participant
-from lion_ray.evaluation.session import FOLDER, Place, session, utc_now
+from lion_ray.evaluation.session import Place, session, utc_now
 from lion_ray.gateway.calls import Completion, Failure
 
 
@@ -113,7 +114,7 @@ def runs_judge(store: RunStore) -> Calibrated:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ConfigError(
-            f"{store.path('run.json')}: its referee is another version's ({where}); name a judge: CONFIG.yaml:ENDPOINT"
+            f"{store.path(layout.RUN)}: its referee is another version's ({where}); name a judge: CONFIG.yaml:ENDPOINT"
         ) from None
     tau = config["discrimination"]["tau"]
     return Calibrated(referee.endpoint, endpoint, referee, Path(described["base_dir"]), config["seed"], tau)
@@ -122,9 +123,11 @@ def runs_judge(store: RunStore) -> Calibrated:
 def place_of(store: RunStore | None, journal: str | None) -> Place:
     """Where a calibration's calls and its result are kept: with the run's, if it is of one."""
     if store is None:
-        return Place(RunStore(FOLDER), "", journal or f"{FOLDER}/journal", "judge")
+        return Place(RunStore(layout.EVALUATIONS), "", journal or f"{layout.EVALUATIONS}/{layout.JOURNAL}", "judge")
     config = store.described()["config"]
-    return Place(store, f"{FOLDER}/", journal or store.journal(config["journal"]), f"{config['run_name']}/judge")
+    return Place(
+        store, f"{layout.EVALUATIONS}/", journal or store.journal(config["journal"]), f"{config['run_name']}/judge"
+    )
 
 
 async def calibrate(

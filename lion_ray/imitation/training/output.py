@@ -23,6 +23,7 @@ import torch
 import transformers
 from torch import nn
 
+from lion_ray.core import layout
 from lion_ray.core.durable import make_folder, sync_path
 from lion_ray.imitation.training.data import Sample, collate, pack
 from lion_ray.imitation.training.model import DTYPES, PackedLoss, World, add_adapters, default_device, load_model
@@ -32,7 +33,7 @@ from lion_ray.models.prompter import Prompter
 
 def finished(output_dir: str | Path) -> dict[str, Any] | None:
     """The metrics in a finished fit's folder; None where there is none."""
-    path = Path(output_dir) / "training.json"
+    path = Path(output_dir) / layout.TRAINING
     return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.exists() else None
 
 
@@ -73,7 +74,7 @@ def write(
     metrics["seconds"] = time.monotonic() - started
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     _write_json(partial / "canary.json", canary)
-    _write_json(partial / "training.json", {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
+    _write_json(partial / layout.TRAINING, {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
     _flush(partial)
     partial.rename(target)
     sync_path(target.parent)

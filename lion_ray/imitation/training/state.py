@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from lion_ray.core import layout
 from lion_ray.core.errors import TrainingError
 from lion_ray.imitation.training.dcp_files import Planner, Reader
 from lion_ray.imitation.training.model import World
@@ -69,7 +70,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
     except _DAMAGE as error:
         raise TrainingError(
             f"the checkpoint {folder} cannot be used: {_reason(error)}; without it (a run keeps its own under "
-            "fits/) the fit begins anew"
+            f"{layout.FITS}/) the fit begins anew"
         ) from None
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_options())
 

@@ -1,0 +1,33 @@
+"""Weights wherever they are, as something small that travels between processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lion_ray.core.store import RunStore
+from lion_ray.core.terminal import tell
+from lion_ray.models.resolve import resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Weights, wherever they are: a model source of the config, or a folder of the run."""
+
+    version: str
+    """base, or the iteration that trained it."""
+    source: str = ""
+    folder: str = ""
+
+    def fetch(self, store: RunStore, base_dir: Path) -> Path:
+        """The weights' folder on this machine."""
+        if self.folder:
+            return store.local_folder(self.folder, cache=_scratch())
+        return Path(resolve_model(self.source, base_dir=base_dir, progress=tell))
+
+
+def _scratch() -> Path:
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / "lion-ray-checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

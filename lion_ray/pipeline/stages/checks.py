@@ -1,0 +1,70 @@
+"""The checks' scores of the held-out answers, of the student after each iteration and once of the teacher."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+from lion_ray.core import layout
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.run import Run
+from lion_ray.pipeline.stage import Phase, Stage, When
+
+SHOWN = (
+    "rows",
+    "scored",
+    "unanswered",
+    "quarantined",
+    "mean",
+    "by_check",
+    "gain",
+    "gain_over_base",
+    "teacher",
+    "share_of_teacher",
+)
+"""Of the manifest, what a result repeats."""
+
+
+class Checks(Stage):
+    name = "checks"
+    phase = Phase.MEASUREMENT
+    actor = "run store"
+    after: ClassVar[tuple[str, ...]] = ("student answers held-out", "teacher checks")
+
+    def of(self, iteration: int) -> int | None:
+        """Whose answers: an iteration's student's, or the teacher's (None)."""
+        return iteration
+
+    def folder(self, iteration: int) -> str:
+        return layout.checks(self.of(iteration))
+
+    def occurs(self, iteration: int) -> bool:
+        return True
+
+    def due(self, when: When) -> bool:
+        return when.heldout and bool(when.config.evaluation.checks)
+
+    async def run(self, run: Run, iteration: int) -> None:
+        stage = run.store.stage(self.folder(iteration))
+        if stage.manifest() is None:
+            began = time.time()
+            found = await run.actors.run_store.check_answers.remote(run.config, run.base_dir, self.of(iteration))
+            stage.commit(found | {"began": round(began, 2), "seconds": round(time.time() - began, 2)})
+
+    def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
+        found = self.manifest(store, iteration)
+        return {"checks": {name: found.get(name) for name in SHOWN}}
+
+
+class TeacherChecks(Checks):
+    name = "teacher checks"
+    after = ("teacher answers held-out",)
+
+    def of(self, iteration: int) -> int | None:
+        return None
+
+    def occurs(self, iteration: int) -> bool:
+        return iteration == 0
+
+    def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,129 @@
+"""The student learns from the teacher's answers to the Train Pool, starting from the last checkpoint (paper, 3.1)."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lion_ray.core import layout
+from lion_ray.core.errors import TrainingError
+from lion_ray.core.store import Manifest, RunStore
+from lion_ray.data.pools import train_pool
+from lion_ray.models.model_ref import ModelRef
+from lion_ray.pipeline.run import Run
+from lion_ray.pipeline.stage import Phase, Stage, When
+
+if TYPE_CHECKING:
+    from lion_ray.pipeline.plan import Planner, StagePlan
+
+
+class FineTuning(Stage):
+    name = "fine-tuning"
+    phase = Phase.IMITATION
+    actor = "trainer"
+    after = ("teacher answers the Train Pool",)
+
+    def folder(self, iteration: int) -> str:
+        return layout.checkpoint(iteration)
+
+    def due(self, when: When) -> bool:
+        return True
+
+    async def run(self, run: Run, iteration: int) -> None:
+        stage = run.store.stage(self.folder(iteration))
+        if stage.manifest() is None:
+            if run.handoff:
+                await run.actors.students.stop()
+            stage.commit(await self.fit(run, iteration))
+
+    async def fit(self, run: Run, iteration: int) -> Manifest:
+        """Fine-tune the last checkpoint; the model is then in `layout.model(iteration)`.
+
+        Returns:
+            What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, …
+
+        Raises:
+            TrainingError: the workers failed more often than `max_restarts`.
+        """
+        # Here, as whoever reads the pipeline needs no Ray.
+        from lion_ray.actors.resources import group_waits, scarce
+        from lion_ray.actors.trainer import fit, in_thread, torch_trainer
+
+        job = job_of(run, iteration)
+        trainer = torch_trainer(run.store, job)
+        config = job["config"]
+        began = time.time()
+        with run.progress.stage(self.title(iteration), 0, "steps") as shown:
+
+            async def look() -> int:
+                resources = trainer.scaling_config.resources_per_worker or {}
+                waits = group_waits(resources, config.workers)
+                shown.waits_for = f"{config.workers} × {scarce(resources)}" if waits else ""
+                if (seen := run.store.read_json(layout.progress(self.folder(iteration)))) is None:
+                    return 0
+                shown.total = seen["steps"]
+                shown.note = f"loss {seen['loss']:.3f}"
+                return int(seen["step"])
+
+            await run.progress.follow(in_thread(partial(fit, trainer)), shown, look)
+            written = run.store.read_json(f"{layout.model(iteration)}/{layout.TRAINING}")
+            if written is None:
+                raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
+            metrics = written["metrics"]
+            shown.total = metrics["steps"]
+            shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
+        times = {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
+        return metrics | {"fit_seconds": metrics["seconds"]} | times
+
+    def plan(self, planner: Planner, iteration: int) -> StagePlan:
+        rows = planner.train_rows(iteration)
+        steps = math.ceil(rows / planner.config.imitation.batch_size) * planner.config.imitation.epochs
+        seconds = planner.local.fit(rows, planner.pool.mean) if planner.local else None
+        return replace(planner.stage(self, iteration, rows), steps=steps, local_s=seconds)
+
+    def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
+        found = self.manifest(store, iteration)
+        return {
+            "loss_before": found.get("heldout_loss_before"),
+            "loss_after": found.get("heldout_loss_after"),
+            "loss_served": found.get("heldout_loss_served"),
+            "model": store.path(layout.model(iteration)),
+        }
+
+
+def student_after(run: Run, iteration: int) -> ModelRef:
+    """The student after an iteration's imitation; the base model for 0."""
+    if iteration == 0:
+        return ModelRef("base", source=run.config.student.model)
+    return ModelRef(layout.iteration(iteration), folder=layout.model(iteration))
+
+
+def job_of(run: Run, iteration: int) -> dict[str, Any]:
+    """What each worker of an iteration's fit is told; what they share with the driver is the run folder."""
+    config = run.config.imitation.of_iteration(iteration)
+    job: dict[str, Any] = {
+        "run": run.config.run_name,
+        "iteration": iteration,
+        "store": run.store,
+        "base_dir": run.base_dir,
+        "start": student_after(run, iteration - 1),
+        "target": layout.model(iteration),
+        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
+        "heldout": [(shard.instructions, shard.answers) for shard in run.pool(layout.HELDOUT)],
+        "config": config,
+        "prompt": run.config.student.prompt,
+        "serve_dtype": run.config.student.dtype,
+        "seed": run.config.seed + iteration,
+        "workers": config.workers,
+    }
+    if (previous := run.store.stage(layout.checkpoint(iteration - 1)).manifest()) is not None:
+        job["heldout_before"] = previous["heldout_loss_after"]
+    return job
+
+
+def _arrow(metrics: dict[str, Any]) -> str:
+    before, after = metrics.get("heldout_loss_before"), metrics.get("heldout_loss_after")
+    return "not measured" if before is None or after is None else f"{before:.3f} → {after:.3f}"
