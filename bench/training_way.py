@@ -187,7 +187,7 @@ def profiled(job: Job) -> dict[str, Any]:
         return batches
 
     patched: list[tuple[Any, str, Callable[..., Any]]] = [
-        (fit.PackedLoss, "__call__", timed("forward", fit.PackedLoss.__call__)),
+        (fit.LabelledLogits, "__call__", timed("forward", fit.LabelledLogits.__call__)),
         (torch.Tensor, "backward", timed("backward", torch.Tensor.backward)),
         (torch.optim.AdamW, "step", timed("optimizer", torch.optim.AdamW.step)),
         (torch.nn.utils, "clip_grad_norm_", timed("clipping", torch.nn.utils.clip_grad_norm_)),

@@ -1,7 +1,7 @@
 """Referee: judges the teacher's answer against the student's, and in each iteration a few pairs that anyone can decide.
 
 Invariants:
-- What is asked and what is made of the replies is `judging`'s; this actor only carries it.
+- What is asked and what is made of the replies is the judge's (`discrimination.judge`); this actor only carries it.
 - Every call goes through a TeacherProxy; a shard costs one message per round of asking.
 """
 
@@ -16,9 +16,10 @@ import pyarrow as pa
 from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.config import RefereeConfig
-from lion_ray.core.records import OK, VERDICT, instruction_id, table
+from lion_ray.core.records import OK, OWN_VERDICT, VERDICT, instruction_id, table
 from lion_ray.discrimination.drift import load_canaries
-from lion_ray.discrimination.pairwise import JUDGED, Judge, Row
+from lion_ray.discrimination.judge import JudgedRow, load_judge
+from lion_ray.discrimination.pairwise import JUDGED, PairwiseJudge
 
 
 class Referee(BaseActor):
@@ -32,8 +33,9 @@ class Referee(BaseActor):
         Raises:
             ConfigError: the template or the canaries cannot be used.
         """
-        self._door = EndpointHandle(proxies)
-        self._judge = Judge(config, structured=structured, base_dir=base_dir, seed=seed)
+        self._endpoint = EndpointHandle(proxies)
+        self._judge = load_judge(config, structured=structured, base_dir=base_dir, seed=seed)
+        self._schema = VERDICT if isinstance(self._judge, PairwiseJudge) else OWN_VERDICT
         self._canaries = load_canaries(config.canaries, config.canary_pairs, base_dir)
         self._near = tau if config.second_order == "near_threshold" else None
 
@@ -49,26 +51,26 @@ class Referee(BaseActor):
             part.select(columns).to_pylist() for part, columns in zip((shard, teacher, student), JUDGED, strict=True)
         )
         near = None if both_orders else self._near
-        return await self._verdicts([Row(self._judge, *row, tau=near) for row in zip(*tables, strict=True)], stage)
+        return await self._verdicts([self._judge.open(*row, tau=near) for row in zip(*tables, strict=True)], stage)
 
     async def judge_canaries(self, iteration: int, stage: str) -> pa.Table:
         """Verdicts on the canary pairs, in both orders, the good answer in the teacher's place.
 
         Asked anew in each iteration: another sample has another key, so the journal does not answer for the judge.
         """
-        rows = []
+        rows: list[JudgedRow] = []
         for canary in self._canaries:
             name = {"id": instruction_id(canary.instruction), "status": OK, "reason": None, "version": None}
             texts = (canary.instruction, canary.good, canary.poor)
-            rows.append(Row(self._judge, *(name | {"text": text} for text in texts)))
+            rows.append(self._judge.open(*(name | {"text": text} for text in texts)))
         return await self._verdicts(rows, stage, sample=iteration)
 
-    async def _verdicts(self, rows: Sequence[Row], stage: str, sample: int = 0) -> pa.Table:
+    async def _verdicts(self, rows: Sequence[JudgedRow], stage: str, sample: int = 0) -> pa.Table:
         while wanted := [(row, order) for row in rows for order in row.wanted()]:
             calls = [row.call(order, stage, sample=sample) for row, order in wanted]
-            for (row, order), outcome in zip(wanted, await self._door.complete(calls), strict=True):
+            for (row, order), outcome in zip(wanted, await self._endpoint.complete(calls), strict=True):
                 row.take(order, outcome)
-        return table((row.verdict() for row in rows), VERDICT)
+        return table((row.verdict() for row in rows), self._schema)
 
 
 RefereeActor: Any = restartable(Referee, at_once=100)

@@ -12,11 +12,10 @@ hundred parts. This module knows neither when something is due nor what it is fo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,14 +24,28 @@ from lion_ray.config import RunConfig, check_name
 from lion_ray.core import layout
 from lion_ray.core.errors import DataError
 from lion_ray.core.finish_reason import Ending, ending
-from lion_ray.core.records import INSTRUCTION, ORDERS, Piece, as_instructions, derive_seed, ok_rows, shards
+from lion_ray.core.records import (
+    FILTERED,
+    INSTRUCTION,
+    KEPT,
+    OK,
+    ORDERS,
+    QUARANTINED,
+    Piece,
+    as_instructions,
+    derive_seed,
+    ok_rows,
+    shards,
+    table,
+)
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.importing import import_data
 from lion_ray.data.pools import bad_rows_jsonl
+from lion_ray.discrimination import split
 from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.drift import Gaps, drift
-from lion_ray.discrimination.scores import is_hard, relative_quality
 from lion_ray.evaluation import check_scores
+from lion_ray.imitation.filters import AnsweredRow, RowFilter, first_reason, load_filters
 
 
 class RunStoreServer(BaseActor):
@@ -100,23 +113,25 @@ class RunStoreServer(BaseActor):
     def split_verdicts(self, stage: str, instructions: list[str], tau: float, seed: int) -> Manifest:
         """Split judged rows into hard.parquet and easy.parquet beside the verdicts; returns what to know of them."""
         # By columns: the reviews are most of the verdicts, and a Cache Pool may have a million rows.
-        needed = ("id", "status", "teacher_score", "student_score", "model", *ORDERS)
-        everything = self._store.stage(stage).read(len(instructions), needed)
+        everything = self._store.stage(stage).read(len(instructions), split.COLUMNS, split.OWN_COLUMNS)
         verdicts = ok_rows(everything)
-        teacher, student = (verdicts[name].to_numpy() for name in ("teacher_score", "student_score"))
-        lags = is_hard(teacher, student, tau)
+        lags = split.lags(verdicts, tau)
         counts = {}
         pool = as_instructions(self._store.read_table(name) for name in instructions)
         for name, mask, path in (("hard", lags, layout.hard), ("easy", ~lags, layout.easy)):
             ids = verdicts["id"].filter(pa.array(mask)).combine_chunks()
             counts[name] = len(ids)
             self._store.write_table(path(stage), pool.filter(pc.is_in(pool["id"], value_set=ids)))
-        quality = relative_quality(teacher, student, seed=derive_seed(seed, stage))
         return counts | {
-            "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
-            **_flips(*(verdicts[order] for order in ORDERS)),
+            "relative_quality": split.quality(verdicts, seed=seed, stage=stage),
+            **split.order_flips(verdicts),
             "judges": counted(everything["model"]),
         }
+
+    def filter_answers(self, config: RunConfig, base_dir: Path, instructions: str, answers: str) -> pa.Table:
+        """Which answers of a part are trained on: KEPT rows. Raises ConfigError where a filter cannot be used."""
+        asked, given = self._store.read_table(instructions), self._store.read_table(answers)
+        return kept(load_filters(config.imitation.filters, base_dir), asked, given)
 
     def check_answers(self, config: RunConfig, base_dir: Path, iteration: int | None) -> Manifest:
         """Score the held-out answers of an iteration's student, or the teacher's (None), by the configured checks.
@@ -193,18 +208,49 @@ def summary(rows: pa.Table) -> Manifest:
     """Counts of a part: rows, quarantined by reason, tokens and cost."""
     result: Manifest = {"rows": rows.num_rows}
     if "status" in rows.column_names:
-        # What stands in parentheses is one row's detail; what stands before it is what can be counted.
-        reasons = Counter(reason.split(" (")[0] for reason in rows["reason"].to_pylist() if reason)
-        result |= {"quarantined": dict(reasons), **spent(rows)}
+        found = rows.select(["status", "reason"]).to_pylist()
+        result |= {"quarantined": _reasons(found, QUARANTINED), **spent(rows)}
+        if filtered := _reasons(found, FILTERED):
+            result["filtered"] = filtered
     if "finish_reason" in rows.column_names:
         result["cut_off"] = sum(ending(reason) is Ending.CUT for reason in rows["finish_reason"].to_pylist())
     return result
+
+
+def _reasons(rows: Sequence[Mapping[str, Any]], status: str) -> dict[str, int]:
+    """How often each reason is there; what stands in parentheses is one row's detail, and not counted apart."""
+    return dict(Counter(row["reason"].split(" (")[0] for row in rows if row["reason"] and row["status"] == status))
+
+
+def kept(filters: Sequence[RowFilter], instructions: pa.Table, answers: pa.Table) -> pa.Table:
+    """What the filters say of answered rows, as KEPT; a row without an answer stays what it is."""
+    rows = []
+    asked = zip(instructions.to_pylist(), answers.to_pylist(), strict=True)
+    for question, answer in asked:
+        reason = None
+        if answer["status"] == OK:
+            row = AnsweredRow(
+                id=question["id"],
+                instruction=question["text"],
+                answer=answer["text"],
+                reference=question.get("reference"),
+                source=question["source"],
+                iteration=question["iteration"],
+                finish_reason=answer["finish_reason"],
+                model=answer["model"],
+            )
+            reason = first_reason(filters, row)
+        status = answer["status"] if reason is None else FILTERED
+        rows.append({"id": question["id"], "status": status, "reason": reason or answer["reason"]})
+    return table(rows, KEPT)
 
 
 def spent(rows: pa.Table) -> Manifest:
     """Tokens and cost of a table's calls or answers."""
     result: Manifest = {}
     for name in ("prompt_tokens", "completion_tokens", "cost_usd"):
+        if name not in rows.column_names:
+            continue
         total = pc.sum(rows[name]).as_py()
         if total is not None:
             result[name] = total
@@ -221,14 +267,9 @@ def counted(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def canary_gaps(verdicts: pa.Table) -> Gaps:
-    """score(good) - score(poor) of each canary and order that gave both."""
+    """score(good) - score(poor) of each canary and order that gave both; by a judge without scores, its gap."""
+    if "gap" in verdicts.column_names:
+        found = zip(verdicts["id"].to_pylist(), verdicts["gap"].to_pylist(), strict=True)
+        return {(row, "gap"): gap for row, gap in found if gap is not None}
     rows = verdicts.select(["id", *ORDERS]).to_pylist()
     return {(row["id"], order): row[order][0] - row[order][1] for row in rows for order in ORDERS if row[order]}
-
-
-def _flips(*orders: pa.ChunkedArray) -> Manifest:
-    """Rows with a score in both orders, each of teacher's and student's, and of them those with different winners."""
-    # A null, where an order was not asked, becomes NaN, which is neither more nor less than anything.
-    ahead = [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
-    both = ahead[0] * ahead[1]
-    return {"order_flips": int((both < 0).sum()), "both_orders": int((~np.isnan(both)).sum())}

@@ -39,7 +39,7 @@ from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.weights import fingerprint
-from lion_ray.prompts.messages import load_template, teacher_messages
+from lion_ray.prompts.source import Instruction, load_source
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -76,7 +76,7 @@ class TeacherProxy(BaseActor):
     def __init__(self, settings: ProxySettings) -> None:
         self._settings = settings
         self._teacher = settings.teacher
-        self._template = load_template(settings.teacher.prompt, "teacher", settings.base_dir)
+        self._source = load_source(settings.teacher, settings.base_dir)
         self._metrics = EndpointMetrics(settings.endpoint, settings.name)
         self._server: ModelServer | None = None
         self._served: ServedStats | None = None
@@ -175,8 +175,8 @@ class TeacherProxy(BaseActor):
 
     async def answer(self, shard: pa.Table, stage: str) -> pa.Table:
         """The teacher's answers to a shard of INSTRUCTION rows: an ANSWER table in the same order."""
-        rows = shard.select(["id", "text"]).to_pylist()
-        outcomes = await self._from_anyone([self._call(row["id"], row["text"], stage) for row in rows])
+        rows = shard.select(["id", "text", "source", "iteration"]).to_pylist()
+        outcomes = await self._from_anyone([self._call(Instruction(**row), stage) for row in rows])
         return table((answer_row(row["id"], outcome) for row, outcome in zip(rows, outcomes, strict=True)), ANSWER)
 
     async def _from_anyone(self, calls: list[Call]) -> list[Outcome]:
@@ -211,14 +211,14 @@ class TeacherProxy(BaseActor):
         # Looked up at the first need: when this proxy was made, the others may not have been.
         return [EndpointHandle(names) for names in self._settings.fallbacks]
 
-    def _call(self, row_id: str, text: str, stage: str) -> Call:
+    def _call(self, instruction: Instruction, stage: str) -> Call:
         # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
         return Call(
-            messages=teacher_messages(self._template, text),
+            messages=tuple(self._source.messages(instruction)),
             max_tokens=self._teacher.max_tokens,
             temperature=self._teacher.temperature,
             top_p=self._teacher.top_p,
-            seed=derive_seed(self._settings.seed, "teacher", row_id),
+            seed=derive_seed(self._settings.seed, "teacher", instruction.id),
             role="teacher",
             stage=stage,
             batch=self._teacher.mode == "batch",

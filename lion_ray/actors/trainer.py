@@ -12,7 +12,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
-from lion_ray.core.errors import LionError, TrainingError, as_raised
+from lion_ray.core.errors import ConfigError, LionError, TrainingError, as_raised
 from lion_ray.core.records import OK
 from lion_ray.core.store import RunStore
+from lion_ray.imitation.objectives import load_objective
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.models.machine import cores
 
@@ -143,7 +144,7 @@ def _worker(job: dict[str, Any]) -> None:
             last.to_directory(str(restore))
         train(
             spec,
-            rows=read_rows(store, job["rows"]),
+            rows=read_rows(store, job["rows"], job.get("kept", ()), objective_columns(job)),
             heldout_rows=read_rows(store, job["heldout"]),
             report=report,
             restore=restore,
@@ -157,21 +158,42 @@ def _worker(job: dict[str, Any]) -> None:
         store.adopt_folder(output, job["target"])
 
 
-def read_rows(store: RunStore, parts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Instructions joined with their answers; what was quarantined is never trained on (contract 4)."""
+def objective_columns(job: dict[str, Any]) -> tuple[str, ...]:
+    """What the objective needs of a row beside its texts."""
+    return load_objective(job["config"].objective, job["base_dir"]).columns
+
+
+def read_rows(
+    store: RunStore, parts: list[tuple[str, str]], kept: Sequence[str] = (), columns: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Instructions joined with their answers; what was quarantined or filtered is never trained on.
+
+    `kept`: of each part the KEPT rows of the filters, where there are filters. `columns`: of INSTRUCTION or ANSWER, for
+    the objective.
+
+    Raises:
+        ConfigError: a column is in neither.
+        TrainingError: parts do not belong together.
+    """
     rows: list[dict[str, Any]] = []
-    for instructions, answers in parts:
+    for place, (instructions, answers) in enumerate(parts):
         asked: pa.Table = store.read_table(instructions)
         given: pa.Table = store.read_table(answers)
-        for question, answer in zip(asked.to_pylist(), given.to_pylist(), strict=True):
+        whole = {**dict.fromkeys(given.column_names, given), **dict.fromkeys(asked.column_names, asked)}
+        if unknown := [name for name in columns if name not in whole]:
+            raise ConfigError(f"imitation.objective: it wants the column {unknown[0]!r}; there is {', '.join(whole)}")
+        others = [whole[name][name].to_pylist() for name in columns]
+        statuses = (store.read_table(kept[place]) if kept else given)["status"].to_pylist()
+        for row, (question, answer) in enumerate(zip(asked.to_pylist(), given.to_pylist(), strict=True)):
             if question["id"] != answer["id"]:
                 raise TrainingError(f"{answers} does not answer {instructions}")
-            if answer["status"] == OK:
+            if statuses[row] == OK:
                 rows.append(
                     {
                         "instruction": question["text"],
                         "answer": answer["text"],
                         "finish_reason": answer["finish_reason"],
+                        **{name: values[row] for name, values in zip(columns, others, strict=True)},
                     }
                 )
     return rows

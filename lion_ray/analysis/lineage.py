@@ -225,7 +225,19 @@ class Step:
 
 def _verdicts(store: RunStore, name: str) -> pa.Table:
     stage = store.stage(name)
-    return stage.read((stage.manifest() or {})["parts"], ("id", "teacher_score", "student_score"))
+    found = stage.read((stage.manifest() or {})["parts"], ("id", "teacher_score", "student_score"), ("gap",))
+    if "gap" not in found.column_names:
+        return found
+    # A judge of the user's own need not score: then its gap stands for the teacher's lead, over 0.
+    scored = found["teacher_score"].is_valid()
+    zero = pa.scalar(0.0, pa.float64())
+    for name, other in (
+        ("teacher_score", found["gap"]),
+        ("student_score", pc.if_else(found["gap"].is_valid(), zero, None)),
+    ):
+        place = found.column_names.index(name)
+        found = found.set_column(place, name, pc.if_else(scored, found[name], other))
+    return found
 
 
 def _iterations(store: RunStore) -> int:

@@ -13,12 +13,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
+from lion_ray.config.plugins import IMPORT_PATH, OWN, by_kind
 from lion_ray.config.section import Section
-
-OWN = "import_path"
-"""The kind of a check that is the user's own function; it has no `type`."""
 
 
 class _Check(Section):
@@ -116,16 +114,8 @@ class JsonFieldsCheck(_Check):
 class OwnCheck(_Check):
     """A function of the user's own: (instruction, answer, reference) -> a number from 0 to 1."""
 
-    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    import_path: str = Field(pattern=IMPORT_PATH)
     """The function, as package.module:name; found as Python finds modules, and beside the configuration file."""
-
-
-def _kind(value: Any) -> str | None:
-    """A check's `type`, or `import_path` for one that has none."""
-    given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if given is None and (isinstance(value, OwnCheck) or (isinstance(value, dict) and OWN in value)):
-        return OWN
-    return None if given is None else str(given)
 
 
 CheckConfig = Annotated[
@@ -137,7 +127,7 @@ CheckConfig = Annotated[
     | Annotated[JsonSchemaCheck, Tag("json_schema")]
     | Annotated[JsonFieldsCheck, Tag("json_fields")]
     | Annotated[OwnCheck, Tag(OWN)],
-    Discriminator(_kind),
+    by_kind,
 ]
 """One check; which one, its `type` says."""
 

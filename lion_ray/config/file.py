@@ -27,7 +27,17 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from lion_ray.config import EndpointConfig, RunConfig, Section
-from lion_ray.config.keys import KeyDoc, KeyPath, choices, describe, differences, section_of, variants_of, wanted
+from lion_ray.config.keys import (
+    KeyDoc,
+    KeyPath,
+    choices,
+    describe,
+    differences,
+    is_list,
+    section_of,
+    variants_of,
+    wanted,
+)
 from lion_ray.core.errors import ConfigError
 
 __all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config"]
@@ -310,8 +320,9 @@ def _locate(location: tuple[int | str, ...], section: type[Section]) -> tuple[Ke
         if info is None:
             return path, section, None
         if variants := variants_of(info.annotation):
-            number, tag = next(parts, None), next(parts, None)
+            number = next(parts, None) if is_list(info.annotation) else None
             path = path if number is None else (*path, number)
+            tag = next(parts, None)
             if tag not in variants:
                 break
             section, info = variants[tag], None

@@ -70,15 +70,24 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
 
 
 def variants_of(annotation: Any) -> dict[str, type[Section]]:
-    """The sections of a list whose items are chosen by a tag (`type:`), by tag; none where it is no such list."""
-    if get_origin(annotation) is not tuple or get_origin(item := get_args(annotation)[0]) is not Annotated:
+    """The sections that a field, or an item of a list, is chosen from by a tag (`type:`), by tag; none elsewhere."""
+    if is_list(annotation):
+        annotation = get_args(annotation)[0]
+        if get_origin(annotation) is not Annotated:
+            return {}
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, types.UnionType):
         return {}
     found = {}
-    for member in get_args(get_args(item)[0]):
+    for member in get_args(annotation):
         tag = next((one.tag for one in get_args(member)[1:] if isinstance(one, Tag)), None)
         if tag is not None:
             found[tag] = get_args(member)[0]
     return found
+
+
+def is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple
 
 
 def choices(annotation: Any) -> tuple[Any, ...]:
@@ -103,13 +112,13 @@ def _bounds(info: FieldInfo) -> str:
 def _type_words(annotation: Any, bounds: str) -> str:
     if choices(annotation):
         return f"one of {', '.join(map(str, choices(annotation)))}"
+    if not is_list(annotation) and (variants := variants_of(annotation)):
+        return f"a section with {_tags(variants)}"
     if get_origin(annotation) in (Union, types.UnionType):
         members = [_type_words(member, bounds) for member in get_args(annotation) if member is not type(None)]
         return " or ".join([*members, "null"] if type(None) in get_args(annotation) else members)
     if variants := variants_of(annotation):
-        typed = [tag for tag, section in variants.items() if "type" in section.model_fields]
-        others = [f"an {tag}" for tag in variants if tag not in typed]
-        return f"a list of sections, each with a type ({', '.join(typed)}) or {' or '.join(others)}"
+        return f"a list of sections, each with {_tags(variants)}"
     section, named = section_of(annotation)
     if section is not None:
         return "sections, each under a name of your choice" if named else "a section"
@@ -120,6 +129,12 @@ def _type_words(annotation: Any, bounds: str) -> str:
     if annotation is str:
         return bounds or _WORDS[str]
     return f"{_WORDS[annotation]} {bounds}".rstrip()
+
+
+def _tags(variants: Mapping[str, type[Section]]) -> str:
+    typed = [tag for tag, section in variants.items() if "type" in section.model_fields]
+    others = [f"an {tag}" for tag in variants if tag not in typed]
+    return f"a type ({', '.join(typed)}) or {' or '.join(others)}"
 
 
 def _default(info: FieldInfo) -> str:
@@ -139,7 +154,7 @@ def _describe(section: type[Section], path: KeyPath) -> Iterator[KeyDoc]:
         if below is not None:
             yield from _describe(below, (*here, "NAME") if named else here)
         for tag, variant in variants_of(info.annotation).items():
-            yield from _describe(variant, (*path, f"{name}[{tag}]"))
+            yield from _describe(variant, (*path, f"{name}[{tag}]" if is_list(info.annotation) else f"{name}({tag})"))
 
 
 def _differences(section: type[Section], a: Mapping[str, Any], b: Mapping[str, Any], path: KeyPath) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lion_ray.config.plugins import JudgeConfig, PairwiseJudgeConfig
 from lion_ray.config.section import Mode, Section, operational
 
 
@@ -18,6 +19,8 @@ class RefereeConfig(Section):
     """live calls, or the endpoint's Batch API: cheaper, within a day."""
     prompt: str = "explain"
     """The template: explain (reasons, then scores), scores (two numbers only, for small judges), or a .yaml file."""
+    judge: JudgeConfig = PairwiseJudgeConfig()
+    """How it comes to a verdict: pairwise (two scores, in both orders), or a class of your own."""
     temperature: float = Field(0.2, ge=0, le=2)
     """Sampling temperature."""
     max_tokens: int = Field(512, ge=1)

@@ -9,6 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from lion_ray.config.checks import EvaluationConfig
 from lion_ray.config.endpoints import EndpointConfig
+from lion_ray.config.plugins import (
+    CrossEntropyConfig,
+    FilterConfig,
+    ObjectiveConfig,
+    PromptSourceConfig,
+    TemplatePromptConfig,
+)
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
 from lion_ray.core.addresses import check_storage
@@ -47,6 +54,8 @@ class TeacherConfig(Section):
     """live calls, or the endpoint's Batch API: cheaper, within a day."""
     prompt: str = "answer"
     """The template: a built-in name, or a .yaml file."""
+    source: PromptSourceConfig = TemplatePromptConfig()
+    """What it is asked for an instruction: the template (`prompt`), or a class of your own."""
     temperature: float = Field(0.7, ge=0, le=2)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -166,6 +175,10 @@ class ImitationConfig(Section):
     """Arithmetic of forward and backward pass (auto: bf16 on a GPU, on a CPU what is faster); weights are float32."""
     truncated: Literal["drop", "keep"] = "drop"
     """An answer that was cut off is dropped, or trained on without an end-of-sequence token."""
+    objective: ObjectiveConfig = CrossEntropyConfig()
+    """What a fit minimises: cross_entropy, or a class of your own (docs/extending.md)."""
+    filters: tuple[FilterConfig, ...] = ()
+    """Leave these answers out of the training: by length, by pattern, or by a class of your own."""
     lora: LoraConfig | None = None
     """Train adapters instead of every weight; null trains every weight."""
     workers: int = operational(1, ge=1)

@@ -7,7 +7,8 @@ Invariants:
 
     run.json  progress.json  stopped.json  questions.parquet  quarantine.jsonl  contaminated.jsonl  report.html
     pool-P/          instructions: parts and a manifest
-    answers-P/       the teacher's answers to pool P; answers-heldout/checks: what the checks say of them
+    answers-P/       the teacher's answers to pool P; filtered/: which of them are left out of the training;
+                     answers-heldout/checks: what the checks say of them
     iteration-K/     result.json  candidates.parquet
       checkpoint/    model/, progress.json while it is fitted
       student/       the student's answers to the Cache Pool
@@ -59,6 +60,11 @@ def pool(name: str | int) -> str:
 def answers(name: str | int) -> str:
     """The stage that holds the teacher's answers to a pool."""
     return f"answers-{name}"
+
+
+def filtered(name: str | int) -> str:
+    """The stage that says which of the teacher's answers to a pool are left out of the training."""
+    return f"{answers(name)}/filtered"
 
 
 def iteration(number: int) -> str:

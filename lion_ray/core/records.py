@@ -3,6 +3,7 @@
 Invariants:
 - An instruction's id is the hash of its text: the same text has the same id in every run and on every machine.
 - A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row says why in `reason`.
+  What a filter left out is ``filtered``, with its reason: it has not failed.
 - An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract 6).
 - Seeds depend on what they are for, never on order, time or process (contract 3).
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 OK = "ok"
 QUARANTINED = "quarantined"
+FILTERED = "filtered"
 ORDERS = ("teacher_first", "student_first")
 """Whose answer a referee is shown first; columns of VERDICT."""
 
@@ -81,6 +83,16 @@ VERDICT = pa.schema(
 )
 """The referee's judgement of one teacher answer against one student answer."""
 
+OWN_VERDICT = pa.schema(
+    [
+        *VERDICT,
+        pa.field("gap", pa.float64()),  # by how much the teacher's answer is better, in the judge's own points
+        pa.field("hard", pa.bool_()),  # null: by the gap
+        pa.field("detail", pa.string()),  # JSON
+    ]
+)
+"""The same by a judge of the user's own, which need not score."""
+
 CHECKED = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # the instruction's
@@ -92,6 +104,15 @@ CHECKED = pa.schema(
     ]
 )
 """What the checks say of one answer."""
+
+KEPT = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("status", pa.string(), nullable=False),  # ok | filtered | quarantined, as its answer was
+        pa.field("reason", pa.string()),
+    ]
+)
+"""Whether an answer is trained on."""
 
 CANDIDATE = pa.schema(
     [

@@ -93,11 +93,13 @@ class Stage:
         indexes = map(layout.part_index, self.store.names(self.name))
         return {index for index in indexes if index is not None}
 
-    def read(self, parts: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given."""
+    def read(self, parts: int, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:
+        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given, and those of `optional` that
+        are there."""
         names = map(self.part_name, range(parts))
+        wanted = None if columns is None else (*columns, *optional)
         # A resumed run's parts may be of two versions, of which one knew a column more.
-        tables = [self.store.read_table(name, columns, optional=True) for name in names]
+        tables = [self.store.read_table(name, wanted, optional=True) for name in names]
         whole = pa.concat_tables(tables, promote_options="default")
         if missing := [name for name in columns or () if name not in whole.column_names]:
             raise DamagedError(self.store.path(self.name), f"its parts have no column {missing[0]!r}")

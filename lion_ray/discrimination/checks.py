@@ -12,11 +12,9 @@ The whole interface is `load_checks` and `apply_checks`. This module does not kn
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,6 +37,7 @@ from lion_ray.config.checks import (
     schema_problem,
 )
 from lion_ray.core.errors import ConfigError
+from lion_ray.core.plugins import load_attribute
 from lion_ray.core.values import EXACT, NOTHING, agree, json_value, last_number
 
 Measure = Callable[[str, str, str | None], float]
@@ -293,19 +292,7 @@ def _json_fields(config: JsonFieldsCheck) -> Measure:
 
 
 def _imported(import_path: str, base_dir: Path, key: str) -> Callable[..., Any]:
-    module, _, name = import_path.partition(":")
-    beside = str(base_dir)
-    sys.path.insert(0, beside)
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(f"{key}.import_path: {import_path} cannot be imported ({what}); correct it") from None
-    finally:
-        if beside in sys.path:
-            sys.path.remove(beside)
+    found = load_attribute(import_path, base_dir, f"{key}.import_path")
     if not callable(found):
         raise ConfigError(
             f"{key}.import_path: {import_path} is no function; name one that takes (instruction, answer, reference) "

@@ -65,7 +65,7 @@ def read_scores(completion: Completion) -> Pair | str:
     return pair if in_range(pair) else "score outside 1 to 10"
 
 
-class Judge:
+class PairwiseJudge:
     """How one referee asks, and how it is read."""
 
     def __init__(self, config: RefereeConfig, *, structured: bool, base_dir: Path, seed: int) -> None:
@@ -78,6 +78,12 @@ class Judge:
         self._template = load_template(config.prompt, "referee", base_dir)
         self._schema = self._template.schema if structured else None
         self._seed = seed
+
+    def open(
+        self, instruction: dict[str, Any], teacher: dict[str, Any], student: dict[str, Any], *, tau: float | None = None
+    ) -> Row:
+        """A row to be judged: see `Row`."""
+        return Row(self, instruction, teacher, student, tau=tau)
 
     def call(self, comparison: Comparison, order: str, stage: str, *, attempt: int = 0, sample: int = 0) -> Call:
         """The question about `comparison` in one of ORDERS; `sample` tells wanted repetitions from one another."""
@@ -116,7 +122,7 @@ class Row:
 
     def __init__(
         self,
-        judge: Judge,
+        judge: PairwiseJudge,
         instruction: dict[str, Any],
         teacher: dict[str, Any],
         student: dict[str, Any],

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lion_ray.config import RunConfig, endpoints_in_use
 from lion_ray.config.file import LoadedConfig
+from lion_ray.config.plugins import Own
 from lion_ray.core.addresses import in_clear, without_secrets
 from lion_ray.core.errors import ConfigError, EndpointError
 from lion_ray.core.records import references
@@ -20,7 +21,11 @@ from lion_ray.data.importing import heldout_rows
 from lion_ray.data.pools import where_is
 from lion_ray.discrimination.checks import load_checks, unusable
 from lion_ray.discrimination.drift import load_canaries
+from lion_ray.discrimination.judge import load_judge
+from lion_ray.imitation.filters import load_filters
+from lion_ray.imitation.objectives import load_objective
 from lion_ray.prompts.messages import load_template
+from lion_ray.prompts.source import load_source
 
 
 def check_templates(loaded: LoadedConfig) -> None:
@@ -35,6 +40,16 @@ def check_templates(loaded: LoadedConfig) -> None:
     load_canaries(referee.canaries, referee.canary_pairs, loaded.base_dir)
     for _, name, kind in templates_in_use(loaded.config):
         load_template(name, kind, loaded.base_dir)
+    check_plugins(loaded.config, loaded.base_dir)
+
+
+def check_plugins(config: RunConfig, base_dir: Path) -> None:
+    """Load the user's own code. Raises ConfigError where it cannot be."""
+    load_source(config.teacher, base_dir)
+    load_judge(config.referee, structured=False, base_dir=base_dir, seed=config.seed)
+    load_filters(config.imitation.filters, base_dir)
+    if isinstance(config.imitation.objective, Own):  # the built-in ones need torch, and cannot be wrong
+        load_objective(config.imitation.objective, base_dir)
 
 
 def templates_in_use(config: RunConfig) -> Iterator[tuple[str, str, str]]:

@@ -28,8 +28,9 @@ import aiohttp
 
 import lion_ray
 from lion_ray.config import models_in_use
-from lion_ray.config.checks import JsonSchemaCheck, OwnCheck
+from lion_ray.config.checks import JsonSchemaCheck
 from lion_ray.config.file import LoadedConfig
+from lion_ray.config.plugins import imports_of
 from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.core.terminal import tell
@@ -171,11 +172,10 @@ def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     for number, check in enumerate(config.evaluation.checks):
         if isinstance(check, JsonSchemaCheck) and isinstance(check.schema_, str):
             named.append((f"evaluation.checks.{number}.schema", check.schema_))
-        if isinstance(check, OwnCheck):
-            # Where the module is not beside the configuration, the cluster must have it installed.
-            module = check.import_path.partition(":")[0].partition(".")[0]
-            beside = [one for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
-            named += [(f"evaluation.checks.{number}.import_path", one) for one in beside]
+    for key, path in imports_of(config):
+        # Where the module is not beside the configuration, the cluster must have it installed.
+        module = path.partition(":")[0].partition(".")[0]
+        named += [(key, one) for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
     for key, value in named:
         if not value.startswith("hf:") and "://" not in value and not Path(value).is_absolute():
             yield key, value

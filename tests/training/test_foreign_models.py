@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lion_ray.core.errors import ModelError
 from lion_ray.imitation.training.data import Row, collate, encode
-from lion_ray.imitation.training.model import PackedLoss, check_length, check_packing, load_model
+from lion_ray.imitation.training.model import LabelledLogits, check_length, check_packing, load_model
 from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_tokenizer
 
@@ -56,10 +56,12 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list:
 def test_a_model_that_keeps_samples_apart_is_let_through(kind: str, tmp_path: Path, samples: list) -> None:
     model = load_model(made(kind, tmp_path), CPU)
     check_packing(model, samples, CPU)
-    losses = PackedLoss(model.eval())
+    logits = LabelledLogits(model.eval())
     with torch.no_grad():
-        alone = float(losses(collate([[samples[1]]])))
-        after = float(losses(collate([[samples[5], samples[1]]])) - losses(collate([[samples[5]]])))
+        alone = float(logits.losses(collate([[samples[1]]])).sum())
+        after = float(
+            logits.losses(collate([[samples[5], samples[1]]])).sum() - logits.losses(collate([[samples[5]]])).sum()
+        )
     assert after == pytest.approx(alone, abs=0.002)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 from lion_ray.core.errors import ModelError
 from lion_ray.imitation.training.data import Sample, collate, encode, pack
 from lion_ray.imitation.training.fit import micro_batches
-from lion_ray.imitation.training.model import PackedLoss, World, check_packing, load_model
+from lion_ray.imitation.training.model import LabelledLogits, World, check_packing, load_model
 from lion_ray.models.prompter import Prompter
 from tests.training.conftest import ROWS
 
@@ -64,12 +64,12 @@ def test_packed_and_plain_have_the_same_loss_and_gradients(kind, model, samples)
     plain = sum(plain_loss(model, sample) for sample in samples)
     plain.backward()
     expected = gradients(model)
-    losses = PackedLoss(model)
+    logits = LabelledLogits(model)
     rows = pack(samples, 256)
     assert len(rows) < len(samples) / 3
     total = torch.zeros(())
     for batch in micro_batches(rows, 3, World()):
-        loss = losses(batch)
+        loss = logits.losses(batch).sum()
         loss.backward()
         total += loss.detach()
     torch.testing.assert_close(total, plain.detach(), rtol=1e-5, atol=1e-4)
@@ -78,29 +78,29 @@ def test_packed_and_plain_have_the_same_loss_and_gradients(kind, model, samples)
 
 
 def test_samples_in_a_row_cannot_see_one_another(model, samples):
-    losses = PackedLoss(model.eval())
+    logits = LabelledLogits(model.eval())
     second = samples[1]
-    alone = losses(collate([[second]]))
+    alone = logits.losses(collate([[second]])).sum()
     for first in (samples[0], Sample([9] * 20, 20), Sample([300] * 20, 20)):
         # No label in the first sample: the loss is the second's.
         unlabelled = Sample(first.ids, len(first.ids))
-        torch.testing.assert_close(losses(collate([[unlabelled, second]])), alone, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(logits.losses(collate([[unlabelled, second]])).sum(), alone, rtol=1e-6, atol=1e-5)
 
 
 def test_logits_are_made_at_labelled_positions_only(model, samples):
-    losses = PackedLoss(model)
+    logits = LabelledLogits(model)
     widths = []
     model.lm_head.register_forward_hook(lambda _module, args, _out: widths.append(tuple(args[0].shape)))
-    losses(collate(pack(samples, 128)))
+    logits(collate(pack(samples, 128)))
     labelled = sum(sample.labelled for sample in samples)
     assert widths == [(labelled, 64)]
-    assert losses.head_rows == labelled < sum(len(sample.ids) for sample in samples) * 0.8
+    assert logits.head_rows == labelled < sum(len(sample.ids) for sample in samples) * 0.8
     # Outside of a loss the head is the model's own.
     assert model(torch.tensor([[5, 6, 7]])).logits.shape == (1, 3, model.config.vocab_size)
 
 
 def test_a_share_without_rows_adds_nothing_and_still_has_gradients(model):
-    loss = PackedLoss(model)(collate([]))
+    loss = LabelledLogits(model).losses(collate([])).sum()
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

@@ -15,7 +15,7 @@ from lion_ray.core import layout
 from lion_ray.core.records import INSTRUCTION, ORDERS, VERDICT, derive_seed, instruction_id, table
 from lion_ray.core.store import RunStore
 from lion_ray.discrimination.orders import first_order
-from lion_ray.discrimination.pairwise import RESAMPLED, Judge, Row
+from lion_ray.discrimination.pairwise import RESAMPLED, PairwiseJudge, Row
 from lion_ray.gateway.calls import Completion, Failure, Outcome, TokenChoice
 from lion_ray.pipeline.results import results_table, summarise
 
@@ -25,12 +25,12 @@ FIRST = first_order(ROW_ID)
 SECOND = next(order for order in ORDERS if order != FIRST)
 
 
-def judge(**changes: Any) -> Judge:
+def judge(**changes: Any) -> PairwiseJudge:
     config = RefereeConfig(prompt="scores", max_tokens=16, second_order="near_threshold", **changes)
-    return Judge(config, structured=False, base_dir=Path(), seed=3)
+    return PairwiseJudge(config, structured=False, base_dir=Path(), seed=3)
 
 
-def row(judge: Judge, tau: float | None = 1.0) -> Row:
+def row(judge: PairwiseJudge, tau: float | None = 1.0) -> Row:
     answer: dict[str, Any] = {"id": ROW_ID, "status": "ok", "reason": None, "version": "iteration-1"}
     texts = ({"text": "The Ganges."}, {"text": "The Nile."})
     return Row(judge, {"id": ROW_ID, "text": TEXT}, *(answer | text for text in texts), tau=tau)

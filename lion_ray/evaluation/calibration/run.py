@@ -25,7 +25,7 @@ from lion_ray.core.progress import Progress
 from lion_ray.core.records import ORDERS
 from lion_ray.core.store import RunStore
 from lion_ray.discrimination.orders import Replayed, replay
-from lion_ray.discrimination.pairwise import Judge
+from lion_ray.discrimination.pairwise import PairwiseJudge
 from lion_ray.evaluation.calibration.cases import Case, Judged, both_orders, judged_iterations, judged_rows
 from lion_ray.evaluation.calibration.measures import Measures, Reply, measure
 from lion_ray.evaluation.participants import Participant
@@ -46,10 +46,10 @@ class Calibrated:
     tau: float
     """The configured threshold."""
 
-    def judge(self) -> Judge:
+    def judge(self) -> PairwiseJudge:
         """How it is asked. Always live: a calibration is small."""
         live = self.referee.model_copy(update={"mode": "live"})
-        return Judge(live, structured=self.endpoint.json_schema, base_dir=self.base_dir, seed=self.seed)
+        return PairwiseJudge(live, structured=self.endpoint.json_schema, base_dir=self.base_dir, seed=self.seed)
 
     def participant(self) -> Participant:
         """Who is asked."""
@@ -189,7 +189,7 @@ def replays(store: RunStore, tau: float) -> tuple[Replayed, ...]:
     return tuple(replay(rows, tau)) if rows else ()
 
 
-def _reply(judge: Judge, case: Case, order: str, sample: int, outcome: Completion | Failure) -> Reply:
+def _reply(judge: PairwiseJudge, case: Case, order: str, sample: int, outcome: Completion | Failure) -> Reply:
     reading = judge.read(order, outcome)
     if isinstance(outcome, Failure):
         return Reply(case.id, order, sample, None, reading.failure)

@@ -18,22 +18,19 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from lion_ray.core.errors import DataError
-from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.records import derive_seed
+from lion_ray.imitation.filters import CUT_OFF, EMPTY_ANSWER, AnsweredRow, CutOff, Empty
 from lion_ray.models.prompter import Prompter
 
-EMPTY_ANSWER = "empty answer"
-CUT_OFF = "answer cut off"
 EMPTY_PROMPT = "empty prompt"
 PROMPT_TOO_LONG = "prompt too long"
-_CUT_REASONS = frozenset(Ending) - {Ending.COMPLETE}
 
 
 class Row(NamedTuple):
@@ -42,9 +39,11 @@ class Row(NamedTuple):
     instruction: str
     answer: str
     finish_reason: str | None = "stop"
+    columns: Mapping[str, Any] = {}
+    """What else an objective needs of the row, by name."""
 
 
-AnyRow = Mapping[str, str | None] | Sequence[str | None]
+AnyRow = Mapping[str, Any] | Sequence[Any]
 """A row as callers may give it: a mapping with Row's names, or its fields in order."""
 
 
@@ -53,6 +52,8 @@ class Sample(NamedTuple):
 
     ids: list[int]
     prompt: int
+    columns: Mapping[str, Any] = {}
+    """What an objective needs beside the tokens, by name."""
 
     @property
     def labelled(self) -> int:
@@ -71,9 +72,14 @@ class Batch:
     """[N]: the places, in the flattened [B * L], whose next token carries a label."""
     targets: torch.Tensor
     """[N]: those next tokens."""
+    sample: torch.Tensor
+    """[N]: the number of the sample that each of them belongs to, in the batch's order."""
+    columns: list[Mapping[str, Any]] = field(default_factory=list)
+    """Of each sample, what the objective asked for."""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(t.to(device) for t in (self.input_ids, self.position_ids, self.positions, self.targets)))
+        names = ("input_ids", "position_ids", "positions", "targets", "sample")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -92,8 +98,9 @@ def read_rows(path: str | Path) -> list[Row]:
 def as_row(row: AnyRow) -> Row:
     """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
     if isinstance(row, Mapping):
-        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"))
-    result = Row(*row)  # type: ignore[arg-type]
+        others = {name: value for name, value in row.items() if name not in Row._fields}
+        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), others)
+    result = Row(*row)
     if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
         raise TypeError("instruction and answer must be texts")
     return result
@@ -117,14 +124,15 @@ def encode(
 
 
 def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -> Sample | str:
-    if not row.answer.strip():
-        return EMPTY_ANSWER
+    as_text = AnsweredRow("", row.instruction, row.answer, finish_reason=row.finish_reason)
+    if (reason := Empty().reason(as_text)) is not None:
+        return reason
     prompt = prompter.prompt_ids(row.instruction)
     if not prompt:
         return EMPTY_PROMPT  # nothing to predict the first token from
     if len(prompt) >= max_length:
         return PROMPT_TOO_LONG
-    complete = row.finish_reason is None or ending(row.finish_reason) not in _CUT_REASONS
+    complete = CutOff().reason(as_text) is None
     answer = prompter.completion_ids(row.answer, complete=complete)
     if not answer:
         return EMPTY_ANSWER
@@ -132,7 +140,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     if truncated == "drop" and (not complete or len(answer) > room):
         return CUT_OFF
     # Cutting takes the end token off with it.
-    return Sample(prompt + answer[:room], len(prompt))
+    return Sample(prompt + answer[:room], len(prompt), row.columns)
 
 
 def digest(samples: Iterable[Sample]) -> str:
@@ -209,6 +217,8 @@ def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
     places: list[list[int]] = []
     positions: list[int] = []
     targets: list[int] = []
+    owners: list[int] = []
+    columns: list[Mapping[str, Any]] = []
     for number, row in enumerate(rows or [[]]):
         row_ids: list[int] = []
         row_places: list[int] = []
@@ -216,9 +226,18 @@ def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
             offset = number * width + len(row_ids)
             positions.extend(range(offset + sample.prompt - 1, offset + len(sample.ids) - 1))
             targets.extend(sample.ids[sample.prompt :])
+            owners.extend([len(columns)] * sample.labelled)
+            columns.append(sample.columns)
             row_ids += sample.ids
             row_places += range(len(sample.ids))
         padding = width - len(row_ids)
         ids.append(row_ids + [0] * padding)
         places.append(row_places + list(range(padding)))
-    return Batch(*(torch.tensor(values, dtype=torch.long) for values in (ids, places, positions, targets)))
+    return Batch(
+        torch.tensor(ids, dtype=torch.long),
+        torch.tensor(places, dtype=torch.long),
+        torch.tensor(positions, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(owners, dtype=torch.long),
+        columns,
+    )

@@ -1,8 +1,9 @@
 """Fine-tuning: the loop.
 
 Invariants:
-- A step's loss is the sum of its token losses over the number of its labelled tokens, across all processes and
-  micro-batches: neither packing, nor micro-batches, nor the number of processes changes what a step does.
+- A step's loss is the sum of its losses over their number (the objective's; for cross-entropy, of labelled tokens),
+  across all processes and micro-batches: neither packing, nor micro-batches, nor the number of processes changes what
+  a step does.
 - Every process takes the same number of micro-batches, empty ones if need be, so no collective waits for ever.
 - Everything random in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
 - Nothing collective happens after the weights are gathered, so no process waits while the first one writes.
@@ -27,10 +28,12 @@ from torch import nn
 
 from lion_ray.core.errors import DataError, TrainingError
 from lion_ray.core.records import derive_seed
+from lion_ray.imitation.objectives import load_objective
+from lion_ray.imitation.objectives.base import Objective
 from lion_ray.imitation.training import output, state
 from lion_ray.imitation.training.data import Batch, Sample, collate, count_steps, digest, encode, pack, step_batches
 from lion_ray.imitation.training.model import (
-    PackedLoss,
+    LabelledLogits,
     World,
     add_adapters,
     check_length,
@@ -80,10 +83,12 @@ def train(
     if finished is not None:
         return finished
 
+    objective = load_objective(spec.objective, Path(spec.base_dir))
     prompter = Prompter.load(spec.model_dir, spec.prompt, spec.base_dir)
     samples, dropped = encode(rows, prompter, spec.max_length, spec.truncated)
     if not samples:
-        raise DataError(f"none of {len(rows)} answers can be trained on: {dropped}")
+        why = f"none of {len(rows)} answers can be trained on: {dropped}" if rows else "no answer is left to train on"
+        raise DataError(why)
     heldout, heldout_dropped = encode(heldout_rows, prompter, spec.max_length, spec.truncated)
     fingerprint = spec.fingerprint(digest(samples))
     # After the fingerprint: a fit that the machine chose the arithmetic of may go on on another.
@@ -111,7 +116,7 @@ def train(
     if restore is not None:
         state.load(restore, model, optimizer, world)
     before = progress.tokens
-    seconds = _run(spec, samples, model, optimizer, progress, report, world, device)
+    seconds = _run(spec, objective, samples, model, optimizer, progress, report, world, device)
 
     metrics = {
         "steps": progress.step,
@@ -172,6 +177,7 @@ def _prepare(model: Any, spec: TrainSpec, world: World, device: torch.device) ->
 
 def _run(
     spec: TrainSpec,
+    objective: Objective,
     samples: list[Sample],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -182,7 +188,7 @@ def _run(
 ) -> float:
     """The steps that are left. Returns the seconds spent in them, without checkpoints."""
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
-    losses = PackedLoss(model)
+    logits = LabelledLogits(model)
     spent = 0.0
     for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
         began = time.monotonic()
@@ -191,7 +197,7 @@ def _run(
         rate = learning_rate(spec, progress.step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, norm, positions = _step(spec, packed, losses, optimizer, world, device)
+        loss, norm, positions = _step(spec, packed, logits, objective, optimizer, world, device)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}")
         tokens = sum(len(samples[i].ids) for i in indices)
@@ -227,20 +233,21 @@ def _run(
 def _step(
     spec: TrainSpec,
     packed: list[list[Sample]],
-    losses: PackedLoss,
+    logits: LabelledLogits,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     world: World,
     device: torch.device,
 ) -> tuple[float, float, int]:
-    """One optimizer step: mean loss (nats per labelled token), the gradient's norm before clipping, positions."""
+    """One optimizer step: mean loss (nats per token, of cross-entropy), gradient norm before clipping, positions."""
     sharded = world.size > 1 and spec.sharding == "full"
-    labelled = sum(sample.labelled for row in packed for sample in row)
+    count = objective.count(sample for row in packed for sample in row)
     # fully_shard averages gradients over the processes; the loss wants their sum.
-    scale = (world.size if sharded else 1) / labelled
+    scale = (world.size if sharded else 1) / count
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in micro_batches(packed, spec.micro_batch_rows, world):
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            loss = losses(batch.to(device))
+            loss = objective.loss(logits, batch.to(device))
         (loss * scale).backward()
         totals[0] += loss.detach()
         totals[1] += batch.input_ids.numel()
@@ -251,7 +258,7 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     loss_sum, positions = world.sum(totals).tolist()
-    return loss_sum / labelled, float(_whole(norm)), int(positions)
+    return loss_sum / count, float(_whole(norm)), int(positions)
 
 
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:

@@ -139,12 +139,12 @@ def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None
         )
 
 
-class PackedLoss:
-    """Sums the losses of a batch's labelled tokens.
+class LabelledLogits:
+    """The model's logits at a batch's labelled positions.
 
     The model's own head is called, on the hidden states at labelled positions alone, so that whatever an architecture
     does to its logits (scaling, capping) stays as it is. `head_rows` counts what went into the head. Logits are
-    float32 in the loss, whatever autocast does before.
+    float32, whatever autocast does before.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -161,18 +161,18 @@ class PackedLoss:
         return (hidden, *args[1:])
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """A scalar: the sum in nats. `batch` must be on the model's device."""
-        return self.each(batch).sum()
-
-    def each(self, batch: Batch) -> torch.Tensor:
-        """[N]: the loss of each labelled token in nats, in the batch's order."""
+        """[N, vocabulary], in the batch's order. `batch` must be on the model's device."""
         self._positions = batch.positions
         try:
             # No attention mask: then the model makes it from the position ids.
             logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
         finally:
             self._positions = None
-        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+        return logits.float()
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """[N]: the cross-entropy of each labelled token in nats."""
+        return F.cross_entropy(self(batch), batch.targets, reduction="none")
 
 
 LEAK = 5e-4
@@ -189,13 +189,13 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
     anything is packed before it at all, or later words of its own sample (encoders such as BERT).
     """
     first, second = (sorted(samples, key=lambda s: len(s.ids)) * 2)[:2]
-    losses = PackedLoss(model.eval())
+    logits = LabelledLogits(model.eval())
     whole: Any = model
     vocabulary = int(whole.get_input_embeddings().num_embeddings)
     name = type(model).__name__
 
     def each(*row: Sample) -> torch.Tensor:
-        return losses.each(collate([list(row)]).to(device))
+        return logits.losses(collate([list(row)]).to(device))
 
     try:
         apart = each(first).sum() + each(second).sum()
@@ -212,7 +212,7 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
         batch = collate([[first, second]]).to(device)
         ids = batch.input_ids.clone()
         ids[0, -1] = (ids[0, -1] + 1) % vocabulary
-        if _apart(losses.each(replace(batch, input_ids=ids)), packed) > LEAK:
+        if _apart(logits.losses(replace(batch, input_ids=ids)), packed) > LEAK:
             raise ModelError(
                 f"{name} is no causal language model: what it says of a word depends on the words after it"
             )

@@ -26,7 +26,7 @@ from torch import nn
 from lion_ray.core import layout
 from lion_ray.core.durable import make_folder, sync_path
 from lion_ray.imitation.training.data import Sample, collate, pack
-from lion_ray.imitation.training.model import DTYPES, PackedLoss, World, add_adapters, default_device, load_model
+from lion_ray.imitation.training.model import DTYPES, LabelledLogits, World, add_adapters, default_device, load_model
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.models.prompter import Prompter
 
@@ -96,11 +96,11 @@ def evaluate_loss(
     labelled = sum(sample.labelled for sample in samples)
     if not labelled:
         return None
-    losses = PackedLoss(model.eval())
+    logits = LabelledLogits(model.eval())
     total = torch.zeros((), dtype=torch.float64, device=device)
     mine = pack(samples, spec.max_length)[world.rank :: world.size]
     for start in range(0, len(mine), spec.micro_batch_rows):
-        total += losses(collate(mine[start : start + spec.micro_batch_rows]).to(device))
+        total += logits.losses(collate(mine[start : start + spec.micro_batch_rows]).to(device)).sum()
     return world.sum(total).item() / labelled
 
 

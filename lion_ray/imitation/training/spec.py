@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
+from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig
 from lion_ray.core.errors import ConfigError
 
+_CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
     {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
     | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps"}
@@ -58,6 +62,7 @@ class TrainSpec:
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
     truncated: Literal["drop", "keep"] = "drop"
+    objective: ObjectiveConfig = _CROSS_ENTROPY
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"
     micro_batch_rows: int = 4
@@ -75,6 +80,8 @@ class TrainSpec:
         """Read what `save` wrote; ConfigError where the file is missing, no JSON, or holds other fields."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "objective" in fields:
+                fields["objective"] = TypeAdapter(ObjectiveConfig).validate_python(fields["objective"])
             if fields.get("lora") is not None:
                 fields["lora"] = LoraConfig(**fields["lora"])
             fields["canary_prompts"] = tuple(fields.get("canary_prompts", ()))
@@ -89,12 +96,15 @@ class TrainSpec:
         """Plain JSON types only."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["lora"] = self.lora.model_dump(mode="json") if self.lora else None
+        fields["objective"] = self.objective.model_dump(mode="json")
         fields["canary_prompts"] = list(self.canary_prompts)
         return fields
 
     def fingerprint(self, *extra: str) -> str:
         """Hex digits that name this fit, given what else decides it (`extra`: the samples)."""
         fields = {name: value for name, value in self.to_json().items() if name not in _NOT_DECISIVE}
+        if self.objective == _CROSS_ENTROPY:
+            del fields["objective"]  # so that fits of before there was a choice go on
         # Runs move between machines; the folder's name holds the checkpoint's version.
         fields["model_dir"] = Path(self.model_dir).name
         joined = json.dumps([fields, *extra], sort_keys=True)

@@ -9,6 +9,7 @@ from lion_ray.core import layout
 from lion_ray.pipeline.stage import Phase, Stage, When
 from lion_ray.pipeline.stages.canary_pairs import CanaryPairs
 from lion_ray.pipeline.stages.checks import Checks, TeacherChecks
+from lion_ray.pipeline.stages.filtering import Filtering
 from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.pipeline.stages.generating import Generating
 from lion_ray.pipeline.stages.importing import Importing
@@ -21,6 +22,7 @@ PIPELINE: list[Stage] = [
     TeacherAnswersHeldout(),
     TeacherChecks(),
     TeacherAnswers(),
+    Filtering(),
     FineTuning(),
     StudentAnswers(),
     Judging(),

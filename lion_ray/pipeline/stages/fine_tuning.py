@@ -24,7 +24,7 @@ class FineTuning(Stage):
     name = "fine-tuning"
     phase = Phase.IMITATION
     actor = "trainer"
-    after = ("teacher answers the Train Pool",)
+    after = ("teacher answers the Train Pool", "filtering the answers")
 
     def folder(self, iteration: int) -> str:
         return layout.checkpoint(iteration)
@@ -112,6 +112,7 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "start": student_after(run, iteration - 1),
         "target": layout.model(iteration),
         "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
+        "kept": _kept(run, train_pool(iteration)),
         "heldout": [(shard.instructions, shard.answers) for shard in run.pool(layout.HELDOUT)],
         "config": config,
         "prompt": run.config.student.prompt,
@@ -122,6 +123,13 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
     if (previous := run.store.stage(layout.checkpoint(iteration - 1)).manifest()) is not None:
         job["heldout_before"] = previous["heldout_loss_after"]
     return job
+
+
+def _kept(run: Run, pool: int) -> list[str]:
+    """What the filters said, part by part; nothing where there are none."""
+    if not run.config.imitation.filters:
+        return []
+    return [layout.part(layout.filtered(pool), shard.index) for shard in run.pool(pool)]
 
 
 def _arrow(metrics: dict[str, Any]) -> str:

@@ -1,0 +1,123 @@
+"""Where a user's own code takes the place of a built-in part: chosen by `type:`, or named by `import_path:`.
+
+Invariants:
+- What is built in has a `type`; what is the user's own has an `import_path`, and no `type`.
+- An import path is found as Python finds modules, and beside the configuration file (`core.plugins`).
+
+This module imports nobody's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from lion_ray.config.section import Section
+
+OWN = "import_path"
+"""The kind of a part that is the user's own; it has no `type`."""
+IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+
+
+class Own(Section):
+    """A part of the user's own; docs/extending.md says what it must be able to do."""
+
+    import_path: str = Field(pattern=IMPORT_PATH)
+    """The class, as package.module:Name; found as Python finds modules, and beside the configuration file."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for it."""
+
+
+def kind(value: Any) -> str | None:
+    """A part's `type`, or `import_path` for one that has none."""
+    given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    has_path = OWN in value if isinstance(value, dict) else hasattr(value, OWN)
+    if given is None and has_path:
+        return OWN
+    return None if given is None else str(given)
+
+
+by_kind = Discriminator(kind)
+"""Chooses among sections that are tagged with their types, and one that is tagged `import_path`."""
+
+
+class CrossEntropyConfig(Section):
+    """The mean cross-entropy of the answers' tokens (paper, section 3.1)."""
+
+    type: Literal["cross_entropy"] = "cross_entropy"
+    """Cross-entropy of the answer's tokens."""
+
+
+class PairwiseJudgeConfig(Section):
+    """Two scores from 1 to 10, asked in both orders of the answers (paper, section 3.2)."""
+
+    type: Literal["pairwise"] = "pairwise"
+    """Scores both answers, in both orders."""
+
+
+class TemplatePromptConfig(Section):
+    """What the teacher's template (`teacher.prompt`) makes of an instruction."""
+
+    type: Literal["template"] = "template"
+    """The template named by teacher.prompt."""
+
+
+class LengthFilterConfig(Section):
+    """Drops answers that are too short or too long."""
+
+    type: Literal["length"]
+    """Drop answers of fewer or more words."""
+    min_words: int = Field(1, ge=0)
+    """The fewest words that an answer may have."""
+    max_words: int | None = Field(None, ge=1)
+    """The most words that an answer may have; null: no limit."""
+
+
+class PatternFilterConfig(Section):
+    """Drops answers in which a regular expression (Python's `re`) matches, such as refusals."""
+
+    type: Literal["pattern"]
+    """Drop answers in which a regular expression matches."""
+    pattern: str = Field(min_length=1)
+    """The regular expression."""
+    ignore_case: bool = True
+    """Match without regard to case."""
+
+
+ObjectiveConfig = Annotated[
+    Annotated[CrossEntropyConfig, Tag("cross_entropy")] | Annotated[Own, Tag(OWN)],
+    by_kind,
+]
+"""What a fit minimises."""
+JudgeConfig = Annotated[Annotated[PairwiseJudgeConfig, Tag("pairwise")] | Annotated[Own, Tag(OWN)], by_kind]
+"""How the referee comes to a verdict."""
+PromptSourceConfig = Annotated[Annotated[TemplatePromptConfig, Tag("template")] | Annotated[Own, Tag(OWN)], by_kind]
+"""What the teacher is asked for an instruction."""
+FilterConfig = Annotated[
+    Annotated[LengthFilterConfig, Tag("length")]
+    | Annotated[PatternFilterConfig, Tag("pattern")]
+    | Annotated[Own, Tag(OWN)],
+    by_kind,
+]
+"""A reason to leave an answer out of the training."""
+
+
+def imports_of(section: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every import path in a configuration: (dotted key, path)."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        here = (*path, name)
+        if name == OWN and isinstance(value, str):
+            yield ".".join(here), value
+        elif isinstance(value, BaseModel):
+            yield from imports_of(value, here)
+        elif isinstance(value, dict):
+            for key, one in value.items():
+                if isinstance(one, BaseModel):
+                    yield from imports_of(one, (*here, str(key)))
+        elif isinstance(value, tuple | list):
+            for number, one in enumerate(value):
+                if isinstance(one, BaseModel):
+                    yield from imports_of(one, (*here, str(number)))

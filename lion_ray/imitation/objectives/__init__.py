@@ -1,0 +1,29 @@
+"""What a fit can minimise (`imitation.objective`). A new objective is a class, a configuration and a line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig, Own
+from lion_ray.core.plugins import make
+
+if TYPE_CHECKING:
+    from lion_ray.imitation.objectives.base import Objective
+
+KEY = "imitation.objective"
+
+
+def load_objective(config: ObjectiveConfig, base_dir: Path) -> Objective:
+    """The objective that a configuration names.
+
+    Raises ConfigError where the user's own cannot be imported or made.
+    """
+    if isinstance(config, Own):
+        found = make(config.import_path, config.options, base_dir, f"{KEY}.import_path", "loss", "count")
+        found.columns = tuple(getattr(found, "columns", ()))
+        return cast("Objective", found)
+    assert isinstance(config, CrossEntropyConfig)
+    from lion_ray.imitation.objectives.cross_entropy import CrossEntropy
+
+    return CrossEntropy()

@@ -1,0 +1,23 @@
+"""The paper's objective: the mean cross-entropy of the answers' tokens (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from lion_ray.imitation.objectives.base import Logits
+from lion_ray.imitation.training.data import Batch, Sample
+
+
+class CrossEntropy:
+    """-log p(token | what is before it), over the labelled tokens."""
+
+    columns: tuple[str, ...] = ()
+
+    def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
+        return F.cross_entropy(logits(batch), batch.targets, reduction="sum")
+
+    def count(self, samples: Iterable[Sample]) -> float:
+        return sum(sample.labelled for sample in samples)
