@@ -43,8 +43,9 @@ def committed_pools(store: RunStore) -> list[int]:
 
 
 def judged_iterations(store: RunStore) -> list[int]:
-    """The iterations whose Cache Pool is judged and split."""
-    manifests = {k: store.stage(layout.verdicts(k)).manifest() for k in range(1, _iterations(store) + 2)}
+    """The iterations whose Cache Pool is judged and split, in order."""
+    numbers = sorted(number for name in store.names("") if (number := layout.iteration_number(name)) is not None)
+    manifests = {k: store.stage(layout.verdicts(k)).manifest() for k in numbers}
     return [iteration for iteration, manifest in manifests.items() if manifest and "hard" in manifest]
 
 

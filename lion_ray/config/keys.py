@@ -140,9 +140,10 @@ def _tags(variants: Mapping[str, type[Section]]) -> str:
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    if isinstance(info.default, Section):
-        return ""
-    return info.default if isinstance(info.default, str) else json.dumps(info.default)
+    default = info.get_default(call_default_factory=True)
+    if isinstance(default, Section):
+        return str(getattr(default, "type", ""))
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def _describe(section: type[Section], path: KeyPath) -> Iterator[KeyDoc]:
@@ -182,7 +183,7 @@ def _differences(section: type[Section], a: Mapping[str, Any], b: Mapping[str, A
 
 
 def _plain_default(info: FieldInfo) -> Any:
-    return None if info.is_required() else _plain_value(info.default)
+    return None if info.is_required() else _plain_value(info.get_default(call_default_factory=True))
 
 
 def _plain_value(value: Any) -> Any:

@@ -51,6 +51,10 @@ EVALUATIONS = "evaluations"
 
 HELDOUT = "heldout"
 
+_PART = re.compile(r"part-(\d{5,})\.parquet")
+_STAGE = re.compile(r"(answers|iteration|pool)-(\d+)(/.*)?")
+_ITERATION = re.compile(r"iteration-(\d+)")
+
 
 def pool(name: str | int) -> str:
     """The stage that holds a pool's instructions."""
@@ -69,6 +73,12 @@ def filtered(name: str | int) -> str:
 
 def iteration(number: int) -> str:
     return f"iteration-{number}"
+
+
+def iteration_number(name: str) -> int | None:
+    """The iteration whose folder has this name; None for other folders."""
+    match = _ITERATION.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def checkpoint(number: int) -> str:
@@ -134,10 +144,6 @@ def progress(stage: str) -> str:
 
 def part(stage: str, index: int) -> str:
     return f"{stage}/part-{index:05d}.parquet"
-
-
-_PART = re.compile(r"part-(\d{5,})\.parquet")
-_STAGE = re.compile(r"(answers|iteration|pool)-(\d+)(/.*)?")
 
 
 def part_index(name: str) -> int | None:

@@ -19,6 +19,7 @@ from lion_ray.export.source import Source, public_name
 from lion_ray.models.bundled import CATALOGUE
 from lion_ray.models.prompter import INSTRUCTION_FRAME
 from lion_ray.models.resolve import BUNDLED
+from lion_ray.pipeline.stages import PIPELINE
 from lion_ray.prompts.messages import load_template
 
 PAPER = "[Lion: Adversarial Distillation of Proprietary Large Language Models](https://arxiv.org/abs/2305.12870)"
@@ -164,3 +165,20 @@ def number(value: float | None) -> str:
 
 def _code(text: str) -> str:
     return text.replace("`", "'").replace("\n", " ")
+
+
+def stages(source: Source) -> str:
+    """A table of the pipeline's stages: seconds, calls, tokens and US dollars over all iterations."""
+    names = ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd")
+    sums: dict[str, dict[str, float]] = {}
+    for result in source.results:
+        for stage, numbers in result.stages.items():
+            known = sums.setdefault(stage, {})
+            for name in names:
+                if name in numbers:
+                    known[name] = known.get(name, 0) + numbers[name]
+    ordered = [stage.name for stage in PIPELINE if stage.name in sums]
+    rows = [
+        (name, *(None if key not in sums[name] else round(sums[name][key], 2) for key in names)) for name in ordered
+    ]
+    return table(("stage", "seconds", "calls", "prompt tokens", "completion tokens", "US $"), rows)

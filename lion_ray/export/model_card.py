@@ -180,6 +180,7 @@ def _training(source: Source, data_repo: str | None) -> str:
             f"On {data}; each iteration starts from the checkpoint of the one before. {facts.instructions(source)}",
             table(("iteration", "answers", "steps", "tokens", "held-out loss after"), fits),
             table(("setting", "value"), [*settings, ("optimizer", "AdamW"), ("seed", str(source.get("seed")))]),
+            f"What each stage took, over all iterations:\n\n{facts.stages(source)}",
             f"The run: {facts.when(source)}. Software: {facts.versions(source)}.",
         ]
     )

@@ -413,7 +413,7 @@ async def run_script(script: str, *arguments: str) -> tuple[int | None, str, str
 async def test_a_disk_that_fills_up_in_the_middle_of_a_record_loses_nothing_acknowledged(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import asyncio, resource, sys
-        from lion_ray.errors import InfrastructureError
+        from lion_ray.core.errors import InfrastructureError
         from lion_ray.gateway.journal import Journal
         from tests.gateway.support import ACCOUNT, completion
 

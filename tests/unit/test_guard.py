@@ -11,7 +11,7 @@ from lion_ray.core.process_guard import Guard, descendants, start_time
 
 PARENT = """
 import subprocess, sys, time
-from lion_ray.guard import Guard
+from lion_ray.core.process_guard import Guard
 child = subprocess.Popen([sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"],
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lion_ray.analysis.lineage import judged_iterations
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.core.records import OK, ORDERS, derive_seed
@@ -125,13 +126,6 @@ def _text(value: Mapping[str, Any], keys: Sequence[str], otherwise: str | None, 
 
 
 # -- a run's rows ----------------------------------------------------------------------------------------------------
-
-
-def judged_iterations(store: RunStore) -> list[int]:
-    """The iterations whose verdicts on the Cache Pool are whole, in order."""
-    names = (name.removeprefix("iteration-") for name in store.names("") if name.startswith("iteration-"))
-    numbers = sorted(int(name) for name in names if name.isdigit())
-    return [n for n in numbers if (store.stage(layout.verdicts(n)).manifest() or {}).get("hard") is not None]
 
 
 def judged_rows(store: RunStore, iteration: int, count: int | None = None) -> list[Judged]:

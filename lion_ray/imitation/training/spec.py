@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,15 +80,20 @@ class TrainSpec:
     def load(cls, path: str | Path) -> TrainSpec:
         """Read what `save` wrote; ConfigError where the file is missing, no JSON, or holds other fields."""
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            if "objective" in fields:
-                fields["objective"] = TypeAdapter(ObjectiveConfig).validate_python(fields["objective"])
-            if fields.get("lora") is not None:
-                fields["lora"] = LoraConfig(**fields["lora"])
-            fields["canary_prompts"] = tuple(fields.get("canary_prompts", ()))
-            return cls(**fields)
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no training spec: {str(error).splitlines()[0]}") from error
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> TrainSpec:
+        """What `to_json` made; ValueError or TypeError where it holds other fields."""
+        fields = dict(given)
+        if "objective" in fields:
+            fields["objective"] = TypeAdapter(ObjectiveConfig).validate_python(fields["objective"])
+        if fields.get("lora") is not None:
+            fields["lora"] = LoraConfig(**fields["lora"])
+        fields["canary_prompts"] = tuple(fields.get("canary_prompts", ()))
+        return cls(**fields)
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
