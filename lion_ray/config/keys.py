@@ -191,3 +191,25 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, Section):
         return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
+
+
+def reference() -> str:
+    """Every key as a page of Markdown, a table for each section."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every key of a run's YAML file, made by `python -m lion_ray.config`. A key in parentheses, as in",
+        "`judge(import_path)`, belongs to a choice by `type:` or `import_path:`; `NAME` stands for a name of your choice.",
+        "On the command line a key is given as `section.key=value`.",
+    ]
+    sections: dict[str, list[KeyDoc]] = {}
+    for doc in describe():
+        sections.setdefault(doc.key.rpartition(".")[0], []).append(doc)
+    for section, docs in sections.items():
+        title = f"`{section}`" if section else "At the top"
+        lines += ["", f"## {title}", "", "| key | takes | default | |", "| --- | --- | --- | --- |"]
+        for doc in docs:
+            default = f"`{doc.default}`" if doc.default else ""
+            cells = (f"`{doc.key.rpartition('.')[2]}`", doc.type, default, doc.description)
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"

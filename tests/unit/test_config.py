@@ -473,3 +473,10 @@ def test_an_added_field_is_json(config_path: Path, value: str) -> None:
 
 def test_only_sampling_can_be_left_out(config_path: Path) -> None:
     assert "endpoints.default.omit" in mistakes(config_path, None, "endpoints.default.omit=[max_tokens]")[0]
+
+
+def test_the_reference_in_the_docs_is_what_the_models_say() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == reference(), "make it anew: python -m lion_ray.config > docs/configuration.md"
+    for doc in describe():
+        assert f"`{doc.key.rpartition('.')[2]}`" in page

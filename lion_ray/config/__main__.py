@@ -1,0 +1,5 @@
+"""Prints the reference of every key: ``python -m lion_ray.config > docs/configuration.md``."""
+
+from lion_ray.config.keys import reference
+
+print(reference(), end="")
