@@ -7,6 +7,7 @@ import pytest
 
 from lion_ray.config import DiscriminationConfig, RunConfig
 from lion_ray.config.file import describe, differences, load_config
+from lion_ray.config.keys import reference
 from lion_ray.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
