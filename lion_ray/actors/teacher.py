@@ -1,9 +1,9 @@
-"""TeacherProxy: the only door to one endpoint, for teacher, referee and generator alike.
+"""TeacherProxy: the only way to one endpoint, for teacher, referee and generator alike.
 
 Invariants:
 - No other code of the run calls this endpoint's API, and no other process reads its key.
-- An answer leaves the proxy only after it is in the journal (contract 1), so the proxy may die at any moment: the
-  one that Ray starts in its place goes on from the journal.
+- An answer leaves the proxy only after it is in the journal (contract: bought once), so the proxy may die at any
+  moment: the one that Ray starts in its place goes on from the journal.
 - Messages carry shards, not single calls: one actor message costs as much as several calls.
 """
 

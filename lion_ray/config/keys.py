@@ -198,9 +198,9 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every key of a run's YAML file, made by `python -m lion_ray.config`. A section such as `judge(import_path)`, or",
-        "`filters[length]` of a list, is one choice of several, by `type:` or `import_path:`; `NAME` stands for a name of",
-        "your choice. On the command line a key is given as `section.key=value`.",
+        "Every key of a run's YAML file, made by `python -m lion_ray.config`. A section such as `judge(import_path)`,",
+        "or `filters[length]` of a list, is one choice of several, by `type:` or `import_path:`; `NAME` stands for a",
+        "name of your choice. On the command line a key is given as `section.key=value`.",
     ]
     sections: dict[str, list[KeyDoc]] = {}
     for doc in describe():

@@ -2,7 +2,7 @@
 
 Invariants:
 - A plain log never holds control characters, and says something at least every `QUIET_S` seconds of a long stage.
-- Waiting is shown as what it is, with what is waited for (contract 5).
+- Waiting is shown as what it is, with what is waited for (contract: pending is a state).
 
 This module knows nothing of Ray or of the loop.
 """

@@ -4,8 +4,8 @@ Invariants:
 - An instruction's id is the hash of its text: the same text has the same id in every run and on every machine.
 - A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row says why in `reason`.
   What a filter left out is ``filtered``, with its reason: it has not failed.
-- An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract 6).
-- Seeds depend on what they are for, never on order, time or process (contract 3).
+- An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract: provenance).
+- Seeds depend on what they are for, never on order, time or process (contract: seeds by purpose).
 
 This module knows nothing of Ray, models or files.
 """

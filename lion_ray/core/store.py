@@ -1,7 +1,8 @@
 """The run folder: what is committed, what can be resumed, who may write.
 
 Invariants:
-- A run is its folder (contract 2): everything a resumed run needs is under `root`, a local path or an object-store URL.
+- A run is its folder (contract of that name): everything a resumed run needs is under `root`, a local path or an
+  object-store URL.
 - A stage is committed by its manifest, written last and whole. Without a manifest nothing in the stage is trusted
   except its parts, and a part is whole or absent: it is written aside and renamed (an object store's put is atomic).
 - One attempt at a time (`attempts`): its token is looked at before each manifest.

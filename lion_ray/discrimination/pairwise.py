@@ -2,7 +2,7 @@
 
 Invariants:
 - A verdict without readable scores is asked again, then its row is quarantined: it is neither hard nor easy, and no
-  number is made up for it (contract 4).
+  number is made up for it (contract: failures are rows).
 - A row whose teacher or student answer failed is never judged.
 - A question has the same bytes, hence the same journal key, whoever asks it: a run, a resumed run, a calibration.
 - With `second_order: near_threshold` a row that is far from tau rests on one order, and its verdict shows which.

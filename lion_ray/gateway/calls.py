@@ -2,8 +2,8 @@
 
 Invariants:
 - The key is the SHA-256 of the canonical request: model, messages, sampling and a sample ordinal, and nothing else.
-  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract 1). Of a
-  model that a run serves itself the name is whatever the run likes, so its weights' hash is in the key too.
+  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract: bought
+  once). Of a model that a run serves itself the name is whatever the run likes, so its weights' hash is in the key too.
 - Everything here pickles and is immutable.
 """
 

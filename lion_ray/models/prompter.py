@@ -1,4 +1,4 @@
-"""The one way from an instruction, or an answer, to token ids: training and inference both use it (contract 7).
+"""The one way from an instruction, or an answer, to token ids, in training and in inference (contract of that name).
 
 Invariants:
 - The frame around an instruction is tokenized apart from the instruction, so the ids of a prompt do not depend on who

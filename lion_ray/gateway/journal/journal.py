@@ -1,4 +1,4 @@
-"""The durable log of calls (contract 1): what was paid for is on disk before anyone sees it.
+"""The durable log of calls (contract: bought once): what was paid for is on disk before anyone sees it.
 
 Invariants:
 - `Journal.put` returns only once its record is durable; where the storage refuses, every waiter gets an
