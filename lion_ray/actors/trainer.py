@@ -29,6 +29,7 @@ from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, LionError, TrainingError, as_raised
 from lion_ray.core.records import OK
+from lion_ray.core.step_log import StepLog
 from lion_ray.core.store import RunStore
 from lion_ray.imitation.objectives import load_objective
 from lion_ray.inference import gpu_build, student_type, wants_gpu
@@ -128,11 +129,14 @@ def _worker(job: dict[str, Any]) -> None:
     )
 
     shown = TrainingMetrics(job["run"], job["iteration"])
+    steps = StepLog(store, layout.checkpoint(job["iteration"]))
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if leads and "step" in metrics:
             shown.show(metrics)
             store.write_json(layout.progress(layout.checkpoint(job["iteration"])), metrics)
+            # Before a checkpoint is: a fit restored from it does not come back to the steps before.
+            steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
             return
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))

@@ -49,28 +49,19 @@ RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name unde
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run a distillation, or resume it: the same command does both."""
+    from lion_ray import api
     from lion_ray.analysis.examples import read_examples
     from lion_ray.cli.examples import print_examples
-    from lion_ray.config.file import load_config
-    from lion_ray.core.progress import Progress
-    from lion_ray.core.store import RunStore
-    from lion_ray.pipeline import runner
     from lion_ray.pipeline.results import results_table
-    from lion_ray.report import write_report
 
-    loaded = load_config(config, overrides or [])
-    progress = Progress()
-    try:
-        found = runner.run(loaded, progress, write_report)
-    finally:
-        progress.close()
-    root = runner.run_root(loaded.config.storage_path, loaded.config.run_name)
+    found = api.distil(config, overrides=overrides or [])
     console = results_console()
-    console.print(results_table(found))
-    print_examples(console, read_examples(RunStore(root)))
-    console.print(f"checkpoint  {found[-1].model}", soft_wrap=True)
-    console.print(f"data        {root} (pool-*, answers-*, iteration-*/student and verdicts: Parquet)", soft_wrap=True)
-    console.print(f"talk to it  lion-ray chat {root}", soft_wrap=True)
+    console.print(results_table(found.iterations))
+    print_examples(console, read_examples(found.store))
+    console.print(f"checkpoint  {found.checkpoint}", soft_wrap=True)
+    data = "pool-*, answers-*, iteration-*/student and verdicts: Parquet"
+    console.print(f"data        {found.root} ({data})", soft_wrap=True)
+    console.print(f"talk to it  lion-ray chat {found.root}", soft_wrap=True)
 
 
 @app.command()
@@ -104,11 +95,10 @@ def submit(
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """What a run has done and is doing, from its folder alone."""
-    from lion_ray.models.checkpoints import open_run
+    from lion_ray import api
     from lion_ray.pipeline.results import results_table
-    from lion_ray.pipeline.status import read_status
 
-    found = read_status(open_run(run))
+    found = api.open_run(run).status()
     if as_json:
         print(json.dumps(found.to_json()))
         return
@@ -164,13 +154,10 @@ def report(
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What a run will take, stage by stage, before anything is spent."""
-    from lion_ray.config.file import load_config
-    from lion_ray.pipeline.plan import make_plan, plan_table
-    from lion_ray.pipeline.preflight import check_templates
+    from lion_ray import api
+    from lion_ray.pipeline.plan import plan_table
 
-    loaded = load_config(config, overrides or [])
-    check_templates(loaded)
-    made = make_plan(loaded.config, loaded.base_dir)
+    made = api.plan(config, overrides=overrides or [])
     if as_json:
         print(json.dumps(made.to_json()))
         return

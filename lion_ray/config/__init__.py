@@ -37,6 +37,7 @@ from lion_ray.config.run import (
     splits,
 )
 from lion_ray.config.section import Dtype, NumberType, Precision, Section, operational
+from lion_ray.config.tracking import TrackingConfig
 
 __all__ = [
     "MANY_SHARDS",
@@ -67,6 +68,7 @@ __all__ = [
     "StudentConfig",
     "SuiteConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "answers_heldout",
     "check_name",
     "endpoints_in_use",

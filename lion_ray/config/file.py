@@ -17,7 +17,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from lion_ray.config.keys import (
 )
 from lion_ray.core.errors import ConfigError
 
-__all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config"]
+__all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config", "load_values"]
 
 _LISTED_KEYS = 12
 S = TypeVar("S", bound=Section)
@@ -71,6 +71,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     """
     tree = _Tree(str(path))
     tree.read(Path(path))
+    return _loaded(tree, overrides, Path(path).resolve().parent)
+
+
+def load_values(values: Mapping[str, Any], base_dir: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """As `load_config`, of plain values that a program has made; `base_dir` is where the files they name are."""
+    tree = _Tree("the configuration", json.loads(json.dumps(values, default=str)))
+    return _loaded(tree, overrides, base_dir.absolute())
+
+
+def _loaded(tree: _Tree, overrides: Sequence[str], base_dir: Path) -> LoadedConfig:
     for override in overrides:
         tree.override(override)
     tree.refuse_endless_numbers()
@@ -82,7 +92,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
             key = ("endpoints", name, "api_key_env")
             tree.problem(key, "wanted the name of an environment variable that holds the key, never the key itself")
     tree.stop_at_problems()
-    return LoadedConfig(config, Path(path).resolve().parent, str(path))
+    return LoadedConfig(config, base_dir, tree.source)
 
 
 def load_section(path: Path, model: type[S]) -> S:

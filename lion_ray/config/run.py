@@ -18,6 +18,7 @@ from lion_ray.config.plugins import (
 )
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
+from lion_ray.config.tracking import TrackingConfig
 from lion_ray.core.addresses import check_storage
 
 SHARD_ROWS, MAX_SHARD_ROWS, MANY_SHARDS = 64, 512, 256
@@ -295,6 +296,8 @@ class RunConfig(Section):
     """Measuring the student on the held-out instructions without a judge."""
     stop: StopConfig = StopConfig()
     """When to end early."""
+    tracking: tuple[TrackingConfig, ...] = operational(())
+    """Where the run's numbers go too: TensorBoard, Weights & Biases, MLflow, a class of your own; docs/tracking.md."""
     placement: Literal["handoff", "dedicated"] = operational("handoff")
     """GPUs between stages: handed from engines to training and back, or each their own; on a CPU always dedicated."""
     shard_rows: int | None = Field(None, ge=1)

@@ -10,12 +10,12 @@ Invariants:
     answers-P/       the teacher's answers to pool P; filtered/: which of them are left out of the training;
                      answers-heldout/checks: what the checks say of them
     iteration-K/     result.json  candidates.parquet
-      checkpoint/    model/, progress.json while it is fitted
+      checkpoint/    model/, steps/ with what every step measured, progress.json while it is fitted
       student/       the student's answers to the Cache Pool
       verdicts/      the judge's verdicts on them, hard.parquet, easy.parquet
       canaries/      the judge's verdicts on the canary pairs
       heldout/       student/, verdicts/ and checks/ of the held-out set
-    attempts/  fits/  journal/  stalls/  evaluations/
+    attempts/  fits/  journal/  stalls/  evaluations/  tensorboard/
 
 This module knows nothing of what is in the files.
 """
@@ -48,6 +48,8 @@ JOURNAL = "journal"
 STALLS = "stalls"
 """Stacks of actors that did not answer."""
 EVALUATIONS = "evaluations"
+TENSORBOARD = "tensorboard"
+"""What the TensorBoard tracker writes, where its configuration names no other folder."""
 
 HELDOUT = "heldout"
 
@@ -140,6 +142,11 @@ def manifest(stage: str) -> str:
 
 def progress(stage: str) -> str:
     return f"{stage}/{PROGRESS}"
+
+
+def steps(stage: str, number: int) -> str:
+    """A file with some of the steps of a fit (`core.step_log`)."""
+    return f"{stage}/steps/{number:05d}.jsonl"
 
 
 def part(stage: str, index: int) -> str:

@@ -41,6 +41,7 @@ class Stage:
         self.counts: Counter[str] = Counter()
         """What the units held, by outcome: rows that are ok, and those quarantined."""
         self.started = time.time()
+        self.ended = False
         self._progress = progress
         self._task: Any = None
         self._paced: tuple[float, int] | None = None
@@ -155,6 +156,7 @@ class Progress:
             raise
         finally:
             self.stages.remove(stage)
+            stage.ended = True
             self._tell(stage)
             if self._bars:
                 self._bars.remove_task(stage._task)

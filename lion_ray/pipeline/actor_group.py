@@ -9,8 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +31,9 @@ from lion_ray.actors.teacher import ProxySettings, TeacherActor
 from lion_ray.config import RunConfig, endpoints_in_use
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
-from lion_ray.gateway.stats import meter_line
+from lion_ray.gateway.stats import Stats, meter_line
 from lion_ray.pipeline.reporter import Reporter
+from lion_ray.tracking import Spend
 
 CLOSE_TIMEOUT_S = 60.0
 """For a proxy to end its server and its journal, once its last call is home."""
@@ -121,24 +123,29 @@ class ActorGroup:
         await asyncio.gather(*(one(name, proxies) for name, proxies in self.proxies.items()))
 
     @asynccontextmanager
-    async def metered(self) -> AsyncIterator[None]:
-        """Show what the endpoints do and what was spent, while the block runs."""
-        task = asyncio.create_task(self._keep_metering())
+    async def metered(self, tell: Callable[[Spend], None] = lambda _: None) -> AsyncIterator[None]:
+        """Show what the endpoints do and what was spent, while the block runs, and `tell` it."""
+        task = asyncio.create_task(self._keep_metering(tell))
         try:
             yield
+            with contextlib.suppress(ray.exceptions.RayError):
+                await self._meter(tell)  # what came after the last look
         finally:
             task.cancel()
 
-    async def _keep_metering(self) -> None:
-        cap = self._config.budget.usd if self._config.budget else None
+    async def _keep_metering(self, tell: Callable[[Spend], None]) -> None:
         while True:
             await asyncio.sleep(METER_S)
             try:
-                stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
-                spent = await self.ledger.spent.remote()
+                await self._meter(tell)
             except ray.exceptions.RayError:
                 continue  # an actor that is being restarted has nothing to show; a lasting fault ends a stage
-            self._progress.meter(meter_line(stats, spent, cap))
+
+    async def _meter(self, tell: Callable[[Spend], None]) -> None:
+        stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
+        spent = await self.ledger.spent.remote()
+        self._progress.meter(meter_line(stats, spent, self._config.budget.usd if self._config.budget else None))
+        tell(_spend([one for of_endpoint in stats.values() for one in of_endpoint], spent))
 
     def actors(self) -> dict[str, Any]:
         """The run's actors of now, by a name that a person understands."""
@@ -195,3 +202,18 @@ class ActorGroup:
 
     def _each_proxy(self) -> list[tuple[str, Any]]:
         return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]
+
+
+def _spend(stats: Sequence[Stats], usd: float) -> Spend:
+    """What the endpoints' proxies have cost and done, for trackers."""
+    return Spend(
+        time=time.time(),
+        usd=usd,
+        uncertain_usd=sum(one.uncertain_usd for one in stats),
+        completed=sum(one.completed for one in stats),
+        replayed=sum(one.replayed for one in stats),
+        failed=sum(one.failed for one in stats),
+        prompt_tokens=sum(one.prompt_tokens for one in stats),
+        completion_tokens=sum(one.completion_tokens for one in stats),
+        in_flight=sum(one.in_flight for one in stats),
+    )

@@ -115,4 +115,5 @@ def conclude(run: Run, iteration: int) -> IterationResult:
     for warning in result.warnings:
         run.progress.say(f"warning: iteration {iteration}: {warning}")
     run.actors.reporter.begin()
+    run.trackers.wake()
     return result

@@ -20,6 +20,7 @@ from lion_ray.core.store import RunStore
 from lion_ray.data.pools import cache_pools
 from lion_ray.inference import wants_gpu
 from lion_ray.pipeline.scheduling import Feed, Parts, Shard
+from lion_ray.tracking.fan_out import Trackers
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Run:
     progress: Progress
     actors: Any
     """`actor_group.ActorGroup`, or what a test puts in its place."""
+    trackers: Trackers = field(default_factory=Trackers)
     _feeds: dict[str, Feed] = field(default_factory=dict)
     _parts: dict[str, Parts] = field(default_factory=dict)
 

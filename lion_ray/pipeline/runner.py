@@ -1,10 +1,12 @@
-"""Carries one run from the command line to its end: folder, cluster, actors, loop.
+"""Carries one run from its configuration to its end: folder, cluster, actors, loop.
 
 Invariants:
 - The run folder is claimed before anything is started, and released after everything has stopped.
 - A folder that was made with another configuration is refused, unless only operational keys differ.
-- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise (`ray_start`); a Ray
+- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise (`ray_cluster`); a Ray
   started here ends here.
+- Trackers are told of every attempt that gets past the preflight, and have come to their end before the folder is
+  released.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import asyncio
 import contextlib
 import os
 import platform
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,19 +31,31 @@ from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.core import layout
 from lion_ray.core.addresses import below
 from lion_ray.core.attempts import HEARTBEAT_S
-from lion_ray.core.errors import BudgetError, InfrastructureError, LionError, RunConflictError, as_raised
+from lion_ray.core.errors import (
+    BudgetError,
+    ConfigError,
+    InfrastructureError,
+    LionError,
+    RunConflictError,
+    as_raised,
+)
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.resolve import resolve_model
 from lion_ray.pipeline.forecast import Forecast, opening_lines
+from lion_ray.pipeline.history import ID_DIGITS, History, identity, run_info
+from lion_ray.pipeline.interrupts import Stop, interrupt_on_sigterm, stop_on_sigterm
 from lion_ray.pipeline.local_times import LocalTimes, in_words
 from lion_ray.pipeline.plan import make_plan, what_is_left
 from lion_ray.pipeline.preflight import check_keys, check_references, check_templates, keys_in_clear
 from lion_ray.pipeline.ray_cluster import join_ray
 from lion_ray.pipeline.results import IterationResult, finished, results
 from lion_ray.pipeline.status import read_doubts
+from lion_ray.tracking import Outcome
+from lion_ray.tracking.fan_out import Named, Trackers
+from lion_ray.tracking.loading import load_trackers
 
 if TYPE_CHECKING:
     from lion_ray.pipeline.actor_group import ActorGroup
@@ -51,22 +65,39 @@ PROGRESS_S = 5.0
 FORECAST_S = 10.0
 
 
-def run(loaded: LoadedConfig, progress: Progress, write_report: Callable[[RunStore], None]) -> list[IterationResult]:
-    """Run or resume; returns each iteration's result. `write_report` writes a run's report, in a process of its own.
+def run(
+    loaded: LoadedConfig,
+    progress: Progress,
+    write_report: Callable[[RunStore], None],
+    trackers: Sequence[Named] = (),
+    stop: Stop | None = None,
+) -> list[IterationResult]:
+    """Run or resume; returns each iteration's result.
+
+    Args:
+        write_report: writes a run's report, in a process of its own.
+        trackers: told of the run beside those of the configuration.
+        stop: ends the run from another thread.
 
     Raises:
         LionError: whatever ended the run, as the user is told it.
+        KeyboardInterrupt: it was interrupted, or stopped.
     """
+    stop = stop or Stop()
     interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
     for line in keys_in_clear(loaded):
         progress.say(f"warning: {line}")
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
+    tracking = load_trackers(loaded.config.tracking, loaded.base_dir, f"{loaded.source}: tracking", root=store.root)
+    check_no_ray()
     check_same_config(store, loaded)
+    told = Trackers([*tracking, *trackers])
     if finished(store, loaded.config.iterations):
         progress.say(f"{store.root}: this run is finished; give another run_name to run again")
-        return results(store)
+        with tracked(told, loaded, store, (store.attempt() or {"attempt": 0})["attempt"], progress):
+            return results(store)
     if store.stage(layout.pool(0)).manifest() is None:
         for line in check_references(loaded):
             progress.say(f"warning: {line}")
@@ -77,35 +108,72 @@ def run(loaded: LoadedConfig, progress: Progress, write_report: Callable[[RunSto
             f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
-        if not os.environ.get("RAY_ADDRESS"):
-            prefetch(loaded, progress)
-        forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
-        started_here = join_ray(loaded, progress)
-        interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
-        guard = Guard() if started_here else None
-        if guard is not None:
-            # Some of Ray's processes take more than a minute to see that a killed driver is gone.
-            guard.watch(*descendants(os.getpid()))
-        try:
-            return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report))
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
-        except BudgetError as error:
-            raise BudgetError(budget_sentence(loaded, store, progress, as_raised(error))) from None
-        except ray.exceptions.RayActorError as error:
-            # Of a role: engines and training workers have their own ways out.
-            raise InfrastructureError(
-                f"an actor of the run is lost for good ({str(error).splitlines()[0][:300]}); what it did is kept, and "
-                "the same command goes on"
-            ) from None
-        finally:
-            ray.shutdown()
-            if guard is not None:
-                guard.close()
-                progress.say("Ray has stopped")
+        with tracked(told, loaded, store, attempt, progress):
+            return _with_ray(loaded, store, attempt, progress, write_report, told, stop)
     finally:
         with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
             store.heartbeat(ended=True)
+
+
+def _with_ray(
+    loaded: LoadedConfig,
+    store: RunStore,
+    attempt: int,
+    progress: Progress,
+    write_report: Callable[[RunStore], None],
+    trackers: Trackers,
+    stop: Stop,
+) -> list[IterationResult]:
+    """Everything from fetching models to the end of Ray."""
+    if not os.environ.get("RAY_ADDRESS"):
+        prefetch(loaded, progress)
+    forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
+    stop.look()
+    started_here = join_ray(loaded, progress)
+    interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
+    guard = Guard() if started_here else None
+    if guard is not None:
+        # Some of Ray's processes take more than a minute to see that a killed driver is gone.
+        guard.watch(*descendants(os.getpid()))
+    try:
+        return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report, trackers, stop))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    except BudgetError as error:
+        raise BudgetError(budget_sentence(loaded, store, progress, as_raised(error))) from None
+    except ray.exceptions.RayActorError as error:
+        # Of a role: engines and training workers have their own ways out.
+        raise InfrastructureError(
+            f"an actor of the run is lost for good ({str(error).splitlines()[0][:300]}); what it did is kept, and "
+            "the same command goes on"
+        ) from None
+    finally:
+        ray.shutdown()
+        if guard is not None:
+            guard.close()
+            progress.say("Ray has stopped")
+
+
+@contextmanager
+def tracked(
+    trackers: Trackers, loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress
+) -> Iterator[None]:
+    """Tell the trackers of an attempt, as long as the block runs, and how it ended."""
+    if not trackers:
+        yield
+        return
+    history = History(store, loaded.config.iterations)
+    trackers.begin(run_info(store, attempt, history), history, progress.say)
+    progress.listeners.append(trackers.stage)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = as_raised(raised)
+        raise
+    finally:
+        progress.listeners.remove(trackers.stage)
+        trackers.end(Outcome(() if error else tuple(results(store)), error))
 
 
 async def _distil(
@@ -115,40 +183,29 @@ async def _distil(
     progress: Progress,
     forecast: Forecast | None,
     write_report: Callable[[RunStore], None],
+    trackers: Trackers,
+    stop: Stop,
 ) -> list[IterationResult]:
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
     from lion_ray.pipeline.loop import distil
     from lion_ray.pipeline.run import Run
 
-    _stop_on_sigterm()
-    progress.listeners.append(StageMetrics(f"{loaded.config.run_name}-{attempt}"))
-    async with (
-        _beside(_pulse(store, progress)),
-        _beside(_keep_forecasting(forecast, progress)),
-        ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report) as group,
-        _beside(_watch(loaded, store, group, progress)),
-        group.metered(),
-    ):
-        return await distil(Run(loaded.config, loaded.base_dir, store, progress, group))
-
-
-def interrupt_on_sigterm() -> None:
-    """Leave on SIGTERM as on a Ctrl-C, saying that the same command resumes. Outside the main thread: nothing."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupted)
-
-
-def _interrupted(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _stop_on_sigterm() -> None:
-    """While the loop runs, leave it on SIGTERM through its tasks: `ray job stop` and kubelets send it, and calls that
-    are out, servers and engines must come to their end."""
-    main = asyncio.current_task()
-    assert main is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    stop_on_sigterm()
+    metrics = StageMetrics(f"{loaded.config.run_name}-{attempt}")
+    progress.listeners.append(metrics)
+    try:
+        with stop.cancels():
+            async with (
+                _beside(_pulse(store, progress)),
+                _beside(_keep_forecasting(forecast, progress)),
+                ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report) as group,
+                _beside(_watch(loaded, store, group, progress)),
+                group.metered(trackers.spend),
+            ):
+                return await distil(Run(loaded.config, loaded.base_dir, store, progress, group, trackers))
+    finally:
+        progress.listeners.remove(metrics)  # with it its gauges go, before Ray does
 
 
 @asynccontextmanager
@@ -245,6 +302,15 @@ def run_root(storage_path: str, run_name: str) -> str:
     return str(Path(storage_path).expanduser().absolute() / run_name)
 
 
+def check_no_ray() -> None:
+    """Refuse to run in a program that is connected to Ray already: the run would end it."""
+    if ray.is_initialized():
+        raise ConfigError(
+            "this program is connected to Ray already, and a run starts and ends its own; call ray.shutdown() first, "
+            "and set RAY_ADDRESS where the run is to join a cluster"
+        )
+
+
 def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
     """Refuse a folder that another configuration made."""
     known = store.description()
@@ -265,6 +331,7 @@ def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
         layout.RUN,
         {
             "format": FORMAT,
+            **identity(store, store.description(), uuid.uuid4().hex[:ID_DIGITS], time.time()),
             "config": loaded.config.model_dump(mode="json"),
             "source": loaded.source,
             "base_dir": str(loaded.base_dir),

@@ -17,7 +17,7 @@ SENDING = {"lion_ray.gateway.client"}
 FLOORS = (
     ("core",),
     ("config",),
-    ("prompts", "similarity", "data", "models", "gateway"),
+    ("prompts", "similarity", "data", "models", "gateway", "tracking"),
     ("inference", "imitation", "discrimination", "generation"),
     ("evaluation", "analysis"),
     ("actors",),

@@ -38,6 +38,7 @@ class FineTuning(Stage):
             if run.handoff:
                 await run.actors.students.stop()
             stage.commit(await self.fit(run, iteration))
+            run.trackers.wake()
 
     async def fit(self, run: Run, iteration: int) -> Manifest:
         """Fine-tune the last checkpoint; the model is then in `layout.model(iteration)`.
@@ -66,6 +67,7 @@ class FineTuning(Stage):
                     return 0
                 shown.total = seen["steps"]
                 shown.note = f"loss {seen['loss']:.3f}"
+                run.trackers.wake()
                 return int(seen["step"])
 
             await run.progress.follow(in_thread(partial(fit, trainer)), shown, look)

@@ -1,0 +1,96 @@
+"""Where a run's numbers go beside its own folder: experiment trackers, as a configuration names them.
+
+Invariants:
+- A tracker is chosen by `type:`, or is a class of the user's own (`import_path:`). What it does is `tracking`'s.
+- No keys: trackers take theirs from the environment (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from lion_ray.config.section import Section
+from lion_ray.core.addresses import check_storage
+
+OWN = "import_path"
+"""The kind of a tracker that is the user's own class; it has no `type`."""
+
+
+class TensorBoardTracking(Section):
+    """TensorBoard's event files."""
+
+    type: Literal["tensorboard"]
+    """Write event files for TensorBoard."""
+    folder: str | None = Field(None, min_length=1)
+    """A local folder, in which each run has one of its own; null: `tensorboard` in the run's folder."""
+
+
+class WandbTracking(Section):
+    """Weights & Biases."""
+
+    type: Literal["wandb"]
+    """Log to Weights & Biases; the key is in WANDB_API_KEY."""
+    project: str = Field("lion-ray", min_length=1)
+    """The project that the run belongs to."""
+    entity: str | None = None
+    """The user or team that owns the project; null: the key's own."""
+    mode: Literal["online", "offline"] = "online"
+    """online, or offline: files that `wandb sync` uploads later."""
+
+
+class MlflowTracking(Section):
+    """MLflow."""
+
+    type: Literal["mlflow"]
+    """Log to an MLflow tracking server."""
+    tracking_uri: str | None = Field(None, min_length=1)
+    """The server's address, such as http://127.0.0.1:5000; null: what MLFLOW_TRACKING_URI says."""
+    experiment: str = Field("lion-ray", min_length=1)
+    """The experiment that the run belongs to; it is made where there is none of that name."""
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_secrets(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_storage(value)
+            except ValueError:
+                raise ValueError(
+                    "the address holds a password or a key; put them into MLFLOW_TRACKING_USERNAME and "
+                    "MLFLOW_TRACKING_PASSWORD, or into MLFLOW_TRACKING_TOKEN"
+                ) from None
+        return value
+
+
+class OwnTracking(Section):
+    """A class of the user's own: see docs/tracking.md."""
+
+    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """The class, as package.module:Name; found as Python finds modules, and beside the configuration file."""
+    options: dict[str, Any] = Field({})
+    """Its arguments, by name; no keys, as they are written down with the run."""
+
+
+def _kind(value: Any) -> str | None:
+    """A tracker's `type`, or `import_path` for one that has none."""
+    given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if given is None and (isinstance(value, OwnTracking) or (isinstance(value, dict) and OWN in value)):
+        return OWN
+    return None if given is None else str(given)
+
+
+TrackingConfig = Annotated[
+    Annotated[TensorBoardTracking, Tag("tensorboard")]
+    | Annotated[WandbTracking, Tag("wandb")]
+    | Annotated[MlflowTracking, Tag("mlflow")]
+    | Annotated[OwnTracking, Tag(OWN)],
+    Discriminator(_kind),
+]
+"""One tracker; which one, its `type` says."""
+
+
+def tracker_name(config: TrackingConfig) -> str:
+    """What a tracker is called in a log."""
+    return config.import_path if isinstance(config, OwnTracking) else config.type

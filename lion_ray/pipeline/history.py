@@ -1,0 +1,109 @@
+"""What a run has done so far, in order, read from its folder: for trackers that have some of it already.
+
+Invariants:
+- Steps are numbered over the whole run: an iteration's first step follows the last one of the iteration before, whose
+  fit is committed by then. So a step has the same number in every attempt.
+- An iteration's result comes after its steps, and only once it is concluded.
+
+This module does not know who reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from lion_ray.core import layout
+from lion_ray.core.sealed import Record
+from lion_ray.core.step_log import read_steps
+from lion_ray.core.store import RunStore
+from lion_ray.pipeline.results import IterationResult, summarise
+from lion_ray.tracking import Held, RunInfo, TrainingStep
+
+ID_DIGITS = 8
+_COUNTERS = ("step", "steps", "time")
+"""Of a step's row what is no measurement."""
+
+
+class History:
+    """A run's steps and results. May be read from several threads."""
+
+    def __init__(self, store: RunStore, iterations: int) -> None:
+        """`iterations`: as configured; the last imitation comes on top."""
+        self._store = store
+        self._iterations = iterations
+        self._steps: dict[int, int] = {}
+        """Of committed fits, by iteration."""
+
+    def __call__(self, held: Held) -> Iterator[TrainingStep | IterationResult]:
+        """What stands in the folder after `held`. Raises InfrastructureError where the storage refuses."""
+        before = 0
+        for iteration in range(self._iterations + 2):
+            if iteration:
+                steps = self._committed(iteration)
+                if steps is None or held.step < before + steps:
+                    yield from self._fit(iteration, before, held.step)
+                if steps is None:
+                    return
+                before += steps
+            if iteration > held.iteration:
+                if not self._store.exists(layout.result(iteration)):
+                    return
+                yield summarise(self._store, iteration)
+
+    def held(self) -> Held:
+        """All that is done: up to the last step and the last result."""
+        step, iteration = 0, -1
+        for number in range(self._iterations + 2):
+            steps = self._committed(number) if number else 0
+            if steps is None:
+                rows = read_steps(self._store, layout.checkpoint(number))
+                return Held(step + len(rows), iteration)
+            step += steps
+            iteration = number if self._store.exists(layout.result(number)) else iteration
+        return Held(step, iteration)
+
+    def _committed(self, iteration: int) -> int | None:
+        """The steps of an iteration's fit; None where it is not committed."""
+        if iteration not in self._steps:
+            manifest = self._store.stage(layout.checkpoint(iteration)).manifest()
+            if manifest is None:
+                return None
+            self._steps[iteration] = int(manifest.get("steps", 0))
+        return self._steps[iteration]
+
+    def _fit(self, iteration: int, before: int, held: int) -> Iterator[TrainingStep]:
+        for row in read_steps(self._store, layout.checkpoint(iteration), max(0, held - before)):
+            yield TrainingStep(
+                number=before + row["step"],
+                iteration=iteration,
+                in_iteration=row["step"],
+                time=row["time"],
+                metrics={name: value for name, value in row.items() if name not in _COUNTERS},
+            )
+
+
+def run_info(store: RunStore, attempt: int, history: History) -> RunInfo:
+    """What a tracker is told of the run in a folder."""
+    described = store.described()
+    return RunInfo(
+        id=described.get("id") or older_id(store),
+        name=described["config"]["run_name"],
+        root=store.root,
+        attempt=attempt,
+        began=described.get("began", 0.0),
+        config=dict(described["config"]),
+        done=history.held(),
+    )
+
+
+def older_id(store: RunStore) -> str:
+    """The id of a run that was begun before runs had one."""
+    return hashlib.sha256(store.root.encode()).hexdigest()[:ID_DIGITS]
+
+
+def identity(store: RunStore, known: Record | None, new_id: str, now: float) -> dict[str, str | float]:
+    """What names a run alone: what its folder says, else `new_id`, begun `now`."""
+    if known is None:
+        return {"id": new_id, "began": round(now, 2)}
+    return {"id": known.get("id") or older_id(store), "began": known.get("began", round(now, 2))}

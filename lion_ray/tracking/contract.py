@@ -1,0 +1,140 @@
+"""The tests that every tracker has to pass: inherit from `TrackerContract`, in a test module of pytest's.
+
+    class TestMine(TrackerContract):
+        def make(self, folder):
+            return Mine(folder / "here")
+
+        def read(self, folder):
+            return {"training/loss": [(1, 2.0), …], …}
+
+This module needs pytest's `tmp_path` and nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lion_ray.core.errors import BudgetError
+from lion_ray.pipeline.results import IterationResult
+from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep
+from lion_ray.tracking.fan_out import Named, Trackers
+
+Points = dict[str, list[tuple[int, float]]]
+"""By name: (step, iteration or second; value), in order."""
+STEPS = 6
+"""Of each iteration that learns."""
+BEGAN = 1_800_000_000.0
+
+
+class TrackerContract:
+    """What holds of every tracker, whatever it writes to."""
+
+    def make(self, folder: Path) -> Tracker:
+        """A tracker that keeps what it is told in or below `folder`."""
+        raise NotImplementedError
+
+    def read(self, folder: Path) -> Points | None:
+        """What stands there, by the names that `tracking.numbers` gives; None where it cannot be read back."""
+        raise NotImplementedError
+
+    def test_a_whole_run_is_there(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=3)
+        found = self.read(tmp_path)
+        if found is None:
+            return
+        assert found["training/loss"] == [(n, 2.0**-n) for n in range(1, 2 * STEPS + 1)], "every step, once, in order"
+        assert found["training/learning_rate"][0] == (1, 0.5)
+        assert [step for step, _ in found["training/tokens_per_second"]] == list(range(1, 2 * STEPS + 1))
+        assert found["iteration/heldout_loss"] == [(1, 0.5), (2, 0.25)], "the base model has learned nothing"
+        assert [number for number, _ in found["iteration/checks"]] == [0, 1, 2]
+        assert found["iteration/quality_heldout"] == [(0, 0.5), (1, 0.75), (2, 0.875)]
+        assert found["iteration/train_rows"] == [(1, 40.0), (2, 8.0)]
+        assert found["iteration/acceptance"] == [(1, 0.5)]
+        assert found["spend/usd"][-1][1] == 0.75
+
+    def test_a_resumed_run_goes_on_without_doubles(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=1, error=BudgetError("the budget is spent"))
+        tell(self.make(tmp_path), tmp_path, upto=3, attempt=2)
+        self.test_a_resumed_run_is_whole(tmp_path)
+
+    def test_an_attempt_that_did_nothing_leaves_no_trace(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=3)
+        tell(self.make(tmp_path), tmp_path, upto=3, attempt=2, error=KeyboardInterrupt())
+        self.test_a_resumed_run_is_whole(tmp_path)
+
+    def test_a_resumed_run_is_whole(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=3, attempt=3)
+        found = self.read(tmp_path)
+        if found is not None:
+            assert [step for step, _ in found["training/loss"]] == list(range(1, 2 * STEPS + 1))
+            assert [number for number, _ in found["iteration/checks"]] == [0, 1, 2]
+
+    def test_another_run_of_the_same_name_is_another(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=3)
+        tracker = self.make(tmp_path)
+        held = tracker.begin(info(tmp_path, attempt=1, identity="ffff0000"))
+        tracker.end(Outcome())
+        assert held in (None, Held()), "it holds nothing of a run that is new"
+
+    def test_it_takes_an_empty_attempt(self, tmp_path: Path) -> None:
+        tell(self.make(tmp_path), tmp_path, upto=0, error=BudgetError("the budget is spent"))
+
+
+def info(folder: Path, *, attempt: int, identity: str = "0a1b2c3d") -> RunInfo:
+    """A run to tell a tracker of."""
+    config = {"run_name": "small", "iterations": 1, "imitation": {"epochs": 3}, "tracking": []}
+    return RunInfo(identity, "small", str(folder / "run"), attempt, BEGAN, config)
+
+
+def tell(
+    tracker: Tracker, folder: Path, *, upto: int, attempt: int = 1, error: BaseException | None = None
+) -> Sequence[str]:
+    """Tell a tracker of a run of two imitations, as a run does, up to some iteration; what the run's log had to say."""
+    said: list[str] = []
+    trackers = Trackers([Named("it", tracker)], pauses_s=())
+    run = info(folder, attempt=attempt)
+
+    def history(held: Held) -> Iterator[TrainingStep | IterationResult]:
+        for one in the_run()[: max(0, 1 + (upto - 1) * (STEPS + 1)) if upto else 0]:
+            new = one.number > held.step if isinstance(one, TrainingStep) else one.iteration > held.iteration
+            if new:
+                yield one
+
+    trackers.begin(run, history, said.append)
+    trackers._tell("stage", StageEvent("iteration 1: fine-tuning", "began", 0, STEPS, "steps", 0.0))
+    trackers.spend(Spend(BEGAN + 10 * attempt, 0.75, 0.0, 10, 0, 1, 100, 50, 2))
+    trackers.end(Outcome(error=error), within_s=300)
+    assert not said, said
+    return said
+
+
+def the_run() -> list[TrainingStep | IterationResult]:
+    """The base model, then two iterations of `STEPS` steps each and their results."""
+    found: list[TrainingStep | IterationResult] = [result(0)]
+    for iteration in (1, 2):
+        for n in range(1, STEPS + 1):
+            number = STEPS * (iteration - 1) + n
+            metrics = {"loss": 2.0**-number, "learning_rate": 0.5, "grad_norm": 1.0, "tokens": 8.0 * n}
+            at = BEGAN + number
+            found.append(TrainingStep(number, iteration, n, at, metrics | {"tokens_per_second": 100.0}))
+        found.append(result(iteration))
+    return found
+
+
+def result(iteration: int) -> IterationResult:
+    """What an iteration came to."""
+    share = 1 - 0.5 ** (iteration + 1)
+    interval = {"low": share - 0.1, "high": share + 0.1}
+    return IterationResult(
+        iteration,
+        train_rows={1: 40, 2: 8}.get(iteration),
+        hard=5 if iteration == 1 else None,
+        quarantined={"student answers: too long": 1},
+        generation={"hard": {"requests": 10, "accepted": 5, "rejected": {}}} if iteration == 1 else {},
+        loss_before=1.0 if iteration else None,
+        loss_after=0.5**iteration if iteration else None,
+        quality_heldout={"ratio": share, **interval},
+        checks={"mean": {"value": share, "n": 4, **interval}, "by_check": {"says something": {"value": 1.0}}},
+        stages={"fine-tuning": {"seconds": 3.0, "calls": 2}},
+    )

@@ -1,0 +1,110 @@
+"""MLflow.
+
+Invariants:
+- A run is one run there too, whichever attempt logs to it: it is found by a tag with the run's id.
+- What is there already is asked of the server and is not logged again.
+- Many steps go in one request, so a server that is far away does not hold the tracker up.
+- Nothing of MLflow's state in this process is touched (no active run, no global address).
+
+The server's user, password or token come from the environment (MLFLOW_TRACKING_USERNAME, …), as MLflow has it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, Tracker, TrainingStep
+from lion_ray.tracking.numbers import ITERATION, SPENT_AT, STEP, result_numbers, spend_numbers, step_numbers
+
+if TYPE_CHECKING:
+    from lion_ray.pipeline.results import IterationResult
+
+TAG = "lion_ray.run"
+BATCH = 1000
+"""Numbers in one request: MLflow takes no more."""
+PARAMETERS = 100
+"""Parameters in one request."""
+LONGEST = 500
+"""Characters of a parameter; any MLflow takes so many."""
+
+
+class Mlflow(Tracker):
+    """Logs a run's numbers to an MLflow tracking server."""
+
+    def __init__(self, tracking_uri: str, experiment: str = "lion-ray") -> None:
+        self._uri, self._experiment = tracking_uri, experiment
+        self._client: Any = None
+        self._id = ""
+        self._waiting: list[Any] = []
+        self._began = 0.0
+
+    def begin(self, run: RunInfo) -> Held | None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        self._began = run.began
+        self._waiting = []
+        self._client = MlflowClient(tracking_uri=self._uri)
+        known = self._client.get_experiment_by_name(self._experiment)
+        experiment = known.experiment_id if known else self._client.create_experiment(self._experiment)
+        there = self._client.search_runs([experiment], f"tags.`{TAG}` = '{run.id}'", max_results=1)
+        if there:
+            self._id = there[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+            # Asked again, as a search may answer with a state of a moment ago.
+            last = self._client.get_run(self._id).data.metrics
+            return Held(int(last.get(STEP, 0)), int(last.get(ITERATION, -1)))
+        made = self._client.create_run(experiment, run_name=run.name, tags={TAG: run.id, "lion_ray.folder": run.root})
+        self._id = made.info.run_id
+        self._write_parameters(run.config)
+        return Held()
+
+    def step(self, step: TrainingStep) -> None:
+        self._add(step.number, step_numbers(step), step.time)
+
+    def iteration(self, result: IterationResult) -> None:
+        self._add(result.iteration, result_numbers(result))
+
+    def spend(self, spend: Spend) -> None:
+        shown = spend_numbers(spend, self._began)
+        self._add(int(shown.pop(SPENT_AT)), shown, spend.time)
+
+    def flush(self) -> None:
+        while self._waiting:
+            self._client.log_batch(self._id, metrics=self._waiting[:BATCH])
+            del self._waiting[:BATCH]
+
+    def end(self, outcome: Outcome) -> None:
+        self.flush()
+        stopped = "FAILED" if isinstance(outcome.error, Exception) else "KILLED"
+        self._client.set_terminated(self._id, stopped if outcome.error else "FINISHED")
+
+    def _add(self, step: int, numbers: Mapping[str, float], at: float | None = None) -> None:
+        from mlflow.entities import Metric
+
+        if len(self._waiting) >= BATCH:
+            self.flush()  # before, as a step is told again where this raises
+        moment = int((at or time.time()) * 1000)
+        metrics = [Metric(name, value, moment, step) for name, value in numbers.items()]
+        # What counts as held goes last, so that a request that is cut off is made again.
+        metrics.sort(key=lambda metric: metric.key in (STEP, ITERATION))
+        self._waiting += metrics
+
+    def _write_parameters(self, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        found = [Param(re.sub(r"[^\w./ -]", "_", name), str(value)[:LONGEST]) for name, value in _flat(config)]
+        for start in range(0, len(found), PARAMETERS):
+            self._client.log_batch(self._id, params=found[start : start + PARAMETERS])
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        elif value is not None:
+            yield f"{above}{name}", value

@@ -1,0 +1,81 @@
+"""An iteration's result, a step and the spending as flat numbers: the same names in every tracker.
+
+Invariant: no name is the beginning of another one's path (a, and a/b), as file stores make folders of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lion_ray.tracking.base import Spend, TrainingStep
+
+if TYPE_CHECKING:
+    from lion_ray.pipeline.results import IterationResult
+
+STEP = "training/step"
+ITERATION = "iteration/number"
+SPENT_AT = "spend/seconds"
+"""The names of what the others are counted by: steps, iterations, seconds since the run began."""
+SPENT = ("usd", "uncertain_usd", "completed", "replayed", "failed", "prompt_tokens", "completion_tokens", "in_flight")
+SUMMED = ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd")
+"""Of an iteration's stages, added up."""
+
+
+def step_numbers(step: TrainingStep) -> dict[str, float]:
+    """A step's metrics, by the names that trackers show."""
+    return {f"training/{name}": float(value) for name, value in step.metrics.items()} | {STEP: float(step.number)}
+
+
+def result_numbers(result: IterationResult) -> dict[str, float]:
+    """An iteration's numbers, by the names that trackers show."""
+    return {f"iteration/{name}": value for name, value in numbers(result).items()} | {ITERATION: result.iteration}
+
+
+def spend_numbers(spend: Spend, began: float) -> dict[str, float]:
+    """What was spent, by the names that trackers show."""
+    return {f"spend/{name}": float(getattr(spend, name)) for name in SPENT} | {
+        SPENT_AT: float(max(0, int(spend.time - began)))
+    }
+
+
+def numbers(result: IterationResult) -> dict[str, float]:
+    """Everything in an iteration's result that is a number; what was not measured is left out."""
+    return {name: float(value) for name, value in _numbers(result) if value is not None}
+
+
+def _numbers(result: IterationResult) -> Iterator[tuple[str, float | None]]:
+    for name in ("train_rows", "cache_rows", "hard", "easy"):
+        yield name, getattr(result, name)
+    yield "quarantined", sum(result.quarantined.values())
+    yield "filtered", sum(result.filtered.values())
+    yield "heldout_loss_before", result.loss_before
+    yield "heldout_loss", result.loss_after
+    yield "heldout_loss_served", result.loss_served
+    for name in ("quality_heldout", "quality_cache"):
+        quality = getattr(result, name) or {}
+        yield name, quality.get("ratio")
+        yield f"{name}_low", quality.get("low")
+        yield f"{name}_high", quality.get("high")
+    yield from _checks(result.checks or {})
+    if result.canaries and result.canaries.get("verdicts"):
+        yield "canaries_right", result.canaries["right"] / result.canaries["verdicts"]
+    if result.generation:
+        kinds = result.generation.values()
+        requests, accepted = (sum(kind[name] for kind in kinds) for name in ("requests", "accepted"))
+        yield "new_rows", accepted
+        yield "acceptance", accepted / requests if requests else None
+        for kind, entry in result.generation.items():
+            yield f"acceptance_{kind}", entry["accepted"] / entry["requests"] if entry["requests"] else None
+    for name in SUMMED:
+        yield name, sum(stage.get(name) or 0 for stage in result.stages.values())
+
+
+def _checks(checks: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    for name, key in (("checks", "mean"), ("checks_of_teacher", "share_of_teacher"), ("checks_gain", "gain")):
+        figure = checks.get(key) or {}
+        yield name, figure.get("value")
+        yield f"{name}_low", figure.get("low")
+        yield f"{name}_high", figure.get("high")
+    for check, figure in (checks.get("by_check") or {}).items():
+        yield f"check/{check}", (figure or {}).get("value")
