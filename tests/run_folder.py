@@ -30,7 +30,8 @@ from lion_ray.core.records import (
 )
 from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.discrimination.checks import load_checks
-from lion_ray.discrimination.scores import is_hard, relative_quality
+from lion_ray.discrimination.quality import relative_quality
+from lion_ray.discrimination.scores import is_hard
 from lion_ray.evaluation.check_scores import checked_rows, counts, describe
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal import Journal

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from lion_ray.core.statistics import percentiles, resampled_sums
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -33,22 +35,17 @@ def paired_gain(
     after: tuple[Floats, Floats],
     *,
     seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
 ) -> Gain | None:
     """The gain from `before` to `after`, with a percentile bootstrap over rows; None where there are none.
 
     Each is (teacher's scores, student's scores), [rows]; row i is the same instruction in all four. The same arguments
     give the same interval on every machine.
     """
-    rows = np.column_stack([*before, *after])
-    if not len(rows):
+    rows = np.array([*before, *after], np.float64)
+    if not rows.shape[1]:
         return None
-    rng = np.random.default_rng(seed)
-    sums = np.array([rows[rng.integers(0, len(rows), len(rows))].sum(axis=0) for _ in range(resamples)])
-    tail = (1 - level) / 2
-    low, high = np.quantile(_gain(sums.T), [tail, 1 - tail])
-    return Gain(float(_gain(rows.sum(axis=0))), float(low), float(high), len(rows))
+    low, high = percentiles(_gain(resampled_sums(rows, seed)))
+    return Gain(float(_gain(rows.sum(axis=1))), low, high, rows.shape[1])
 
 
 def _gain(sums: Floats) -> Floats:

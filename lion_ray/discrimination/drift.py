@@ -18,7 +18,6 @@ This module knows nothing of iterations, calls or tables.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lion_ray.core.errors import ConfigError
+from lion_ray.core.statistics import mcnemar
 from lion_ray.data.sources import rows_of
 
 ALPHA = 0.01
@@ -126,7 +126,7 @@ def drift(before: Gaps, now: Gaps) -> Drift | None:
         gap_before=float(old.mean()),
         gap_now=float(new.mean()),
         p_gap=sign_flip_p(new - old),
-        p_agreement=_mcnemar(lost=int((was_right & ~is_right).sum()), won=int((~was_right & is_right).sum())),
+        p_agreement=mcnemar(lost=int((was_right & ~is_right).sum()), won=int((~was_right & is_right).sum())),
     )
 
 
@@ -143,9 +143,3 @@ def sign_flip_p(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     # A little less than the sum itself, because signs in another order round differently.
     far = int((sums >= abs(moved.sum()) - 1e-9).sum()) + at_least
     return far / (len(signs) + at_least)
-
-
-def _mcnemar(*, lost: int, won: int) -> float:
-    """How likely at least `lost` of the verdicts that turned are lost ones, where either turn is as likely."""
-    turned = lost + won
-    return sum(math.comb(turned, k) for k in range(lost, turned + 1)) / 2**turned

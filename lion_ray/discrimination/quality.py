@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lion_ray.discrimination.scores import Pair, RelativeQuality, relative_quality
+from lion_ray.core.statistics import percentiles, resampled_sums, sign_test
+from lion_ray.discrimination.scores import Pair
 
 REFERENCE_FIRST, CANDIDATE_FIRST = "reference_first", "candidate_first"
 PAPER = {
@@ -36,10 +37,36 @@ PAPER = {
     "Lion-13B": 98.4,
 }
 """Vicuna-80, per cent of ChatGPT's score by GPT-4, mean of both settings, as the paper has it."""
-RESAMPLES = 2000
-_TAIL = 0.025
-_AT_ONCE = 5_000_000
-"""Draws of rows that are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeQuality:
+    """A candidate's summed score over the reference's, with a confidence interval."""
+
+    ratio: float
+    low: float
+    high: float
+    n: int
+    """Rows it rests on."""
+
+
+def relative_quality(
+    teacher: Sequence[float] | npt.NDArray[np.float64], student: Sequence[float] | npt.NDArray[np.float64], *, seed: int
+) -> RelativeQuality | None:
+    """sum(student) / sum(teacher), with a percentile bootstrap over rows; None where there are no rows.
+
+    Row i of both sequences is the same instruction. The same arguments give the same interval on every machine.
+    Raises ValueError where the lengths differ or a reference score is not positive.
+    """
+    if len(teacher) != len(student):
+        raise ValueError(f"{len(teacher)} reference scores for {len(student)} candidate scores")
+    if not len(teacher):
+        return None
+    both = np.array([teacher, student], np.float64)
+    if not (both[0] > 0).all():
+        raise ValueError("a reference score is not positive")
+    sums = resampled_sums(both, seed)
+    return RelativeQuality(float(both[1].sum() / both[0].sum()), *percentiles(sums[1] / sums[0]), both.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,25 +232,12 @@ def mean_quality(
     grid = np.array([[known.get(question, (0.0, 0.0)) for question in questions] for known in scores], np.float64)
     if not len(questions) or not (grid[:, :, 0].sum(axis=1) > 0).all():
         return None
-    drawn = _draws(len(questions), seed)
-    ratios = np.full(RESAMPLES, 0.0)
-    for setting in grid:
-        reference = drawn @ setting[:, 0]
-        # A draw of questions none of which this setting could score says nothing of it.
-        ratios += np.divide(drawn @ setting[:, 1], reference, out=np.full(RESAMPLES, np.nan), where=reference > 0)
-    ratios /= len(grid)
-    low, high = np.nanquantile(ratios, [_TAIL, 1 - _TAIL])
+    sums = resampled_sums(np.concatenate([setting.T for setting in grid]), seed).reshape(len(grid), 2, -1)
+    # A draw of questions none of which a setting could score says nothing of it.
+    ratios = np.divide(sums[:, 1], sums[:, 0], out=np.full_like(sums[:, 0], np.nan), where=sums[:, 0] > 0).mean(axis=0)
+    low, high = percentiles(ratios)
     ratio = float(np.mean(grid[:, :, 1].sum(axis=1) / grid[:, :, 0].sum(axis=1)))
-    return RelativeQuality(ratio, float(low), float(high), int((grid[:, :, 0] > 0).all(axis=0).sum()))
-
-
-def sign_test(wins: int, losses: int) -> float | None:
-    """The chance of so uneven a split or a more uneven one, were either equally likely; None where there is nothing."""
-    n = wins + losses
-    if not n:
-        return None
-    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, float(2 * tail / 2**n))
+    return RelativeQuality(ratio, low, high, int((grid[:, :, 0] > 0).all(axis=0).sum()))
 
 
 def as_json(quality: RelativeQuality | None) -> dict[str, Any] | None:
@@ -263,34 +277,4 @@ def _win_rate(outcomes: Sequence[str], seed: int) -> tuple[float, float, float] 
     if not outcomes:
         return None
     worth = np.array([{"win": 1.0, "tie": 0.5, "loss": 0.0}[one] for one in outcomes])
-    low, high = np.quantile(_draws(len(worth), seed) @ worth / len(worth), [_TAIL, 1 - _TAIL])
-    return float(worth.mean()), float(low), float(high)
-
-
-def resampled_sums(columns: npt.ArrayLike, seed: int) -> npt.NDArray[np.float64]:
-    """The sum of each column over each resample of the rows: (columns, resamples). All columns are drawn together.
-
-    Args:
-        columns: (columns, rows).
-    """
-    values = np.asarray(columns, np.float64)
-    rows = values.shape[1]
-    rng = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // rows)
-    drawn = (
-        rng.multinomial(rows, np.full(rows, 1 / rows), size=min(step, RESAMPLES - start)) @ values.T
-        for start in range(0, RESAMPLES, step)
-    )
-    return np.concatenate(list(drawn)).T
-
-
-def percentiles(figures: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of a figure, from its value in each resample; NaN where it was not determined is left out."""
-    low, high = np.nanquantile(figures, [_TAIL, 1 - _TAIL])
-    return float(low), float(high)
-
-
-def _draws(rows: int, seed: int) -> npt.NDArray[np.float64]:
-    """How often each row is drawn in each resample: (resamples, rows)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(np.float64)
+    return float(worth.mean()), *percentiles(resampled_sums([worth], seed)[0] / len(worth))

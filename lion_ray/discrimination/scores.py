@@ -8,8 +8,6 @@ This module knows nothing of prompts, models or tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,9 +16,6 @@ import numpy.typing as npt
 from lion_ray.discrimination.score_json import Pair as Pair
 from lion_ray.discrimination.score_parser import HIGHEST as HIGHEST
 from lion_ray.discrimination.score_parser import parse_scores as parse_scores
-
-MANY_ROWS = 10_000
-"""From here on a bootstrap draws pairs of scores, not rows."""
 
 LOWEST = 1.0
 """With HIGHEST: what a judge is asked for."""
@@ -50,62 +45,3 @@ _Number = TypeVar("_Number", float, npt.NDArray[np.float64])
 def is_hard(teacher: _Number, student: _Number, tau: float) -> Any:
     """Whether the student trails the teacher by at least `tau` points (paper, section 3.2); of arrays, for each row."""
     return teacher - student >= tau
-
-
-@dataclass(frozen=True, slots=True)
-class RelativeQuality:
-    """A candidate's summed score over the reference's, with a confidence interval."""
-
-    ratio: float
-    low: float
-    high: float
-    n: int
-    """Rows it rests on."""
-
-
-def relative_quality(
-    teacher: Sequence[float] | npt.NDArray[np.float64],
-    student: Sequence[float] | npt.NDArray[np.float64],
-    *,
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> RelativeQuality | None:
-    """sum(student) / sum(teacher), with a percentile bootstrap over rows; None where there are no rows.
-
-    Row i of both sequences is the same instruction. The same arguments give the same interval on every machine.
-    Raises ValueError where the lengths differ or a reference score is not positive.
-    """
-    if len(teacher) != len(student):
-        raise ValueError(f"{len(teacher)} reference scores for {len(student)} candidate scores")
-    if not len(teacher):
-        return None
-    reference, candidate = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
-    if not (reference > 0).all():
-        raise ValueError("a reference score is not positive")
-    ratios = _resampled(reference, candidate, np.random.default_rng(seed), resamples)
-    tail = (1 - level) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return RelativeQuality(float(candidate.sum() / reference.sum()), float(low), float(high), len(reference))
-
-
-def _resampled(
-    reference: npt.NDArray[np.float64],
-    candidate: npt.NDArray[np.float64],
-    rng: np.random.Generator,
-    resamples: int,
-) -> npt.NDArray[np.float64]:
-    """The ratio in each resample of the rows."""
-    rows = len(reference)
-    if rows > MANY_ROWS:
-        pairs, counts = np.unique(np.column_stack([reference, candidate]), axis=0, return_counts=True)
-        if len(pairs) < rows / 10:
-            # Drawing rows is drawing how often each pair of scores occurs, and judges give few different ones.
-            drawn = rng.multinomial(rows, counts / rows, size=resamples)
-            return np.asarray((drawn @ pairs[:, 1]) / (drawn @ pairs[:, 0]))
-    ratios = np.empty(resamples)
-    # One by one, because resamples x rows of indices would be gigabytes for a whole Cache Pool.
-    for k in range(resamples):
-        chosen = rng.integers(0, rows, rows)
-        ratios[k] = candidate[chosen].sum() / reference[chosen].sum()
-    return ratios

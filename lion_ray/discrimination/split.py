@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.core.records import ORDERS, derive_seed
-from lion_ray.discrimination.scores import is_hard, relative_quality
+from lion_ray.discrimination.quality import relative_quality
+from lion_ray.discrimination.scores import is_hard
 
 COLUMNS = ("id", "status", "teacher_score", "student_score", "model", *ORDERS)
 """What a split needs of VERDICT rows."""

@@ -2,7 +2,7 @@
 
 Invariants:
 - Only rows that every check could score count; a comparison of two uses the rows that both have.
-- Intervals are percentile bootstraps over rows, paired where two are compared (`relative.resampled_sums`).
+- Intervals are percentile bootstraps over rows, paired where two are compared (`core.statistics`).
 - A figure that no row determines is None.
 
 This module knows nothing of files and of Ray.
@@ -19,9 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from lion_ray.core.records import CHECKED, OK, QUARANTINED, references, table
+from lion_ray.core.statistics import Estimate, percentiles, resampled_sums
 from lion_ray.discrimination.checks import Check, apply_checks, mean_score
-from lion_ray.discrimination.quality import percentiles, resampled_sums
-from lion_ray.evaluation.statistics import Estimate
 
 UNANSWERED = "no answer"
 """How the reason of a row begins whose answer is quarantined: no check was applied."""

@@ -12,8 +12,8 @@ from lion_ray.actors.run_store import RunStoreServer
 from lion_ray.config import RunConfig
 from lion_ray.core.errors import DataError
 from lion_ray.core.records import ANSWER, CHECKED, INSTRUCTION, instruction_id, table
+from lion_ray.core.statistics import RESAMPLES, percentiles, resampled_sums
 from lion_ray.core.store import RunStore
-from lion_ray.discrimination.quality import RESAMPLES, percentiles, resampled_sums
 from lion_ray.evaluation.check_scores import describe, gain_of, mean_of, share_of
 from lion_ray.pipeline.results import results_table, summarise
 
@@ -38,7 +38,7 @@ def test_all_columns_are_drawn_together_and_the_same_each_time() -> None:
 
 def test_draws_in_several_pieces_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resampled_sums([[1.0, 2.0, 3.0]], seed=3)
-    monkeypatch.setattr("lion_ray.discrimination.quality._AT_ONCE", 1000)
+    monkeypatch.setattr("lion_ray.core.statistics.AT_ONCE", 1000)
     assert (resampled_sums([[1.0, 2.0, 3.0]], seed=3) == whole).all()
 
 

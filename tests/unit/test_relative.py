@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from lion_ray.core.statistics import sign_test
 from lion_ray.discrimination.quality import (
     CANDIDATE_FIRST,
     REFERENCE_FIRST,
@@ -15,7 +16,6 @@ from lion_ray.discrimination.quality import (
     mean_quality,
     row_scores,
     settings,
-    sign_test,
     summarise,
 )
 from lion_ray.discrimination.scores import Pair

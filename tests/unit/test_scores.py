@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lion_ray.discrimination import scores
-from lion_ray.discrimination.scores import RelativeQuality, combine, in_range, is_hard, parse_scores, relative_quality
+from lion_ray.core import statistics
+from lion_ray.discrimination.quality import RelativeQuality, relative_quality
+from lion_ray.discrimination.scores import combine, in_range, is_hard, parse_scores
 
 REVIEWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "judge_reviews"
 needs_reviews = pytest.mark.skipif(not REVIEWS.is_dir(), reason=f"no judge reviews at {REVIEWS}")
@@ -307,8 +308,8 @@ def test_hard_is_a_gap_of_at_least_tau() -> None:
 
 def test_relative_quality() -> None:
     assert relative_quality([], [], seed=1) is None
-    assert relative_quality([8, 8], [4, 6], seed=1, resamples=50) == RelativeQuality(0.625, 0.5, 0.75, 2)
-    same = relative_quality([5] * 10, [4] * 10, seed=1, resamples=20)
+    assert relative_quality([8, 8], [4, 6], seed=1) == RelativeQuality(0.625, 0.5, 0.75, 2)
+    same = relative_quality([5] * 10, [4] * 10, seed=1)
     assert same == RelativeQuality(0.8, 0.8, 0.8, 10)
     with pytest.raises(ValueError, match="2 reference scores for 1 "):
         relative_quality([8, 8], [4], seed=1)
@@ -322,23 +323,22 @@ def test_relative_quality_is_deterministic_and_covers() -> None:
     for trial in range(100):
         teacher = rng.uniform(6, 10, 60)
         student = teacher * rng.uniform(0.5, 1.1, 60)
-        quality = relative_quality(teacher.tolist(), student.tolist(), seed=trial, resamples=300)
+        quality = relative_quality(teacher.tolist(), student.tolist(), seed=trial)
         assert quality is not None
-        assert quality == relative_quality(teacher.tolist(), student.tolist(), seed=trial, resamples=300)
+        assert quality == relative_quality(teacher.tolist(), student.tolist(), seed=trial)
         covered += quality.low <= 0.8 <= quality.high
         widths.append(quality.high - quality.low)
     assert 88 <= covered <= 100
     assert 0.05 < np.mean(widths) < 0.15
-    assert relative_quality([9, 8, 7], [3, 7, 7], seed=1, resamples=9) != relative_quality(
-        [9, 8, 7], [3, 7, 7], seed=2, resamples=9
-    )
+    teacher, student = rng.uniform(6, 10, 30), rng.uniform(3, 9, 30)
+    assert relative_quality(teacher, student, seed=1) != relative_quality(teacher, student, seed=2)
 
 
 def test_many_rows_are_resampled_by_their_scores_to_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     teacher, student = rng.integers(6, 11, 20_000).astype(float), rng.integers(1, 11, 20_000) / 2
     by_scores = relative_quality(teacher, student, seed=3)
-    monkeypatch.setattr(scores, "MANY_ROWS", 10**9)
+    monkeypatch.setattr(statistics, "MANY_ROWS", 10**9)
     by_rows = relative_quality(teacher, student, seed=3)
     assert by_scores is not None
     assert by_rows is not None

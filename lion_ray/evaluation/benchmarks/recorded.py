@@ -19,6 +19,7 @@ import orjson
 from rich.table import Table
 
 from lion_ray.core.errors import DataError
+from lion_ray.core.statistics import RESAMPLES, percentiles
 from lion_ray.evaluation.benchmarks.protocol import (
     PAPER,
     SUITES,
@@ -35,7 +36,6 @@ EXTRACTIONS: dict[str, Callable[[str, Question], str | None]] = {
     "logprobs": lambda output, question: standing_letter(output, question.letters),
 }
 """How a letter is read off an output: as published, or the first that stands alone; `logprobs` names how it was got."""
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,7 @@ class SuiteScore:
         rng = np.random.default_rng(seed)
         # Drawing a task's questions anew is drawing how many of them are right.
         means = [rng.binomial(task.answered, task.right / task.answered, RESAMPLES) / task.answered for task in known]
-        low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
-        return float(low), float(high)
+        return percentiles(np.mean(means, axis=0))
 
     @property
     def whole(self) -> bool:

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lion_ray.core.records import ORDERS
+from lion_ray.core.statistics import Estimate, agreement, estimate, kappa, mean, pooled_sd, spearman
 from lion_ray.discrimination.scores import Pair, combine
 from lion_ray.evaluation.calibration.cases import Case
 from lion_ray.evaluation.calibration.threshold import TauAdvice, advise
-from lion_ray.evaluation.statistics import Estimate, agreement, estimate, kappa, mean, pooled_sd, spearman
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from lion_ray.core.statistics import Estimate
 from lion_ray.discrimination.orders import Replayed
 from lion_ray.evaluation.calibration.measures import Measures
 from lion_ray.evaluation.calibration.run import Report
 from lion_ray.evaluation.calibration.threshold import TauAdvice
-from lion_ray.evaluation.statistics import Estimate
 
 
 def report_tables(report: Report) -> Group:

@@ -1,8 +1,9 @@
-"""Statistics of agreement, noise and rank, with intervals by resampling.
+"""Figures with intervals, and how sure they are: one bootstrap for everything, scipy for the rest.
 
 Invariants:
 - A number that the data does not determine (no rows, no variation) is None, never 0.
-- The same arguments give the same interval on every machine.
+- The same arguments give the same interval on every machine: a seed is an argument, and nothing else is random.
+- What is compared is paired: a row's numbers are drawn together.
 
 This module knows nothing of judges or answers.
 """
@@ -19,6 +20,10 @@ import numpy.typing as npt
 
 RESAMPLES = 2000
 LEVEL = 0.95
+AT_ONCE = 5_000_000
+"""Draws of rows that are in memory at once."""
+MANY_ROWS = 10_000
+"""From here on different rows are drawn, where they are few, and not every row."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,10 +38,43 @@ class Estimate:
     n: int
 
 
+# -- the bootstrap ---------------------------------------------------------------------------------------------------
+
+
+def resampled_sums(columns: npt.ArrayLike, seed: int) -> Floats:
+    """The sum of each column over each resample of the rows: (columns, RESAMPLES). All columns are drawn together.
+
+    Drawing rows is drawing how often each of them occurs: a multinomial, in a few steps where there are many rows.
+
+    Args:
+        columns: (columns, rows), one row at least.
+    """
+    values = np.asarray(columns, np.float64)
+    rows = values.shape[1]
+    shares = np.full(rows, 1 / rows)
+    if rows > MANY_ROWS:
+        different, counts = np.unique(values, axis=1, return_counts=True)
+        if different.shape[1] < rows / 10:  # judges give few different scores
+            values, shares = different, counts / rows
+    rng = np.random.default_rng(seed)
+    step = max(1, AT_ONCE // values.shape[1])
+    drawn = (
+        rng.multinomial(rows, shares, size=min(step, RESAMPLES - start)) @ values.T
+        for start in range(0, RESAMPLES, step)
+    )
+    return np.concatenate(list(drawn)).T
+
+
+def percentiles(figures: npt.ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of a figure, from its value in each resample; NaN where it was not determined is left out."""
+    low, high = np.nanquantile(np.asarray(figures, np.float64), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def estimate(
     groups: Sequence[Sequence[Any]], figure: Callable[[list[Any]], float | None], *, seed: int
 ) -> Estimate | None:
-    """A figure of all the groups' members, with a 95 % interval from resampling whole groups.
+    """A figure of all the groups' members that is no ratio of sums, with an interval from resampling whole groups.
 
     Args:
         groups: what belongs together, such as a pair's samples; an empty one counts for nothing.
@@ -53,8 +91,11 @@ def estimate(
         one = figure([member for index in drawn for member in filled[index]])
         if one is not None:
             found.append(one)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if found else (value, value)
-    return Estimate(value, float(low), float(high), len(filled))
+    low, high = percentiles(found) if found else (value, value)
+    return Estimate(value, low, high, len(filled))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -84,19 +125,11 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None for fewer than 3 values or one that never varies."""
-    if len(first) < 3:
+    from scipy import stats
+
+    if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    one, other = (ranks(np.asarray(values, np.float64)) for values in (first, second))
-    one, other = one - one.mean(), other - other.mean()
-    scale = math.sqrt(float((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / scale if scale else None
-
-
-def ranks(values: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse], np.float64)
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
@@ -108,3 +141,20 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
             squares += math.fsum((value - centre) ** 2 for value in group)
             freedom += len(group) - 1
     return math.sqrt(squares / freedom) if freedom else None
+
+
+# -- tests -----------------------------------------------------------------------------------------------------------
+
+
+def sign_test(wins: int, losses: int) -> float | None:
+    """The chance of so uneven a split or a more uneven one, were either equally likely; None where there is nothing."""
+    from scipy import stats
+
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
+
+
+def mcnemar(*, lost: int, won: int) -> float:
+    """How likely at least `lost` of the verdicts that turned are lost ones, where either turn is as likely."""
+    from scipy import stats
+
+    return float(stats.binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0
