@@ -62,6 +62,8 @@ class ProxySettings:
     seed: int
     ledger: str
     """The name of the run's ledger actor."""
+    keys: str | None = None
+    """The file with the driver's keys, where it started Ray (`gateway.keys`)."""
     siblings: tuple[str, ...] = ()
     """The endpoint's other proxies: a 429 that one meets pauses them all, a bill that surprises one warns them all."""
     never_billed: tuple[str, ...] = ()
@@ -123,6 +125,7 @@ class TeacherProxy(BaseActor):
             run=settings.run,
             base_url=base_url,
             weights=weights,
+            keys=settings.keys,
             ledger=Ledger(
                 settings.config.prices,
                 lease=partial(_ask, ledger.lease, settings.name),

@@ -33,6 +33,7 @@ from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
+from lion_ray.gateway.keys import read_key
 from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.request import as_sent
 from lion_ray.gateway.sender import Attempt, Sender
@@ -66,6 +67,7 @@ class Client:
         transport: Transport | None = None,
         base_url: str | None = None,
         weights: str = "",
+        keys: str | None = None,
         ledger: Ledger | None = None,
         on_event: Callable[[Event], None] | None = None,
         say: Callable[[str], None] | None = None,
@@ -76,8 +78,8 @@ class Client:
         """The endpoint called `name` in the configuration, for the run called `run` in the accounts.
 
         `base_url` overrides the config's, for a server that the run started; `weights` is the hash of what it serves,
-        and part of every call's key. Without a `transport`, reads the API key from the environment. Raises
-        EndpointError where the key is missing or the address is none.
+        and part of every call's key. Without a `transport`, reads the API key, from the file `keys` or the environment
+        (`keys.read_key`). Raises EndpointError where the key is missing or the address is none.
         """
         self.name = name
         self.config = config
@@ -93,7 +95,7 @@ class Client:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
             address = self._read_address()
-            key = self._read_key()
+            key = self._read_key(keys)
             if key is not None and address.credentials is not None:
                 raise EndpointError(
                     f"endpoint {name} ({without_secrets(self.address)}): base_url holds a user or a password, and "
@@ -347,11 +349,11 @@ class Client:
                 f"endpoint {self.name}: '{shorten(without_secrets(self.address))}' is no address; {cause}"
             ) from None
 
-    def _read_key(self) -> str | None:
+    def _read_key(self, file: str | None) -> str | None:
         variable = self.config.api_key_env
         if variable is None:
             return None
-        key = os.environ.get(variable, "").strip()
+        key = (read_key(variable, file) or "").strip()
         where = without_secrets(self.address)
         if not key:
             raise EndpointError(f"endpoint {self.name} ({where}) needs a key: set the environment variable {variable}")

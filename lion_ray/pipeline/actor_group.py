@@ -51,7 +51,9 @@ class ActorGroup:
         attempt: int,
         progress: Progress,
         write_report: Callable[[RunStore], None],
+        keys: str | None = None,
     ) -> None:
+        """`write_report` writes a run's report; `keys` is the file with the driver's keys, where it has one."""
         self._progress = progress
         self._config = config
         run_name = f"{config.run_name}-{attempt}"
@@ -82,6 +84,7 @@ class ActorGroup:
                         base_dir=base_dir,
                         seed=config.seed,
                         ledger=ledger,
+                        keys=keys,
                         siblings=tuple(other for other in named(endpoint) if other != name),
                         never_billed=never,
                         fallbacks=fallbacks,

@@ -19,14 +19,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from lion_ray.config import models_in_use
+from lion_ray.config import RunConfig, endpoints_in_use, models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.core import layout
 from lion_ray.core.addresses import below
@@ -42,6 +42,7 @@ from lion_ray.core.errors import (
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import FORMAT, RunStore
+from lion_ray.gateway.keys import set_aside
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.resolve import resolve_model
 from lion_ray.pipeline.forecast import Forecast, opening_lines
@@ -129,6 +130,30 @@ def _with_ray(
         prefetch(loaded, progress)
     forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
     stop.look()
+    # What Ray starts inherits the environment; a cluster's nodes have keys of their own.
+    aside = nullcontext() if os.environ.get("RAY_ADDRESS") else set_aside(key_variables(loaded.config))
+    with aside as keys:
+        return _on_ray(loaded, store, attempt, progress, write_report, trackers, stop, forecast, keys)
+
+
+def key_variables(config: RunConfig) -> list[str]:
+    """The environment variables with the keys of the endpoints in use."""
+    used = (config.endpoints[name] for name in endpoints_in_use(config))
+    return [one.api_key_env for one in used if one.api_key_env]
+
+
+def _on_ray(
+    loaded: LoadedConfig,
+    store: RunStore,
+    attempt: int,
+    progress: Progress,
+    write_report: Callable[[RunStore], None],
+    trackers: Trackers,
+    stop: Stop,
+    forecast: Forecast | None,
+    keys: str | None,
+) -> list[IterationResult]:
+    """From the start of Ray to its end."""
     started_here = join_ray(loaded, progress)
     interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
     guard = Guard() if started_here else None
@@ -136,7 +161,7 @@ def _with_ray(
         # Some of Ray's processes take more than a minute to see that a killed driver is gone.
         guard.watch(*descendants(os.getpid()))
     try:
-        return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report, trackers, stop))
+        return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report, trackers, stop, keys))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except BudgetError as error:
@@ -185,6 +210,7 @@ async def _distil(
     write_report: Callable[[RunStore], None],
     trackers: Trackers,
     stop: Stop,
+    keys: str | None,
 ) -> list[IterationResult]:
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
@@ -199,7 +225,7 @@ async def _distil(
             async with (
                 _beside(_pulse(store, progress)),
                 _beside(_keep_forecasting(forecast, progress)),
-                ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report) as group,
+                ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report, keys) as group,
                 _beside(_watch(loaded, store, group, progress)),
                 group.metered(trackers.spend),
             ):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
+from lion_ray.core.process_guard import descendants
 from lion_ray.pipeline.ray_cluster import RAY_ENVIRONMENT
 from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.machines import Machines, joined, started
@@ -52,6 +54,10 @@ class Whole:
     """The dashboard's questions to which Prometheus had no answer at any time; all of them where there is none."""
     report: subprocess.CompletedProcess[str]
     """`lion-ray report`, once what was in its way while the run went on is gone."""
+    started: set[str]
+    """Every process that the run started, as it calls itself."""
+    exposed: set[str]
+    """Those of them in whose environment or command line the key stood."""
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +85,7 @@ def whole_run() -> Iterator[Whole]:
         config = written_by(folder / "ray")
         process = job.run_until(config.exists)
         try:
-            empty = watch(process, config, folder) if PROMETHEUS else set(panels())
+            empty, started, exposed = watch(process, config, folder)
             assert process.wait() == 0, job.words()
         finally:
             kill(process)
@@ -87,7 +93,8 @@ def whole_run() -> Iterator[Whole]:
         assert fetch_stats(base_url)["total"] > 50, "the key did arrive"
         shutil.rmtree(blocked)
         report = [sys.executable, "-m", "lion_ray", "report", job.store.root]
-        yield Whole(job, empty, subprocess.run(report, cwd=ROOT, capture_output=True, text=True))
+        written = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
+        yield Whole(job, empty, written, started, exposed)
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +103,20 @@ def undisturbed(whole_run: Whole) -> Job:
     return whole_run.job
 
 
-def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> set[str]:
-    """Ask Prometheus for every panel until it has had something to show, or the run has ended; what is missing."""
-    missing = panels()
-    with scraping(config, folder) as answer:
-        while missing and process.poll() is None:
-            missing = {name: expression for name, expression in missing.items() if not answer(expression)}
+def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> tuple[set[str], set[str], set[str]]:
+    """Until the run has ended, ask Prometheus for every panel that has had nothing to show yet, and look at every
+    process that the run has started; (panels that are missing, processes, those that could tell the key)."""
+    missing, started, exposed = panels(), set[str](), set[str]()
+    with scraping(config, folder) if PROMETHEUS else nullcontext() as answer:
+        while process.poll() is None:
+            if answer is not None:
+                missing = {name: expression for name, expression in missing.items() if not answer(expression)}
+            for pid in descendants(process.pid):
+                with suppress(OSError):  # it has ended
+                    told = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    name = told.replace(b"\0", b" ").decode(errors="replace")[:80]
+                    started.add(name)
+                    if CANARY.encode() in told + Path(f"/proc/{pid}/environ").read_bytes():
+                        exposed.add(name)
             time.sleep(LOOK_S)
-    return set(missing)
+    return set(missing), started, exposed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ray.conftest import Whole
 from tests.ray.harness import CANARY, ROOT, UNJUDGED, Job, job_with_key, short_folder
 from tests.stub_api import stub_process
 
@@ -37,6 +38,13 @@ def test_a_whole_run_keeps_the_key_to_itself(undisturbed: Job) -> None:
     assert logs, "Ray's logs were not where they were looked for"
     assert files_with(scratch, "item 3"), "the search itself finds things"
     assert files_with(scratch, CANARY) == []
+
+
+def test_a_whole_run_s_processes_do_not_inherit_the_key(whole_run: Whole) -> None:
+    kinds = ("raylet", "gcs_server", "TeacherProxy", "StudentEngine", "RunStoreServer", "Generator")
+    assert all(any(kind in name for name in whole_run.started) for kind in kinds), sorted(whole_run.started)
+    # That it reached the endpoint all the same, the endpoint has seen: it refuses whoever has it not.
+    assert whole_run.exposed == set()
 
 
 def test_a_run_that_ends_in_a_refusal_keeps_the_key_to_itself(scratch: Path) -> None:
