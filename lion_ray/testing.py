@@ -15,10 +15,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lion_ray.core.records import Prompt
 from lion_ray.discrimination.judge import Judge, Judgement
 from lion_ray.discrimination.pairwise import Comparison
 from lion_ray.imitation.filters import AnsweredRow, RowFilter
-from lion_ray.prompts.source import Instruction, PromptSource
+from lion_ray.prompts.source import PromptSource
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ class PromptSourceContract:
     def test_messages_are_texts_and_the_last_is_the_user_s(self) -> None:
         source = self.make()
         for number, text in enumerate(TEXTS):
-            messages = source.messages(Instruction(f"{number:016x}", text))
+            messages = source.messages(Prompt(f"{number:016x}", text))
             assert messages
             assert all(isinstance(one["role"], str) and isinstance(one["content"], str) for one in messages)
             assert messages[-1]["role"] == "user"
@@ -186,5 +187,5 @@ class PromptSourceContract:
     def test_an_instruction_is_asked_in_the_same_words_each_time(self) -> None:
         first, second = self.make(), self.make()
         for number, text in enumerate(TEXTS):
-            instruction = Instruction(f"{number:016x}", text)
-            assert list(first.messages(instruction)) == list(second.messages(instruction))
+            prompt = Prompt(f"{number:016x}", text)
+            assert list(first.messages(prompt)) == list(second.messages(prompt))

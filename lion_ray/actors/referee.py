@@ -48,7 +48,8 @@ class Referee(BaseActor):
         says; for what is measured and not split.
         """
         tables = (
-            part.select(columns).to_pylist() for part, columns in zip((shard, teacher, student), JUDGED, strict=True)
+            part.select([*columns, *({"messages"} & set(part.column_names))]).to_pylist()
+            for part, columns in zip((shard, teacher, student), JUDGED, strict=True)
         )
         near = None if both_orders else self._near
         return await self._verdicts([self._judge.open(*row, tau=near) for row in zip(*tables, strict=True)], stage)

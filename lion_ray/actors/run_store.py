@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.config import RunConfig, check_name
 from lion_ray.core import layout
-from lion_ray.core.errors import DataError
+from lion_ray.core.errors import ConfigError, DamagedError, DataError, ModelError
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.records import (
     FILTERED,
@@ -32,13 +32,16 @@ from lion_ray.core.records import (
     ORDERS,
     QUARANTINED,
     Piece,
+    Prompt,
     as_instructions,
     derive_seed,
     ok_rows,
     shards,
+    slim,
     table,
 )
 from lion_ray.core.store import Manifest, RunStore
+from lion_ray.core.terminal import tell
 from lion_ray.data.importing import import_data
 from lion_ray.data.pools import bad_rows_jsonl
 from lion_ray.discrimination import split
@@ -46,6 +49,7 @@ from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.drift import Gaps, drift
 from lion_ray.evaluation import check_scores
 from lion_ray.imitation.filters import AnsweredRow, RowFilter, first_reason, load_filters
+from lion_ray.models.resolve import resolve_model
 
 
 class RunStoreServer(BaseActor):
@@ -61,8 +65,17 @@ class RunStoreServer(BaseActor):
         return as_instructions(self._store.read_table(name) for name in names)
 
     def load_each(self, *parts: tuple[str, Sequence[str]]) -> list[pa.Table]:
-        """Of each part these columns, a table each; ask for as many returns. One task is cheaper than several."""
-        return [self._store.read_table(name, columns) for name, columns in parts]
+        """Of each part these columns, and its conversations where it has any, a table each; ask for as many returns.
+
+        One task is cheaper than several. Raises DamagedError where a column is missing.
+        """
+        found = []
+        for name, columns in parts:
+            rows = self._store.read_table(name, (*columns, "messages"), optional=True)
+            if missing := [column for column in columns if column not in rows.column_names]:
+                raise DamagedError(self._store.path(name), f"it has no column {missing[0]!r}")
+            found.append(rows)
+        return found
 
     def commit(self, stage: str, index: int, rows: pa.Table | None) -> Manifest:
         """Write a part, or take the one that is there (`rows` None); returns its summary."""
@@ -76,6 +89,7 @@ class RunStoreServer(BaseActor):
     def import_pools(self, config: RunConfig, base_dir: Path) -> tuple[Manifest, Manifest]:
         """Read the user's instructions into pool-0 and pool-heldout; returns both manifests, uncommitted."""
         taken = import_data(config.data, base_dir, config.seed)
+        check_conversations(config, base_dir, taken.pool, taken.heldout)
         if taken.bad_rows:
             self._store.write_bytes(layout.QUARANTINE, bad_rows_jsonl(taken.bad_rows).encode())
         if taken.contaminated:
@@ -195,12 +209,41 @@ class RunStoreServer(BaseActor):
 RunStoreActor: Any = restartable(RunStoreServer, at_once=8)
 
 
+def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> None:
+    """See that the student can be asked every row that is more than one turn, before anything is bought.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    found: dict[tuple[str, ...], list[Prompt]] = {}
+    for pool in pools:
+        for row in pool.to_pylist() if "messages" in pool.column_names else ():
+            if row["messages"]:
+                prompt = Prompt.of(row)
+                found.setdefault(tuple(one["role"] for one in prompt.messages), []).append(prompt)
+    if not found:
+        return
+    # Here, as it takes seconds and few pools need it.
+    from lion_ray.models.prompter import Prompter
+
+    model = resolve_model(config.student.model, base_dir=base_dir, progress=tell)
+    prompter = Prompter.load(model, config.student.prompt, base_dir)
+    for roles, prompts in found.items():
+        try:
+            prompter.check(roles)
+        except ModelError as error:
+            raise ConfigError(
+                f"data: {len(prompts)} rows are conversations of {', '.join(roles)}, such as {prompts[0].text[:60]!r}, "
+                f"and the student cannot be asked them: {error}"
+            ) from None
+
+
 def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:
     """Write a pool's parts; a cut-off attempt may have left more of them, the manifest says how many count."""
     folder = store.stage(layout.pool(name))
     parts = 0
     for parts, shard in enumerate(shards(pool, shard_rows), start=1):
-        folder.write_part(parts - 1, shard)
+        folder.write_part(parts - 1, slim(shard))
     return {"rows": pool.num_rows, "parts": parts}
 
 

@@ -25,7 +25,7 @@ from lion_ray.actors.metrics import EndpointMetrics
 from lion_ray.config import EndpointConfig, TeacherConfig
 from lion_ray.core.errors import EndpointError, LionError, as_raised
 from lion_ray.core.finish_reason import ending
-from lion_ray.core.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.terminal import tell
 from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
 from lion_ray.gateway.client import Client
@@ -39,7 +39,7 @@ from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.weights import fingerprint
-from lion_ray.prompts.source import Instruction, load_source
+from lion_ray.prompts.source import load_source
 
 METRICS_S = 2.0
 OWN_SERVER_TIMEOUT_S = 4 * 3600.0
@@ -178,9 +178,9 @@ class TeacherProxy(BaseActor):
 
     async def answer(self, shard: pa.Table, stage: str) -> pa.Table:
         """The teacher's answers to a shard of INSTRUCTION rows: an ANSWER table in the same order."""
-        rows = shard.select(["id", "text", "source", "iteration"]).to_pylist()
-        outcomes = await self._from_anyone([self._call(Instruction(**row), stage) for row in rows])
-        return table((answer_row(row["id"], outcome) for row, outcome in zip(rows, outcomes, strict=True)), ANSWER)
+        rows = [Prompt.of(row, reference=False) for row in shard.to_pylist()]
+        outcomes = await self._from_anyone([self._call(row, stage) for row in rows])
+        return table((answer_row(row.id, outcome) for row, outcome in zip(rows, outcomes, strict=True)), ANSWER)
 
     async def _from_anyone(self, calls: list[Call]) -> list[Outcome]:
         """Outcomes from this endpoint, or where it is down or refuses, from the first fallback that answers."""
@@ -214,14 +214,14 @@ class TeacherProxy(BaseActor):
         # Looked up at the first need: when this proxy was made, the others may not have been.
         return [EndpointHandle(names) for names in self._settings.fallbacks]
 
-    def _call(self, instruction: Instruction, stage: str) -> Call:
+    def _call(self, prompt: Prompt, stage: str) -> Call:
         # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
         return Call(
-            messages=tuple(self._source.messages(instruction)),
+            messages=tuple(self._source.messages(prompt)),
             max_tokens=self._teacher.max_tokens,
             temperature=self._teacher.temperature,
             top_p=self._teacher.top_p,
-            seed=derive_seed(self._settings.seed, "teacher", instruction.id),
+            seed=derive_seed(self._settings.seed, "teacher", prompt.id),
             role="teacher",
             stage=stage,
             batch=self._teacher.mode == "batch",

@@ -197,6 +197,7 @@ def read_rows(
                         "instruction": question["text"],
                         "answer": answer["text"],
                         "finish_reason": answer["finish_reason"],
+                        "messages": question.get("messages") or (),
                         **{name: values[row] for name, values in zip(columns, others, strict=True)},
                     }
                 )

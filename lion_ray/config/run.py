@@ -176,6 +176,8 @@ class ImitationConfig(Section):
     """Arithmetic of forward and backward pass (auto: bf16 on a GPU, on a CPU what is faster); weights are float32."""
     truncated: Literal["drop", "keep"] = "drop"
     """An answer that was cut off is dropped, or trained on without an end-of-sequence token."""
+    loss_on: Literal["answer", "assistant_turns"] = "answer"
+    """What carries labels: the teacher's answer, or of a longer conversation the assistant's earlier turns too."""
     objective: ObjectiveConfig = CrossEntropyConfig()
     """What a fit minimises: cross_entropy, or a class of your own (docs/extending.md)."""
     filters: tuple[FilterConfig, ...] = ()

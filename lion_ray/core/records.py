@@ -1,7 +1,9 @@
 """The tables that travel between the actors, and the ids in them.
 
 Invariants:
-- An instruction's id is the hash of its text: the same text has the same id in every run and on every machine.
+- A row is a conversation that ends with a user's turn. One of a single user turn is its text, and its id is the hash of
+  that; of any other, `messages` holds all of it, `text` the last turn, and the id is the hash of the messages. So the
+  same row has the same id in every run and on every machine.
 - A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row says why in `reason`.
   What a filter left out is ``filtered``, with its reason: it has not failed.
 - An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract: provenance).
@@ -13,7 +15,9 @@ This module knows nothing of Ray, models or files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +27,10 @@ QUARANTINED = "quarantined"
 FILTERED = "filtered"
 ORDERS = ("teacher_first", "student_first")
 """Whose answer a referee is shown first; columns of VERDICT."""
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+Message = dict[str, str]
+"""role (system, user or assistant) and content."""
 
 INSTRUCTION = pa.schema(
     [
@@ -36,6 +44,9 @@ INSTRUCTION = pa.schema(
         # What a check compares an answer with: the user's text, or a JSON value as text. Parts that an earlier version
         # wrote lack the column (see `as_instructions`); no model is ever shown it.
         pa.field("reference", pa.string()),
+        # The whole conversation, the user's last turn included; null for a row that is its text alone. A part of which
+        # every row is has no such column, as before there was one.
+        pa.field("messages", MESSAGES),
     ]
 )
 """A row of the Train Pool, the Cache Pool or the held-out set."""
@@ -131,6 +142,52 @@ CANDIDATE = pa.schema(
 """A generated instruction, accepted or rejected with a reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row as code has it: what is to be answered, and what is known of it."""
+
+    id: str
+    text: str
+    """The user's last turn."""
+    messages: tuple[Message, ...] = ()
+    """The whole conversation; empty for a row that is its text alone."""
+    source: str = "seed"
+    """seed, or the kind of row that it was generated from: hard or easy."""
+    parent: str | None = None
+    iteration: int = 0
+    reference: str | None = None
+    """What an answer is compared with; no model is shown it."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], *, reference: bool = True) -> Prompt:
+        """From a row of INSTRUCTION, whatever columns it has; without its reference, where it is shown to a model."""
+        known = {name: row[name] for name in ("source", "parent", "iteration") if name in row}
+        kept = row.get("reference") if reference else None
+        return cls(row["id"], row["text"], tuple(row.get("messages") or ()), reference=kept, **known)
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The conversation, of a single turn too."""
+        return self.messages or ({"role": "user", "content": self.text},)
+
+    def as_text(self) -> str:
+        """The conversation as one text, for a reader who is shown it; a row that is its text alone is that."""
+        if not self.messages:
+            return self.text
+        return "\n\n".join(f"{one['role']}: {one['content']}" for one in self.messages)
+
+
+def conversation_id(messages: Sequence[Message]) -> str:
+    """The content hash that names a conversation: 16 hex digits (64 bits) of SHA-256 over its canonical JSON.
+
+    One of a single user turn has the id of its text.
+    """
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return instruction_id(messages[0]["content"])
+    canonical = [[one["role"], one["content"]] for one in messages]
+    return instruction_id(json.dumps(canonical, ensure_ascii=False, separators=(",", ":")))
+
+
 def instruction_id(text: str) -> str:
     """The content hash that names an instruction: 16 hex digits (64 bits) of SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -151,7 +208,14 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     for field in schema:
         if not field.nullable and result[field.name].null_count:
             raise ValueError(f"{field.name} must not be null")
-    return result
+    return slim(result) if schema is INSTRUCTION else result
+
+
+def slim(pool: pa.Table) -> pa.Table:
+    """A pool or a part of one without the column of conversations, where none of its rows has one."""
+    if "messages" in pool.column_names and pool["messages"].null_count == pool.num_rows:
+        return pool.drop_columns(["messages"])
+    return pool
 
 
 class Piece(NamedTuple):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,6 +42,10 @@ class ImportedData:
     """Rows of the pool that are in a held-out file of its own too, and were left out."""
     bad_rows: list[BadRow]
     contaminated: list[Contaminated]
+    renamed: dict[str, int] = field(default_factory=dict)
+    """``key as name``: what was taken for something of another name, and in how many rows."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Keys that nothing reads, and in how many rows they were."""
 
     def counts(self) -> dict[str, object]:
         """What was left out, for the pool's manifest."""
@@ -49,6 +55,8 @@ class ImportedData:
             "bad_rows": len(self.bad_rows),
             "in_heldout": self.in_heldout,
             "contaminated": dict(reasons.most_common()),
+            **({"renamed": self.renamed} if self.renamed else {}),
+            **({"ignored": self.ignored} if self.ignored else {}),
         }
 
     def contaminated_jsonl(self) -> str:
@@ -66,12 +74,14 @@ def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
     """
     read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
     pool, bad = read.pool, list(read.bad_rows)
+    renamed, ignored = Counter(read.renamed), Counter(read.ignored)
     overlap = 0
     if isinstance(data.heldout, int):
         pool, heldout = split_heldout(pool, data.heldout, seed)
     else:
         apart = _apart(data.heldout, data, base_dir)
         heldout, bad = apart.pool, bad + list(apart.bad_rows)
+        renamed, ignored = renamed + Counter(apart.renamed), ignored + Counter(apart.ignored)
         pool, overlap = drop_ids(pool, set(heldout["id"].to_pylist()))
     questions = read_questions(data.decontaminate, base_dir)
     evaluation = EvaluationSet(questions)
@@ -84,7 +94,7 @@ def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
     if not pool.num_rows:
         why = f" ({len(found)} are too near an evaluation question)" if found else ""
         raise DataError(f"{data.pool}: no instruction is left to train on{why}")
-    return ImportedData(pool, heldout, questions, read.duplicates, overlap, bad, found)
+    return ImportedData(pool, heldout, questions, read.duplicates, overlap, bad, found, dict(renamed), dict(ignored))
 
 
 def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:
@@ -97,3 +107,16 @@ def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:
 
 def _apart(source: str, data: DataConfig, base_dir: Path) -> PoolRead:
     return read_pool(source, base_dir=base_dir, limit=None, on_bad_row=data.on_bad_row)
+
+
+def import_lines(counts: Mapping[str, Any]) -> list[str]:
+    """What there is to say of an import, from its manifest: what was taken for what, and what was left out."""
+    renamed, ignored = counts.get("renamed") or {}, counts.get("ignored") or {}
+    lines = []
+    if renamed:
+        lines.append("read " + "; ".join(f"{what} ({rows:,} rows)" for what, rows in renamed.items()))
+    if ignored:
+        shown = ", ".join(f"{key} ({rows:,})" for key, rows in list(ignored.items())[:10])
+        more = ", …" if len(ignored) > 10 else ""
+        lines.append(f"not read: {shown}{more}; what answers are to be compared with is called `reference`")
+    return lines

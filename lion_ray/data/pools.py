@@ -1,12 +1,12 @@
 """The user's instructions, and the pools that grow out of them.
 
 Invariants:
-- An instruction is one text: a row's `input` (Dolly's `context`) is folded into it. Its id is the hash of that text, so
-  a pool holds no text twice; the first of two stays.
+- A row is a conversation that ends with the user (`formats` reads it). Its id is the hash of its content, so a pool
+  holds no row twice; the first of two stays.
 - A malformed row either stops the reading with one line that says where it is and what to do, or is kept aside with a
   reason. It is never mended, guessed at or silently dropped.
 - Reading stops at the limit: rows behind it are neither counted nor checked.
-- A row's `reference` is not part of its text: it changes no id, and of two rows of one text the first one's stays.
+- A row's `reference` is not part of its content: it changes no id, and of two alike the first one's stays.
 - Which instructions are held out depends on the seed and the texts, not on their order in a file.
 
 This module does not know file formats (see `sources`), models or the run folder.
@@ -15,33 +15,19 @@ This module does not know file formats (see `sources`), models or the run folder
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.core.errors import ConfigError, DataError
-from lion_ray.core.records import INSTRUCTION, derive_seed, instruction_id, table
-from lion_ray.core.values import canonical
-from lion_ray.data.sources import ALTERNATIVES, INPUT_KEYS, SourceRow, rows_of
-
-# What people and models write into `input` to say that there is none, once outer punctuation is gone.
-_NO_INPUT = re.compile(
-    r"no[\W_]*(?:(?:further|additional|specific)\s+)?input[es]?"
-    r"(?:\s+(?:(?:is|was)\s+)?(?:needed|required|necessary|provided|given|applicable|available))?"
-    r"|input\s+(?:is\s+)?not\s+(?:needed|required|necessary|provided|given|applicable|available)"
-    r"|none|n[/.]\s?a|not\s+applicable"
-    # What pandas, JSON and databases write where there is nothing.
-    r"|nan|nat|null|nil|undefined|empty(?:\s+(?:string|input))?",
-    re.IGNORECASE,
-)
-_NOTHING = re.compile(r"nan|null|none|<na>|\\n", re.IGNORECASE)
-"""What stands for a text that is missing, where it is all there is of an instruction."""
-_OUTER_PUNCTUATION = re.compile(r"^[\W_]+|[\W_]+$")
+from lion_ray.core.records import INSTRUCTION, conversation_id, derive_seed, instruction_id, table
+from lion_ray.data.formats import FormatError, ReadRow, read_row
+from lion_ray.data.sources import SourceRow, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,58 +51,74 @@ class PoolRead:
     """Rows dropped because an earlier row has the same text."""
     bad_rows: list[BadRow]
     """Empty unless malformed rows are quarantined."""
-
-
-class _MalformedError(Exception):
-    pass
+    renamed: dict[str, int] = field(default_factory=dict)
+    """``key as name``, for keys that were taken for something of another name, and in how many rows."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Keys that nothing reads, and in how many rows they were."""
 
 
 def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Literal["stop", "quarantine"]) -> PoolRead:
-    """The instructions of a .json (a list of objects), .jsonl or .parquet file, or of a dataset.
+    """The instructions of a .json (a list of objects), .jsonl, .csv, .tsv, .txt (one a line) or .parquet file, or of a
+    dataset.
 
-    JSON files may be gzipped (.gz). A dataset is ``hf:NAME[:CONFIGURATION][:SPLIT]``, of the split `train` unless one
-    is named. NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face
+    But for Parquet, files may be compressed (.gz, .zst). A dataset is ``hf:NAME[:CONFIGURATION][:SPLIT]``, of the split
+    `train` unless one is named. NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face
     hub. Paths are relative to `base_dir`. At most `limit` different instructions are read.
 
     Raises ConfigError where the source is missing or of an unknown kind, InfrastructureError where the hub cannot be
     reached, and DataError where the source holds nothing usable or, with "stop", at its first malformed row.
     """
-    texts: dict[str, tuple[str, str | None]] = {}
+    rows: dict[str, ReadRow] = {}
     duplicates = 0
     bad_rows: list[BadRow] = []
+    renamed: Counter[str] = Counter()
+    ignored: Counter[str] = Counter()
     for row in rows_of(source, base_dir):
         try:
-            text, reference = _instruction(row), _reference(row)
-        except _MalformedError as error:
+            read = _read(row)
+        except FormatError as error:
             if on_bad_row == "stop":
                 advice = "correct the row, or set data.on_bad_row to quarantine"
                 raise DataError(f"{row.where}: {error}; {advice}") from None
             bad_rows.append(BadRow(row.where, str(error), row.as_text()))
             continue
-        key = instruction_id(text)
-        if key in texts:
+        renamed.update(f"{key} as {name}" for key, name in read.renamed)
+        ignored.update((*read.ignored, *row.ignored))
+        key = _id(read)
+        if key in rows:
             duplicates += 1
             continue
-        texts[key] = (text, reference)
-        if len(texts) == limit:
+        rows[key] = read
+        if len(rows) == limit:
             break
-    if not texts:
+    if not rows:
         why = f"all {len(bad_rows)} rows are malformed, the first: {bad_rows[0].reason}" if bad_rows else "it is empty"
         raise DataError(f"{source}: no usable instruction ({why}); give rows with an 'instruction'")
-    rows = (
-        {"id": key, "text": text, "source": "seed", "iteration": 0, "reference": reference}
-        for key, (text, reference) in texts.items()
+    found = (
+        {
+            "id": key,
+            "text": read.text,
+            "source": "seed",
+            "iteration": 0,
+            "reference": read.reference,
+            "messages": list(read.messages) or None,
+        }
+        for key, read in rows.items()
     )
-    return PoolRead(table(rows, INSTRUCTION), duplicates, bad_rows)
+    return PoolRead(table(found, INSTRUCTION), duplicates, bad_rows, dict(renamed), dict(ignored))
+
+
+def _id(read: ReadRow) -> str:
+    return conversation_id(read.messages) if read.messages else instruction_id(read.text)
 
 
 def where_is(source: str, base_dir: Path, row_id: str) -> str:
     """The place of an instruction that was read from a source: ``file:line``, or ``source: row N``."""
     for row in rows_of(source, base_dir):
         try:
-            if instruction_id(_instruction(row)) == row_id:
+            if _id(_read(row)) == row_id:
                 return row.where
-        except _MalformedError:
+        except FormatError:
             continue
     return source
 
@@ -170,76 +172,7 @@ def drop_ids(pool: pa.Table, ids: Iterable[str]) -> tuple[pa.Table, int]:
     return kept, pool.num_rows - kept.num_rows
 
 
-def _instruction(row: SourceRow) -> str:
-    """The row's one text."""
+def _read(row: SourceRow) -> ReadRow:
     if row.problem is not None:
-        raise _MalformedError(row.problem)
-    if not isinstance(row.value, dict):
-        raise _MalformedError("not a JSON object")
-    instruction = _text_of(row.value, _instruction_key(row.value))
-    if not instruction:
-        raise _MalformedError("the instruction is empty")
-    if _NOTHING.fullmatch(instruction):
-        raise _MalformedError(f"the instruction is '{instruction}': there is none")
-    extras = {key: _text_of(row.value, key) for key in INPUT_KEYS if row.value.get(key) is not None}
-    extras = {key: extra for key, extra in extras.items() if extra and not says_no_input(extra)}
-    if len(set(extras.values())) > 1:
-        one, other, *_ = extras
-        raise _MalformedError(f"both '{one}' and '{other}', and an instruction is about one text")
-    return f"{instruction}\n\n{next(iter(extras.values()))}" if extras else instruction
-
-
-def _reference(row: SourceRow) -> str | None:
-    """What the row's answers are compared with: a text as it is, another JSON value as JSON; None where there is none
-    or it is blank."""
-    value = row.value.get("reference")
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            value.encode()
-            return value if value.strip() else None
-        return canonical(value)
-    except UnicodeEncodeError:
-        raise _MalformedError("'reference' holds half a character (a lone surrogate)") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _MalformedError(f"'reference' is no JSON value ({' '.join(str(error).split())[:100]})") from None
-
-
-def _instruction_key(value: dict[str, Any]) -> str:
-    if value.get("instruction") is not None:
-        return "instruction"
-    others = [key for key in ALTERNATIVES if value.get(key) is not None]
-    if len(others) > 1:
-        raise _MalformedError(f"no 'instruction', but both '{others[0]}' and '{others[1]}'")
-    if not others:
-        raise _MalformedError("no 'instruction'")
-    return others[0]
-
-
-def _text_of(value: dict[str, Any], key: str) -> str:
-    text = value[key]
-    if not isinstance(text, str):
-        raise _MalformedError(f"'{key}' is not a string but {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _MalformedError(f"'{key}' holds half a character (a lone surrogate)") from None
-    return text.strip()
-
-
-def says_no_input(text: str) -> bool:
-    """Whether an `input` only says that there is none: "No input", "<noinput>", "N/A", "none", "-" and their like."""
-    # A long text says more than that, and stripping a long run of punctuation takes quadratic time.
-    if len(text) > 60:
-        return False
-    # "NA" only in capitals: "Na" may be the question (sodium).
-    bare = _OUTER_PUNCTUATION.sub("", text)
-    if bare.casefold() == "empty" and text.strip() == bare:
-        return False  # a word like any other, but in brackets
-    return (
-        text.strip() == "\\N"
-        or bare == "NA"
-        or _NO_INPUT.fullmatch(bare) is not None
-        or re.fullmatch(r"\s*[-–—]{1,3}\s*", text) is not None
-    )
+        raise FormatError(row.problem)
+    return read_row(row.value)

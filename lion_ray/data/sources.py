@@ -6,17 +6,20 @@ Invariants:
 - Text is taken as it is. Lines of a .jsonl file end with \\n alone.
 - Rows are decoded as they are asked for; nothing behind the last one asked for can fail.
 
-This module does not know what makes a row a good instruction (see `pools`).
+This module does not know what makes a row a good instruction (see `formats`).
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,10 @@ import pyarrow.parquet as pq
 
 from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
 from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.data.formats import CONVERSATION_KEYS, INSTRUCTION_KEYS, KEYS
 
-ALTERNATIVES = ("prompt", "question", "text")
-"""Keys under which other formats keep the instruction; looked at only where a row has no `instruction`."""
-
-_INSTRUCTION_KEYS = ("instruction", *ALTERNATIVES)
-INPUT_KEYS = ("input", "inputs", "context", "passage")
-"""Keys under which formats keep the text that an instruction is about (Alpaca's and Dolly's, and others')."""
-_KEYS = (*_INSTRUCTION_KEYS, *INPUT_KEYS, "reference")
+LONGEST_CELL = 2**31 - 1
+"""Characters; the csv module stops at 131,072 of itself."""
 
 
 class _Doubled(dict[str, Any]):
@@ -76,6 +75,8 @@ class SourceRow:
     """The row as it stands in the file; null where the file is not text."""
     problem: str | None = None
     """Why the row could not be decoded."""
+    ignored: tuple[str, ...] = ()
+    """Columns that were not read."""
 
     def as_text(self) -> str:
         """The row as it stands in the file, or as JSON."""
@@ -83,7 +84,7 @@ class SourceRow:
 
 
 def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
-    """The rows of a .json, .jsonl or .parquet file, or of ``hf:NAME[:CONFIGURATION][:SPLIT]``; see `pools.read_pool`.
+    """The rows of a file (.json, .jsonl, .csv, .tsv, .txt, .parquet), or of ``hf:NAME[:CONFIGURATION][:SPLIT]``.
 
     A row of columns (Parquet, datasets) holds only those that an instruction is made of, and its `reference`.
     """
@@ -93,22 +94,22 @@ def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
     name = path.name.lower()
     if path.is_dir():
         raise ConfigError(f"{source}: is a folder; name a file in it, or write hf:{source} for a datasets folder")
-    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in readers or (name.endswith(".gz") and suffix == ".parquet"):
+    packed = name.endswith((".gz", ".zst"))
+    suffix = Path(name).with_suffix("").suffix if packed else Path(name).suffix
+    if suffix not in _READERS or (packed and suffix == ".parquet"):
         raise ConfigError(
-            f"{source}: unknown kind of file; give .json, .jsonl (or either with .gz), .parquet, or hf:NAME[:SPLIT]"
+            f"{source}: unknown kind of file; give .json, .jsonl, .csv, .tsv or .txt (each also with .gz or .zst), "
+            ".parquet, or hf:NAME[:SPLIT]"
         )
     if not path.exists():
         raise ConfigError(f"{source}: no such file in {base_dir}; check the path")
-    return readers[suffix](source, path)
+    return _READERS[suffix](source, path)
 
 
 def _content(source: str, path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if path.name.lower().endswith(".gz") else raw
-    except (OSError, EOFError, zlib.error) as error:
+        content = _unpacked(path)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{source}: cannot be read ({_one_line(error)}); check the file") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
@@ -116,6 +117,55 @@ def _content(source: str, path: Path) -> bytes:
     if (what := told(content[:HEAD])) is not None:
         raise DataError(f"{source}: {what}")
     return content
+
+
+def _unpacked(path: Path) -> bytes:
+    raw = path.read_bytes()
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return gzip.decompress(raw)
+    if name.endswith(".zst"):
+        with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
+            return bytes(stream.read())
+    return raw
+
+
+def _text_rows(source: str, path: Path) -> Iterator[SourceRow]:
+    """Each line that is not blank is an instruction."""
+    for number, line in enumerate(_content(source, path).split(b"\n"), start=1):
+        if line.strip():
+            where = f"{source}:{number}"
+            try:
+                yield SourceRow(where, {"instruction": line.decode()}, line.decode().strip())
+            except UnicodeDecodeError:
+                yield SourceRow(where, None, line.decode("utf-8", "replace").strip(), "not UTF-8")
+
+
+def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[SourceRow]:
+    """Rows of a table in text, by the names in its first line (RFC 4180). An empty cell is a key that is not there."""
+    try:
+        text = _content(source, path).decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{source}: not UTF-8; save the file as UTF-8") from None
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise DataError(f"{source}:1: the column '{twice}' is there twice; rename one of them")
+        columns = set(_known_columns(source, names))
+        ignored = tuple(name for name in names if name not in columns)
+        for cells in reader:
+            where = f"{source}:{reader.line_num}"
+            if not any(cells):
+                continue
+            if len(cells) > len(names):
+                yield SourceRow(where, None, delimiter.join(cells), f"{len(cells)} cells, and {len(names)} columns")
+                continue
+            value = {name: cell for name, cell in zip(names, cells, strict=False) if name in columns and cell.strip()}
+            yield SourceRow(where, value, ignored=ignored)
+    except csv.Error as error:
+        raise DataError(f"{source}:{reader.line_num}: not a table in text ({_one_line(error)}); correct it") from None
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
@@ -204,19 +254,22 @@ def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
             raise DataError(f"{source}: {what}")
     try:
         with pq.ParquetFile(path) as file:
-            columns = _known_columns(source, file.schema_arrow.names)
+            names = file.schema_arrow.names
+            columns = _known_columns(source, names)
+            ignored = tuple(name for name in names if name not in columns)
             number = 0
             for batch in file.iter_batches(batch_size=4096, columns=columns):
                 for index in range(batch.num_rows):
                     number += 1
-                    yield _parquet_row(f"{source}: row {number}", batch, index)
+                    yield _parquet_row(f"{source}: row {number}", batch, index, ignored)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{source}: cannot be read as Parquet ({_one_line(error)}); check the file") from None
 
 
-def _parquet_row(where: str, batch: pa.RecordBatch, index: int) -> SourceRow:
+def _parquet_row(where: str, batch: pa.RecordBatch, index: int, ignored: tuple[str, ...]) -> SourceRow:
     try:
-        return SourceRow(where, {name: batch.column(name)[index].as_py() for name in batch.schema.names})
+        value = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+        return SourceRow(where, value, ignored=ignored)
     except UnicodeDecodeError:
         return SourceRow(where, None, "", "not UTF-8")
 
@@ -246,9 +299,10 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
         raise InfrastructureError(f"{source}: the dataset cannot be fetched ({_one_line(error)}); try again") from None
     except datasets.exceptions.DatasetsError as error:
         raise DataError(f"{source}: the dataset cannot be read ({_one_line(error)}); check its files") from None
-    wanted = data.select_columns(_known_columns(source, data.column_names))
-    for number, value in enumerate(wanted, start=1):
-        yield SourceRow(f"{source}: row {number}", value)
+    columns = _known_columns(source, data.column_names)
+    ignored = tuple(name for name in data.column_names if name not in columns)
+    for number, value in enumerate(data.select_columns(columns), start=1):
+        yield SourceRow(f"{source}: row {number}", value, ignored=ignored)
 
 
 def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
@@ -282,11 +336,22 @@ def _configuration(source: str, address: str, parts: list[str]) -> tuple[str | N
 
 
 def _known_columns(source: str, names: list[str]) -> list[str]:
-    if not any(name in names for name in _INSTRUCTION_KEYS):
+    if not any(name in names for name in (*INSTRUCTION_KEYS, *CONVERSATION_KEYS)):
         raise DataError(f"{source}: no column 'instruction' (it has {', '.join(names)}); rename the right one")
-    return [name for name in _KEYS if name in names]
+    return [name for name in KEYS if name in names]
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+_READERS: dict[str, Callable[[str, Path], Iterator[SourceRow]]] = {
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".csv": _table_rows,
+    ".tsv": partial(_table_rows, delimiter="\t"),
+    ".txt": _text_rows,
+    ".parquet": _parquet_rows,
+}

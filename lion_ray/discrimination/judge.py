@@ -21,7 +21,7 @@ from lion_ray.config import RefereeConfig
 from lion_ray.config.plugins import Own
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.plugins import asked, make
-from lion_ray.core.records import OK, QUARANTINED, derive_seed
+from lion_ray.core.records import OK, QUARANTINED, Prompt, derive_seed
 from lion_ray.discrimination.pairwise import RESAMPLED, Comparison, PairwiseJudge, account
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 
@@ -108,7 +108,9 @@ class _OwnRow:
         answers = (("teacher", teacher), ("student", student))
         self._failure = next((f"{who}: {one['reason']}" for who, one in answers if one["status"] != OK), "")
         self._over = bool(self._failure)
-        self._comparison = Comparison(instruction["id"], instruction["text"], teacher["text"], student["text"])
+        self._comparison = Comparison(
+            instruction["id"], Prompt.of(instruction).as_text(), teacher["text"], student["text"]
+        )
         if not self._over:
             self._questions = list(asked(judge.judge.questions, self._comparison, key=KEY))
             if not self._questions:

@@ -19,7 +19,7 @@ from typing import Any
 
 from lion_ray.config import RefereeConfig
 from lion_ray.core.finish_reason import Ending, ending
-from lion_ray.core.records import OK, ORDERS, QUARANTINED, derive_seed
+from lion_ray.core.records import OK, ORDERS, QUARANTINED, Prompt, derive_seed
 from lion_ray.discrimination.logprob_scores import ALTERNATIVES, weighted_pair
 from lion_ray.discrimination.orders import first_order, needs_second
 from lion_ray.discrimination.scores import Pair, combine, in_range, parse_scores
@@ -40,6 +40,7 @@ class Comparison:
 
     id: str
     instruction: str
+    """The user's text; of a longer conversation all of it, turn by turn."""
     teacher: str
     student: str
 
@@ -134,7 +135,9 @@ class Row:
         Raises:
             ValueError: an answer is to another instruction.
         """
-        self.comparison = Comparison(instruction["id"], instruction["text"], teacher["text"], student["text"])
+        self.comparison = Comparison(
+            instruction["id"], Prompt.of(instruction).as_text(), teacher["text"], student["text"]
+        )
         self._judge = judge
         self._tau = tau
         self._version = student["version"]

@@ -24,7 +24,7 @@ import pyarrow as pa
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError, ModelError
 from lion_ray.core.process_guard import Guard, command_line, descendants
-from lion_ray.core.records import ANSWER, OK, QUARANTINED, derive_seed, table
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, student_type
 from lion_ray.inference.weight_check import Agreement, Greedy, compare
@@ -196,18 +196,18 @@ class Engine:
         Raises:
             EngineError: the engine died; nothing of the shard is lost, since nothing of it was committed.
         """
-        rows = shard.select(["id", "text"]).to_pylist()
+        rows = [Prompt.of(row) for row in shard.to_pylist()]
         self._answering += 1
         try:
-            answers = await asyncio.gather(*(self._answer_row(row["id"], row["text"], iteration) for row in rows))
+            answers = await asyncio.gather(*(self._answer_row(row, iteration) for row in rows))
         finally:
             self._answering -= 1
         return table(answers, ANSWER)
 
-    async def _answer_row(self, row_id: str, text: str, iteration: int) -> dict[str, Any]:
+    async def _answer_row(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
         config = self._config
-        row: dict[str, Any] = {"id": row_id, "text": "", "model": config.model, "version": self.version}
-        ids = self._prompter.prompt_ids(text)
+        row: dict[str, Any] = {"id": prompt.id, "text": "", "model": config.model, "version": self.version}
+        ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
         room = config.max_model_len - len(ids)
         if room < 1:
             return row | {
@@ -219,7 +219,7 @@ class Engine:
             "temperature": config.temperature,
             "top_p": config.top_p,
             "max_tokens": min(config.max_tokens, room),
-            "seed": derive_seed(self._seed, iteration, row_id),
+            "seed": derive_seed(self._seed, iteration, prompt.id),
         }
         output = await self._generate(ids, sampling)
         answer = output.outputs[0]

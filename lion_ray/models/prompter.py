@@ -19,10 +19,12 @@ import datetime
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_ray.core.errors import ConfigError, ModelError
+from lion_ray.core.records import Message
 from lion_ray.core.thoughts import closing_of
 from lion_ray.models.chat_template import own_template
 
@@ -96,12 +98,50 @@ class Prompter:
         texts = {str(tokenizer.convert_ids_to_tokens(i)) for i in self._special}
         self._special_text = re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
         self._spaced = self._adds_leading_space()
+        self._start = start
+        self._chats = prompt == "chat"
         self._before = start + self._encode(before, split=False)
         self._after = self._continue(after, split=False)
+        self._frames: dict[tuple[str, ...], list[list[int]]] = {}
 
-    def prompt_ids(self, instruction: str) -> list[int]:
-        """The ids to generate from: frame, instruction, frame."""
-        return self._before + self._data(instruction) + self._after
+    def prompt_ids(self, instruction: str, messages: Sequence[Message] = ()) -> list[int]:
+        """The ids to generate from: frame, instruction, frame. `messages`: the whole conversation, where it is more
+        than the instruction. Raises ModelError where the template cannot write it."""
+        return self.conversation_ids(instruction, messages)[0]
+
+    def conversation_ids(
+        self, instruction: str, messages: Sequence[Message]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same, and where each answer of the assistant's stands in it, its end token included: (from, up to)."""
+        if not messages:
+            return self._before + self._data(instruction) + self._after, []
+        frames = self._frame_ids(tuple(one["role"] for one in messages))
+        ids = list(frames[0])
+        spans = []
+        for message, frame in zip(messages, frames[1:], strict=True):
+            began = len(ids)
+            ids += self._data(message["content"])
+            if message["role"] == "assistant":
+                ends = frame[:1] == [self.end_id]
+                spans.append((began, len(ids) + ends))
+            ids += frame
+        return ids, spans
+
+    def check(self, roles: Sequence[str]) -> None:
+        """Raises ModelError where a conversation of these roles cannot be asked."""
+        self._frame_ids(tuple(roles))
+
+    def _frame_ids(self, roles: tuple[str, ...]) -> list[list[int]]:
+        """What stands before, between and after the messages of a conversation, as ids."""
+        if roles not in self._frames:
+            if not self._chats:
+                raise ModelError("a text template asks a single turn; `student.prompt: chat` takes conversations")
+            first, *others = _conversation_frame(self.tokenizer, roles)
+            self._frames[roles] = [
+                self._start + self._encode(first, split=False),
+                *(self._continue(one, split=False) for one in others),
+            ]
+        return self._frames[roles]
 
     def completion_ids(self, text: str, *, complete: bool) -> list[int]:
         """The ids of an answer, with the end token if and only if it is complete."""
@@ -158,6 +198,29 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
         raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
     written, _, ending = str(closed).rpartition(_ASSISTANT)
     return parts[0], _answers_after(parts[1], written.rpartition(_USER)[2]), ending
+
+
+def _conversation_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> list[str]:
+    """The template's texts before, between and after the messages of a conversation that ends with the user's."""
+    from jinja2 import TemplateError
+
+    marks = [f"\ue0f1{number}\ue0f2" for number in range(len(roles))]
+    messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    said = ", ".join(roles)
+    try:
+        opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_FIXED)
+        answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
+        closed = tokenizer.apply_chat_template(answered, tokenize=False, **_FIXED)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ModelError(f"the model's chat template takes no conversation of {said}: {_first_line(error)}") from error
+    texts, rest = [], str(opened)
+    for mark in marks:
+        before, found, rest = rest.partition(mark)
+        if not found or mark in rest:
+            raise ModelError(f"the model's chat template does not write a conversation of {said} in its order, once")
+        texts.append(before)
+    written = str(closed).rpartition(_ASSISTANT)[0].rpartition(marks[-1])[2]
+    return [*texts, _answers_after(rest, written)]
 
 
 def _answers_after(opened: str, written: str) -> str:

@@ -1,14 +1,14 @@
 """What the teacher is asked for an instruction, as something that can be exchanged.
 
 Invariants:
-- The same instruction is asked in the same words whenever it is asked: its journal key depends on them.
+- The same row is asked in the same words whenever it is asked: its journal key depends on them.
 - The teacher is never shown a row's `reference`.
+- A row's own system message follows the template's in one message; its earlier turns stand before its last one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,26 +16,16 @@ from lion_ray.config.plugins import Own
 from lion_ray.config.run import TeacherConfig
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.plugins import asked, make
-from lion_ray.prompts.messages import Message, load_template, teacher_messages
+from lion_ray.core.records import Message, Prompt
+from lion_ray.prompts.messages import load_template, teacher_messages
 
 KEY = "teacher.source.import_path"
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    """What the teacher is to answer."""
-
-    id: str
-    text: str
-    source: str = "seed"
-    """seed, or the kind of row that it was generated from: hard or easy."""
-    iteration: int = 0
-
-
 class PromptSource(Protocol):
-    """Makes an instruction into chat messages. `contract.PromptSourceContract` tests what is said here."""
+    """Makes a row into chat messages. `contract.PromptSourceContract` tests what is said here."""
 
-    def messages(self, instruction: Instruction) -> Sequence[Message]:
+    def messages(self, prompt: Prompt) -> Sequence[Message]:
         """Dicts with role and content, as chat completions take them; the last one is the user's."""
 
 
@@ -45,16 +35,28 @@ class TemplateSource:
     def __init__(self, name: str, base_dir: Path) -> None:
         self._template = load_template(name, "teacher", base_dir)
 
-    def messages(self, instruction: Instruction) -> tuple[Message, ...]:
-        return teacher_messages(self._template, instruction.text)
+    def messages(self, prompt: Prompt) -> tuple[Message, ...]:
+        return conversation(teacher_messages(self._template, prompt.text), prompt)
+
+
+def conversation(asked_as: tuple[Message, ...], prompt: Prompt) -> tuple[Message, ...]:
+    """What a template made of a row's last turn, with the rest of the row's conversation around it."""
+    if not prompt.messages:
+        return asked_as
+    *before, last = asked_as
+    *history, _ = prompt.messages
+    systems = [one["content"] for one in (*before, *history) if one["role"] == "system"]
+    turns = [one for one in (*before, *history) if one["role"] != "system"]
+    system = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
+    return (*system, *turns, last)
 
 
 class _Own:
     def __init__(self, source: Any) -> None:
         self._source = source
 
-    def messages(self, instruction: Instruction) -> tuple[Message, ...]:
-        said = asked(self._source.messages, instruction, key=KEY)
+    def messages(self, prompt: Prompt) -> tuple[Message, ...]:
+        said = asked(self._source.messages, prompt, key=KEY)
         whole = (
             isinstance(said, Sequence)
             and said

@@ -15,13 +15,13 @@ import pytest
 
 from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
 from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.data.formats import says_no_input
 from lion_ray.data.pools import (
     PoolRead,
     bad_rows_jsonl,
     cache_pools,
     drop_ids,
     read_pool,
-    says_no_input,
     split_heldout,
     train_pool,
     where_is,

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.core.records import derive_seed
-from lion_ray.data.pools import says_no_input
-from lion_ray.data.sources import INPUT_KEYS, SourceRow, rows_of
+from lion_ray.data.formats import INPUT_KEYS, says_no_input
+from lion_ray.data.sources import SourceRow, rows_of
 
 T = TypeVar("T")
 

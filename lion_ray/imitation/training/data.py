@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from lion_ray.core.errors import DataError
-from lion_ray.core.records import derive_seed
+from lion_ray.core.records import Message, derive_seed
 from lion_ray.imitation.filters import CUT_OFF, EMPTY_ANSWER, AnsweredRow, CutOff, Empty
 from lion_ray.models.prompter import Prompter
 
@@ -39,6 +39,8 @@ class Row(NamedTuple):
     instruction: str
     answer: str
     finish_reason: str | None = "stop"
+    messages: Sequence[Message] = ()
+    """The whole conversation, where it is more than the instruction."""
     columns: Mapping[str, Any] = {}
     """What else an objective needs of the row, by name."""
 
@@ -48,16 +50,23 @@ AnyRow = Mapping[str, Any] | Sequence[Any]
 
 
 class Sample(NamedTuple):
-    """Token ids of prompt and answer; the answer's, from index `prompt` on, carry labels."""
+    """Token ids of prompt and answer; the answer's, from index `prompt` on, carry labels, and those in `spans`."""
 
     ids: list[int]
     prompt: int
     columns: Mapping[str, Any] = {}
     """What an objective needs beside the tokens, by name."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Earlier answers that carry labels too: (from, up to), before `prompt`, in order."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The places of the tokens that carry labels, in order."""
+        return [i for begin, end in (*self.spans, (self.prompt, len(self.ids))) for i in range(begin, end)]
 
     @property
     def labelled(self) -> int:
-        return len(self.ids) - self.prompt
+        return len(self.ids) - self.prompt + sum(end - begin for begin, end in self.spans)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ def as_row(row: AnyRow) -> Row:
     """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
     if isinstance(row, Mapping):
         others = {name: value for name, value in row.items() if name not in Row._fields}
-        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), others)
+        messages = tuple(row.get("messages") or ())
+        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others)
     result = Row(*row)
     if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
         raise TypeError("instruction and answer must be texts")
@@ -111,11 +121,17 @@ def encode(
     prompter: Prompter,
     max_length: int,
     truncated: Literal["drop", "keep"],
+    loss_on: Literal["answer", "assistant_turns"] = "answer",
 ) -> tuple[list[Sample], dict[str, int]]:
-    """Samples of at most `max_length` tokens, in the order of `rows`, and how many rows were dropped for what."""
+    """Samples of at most `max_length` tokens, in the order of `rows`, and how many rows were dropped for what.
+
+    `loss_on`: whether only the answer carries labels, or the assistant's earlier turns too.
+    """
     samples, dropped = [], Counter[str]()
     for row in map(as_row, rows):
         sample = _encode_row(row, prompter, max_length, truncated)
+        if isinstance(sample, Sample) and loss_on == "answer":
+            sample = sample._replace(spans=())
         if isinstance(sample, str):
             dropped[sample] += 1
         else:
@@ -127,7 +143,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     as_text = AnsweredRow("", row.instruction, row.answer, finish_reason=row.finish_reason)
     if (reason := Empty().reason(as_text)) is not None:
         return reason
-    prompt = prompter.prompt_ids(row.instruction)
+    prompt, spans = prompter.conversation_ids(row.instruction, row.messages)
     if not prompt:
         return EMPTY_PROMPT  # nothing to predict the first token from
     if len(prompt) >= max_length:
@@ -140,14 +156,15 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     if truncated == "drop" and (not complete or len(answer) > room):
         return CUT_OFF
     # Cutting takes the end token off with it.
-    return Sample(prompt + answer[:room], len(prompt), row.columns)
+    return Sample(prompt + answer[:room], len(prompt), row.columns, tuple(spans))
 
 
 def digest(samples: Iterable[Sample]) -> str:
     """Hex digits that name these samples in this order."""
     state = hashlib.sha256()
     for sample in samples:
-        state.update(array("q", [len(sample.ids), sample.prompt, *sample.ids]).tobytes())
+        more = [place for span in sample.spans for place in span]  # none in a row of a single turn
+        state.update(array("q", [len(sample.ids), sample.prompt, *sample.ids, *more]).tobytes())
     return state.hexdigest()[:16]
 
 
@@ -224,9 +241,10 @@ def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
         row_places: list[int] = []
         for sample in row:
             offset = number * width + len(row_ids)
-            positions.extend(range(offset + sample.prompt - 1, offset + len(sample.ids) - 1))
-            targets.extend(sample.ids[sample.prompt :])
-            owners.extend([len(columns)] * sample.labelled)
+            labels = sample.labels
+            positions.extend(offset + place - 1 for place in labels)
+            targets.extend(sample.ids[place] for place in labels)
+            owners.extend([len(columns)] * len(labels))
             columns.append(sample.columns)
             row_ids += sample.ids
             row_places += range(len(sample.ids))

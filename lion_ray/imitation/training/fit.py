@@ -85,7 +85,7 @@ def train(
 
     objective = load_objective(spec.objective, Path(spec.base_dir))
     prompter = Prompter.load(spec.model_dir, spec.prompt, spec.base_dir)
-    samples, dropped = encode(rows, prompter, spec.max_length, spec.truncated)
+    samples, dropped = encode(rows, prompter, spec.max_length, spec.truncated, spec.loss_on)
     if not samples:
         why = f"none of {len(rows)} answers can be trained on: {dropped}" if rows else "no answer is left to train on"
         raise DataError(why)

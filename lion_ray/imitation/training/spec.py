@@ -63,6 +63,7 @@ class TrainSpec:
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
     truncated: Literal["drop", "keep"] = "drop"
+    loss_on: Literal["answer", "assistant_turns"] = "answer"
     objective: ObjectiveConfig = _CROSS_ENTROPY
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"
@@ -111,6 +112,8 @@ class TrainSpec:
         fields = {name: value for name, value in self.to_json().items() if name not in _NOT_DECISIVE}
         if self.objective == _CROSS_ENTROPY:
             del fields["objective"]  # so that fits of before there was a choice go on
+        if self.loss_on == "answer":
+            del fields["loss_on"]
         # Runs move between machines; the folder's name holds the checkpoint's version.
         fields["model_dir"] = Path(self.model_dir).name
         joined = json.dumps([fields, *extra], sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lion_ray.core import layout
+from lion_ray.data.importing import import_lines
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.stage import Phase, Stage, When
 
@@ -28,3 +29,5 @@ class Importing(Stage):
             manifests = [await reference for reference in imported]
             heldout.commit(manifests[1])
             first.commit(manifests[0])
+            for line in import_lines(manifests[0]):
+                run.progress.say(f"data: {line}")
