@@ -81,7 +81,9 @@ class RunResult:
 
         from lion_ray.tracking.numbers import numbers
 
-        return pa.Table.from_pylist([{"iteration": one.iteration} | numbers(one) for one in self.iterations])
+        rows = [{"iteration": one.iteration} | numbers(one) for one in self.iterations]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
 
     def pool(self, number: int | str) -> pa.Table:
         """Instructions: pool 0 is your own, pool k what iteration k generated, "heldout" what nobody trains on."""
@@ -277,23 +279,26 @@ def load(
 
 
 def _run(loaded: LoadedConfig, trackers: Sequence[Tracker], progress: TextIO | bool, stop: Stop) -> RunResult:
-    from lion_ray.core.progress import Progress
-    from lion_ray.core.store import RunStore
-    from lion_ray.pipeline import runner
     from lion_ray.pipeline.interrupts import signals_given_back
-    from lion_ray.report import write_report
-    from lion_ray.tracking.fan_out import Named
 
-    named = [Named(type(one).__name__, one) for one in trackers]
-    with _words(progress) as stream, signals_given_back(), _environment_given_back():
-        shown = Progress(stream)
-        try:
-            found = runner.run(loaded, shown, write_report, named, stop)
-        except LionError as error:
-            raise as_raised(error) from None
-        finally:
-            shown.close()
-    return RunResult(RunStore(runner.run_root(loaded.config.storage_path, loaded.config.run_name)), found)
+    with _environment_given_back(), signals_given_back():
+        # Here, as Ray changes the environment when it is imported.
+        from lion_ray.core.progress import Progress
+        from lion_ray.core.store import RunStore
+        from lion_ray.pipeline import runner
+        from lion_ray.report import write_report
+        from lion_ray.tracking.fan_out import Named
+
+        named = [Named(type(one).__name__, one) for one in trackers]
+        with _words(progress) as stream:
+            shown = Progress(stream)
+            try:
+                found = runner.run(loaded, shown, write_report, named, stop)
+            except LionError as error:
+                raise as_raised(error) from None
+            finally:
+                shown.close()
+        return RunResult(RunStore(runner.run_root(loaded.config.storage_path, loaded.config.run_name)), found)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from lion_ray.testing_tracking import STEPS, Points, TrackerContract, info, the_run
 from lion_ray.tracking import Tracker
 from lion_ray.tracking.base import Outcome
-from lion_ray.tracking.contract import STEPS, Points, TrackerContract, info, the_run
 from lion_ray.tracking.mlflow import Mlflow
 from lion_ray.tracking.numbers import ITERATION, SPENT_AT, STEP
 from lion_ray.tracking.tensorboard import TensorBoard

@@ -1,4 +1,4 @@
-"""The tests that every tracker has to pass: inherit from `TrackerContract`, in a test module of pytest's.
+"""Tests for plug-ins: what every tracker has to pass. Inherit from `TrackerContract`, in a test module of pytest's.
 
     class TestMine(TrackerContract):
         def make(self, folder):
