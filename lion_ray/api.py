@@ -138,6 +138,11 @@ class RunResult:
                     scores = {name: name for name in ("teacher_score", "student_score")}
                     columns |= _columns(self.verdicts(number, heldout=True), scores)
                 break
+        kinds = {"student": pa.string(), "version": pa.string()} | dict.fromkeys(
+            ("teacher_score", "student_score"), pa.float64()
+        )
+        for name in kinds.keys() - columns.keys():
+            columns[name] = pa.nulls(len(columns["id"]), kinds[name])
         return pa.table(columns)
 
     def _heldout(self, what: str, iteration: int) -> str:
@@ -197,6 +202,7 @@ def distil(
         return work()
     thread = _Thread(work)
     try:
+        thread.start()  # an interrupt may come in here too
         return thread.result()
     except KeyboardInterrupt:
         stop.ask()
@@ -218,6 +224,7 @@ async def distil_async(
     loaded = load(config, base_dir=base_dir, overrides=overrides)
     stop = Stop()
     thread = _Thread(lambda: _run(loaded, trackers, progress, stop))
+    thread.start()
     ended = asyncio.ensure_future(asyncio.to_thread(thread.wait))
     try:
         await asyncio.shield(ended)
@@ -336,7 +343,6 @@ class _Thread(threading.Thread):
         self._done = threading.Event()
         self._result: RunResult | None = None
         self._error: BaseException | None = None
-        self.start()
 
     def run(self) -> None:
         try:
@@ -347,8 +353,8 @@ class _Thread(threading.Thread):
             self._done.set()
 
     def wait(self) -> None:
-        """Until it has ended; a signal is heard meanwhile."""
-        while not self._done.wait(1.0):
+        """Until it has ended, or where it never began; a signal is heard meanwhile."""
+        while not self._done.wait(1.0) and self.ident is not None:
             pass
 
     def result(self) -> RunResult:

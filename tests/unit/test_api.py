@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,35 @@ def test_cancelling_ends_the_run_in_order(tmp_path: Path, finished: RunFolder, m
         assert ended == ["in order"]
 
     asyncio.run(cell())
+
+
+def test_an_interrupt_in_a_notebook_ends_the_run_in_order(
+    tmp_path: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+
+    def run(loaded: Any, progress: Any, write_report: Any, trackers: Any, stop: Stop) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # heard in the main thread, which waits
+        while True:
+            try:
+                stop.look()
+            except KeyboardInterrupt:
+                ended.append("in order")
+                raise
+            time.sleep(0.01)
+
+    monkeypatch.setattr("lion_ray.pipeline.runner.run", run)
+
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            distil(values(finished, tmp_path))
+        assert ended == ["in order"]
+
+    loop = asyncio.new_event_loop()  # asyncio.run would take the signal for itself, which a notebook's loop does not
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        loop.close()
 
 
 def test_a_stop_that_came_too_early_is_not_forgotten() -> None:
