@@ -30,6 +30,7 @@ import lion_ray
 from lion_ray.config import models_in_use
 from lion_ray.config.checks import JsonSchemaCheck, OwnCheck
 from lion_ray.config.file import LoadedConfig
+from lion_ray.config.tracking import OwnTracking, TensorBoardTracking
 from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.core.terminal import tell
@@ -143,6 +144,12 @@ def check_paths(loaded: LoadedConfig) -> None:
                 f"{key}: '{value}' would be lost with the job's working directory; give an absolute path on storage "
                 "that every node mounts, or a URL such as s3://bucket/runs"
             )
+    for number, one in enumerate(config.tracking):
+        if isinstance(one, TensorBoardTracking) and one.folder and not Path(one.folder).expanduser().is_absolute():
+            problems.append(
+                f"tracking.{number}.folder: '{one.folder}' would be lost with the job's working directory; give an "
+                "absolute path on storage that every node mounts"
+            )
     for key, value in models_in_use(config):
         if "://" not in value and not Path(value).is_absolute() and (loaded.base_dir / value).is_dir():
             problems.append(
@@ -172,10 +179,10 @@ def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         if isinstance(check, JsonSchemaCheck) and isinstance(check.schema_, str):
             named.append((f"evaluation.checks.{number}.schema", check.schema_))
         if isinstance(check, OwnCheck):
-            # Where the module is not beside the configuration, the cluster must have it installed.
-            module = check.import_path.partition(":")[0].partition(".")[0]
-            beside = [one for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
-            named += [(f"evaluation.checks.{number}.import_path", one) for one in beside]
+            named += _own_code(loaded, f"evaluation.checks.{number}.import_path", check.import_path)
+    for number, tracker in enumerate(config.tracking):
+        if isinstance(tracker, OwnTracking):
+            named += _own_code(loaded, f"tracking.{number}.import_path", tracker.import_path)
     for key, value in named:
         if not value.startswith("hf:") and "://" not in value and not Path(value).is_absolute():
             yield key, value
@@ -183,6 +190,12 @@ def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     for key, value in (*prompts, ("student.prompt", config.student.prompt)):
         if value.lower().endswith((".yaml", ".yml", ".txt")) and not Path(value).is_absolute():
             yield key, value
+
+
+def _own_code(loaded: LoadedConfig, key: str, import_path: str) -> list[tuple[str, str]]:
+    """The user's own module, where it is beside the configuration; else the cluster must have it installed."""
+    module = import_path.partition(":")[0].partition(".")[0]
+    return [(key, one) for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
 
 
 def stage(loaded: LoadedConfig, folder: Path) -> None:

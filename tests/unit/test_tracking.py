@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from lion_ray.config.file import differences, load_values
 from lion_ray.config.tracking import MlflowTracking, OwnTracking, TensorBoardTracking, TrackingConfig, WandbTracking
 from lion_ray.core import step_log
 from lion_ray.core.errors import ConfigError, InfrastructureError
@@ -348,6 +349,37 @@ def test_a_run_is_named_once_and_for_all(tmp_path: Path) -> None:
 
 
 # -- choosing them ----------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "run_name": "r",
+    "data": {"pool": "p.jsonl"},
+    "endpoints": {"default": {"model": "m"}},
+    "student": {"model": "s"},
+}
+
+
+def test_trackers_are_no_part_of_what_a_run_is() -> None:
+    tracking = [{"type": "tensorboard"}, {"import_path": "mine:Tracker", "options": {"a": [1, {"b": None}]}}]
+    config = load_values(SMALL | {"tracking": tracking}, Path()).config
+    assert cast(OwnTracking, config.tracking[1]).options == {"a": [1, {"b": None}]}
+    assert differences(config.model_dump(mode="json"), load_values(SMALL, Path()).config.model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize(
+    ("tracking", "says"),
+    [
+        ({"type": "tensorbord"}, 'tracking.0: type: given the text "tensorbord"; .* did you mean tensorboard'),
+        ({"project": "p"}, "tracking.0: type: missing; add it, one of tensorboard, wandb, mlflow, or import_path"),
+        ({"type": "wandb", "projekt": "p"}, "tracking.0.projekt: unknown key; did you mean project"),
+        ({"type": "wandb", "mode": "off"}, "tracking.0.mode: .* one of online, offline"),
+        ({"import_path": "mine.Tracker"}, "tracking.0.import_path: .* package.module:name"),
+    ],
+)
+def test_a_wrong_key_is_named(tracking: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the configuration: {says}") as raised:
+        load_values(SMALL | {"tracking": [tracking]}, Path())
+    assert "\n" not in str(raised.value)
+
 
 OWN = """
 from lion_ray import Tracker
