@@ -131,7 +131,7 @@ def leveldb_log(data: bytes) -> Iterator[bytes]:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The rows in W&B's own files of a run, in the order in which they would be uploaded."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     rows: list[dict[str, Any]] = []
     for file in sorted((folder / "wandb").glob("offline-run-*/*0a1b2c3d.wandb")):

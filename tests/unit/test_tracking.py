@@ -169,9 +169,19 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, method: str) -> None:
         let_go.set()
 
 
+class Slow(Kept):
+    """Begins when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def begin(self, run: RunInfo) -> None:
+        self.let_go.wait()
+
+
 def test_what_waits_for_a_slow_one_is_bounded(tmp_path: Path) -> None:
-    let_go, slow = threading.Event(), Kept()
-    slow.begin = lambda _: cast(None, let_go.wait() and None)  # type: ignore[method-assign]
+    slow = Slow()
     trackers = Trackers([Named("slow", slow)])
     trackers.begin(info(tmp_path, attempt=1), history, lambda _: None)
     progress = Progress(cast(Any, SimpleNamespace(write=lambda _: None, flush=lambda: None, isatty=lambda: False)))
@@ -179,7 +189,7 @@ def test_what_waits_for_a_slow_one_is_bounded(tmp_path: Path) -> None:
     for number in range(WAITING):
         with progress.stage(f"stage {number}", 1, "rows") as stage:
             stage.advance(1)
-    let_go.set()
+    slow.let_go.set()
     trackers.end(Outcome())
     events = slow.of(StageEvent)
     assert len(events) == WAITING
@@ -197,7 +207,8 @@ def test_a_storage_that_refuses_is_asked_again(tmp_path: Path) -> None:
             raise refusals.pop()
         yield from history(Held(held.step + 2, 0))
 
-    kept, said = Kept(), []
+    kept = Kept()
+    said: list[str] = []
     trackers = Trackers([Named("kept", kept)])
     trackers.begin(info(tmp_path, attempt=1), refusing, said.append)
     while refusals:
@@ -286,7 +297,12 @@ def test_the_file_is_written_once_in_a_while(tmp_path: Path, monkeypatch: pytest
     store = RunStore(str(tmp_path))
     written: list[str] = []
     write = store.write_bytes
-    monkeypatch.setattr(store, "write_bytes", lambda name, data: (written.append(name), write(name, data)))
+
+    def noted(name: str, data: bytes) -> None:
+        written.append(name)
+        write(name, data)
+
+    monkeypatch.setattr(store, "write_bytes", noted)
     now = [100.0]
     monkeypatch.setattr(step_log.time, "monotonic", lambda: now[0])
     log = StepLog(store, STAGE)
