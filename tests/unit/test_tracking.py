@@ -87,7 +87,7 @@ def history(held: Held) -> Iterator[TrainingStep | IterationResult]:
 
 def test_it_is_told_in_order_and_from_one_thread(tmp_path: Path) -> None:
     kept = Kept()
-    tell(kept, tmp_path, upto=3)
+    tell(kept, tmp_path)
     assert [type(one) for one in kept.told[:1]] == [RunInfo]
     assert [one for one in kept.told if isinstance(one, TrainingStep | IterationResult)] == the_run()
     assert isinstance(kept.told[-1], Outcome)
@@ -96,7 +96,7 @@ def test_it_is_told_in_order_and_from_one_thread(tmp_path: Path) -> None:
 
 def test_it_is_told_what_follows_on_what_it_holds(tmp_path: Path) -> None:
     kept = Kept(Held(step=STEPS + 2, iteration=1))
-    tell(kept, tmp_path, upto=3)
+    tell(kept, tmp_path)
     assert [one.number for one in kept.of(TrainingStep)] == list(range(STEPS + 3, 2 * STEPS + 1))
     assert [one.iteration for one in kept.of(IterationResult)] == [2]
 
