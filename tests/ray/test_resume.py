@@ -106,6 +106,7 @@ def assert_every_step_was_told_once(job: Job, logs: Path) -> None:
     steps = [(job.store.stage(f"iteration-{k}/checkpoint").manifest() or {})["steps"] for k in (1, 2)]
     assert f"{sum(steps)} steps; the loss went from" in job.words()
     assert "as it was before" in job.words(), "environment and signals were given back"
+    assert f"checkpoint {job.store.root}/iteration-2/checkpoint/model" in job.words(), "an address, as the root is"
     (folder,) = logs.iterdir()
     assert len(list(folder.iterdir())) > 2, "each attempt wrote a file"
     assert written_steps(folder, "training/loss") == list(range(1, sum(steps) + 1))
