@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lion_ray.api import RunResult, distil, distil_async, open_run
+    from lion_ray.api import distil, distil_async, open_run
     from lion_ray.config import RunConfig
     from lion_ray.core.errors import LionError
+    from lion_ray.run_result import RunResult
     from lion_ray.tracking import Tracker
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ __all__ = ["LionError", "RunConfig", "RunResult", "Tracker", "__version__", "dis
 _WHERE = {
     "LionError": "lion_ray.core.errors",
     "RunConfig": "lion_ray.config",
-    "RunResult": "lion_ray.api",
+    "RunResult": "lion_ray.run_result",
     "Tracker": "lion_ray.tracking",
     "distil": "lion_ray.api",
     "distil_async": "lion_ray.api",

@@ -1,24 +1,28 @@
-"""What a run has done so far, in order, read from its folder: for trackers that have some of it already.
+"""What a run has done so far, in order, read from its folder, and told to trackers, which may have some of it already.
 
 Invariants:
 - Steps are numbered over the whole run: an iteration's first step follows the last one of the iteration before, whose
   fit is committed by then. So a step has the same number in every attempt.
 - An iteration's result comes after its steps, and only once it is concluded.
 
-This module does not know who reads it.
+This module does not know what trackers do with it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lion_ray.core import layout
+from lion_ray.core.errors import as_raised
+from lion_ray.core.progress import Progress
 from lion_ray.core.sealed import Record
 from lion_ray.core.step_log import read_steps
 from lion_ray.core.store import RunStore
-from lion_ray.pipeline.results import IterationResult, summarise
-from lion_ray.tracking import Held, RunInfo, TrainingStep
+from lion_ray.pipeline.results import IterationResult, results, summarise
+from lion_ray.tracking import Held, Outcome, RunInfo, TrainingStep
+from lion_ray.tracking.fan_out import Trackers
 
 ID_DIGITS = 8
 _COUNTERS = ("step", "steps", "time")
@@ -81,6 +85,26 @@ class History:
                 time=row["time"],
                 metrics={name: value for name, value in row.items() if name not in _COUNTERS},
             )
+
+
+@contextmanager
+def tracked(trackers: Trackers, store: RunStore, attempt: int, progress: Progress) -> Iterator[None]:
+    """Tell the trackers of an attempt, as long as the block runs, and how it ended."""
+    if not trackers:
+        yield
+        return
+    history = History(store, store.described()["config"]["iterations"])
+    trackers.begin(run_info(store, attempt, history), history, progress.say)
+    progress.listeners.append(trackers.stage)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = as_raised(raised)
+        raise
+    finally:
+        progress.listeners.remove(trackers.stage)
+        trackers.end(Outcome(() if error else tuple(results(store)), error))
 
 
 def run_info(store: RunStore, attempt: int, history: History) -> RunInfo:

@@ -17,9 +17,9 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ from lion_ray.gateway.keys import set_aside
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.resolve import resolve_model
 from lion_ray.pipeline.forecast import Forecast, opening_lines
-from lion_ray.pipeline.history import ID_DIGITS, History, identity, run_info
+from lion_ray.pipeline.history import ID_DIGITS, identity, tracked
 from lion_ray.pipeline.interrupts import Stop, interrupt_on_sigterm, stop_on_sigterm
 from lion_ray.pipeline.local_times import LocalTimes, in_words
 from lion_ray.pipeline.plan import make_plan, what_is_left
@@ -54,7 +54,6 @@ from lion_ray.pipeline.preflight import check_keys, check_references, check_temp
 from lion_ray.pipeline.ray_cluster import join_ray
 from lion_ray.pipeline.results import IterationResult, finished, results
 from lion_ray.pipeline.status import read_doubts
-from lion_ray.tracking import Outcome
 from lion_ray.tracking.fan_out import Named, Trackers
 from lion_ray.tracking.loading import load_trackers
 
@@ -97,7 +96,7 @@ def run(
     told = Trackers([*tracking, *trackers])
     if finished(store, loaded.config.iterations):
         progress.say(f"{store.root}: this run is finished; give another run_name to run again")
-        with tracked(told, loaded, store, (store.attempt() or {"attempt": 0})["attempt"], progress):
+        with tracked(told, store, (store.attempt() or {"attempt": 0})["attempt"], progress):
             return results(store)
     if store.stage(layout.pool(0)).manifest() is None:
         for line in check_references(loaded):
@@ -109,7 +108,7 @@ def run(
             f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
-        with tracked(told, loaded, store, attempt, progress):
+        with tracked(told, store, attempt, progress):
             return _with_ray(loaded, store, attempt, progress, write_report, told, stop)
     finally:
         with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
@@ -177,28 +176,6 @@ def _on_ray(
         if guard is not None:
             guard.close()
             progress.say("Ray has stopped")
-
-
-@contextmanager
-def tracked(
-    trackers: Trackers, loaded: LoadedConfig, store: RunStore, attempt: int, progress: Progress
-) -> Iterator[None]:
-    """Tell the trackers of an attempt, as long as the block runs, and how it ended."""
-    if not trackers:
-        yield
-        return
-    history = History(store, loaded.config.iterations)
-    trackers.begin(run_info(store, attempt, history), history, progress.say)
-    progress.listeners.append(trackers.stage)
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as raised:
-        error = as_raised(raised)
-        raise
-    finally:
-        progress.listeners.remove(trackers.stage)
-        trackers.end(Outcome(() if error else tuple(results(store)), error))
 
 
 async def _distil(

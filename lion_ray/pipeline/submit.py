@@ -31,6 +31,7 @@ from lion_ray.config import models_in_use
 from lion_ray.config.checks import JsonSchemaCheck
 from lion_ray.config.file import LoadedConfig
 from lion_ray.config.plugins import imports_of
+from lion_ray.config.tracking import TensorBoardTracking
 from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.core.terminal import tell
@@ -143,6 +144,12 @@ def check_paths(loaded: LoadedConfig) -> None:
             problems.append(
                 f"{key}: '{value}' would be lost with the job's working directory; give an absolute path on storage "
                 "that every node mounts, or a URL such as s3://bucket/runs"
+            )
+    for number, one in enumerate(config.tracking):
+        if isinstance(one, TensorBoardTracking) and one.folder and not Path(one.folder).expanduser().is_absolute():
+            problems.append(
+                f"tracking.{number}.folder: '{one.folder}' would be lost with the job's working directory; give an "
+                "absolute path on storage that every node mounts"
             )
     for key, value in models_in_use(config):
         if "://" not in value and not Path(value).is_absolute() and (loaded.base_dir / value).is_dir():

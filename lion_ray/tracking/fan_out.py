@@ -80,12 +80,9 @@ class Trackers:
         if not self._threads:
             return
         began = id(stage) not in self._seen
-        if began:
-            self._seen.add(id(stage))
-        elif not stage.ended:
+        if began == stage.ended:  # nothing new, or it began before anybody was told of anything
             return
-        else:
-            self._seen.discard(id(stage))
+        (self._seen.add if began else self._seen.remove)(id(stage))
         event = StageEvent(
             name=stage.name,
             state="began" if began else "ended",

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lion_ray.config.tracking import MlflowTracking, TensorBoardTracking, TrackingConfig, WandbTracking, tracker_name
+from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.plugins import make
 from lion_ray.tracking.base import METHODS, Tracker
@@ -38,10 +39,10 @@ def _load(config: TrackingConfig, base_dir: Path, key: str, root: str) -> Tracke
         from lion_ray.tracking.tensorboard import TensorBoard
 
         _want(key, "tensorboard", "tensorboard")
-        if "://" in (config.folder or root):
+        where = config.folder or root
+        if "://" in where:
             raise ConfigError(
-                f"{key}.folder: TensorBoard's files go to a local folder, and {config.folder or 'the run'} is none; "
-                f"give {key}.folder one"
+                f"{key}.folder: TensorBoard's files go to a local folder, not to {without_secrets(where)}; give one"
             )
         return TensorBoard(config.folder)
     if isinstance(config, WandbTracking):

@@ -50,6 +50,7 @@ class Wandb(Tracker):
             # A program of its own may have a run open; this one must not become its run, nor end it.
             reinit="create_new",
             settings=wandb.Settings(
+                host="",
                 console="off",
                 disable_git=True,
                 disable_code=True,

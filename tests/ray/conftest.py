@@ -78,6 +78,7 @@ def whole_run() -> Iterator[Whole]:
             "iterations": 2,
             "stop": {"plateau": {"rounds": 2, "min_gain": MOST}},
             "discrimination": {"judge_heldout": "ends"},
+            "tracking": [{"type": "tensorboard"}],
         }
         job.write()
         blocked = Path(job.store.path("report.html"))

@@ -143,7 +143,10 @@ class Job:
 
     def start(self, *overrides: str) -> subprocess.Popen[bytes]:
         """Start the run; its words go to `log`."""
-        command = [sys.executable, "-m", "lion_ray", "run", str(self.path), *overrides]
+        return self._start("lion_ray", "run", str(self.path), *overrides)
+
+    def _start(self, *module: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", *module]
         # A cluster that happens to be on this machine is not ours to use.
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with self.log.open("ab") as log:
@@ -163,6 +166,16 @@ class Job:
     def finish(self, *overrides: str) -> None:
         """Run to the end; anything but success fails with the log."""
         assert self.end(*overrides) == 0, self.words()
+
+    def finish_in_notebook(self, file: Path) -> None:
+        """Run a file of cells, which finds the configuration in LION_RAY_EXAMPLE, to its end."""
+        self.environment["LION_RAY_EXAMPLE"] = str(self.path)
+        process = self._start("tests.ray.cells", str(file))
+        try:
+            assert process.wait() == 0, self.words()
+        except BaseException:
+            kill(process)
+            raise
 
     def words(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]

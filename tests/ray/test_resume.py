@@ -23,6 +23,14 @@ from tests.stub_api import fetch_stats, stub_process
 RICH = "budget.usd=1000"
 
 
+def written_steps(folder: Path, name: str) -> list[int]:
+    """The steps of every record with this number in a folder of TensorBoard's, doubles too, in the files' order."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    events = [one for file in sorted(folder.iterdir()) for one in EventFileLoader(str(file)).Load()]
+    return [event.step for event in events if name in [value.tag for value in event.summary.value]]
+
+
 def stage_conditions(job: Job) -> dict[str, Callable[[], bool]]:
     """For each stage, when a run is in the middle of it."""
     store = job.store
@@ -92,6 +100,20 @@ def assert_ended_well(job: Job, bought: list[Counter[str]], undisturbed: Job) ->
     assert sum(one["calls"] for one in status.spending) > bought[0].total()
 
 
+def assert_every_step_was_told_once(job: Job, logs: Path) -> None:
+    """The notebook's own tracker heard of all of them in the last attempt; TensorBoard's of each in the attempt that
+    came to it, or in the next, and wrote it once."""
+    steps = [(job.store.stage(f"iteration-{k}/checkpoint").manifest() or {})["steps"] for k in (1, 2)]
+    assert f"{sum(steps)} steps; the loss went from" in job.words()
+    assert "as it was before" in job.words(), "environment and signals were given back"
+    assert f"checkpoint {job.store.root}/iteration-2/checkpoint/model" in job.words(), "an address, as the root is"
+    (folder,) = logs.iterdir()
+    assert len(list(folder.iterdir())) > 2, "each attempt wrote a file"
+    assert written_steps(folder, "training/loss") == list(range(1, sum(steps) + 1))
+    assert written_steps(folder, "iteration/train_rows") == [1, 2]
+    assert written_steps(folder, "spend/usd")
+
+
 @pytest.mark.parametrize(
     "in_training", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "killed in training too"]
 )
@@ -104,7 +126,8 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
     with s3_server() as environment, stub_process(*LATENCY, *stops) as base_url:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        job = Job(tmp_path, base_url, {"storage_path": root} | UNJUDGED, environment)
+        tracking = [{"type": "tensorboard", "folder": str(tmp_path / "logs")}]
+        job = Job(tmp_path, base_url, {"storage_path": root, "tracking": tracking} | UNJUDGED, environment)
         assert job.store.root == f"{root}/job"
 
         def another_is_refused() -> None:
@@ -123,7 +146,11 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
             forget()
         bought.append(kill_in(job, "generating", another_is_refused))
         forget()
-        job.finish(RICH)
+        # The last attempt is a notebook's, and its cells must all go through.
+        job.changes = {"budget": {"usd": 1000}}
+        job.write()
+        job.finish_in_notebook(ROOT / "docs" / "notebook.py")
+        assert_every_step_was_told_once(job, tmp_path / "logs")
         told = subprocess.run(
             [sys.executable, "-m", "lion_ray", "status", f"{root}/job", "--json"],
             cwd=ROOT,
@@ -202,6 +229,17 @@ def test_every_checkpoint_and_the_teacher_were_checked(undisturbed: Job) -> None
     assert len(re.findall(r"; checks [01]\.\d\d \[", words)) == 3
     assert "checks," in words.split("What came out")[1]
     assert "3 held-out instructions, chosen by a hash of the run's seed" in words
+
+
+def test_trackers_were_told_of_every_step_and_result(undisturbed: Job) -> None:
+    store = undisturbed.store
+    steps = sum((store.stage(f"iteration-{k}/checkpoint").manifest() or {})["steps"] for k in (1, 2))
+    folder = Path(store.path("tensorboard"))
+    assert written_steps(folder, "training/loss") == list(range(1, steps + 1))
+    assert written_steps(folder, "training/learning_rate") == list(range(1, steps + 1))
+    assert written_steps(folder, "iteration/checks") == [0, 1, 2]
+    assert written_steps(folder, "iteration/heldout_loss") == [1, 2]
+    assert len(written_steps(folder, "spend/usd")) > 1
 
 
 def test_a_reference_is_shown_to_no_model(undisturbed: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def modules(room: str) -> list[str]:
         ("models", {"ray", "torch", "vllm", "openai", *SENDING}),
         ("imitation", {"ray", "vllm", "openai", "lion_ray.gateway"}),
         ("inference", {"ray"}),
+        ("tracking", {*HEAVY, *SENDING, "pyarrow", "tensorboard", "wandb", "mlflow"}),
+        ("api", {*HEAVY, "pyarrow", "rich"}),
         ("evaluation", {"ray", "torch", "vllm", "transformers"}),
         # What a report reads.
         ("evaluation/benchmarks/protocol evaluation/benchmarks/recorded evaluation/benchmarks/hub", {*HEAVY, *SENDING}),
@@ -92,3 +95,9 @@ def test_imports_go_down(room: str) -> None:
         if floor.get(other, -1) > floor[room]
     }
     assert upwards == set()
+
+
+def test_only_the_command_line_stands_on_the_api() -> None:
+    files = [file for file in ROOT.rglob("*.py") if file.parent.name != "cli" and file.parent != ROOT]
+    users = [file for file in files if re.search(r"lion_ray\.api\b|from lion_ray import .*\bapi\b", file.read_text())]
+    assert users == []

@@ -1,4 +1,4 @@
-"""The tests that every tracker has to pass: inherit from `TrackerContract`, in a test module of pytest's.
+"""Tests for plug-ins: what every tracker has to pass. Inherit from `TrackerContract`, in a test module of pytest's.
 
     class TestMine(TrackerContract):
         def make(self, folder):
@@ -39,7 +39,7 @@ class TrackerContract:
         raise NotImplementedError
 
     def test_a_whole_run_is_there(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=3)
+        tell(self.make(tmp_path), tmp_path)
         found = self.read(tmp_path)
         if found is None:
             return
@@ -54,31 +54,31 @@ class TrackerContract:
         assert found["spend/usd"][-1][1] == 0.75
 
     def test_a_resumed_run_goes_on_without_doubles(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=1, error=BudgetError("the budget is spent"))
-        tell(self.make(tmp_path), tmp_path, upto=3, attempt=2)
+        tell(self.make(tmp_path), tmp_path, items=4, error=BudgetError("the budget is spent"))
+        tell(self.make(tmp_path), tmp_path, items=STEPS + 2, attempt=2)
         self.test_a_resumed_run_is_whole(tmp_path)
 
     def test_an_attempt_that_did_nothing_leaves_no_trace(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=3)
-        tell(self.make(tmp_path), tmp_path, upto=3, attempt=2, error=KeyboardInterrupt())
+        tell(self.make(tmp_path), tmp_path)
+        tell(self.make(tmp_path), tmp_path, attempt=2, error=KeyboardInterrupt())
         self.test_a_resumed_run_is_whole(tmp_path)
 
     def test_a_resumed_run_is_whole(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=3, attempt=3)
+        tell(self.make(tmp_path), tmp_path, attempt=3)
         found = self.read(tmp_path)
         if found is not None:
             assert [step for step, _ in found["training/loss"]] == list(range(1, 2 * STEPS + 1))
             assert [number for number, _ in found["iteration/checks"]] == [0, 1, 2]
 
     def test_another_run_of_the_same_name_is_another(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=3)
+        tell(self.make(tmp_path), tmp_path)
         tracker = self.make(tmp_path)
         held = tracker.begin(info(tmp_path, attempt=1, identity="ffff0000"))
         tracker.end(Outcome())
         assert held in (None, Held()), "it holds nothing of a run that is new"
 
     def test_it_takes_an_empty_attempt(self, tmp_path: Path) -> None:
-        tell(self.make(tmp_path), tmp_path, upto=0, error=BudgetError("the budget is spent"))
+        tell(self.make(tmp_path), tmp_path, items=0, error=BudgetError("the budget is spent"))
 
 
 def info(folder: Path, *, attempt: int, identity: str = "0a1b2c3d") -> RunInfo:
@@ -88,15 +88,18 @@ def info(folder: Path, *, attempt: int, identity: str = "0a1b2c3d") -> RunInfo:
 
 
 def tell(
-    tracker: Tracker, folder: Path, *, upto: int, attempt: int = 1, error: BaseException | None = None
+    tracker: Tracker, folder: Path, *, items: int | None = None, attempt: int = 1, error: BaseException | None = None
 ) -> Sequence[str]:
-    """Tell a tracker of a run of two imitations, as a run does, up to some iteration; what the run's log had to say."""
+    """Tell a tracker of a run of two imitations, as a run does; what the run's log had to say.
+
+    `items`: only so many steps and results have been by then; None: all of them.
+    """
     said: list[str] = []
     trackers = Trackers([Named("it", tracker)], pauses_s=())
     run = info(folder, attempt=attempt)
 
     def history(held: Held) -> Iterator[TrainingStep | IterationResult]:
-        for one in the_run()[: max(0, 1 + (upto - 1) * (STEPS + 1)) if upto else 0]:
+        for one in the_run()[:items]:
             new = one.number > held.step if isinstance(one, TrainingStep) else one.iteration > held.iteration
             if new:
                 yield one
