@@ -12,15 +12,18 @@ created. This module knows the folder and nothing of the API.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 
 from lion_ray.core.addresses import below
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
 FOLDER = "batches"
 SUFFIX = ".json"
+VERSION = 1
+"""Raise it where an older lion-ray would misread a record."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class BatchRecord:
     """None: nothing was uploaded, so no batch can exist."""
     batch_id: str | None = None
     """None: it may have been created, but nobody read the answer."""
+    version: int = VERSION
+    """Of this format."""
 
 
 class BatchRecords:
@@ -117,8 +122,14 @@ class BatchRecords:
         except FileNotFoundError:
             return None
         try:
-            return BatchRecord(**orjson.loads(data))
-        except (ValueError, TypeError) as cause:
+            found: Any = orjson.loads(data)
+            if (version := found.get("version", 1)) > VERSION:
+                raise ConfigError(
+                    f"the batch record {self._folder.file(name)}: a newer lion-ray wrote it (version {version}, this "
+                    f"knows {VERSION}); use that one, or another journal"
+                )
+            return BatchRecord(**found)
+        except (ValueError, TypeError, AttributeError) as cause:
             raise InfrastructureError(
                 f"the batch record {self._folder.file(name)} is damaged ({cause}): what it bought cannot be told. Move"
                 " it away to go on; the calls in it are then bought again"

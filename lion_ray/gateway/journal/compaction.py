@@ -212,6 +212,7 @@ def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, rep
                 report.damaged += 1
             elif not isinstance(head, Head):
                 merged.foreign += 1
+                merged.newer = max(merged.newer, segment.newer)
                 gathered += (line, b"\n")
                 offset += len(line) + 1
                 waiting += len(line) + 1

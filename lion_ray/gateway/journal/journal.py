@@ -7,6 +7,7 @@ Invariants:
   meanwhile (`compaction`).
 - A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
   tail or a damaged line is counted in `dropped`, and bought again; a line that another version wrote is `foreign`.
+- A journal by which a newer version has bought calls is not opened.
 - Every line that was paid for counts in `spending`, also a second one with the same key; and so does what may have been
   billed without an answer (`uncertain`).
 - Memory holds where the records are, not their texts.
@@ -26,12 +27,12 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import ATTEMPTS, Reader
-from lion_ray.gateway.journal.record import decode_record, encode_record, head_of
+from lion_ray.gateway.journal.record import VERSION, decode_record, encode_record, head_of
 from lion_ray.gateway.journal.spending import Spent, add_to
 from lion_ray.gateway.journal.uncertain import Uncertain, UncertainFile, read_uncertain
 from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
@@ -123,7 +124,8 @@ class Journal:
         writer merges its objects whenever there are `most_loose`; of more than `most_segments` segments those that
         nobody writes are merged in the background. `clock` is what `refresh_if_older` goes by.
 
-        Raises InfrastructureError where the folder cannot be made, listed or read.
+        Raises InfrastructureError where the folder cannot be made, listed or read, ConfigError where a newer lion-ray
+        has bought calls by it.
         """
         folder = Folder.at(root, filesystem)
         try:
@@ -135,6 +137,12 @@ class Journal:
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
         journal.root = root
         journal._reader.update()
+        if newer := journal._reader.newer:
+            # What it bought would be bought again, and its money would not count against a cap.
+            raise ConfigError(
+                f"the journal {folder.path}: a newer lion-ray has bought calls by it (version {newer}, this knows "
+                f"{VERSION}); use that one, or another journal"
+            )
         if len(journal._reader.segments) > most_segments:
             journal._merges.append(journal._merger.submit(journal._tidy))
         return journal

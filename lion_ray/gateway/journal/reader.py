@@ -55,6 +55,12 @@ class Reader:
             return sum(segment.foreign for segment in self._known.values())
 
     @property
+    def newer(self) -> int:
+        """The highest version of lines that a newer lion-ray wrote; 0 where there are none."""
+        with self._lock:
+            return max((segment.newer for segment in self._known.values()), default=0)
+
+    @property
     def segments(self) -> list[Segment]:
         """The segments in use, in their order. To be looked at only."""
         with self._lock:

@@ -102,7 +102,7 @@ def _decoded(data: bytes, path: str) -> list[Uncertain]:
     try:
         found: Any = orjson.loads(data)
         if found["version"] != VERSION:
-            raise ValueError(f"of version {found['version']!r}, and this is {VERSION}")
+            raise ValueError(f"of version {found['version']!r}, where this lion-ray knows {VERSION}")
         return [
             Uncertain(Account(str(run), str(role), str(stage)), str(endpoint), int(calls), max(0.0, float(usd)))
             for run, role, stage, endpoint, calls, usd in found["uncertain"]
