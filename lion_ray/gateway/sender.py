@@ -297,13 +297,15 @@ class Sender:
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
     ) -> Outcome | Suspicion | None:
         """The call's outcome by the Batch API; None where it is to go live after all."""
+        why = ""
         for _ in range(ROUNDS):
             outcome = await self._in_one_batch(batches, key, call, body, size, attempt)
             if not isinstance(outcome, NotDone):
                 return outcome
             if not call.batch or self.config.batch.leftovers == "live":
                 return None
-        return Failure(key, NOT_DONE, f"{outcome.detail} ({ROUNDS} batches)")
+            why = outcome.detail
+        return Failure(key, NOT_DONE, f"{why} ({ROUNDS} batches)")
 
     async def _in_one_batch(
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
