@@ -19,6 +19,7 @@ import orjson
 from lion_ray.core.addresses import below
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
+from lion_ray.storage import told
 
 FOLDER = "batches"
 SUFFIX = ".json"
@@ -65,7 +66,9 @@ class BatchRecords:
         try:
             return any(name.endswith(SUFFIX) for name in self._folder.list())
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
+            raise InfrastructureError(
+                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+            ) from cause
 
     def load(self, address: str) -> list[BatchRecord]:
         """The open records of one API, oldest first. Makes the folder where it is missing.
@@ -77,7 +80,9 @@ class BatchRecords:
             names = [name for name in self._folder.list() if name.endswith(SUFFIX)]
             records = [record for name in names if (record := self._read(name)) is not None]
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
+            raise InfrastructureError(
+                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+            ) from cause
         return sorted((r for r in records if r.address == address), key=lambda record: record.made_at)
 
     def reread(self, nonce: str) -> BatchRecord | None:
@@ -88,7 +93,7 @@ class BatchRecords:
         try:
             return self._read(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {cause}") from cause
+            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {told(cause)}") from cause
 
     def write(self, record: BatchRecord) -> None:
         """Make a record, or its new state, durable. Raises InfrastructureError where the storage refuses."""
@@ -97,7 +102,7 @@ class BatchRecords:
             self._folder.write(record.nonce + SUFFIX, orjson.dumps(asdict(record)), durable=True)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batch record {self._path(record.nonce)} cannot be written: {cause}"
+                f"the batch record {self._path(record.nonce)} cannot be written: {told(cause)}"
             ) from cause
 
     def remove(self, nonce: str) -> None:
@@ -105,7 +110,9 @@ class BatchRecords:
         try:
             self._folder.delete(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be removed: {cause}") from cause
+            raise InfrastructureError(
+                f"the batch record {self._path(nonce)} cannot be removed: {told(cause)}"
+            ) from cause
 
     def _make(self) -> None:
         if not self._made:
@@ -117,8 +124,7 @@ class BatchRecords:
 
     def _read(self, name: str) -> BatchRecord | None:
         try:
-            with self._folder.open(name) as file:
-                data = file.read()
+            data = self._folder.read_all(name)
         except FileNotFoundError:
             return None
         try:

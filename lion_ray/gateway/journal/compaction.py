@@ -40,6 +40,7 @@ from lion_ray.gateway.journal.segments import (
     merged_name,
 )
 from lion_ray.gateway.journal.spending import union
+from lion_ray.storage import told
 
 LOCK = "compaction.lock"
 MERGED_BYTES = 2**30
@@ -86,7 +87,7 @@ def compact(folder: Folder, *, merged_bytes: int = MERGED_BYTES) -> Compacted:
             if lock is not None:
                 os.close(lock)
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"the journal {folder.path} cannot be compacted: {cause}") from cause
+        raise InfrastructureError(f"the journal {folder.path} cannot be compacted: {told(cause)}") from cause
 
 
 def merge_own(folder: Folder, names: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from lion_ray.gateway.journal.reader import Reader
 from lion_ray.gateway.journal.record import Foreign, Head, Header
 from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, decode_line, decode_sidecar, lines
 from lion_ray.gateway.journal.spending import Sums
+from lion_ray.storage import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def verify(folder: Folder) -> Verified:
                     # Compacted meanwhile: the next listing has what replaces it.
                     continue
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"the journal {folder.path} cannot be read: {cause}") from cause
+        raise InfrastructureError(f"the journal {folder.path} cannot be read: {told(cause)}") from cause
     return found
 
 

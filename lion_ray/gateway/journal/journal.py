@@ -36,6 +36,7 @@ from lion_ray.gateway.journal.record import VERSION, decode_record, encode_recor
 from lion_ray.gateway.journal.spending import Spent, add_to
 from lion_ray.gateway.journal.uncertain import Uncertain, UncertainFile, read_uncertain
 from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
+from lion_ray.storage import told
 
 OBJECT_GATHER_S = 0.5
 MOST_SEGMENTS = 1000
@@ -131,7 +132,7 @@ class Journal:
         try:
             folder.make()
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {cause}") from cause
+            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {told(cause)}") from cause
         if gather_s is None:
             gather_s = 0.0 if folder.is_local else OBJECT_GATHER_S
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
@@ -208,7 +209,7 @@ class Journal:
                     break
                 except STORAGE_ERRORS as cause:
                     raise InfrastructureError(
-                        f"the journal cannot read {self._shown(place.segment)}: {cause}"
+                        f"the journal cannot read {self._shown(place.segment)}: {told(cause)}"
                     ) from cause
                 completion = decode_record(line)
                 if completion is not None and completion.key == key:
@@ -277,7 +278,7 @@ class Journal:
             await asyncio.to_thread(self._lost.write, data)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"what may have been billed cannot be kept in {self._lost.path}: {cause}"
+                f"what may have been billed cannot be kept in {self._lost.path}: {told(cause)}"
             ) from cause
 
     async def _commit_all(self) -> None:
@@ -292,7 +293,7 @@ class Journal:
                 try:
                     await loop.run_in_executor(self._thread, self._commit, [line for line, _ in batch])
                 except STORAGE_ERRORS as cause:
-                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {cause}")
+                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {told(cause)}")
                     continue
                 for _, durable in batch:
                     if not durable.done():

@@ -21,6 +21,7 @@ from lion_ray.gateway.journal.index import Index, Where
 from lion_ray.gateway.journal.record import Head, digest_of
 from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, is_merged, load, read_on
 from lion_ray.gateway.journal.spending import Sums, add_to, total, union
+from lion_ray.storage import told
 
 ATTEMPTS = 10
 """How often an update starts again because a compaction went on meanwhile."""
@@ -125,7 +126,7 @@ class Reader:
                         if attempt == ATTEMPTS - 1:
                             raise
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {cause}") from cause
+            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {told(cause)}") from cause
 
     def _update(self) -> None:
         with self._lock:

@@ -22,6 +22,7 @@ import orjson
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
+from lion_ray.storage import told
 
 FOLDER = "uncertain"
 SUFFIX = ".json"
@@ -89,7 +90,9 @@ def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
                 with contextlib.suppress(FileNotFoundError):
                     found += _decoded(below.read(name, 0, 2**62), below.file(name))
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"what may have been billed, in {below.path}, cannot be read: {cause}") from cause
+        raise InfrastructureError(
+            f"what may have been billed, in {below.path}, cannot be read: {told(cause)}"
+        ) from cause
     return found
 
 
