@@ -40,8 +40,12 @@ class BatchPlan:
     """Lines (as text, as JSON has it) that end with this status."""
     garbled: Sequence[int] = ()
     """Lines whose answer is cut off. They are bought."""
+    odd: Sequence[int] = ()
+    """Lines whose status is 200, and whose body holds no answer. They are bought."""
     missing: Sequence[int] = ()
     """Lines that are in no file."""
+    counted: bool = True
+    """It says how many lines are done."""
     invalid: Sequence[int] = ()
     """Lines that validation names, so that the batch fails."""
     fail: str = ""
@@ -227,6 +231,7 @@ class BatchRoutes:
                 failed = {"error": {"message": f"a planned {status}", "type": "error", "code": None}}
                 batch.errors.append(_result(number, line, {"status_code": status, "body": failed}, None))
             else:
+                body = {"choices": []} if faulty and number in self.plan.odd else body
                 text = _result(number, line, {"status_code": 200, "body": body}, None)
                 batch.output.append(text[: len(text) // 2] if faulty and number in self.plan.garbled else text)
         if faulty and self.plan.expire:
@@ -253,6 +258,8 @@ class BatchRoutes:
         end = "\n" if self.plan.newline else ""
         batch.shown["status"] = batch.end
         batch.shown["request_counts"] |= {"completed": len(batch.output), "failed": len(batch.errors)}
+        if not self.plan.counted:
+            batch.shown["request_counts"] = None
         for name, lines in (("output", batch.output), ("error", batch.errors)):
             if lines:
                 batch.shown[f"{name}_file_id"] = self._keep(name, ("\n".join(lines) + end).encode())

@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import tempfile
 import threading
@@ -56,7 +57,9 @@ def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
         _worker,
         train_loop_config=job,
         # With the CPU build a GPU is a number that Ray counts, and nothing that NCCL could use.
-        torch_config=TorchConfig(backend="nccl" if gpu and gpu_build() else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if gpu and gpu_build() else "gloo", timeout_s=math.ceil(config.collective_timeout_s)
+        ),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
             name=layout.iteration(job["iteration"]),

@@ -199,7 +199,9 @@ class ImitationConfig(Section):
     checkpoint_every_steps: int = operational(50, ge=1)
     """Optimizer steps between checkpoints within a fit."""
     max_restarts: int = operational(3, ge=0)
-    """How often a fit whose worker died is restored from its last checkpoint."""
+    """How often a fit whose worker died, or hangs, is restored from its last checkpoint."""
+    collective_timeout_s: float = operational(900.0, ge=1)
+    """Of several workers: for how long each waits for the others at any one point, before it says who did not come."""
 
     def of_iteration(self, iteration: int) -> ImitationConfig:
         """The hyperparameters of one imitation, the first of which is number 1."""

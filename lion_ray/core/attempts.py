@@ -10,6 +10,7 @@ Invariants:
   overwrites, and goes on only where a listing then shows no other. Who writes later sees who wrote before, and all but
   the smallest name withdraw. (A conditional write would be one step less; not every store that Arrow speaks to has
   them.)
+- An attempt file of a newer lion-ray is left alone, and so is its run.
 - Everywhere, an attempt whose token is not in the attempt file, or that sees a later claim, stops before it commits.
 
 This module does not know what the folder holds.
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from lion_ray.core import layout
 from lion_ray.core.durable import lock
-from lion_ray.core.errors import RunConflictError
+from lion_ray.core.errors import ConfigError, RunConflictError
 from lion_ray.core.leftovers import remove_leftovers
 from lion_ray.core.sealed import Record
 from lion_ray.core.shapes import ATTEMPT, check
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 FILE = "attempt.json"
 CLAIMS = layout.ATTEMPTS
+FORMAT = 1
+"""Of the attempt file; raise it where an older lion-ray would misread it."""
 HEARTBEAT_S = 10.0
 """How often a live attempt says so, in seconds."""
 STALE_S = 45.0
@@ -50,9 +53,15 @@ _CLAIM = re.compile(r"(\d{8})-([0-9a-f]{32})\.json")
 
 
 def read_attempt(store: RunStore) -> Record | None:
-    """The attempt file; None before the first attempt."""
+    """The attempt file; None before the first attempt. Raises ConfigError where a newer lion-ray wrote it."""
     found = store.read_record(FILE)
-    return None if found is None else check(found, ATTEMPT)
+    if found is None:
+        return None
+    if (number := check(found, ATTEMPT).get("format", 1)) > FORMAT:
+        raise ConfigError(
+            f"{found.path}: an attempt of a newer lion-ray (format {number}, this knows {FORMAT}); use that one"
+        )
+    return found
 
 
 class Fence:
@@ -82,8 +91,10 @@ class Fence:
 
         Raises:
             RunConflictError: another attempt is alive, or the lock file is not one.
+            ConfigError: the last attempt was a newer lion-ray's.
         """
         store = self._store
+        read_attempt(store)  # before anything is written: a newer version's is none of our business
         if store.is_local:
             store.make(Path(store.path()))
             locked = self._take_lock()
@@ -225,7 +236,7 @@ class Fence:
 
     def _write(self, *, ended: bool) -> None:
         self._beat += 1
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "alive": time.time(), "ended": ended}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "alive": time.time(), "ended": ended, "format": FORMAT}
         self._store.write_record(FILE, {"attempt": self._number, "token": self._store.token, "beat": self._beat, **who})
 
     def _conflict(self) -> str:

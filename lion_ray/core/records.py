@@ -32,7 +32,7 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 Message = dict[str, str]
 """role (system, user or assistant) and content."""
 
-INSTRUCTION = pa.schema(
+ONE_TURN = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
@@ -44,9 +44,15 @@ INSTRUCTION = pa.schema(
         # What a check compares an answer with: the user's text, or a JSON value as text. Parts that an earlier version
         # wrote lack the column (see `as_instructions`); no model is ever shown it.
         pa.field("reference", pa.string()),
-        # The whole conversation, the user's last turn included; null for a row that is its text alone. A part of which
-        # every row is has no such column, as before there was one.
-        pa.field("messages", MESSAGES),
+    ]
+)
+"""A row of the Train Pool, the Cache Pool or the held-out set that is its text alone; a part of such rows has no more
+columns, as before there were others."""
+
+INSTRUCTION = pa.schema(
+    [
+        *ONE_TURN,
+        pa.field("messages", MESSAGES),  # the whole conversation, the user's last turn included; null in a ONE_TURN row
     ]
 )
 """A row of the Train Pool, the Cache Pool or the held-out set."""

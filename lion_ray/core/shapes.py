@@ -37,6 +37,7 @@ ATTEMPT: dict[str, tuple[type, ...]] = {
     "alive": (int, float),
     "ended": (bool,),
     "beat": _COUNT,
+    "format": _COUNT,
 }
 PROGRESS: dict[str, tuple[type, ...]] = {"stages": (list,), "meter": _WORDS}
 STOP: dict[str, tuple[type, ...]] = {"iteration": _COUNT, "reason": _WORDS}

@@ -17,70 +17,34 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from lion_ray.core import layout
-from lion_ray.core.addresses import below, check_storage
+from lion_ray.core.addresses import below
 from lion_ray.core.attempts import Fence, read_attempt
 from lion_ray.core.durable import make_folder, sync_path
 from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError
 from lion_ray.core.sealed import Record, from_json, from_parquet, seal, sha256, to_parquet
 from lion_ray.core.shapes import CONFIG, RUN, check
 from lion_ray.core.stage_folder import SUMS, Manifest, Stage
+from lion_ray.core.storage import STORAGE_ERRORS, filesystem, patiently, refused
 
 FORMAT = 1
 """Of a run's folder; raise it where an older lion-ray would misread what is there, and read what was before."""
+_T = TypeVar("_T")
 TORN_READS = 3
 """How often an object that is not JSON is read again."""
 
 
-def filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the path in it of a local path or a URL such as ``s3://bucket/prefix``."""
-    if "://" in root:
-        try:
-            return fs.FileSystem.from_uri(check_storage(root))
-        except ValueError as error:
-            if isinstance(error, pa.ArrowException):
-                raise InfrastructureError(f"{root}: no such storage: {_line(error)}") from None
-            raise ConfigError(str(error)) from None
-        except OSError as error:
-            raise InfrastructureError(f"{root}: no such storage: {_line(error)}{_advice(error)}") from None
-    return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-
-
 __all__ = ["FORMAT", "Manifest", "RunStore", "Stage", "filesystem"]
-
-
-def _line(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__)
-
-
-def _advice(error: Exception) -> str:
-    """What to do about what object stores say in their own words."""
-    said = str(error)
-    if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
-        return ": there is no such bucket; make it, or correct the address"
-    if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
-        return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
-    if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
-        return ": no credentials that the storage takes (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
-    return ""
-
-
-def _refused(target: str | Path, error: Exception) -> InfrastructureError:
-    return InfrastructureError(
-        f"{target}: the storage refused the write ({_line(error)}{_advice(error)}); mend that and run the same "
-        "command: it goes on"
-    )
 
 
 class RunStore:
@@ -121,7 +85,7 @@ class RunStore:
 
     def exists(self, name: str) -> bool:
         with self._reading(name):
-            return bool(self._fs.get_file_info(self.path(name)).type != fs.FileType.NotFound)
+            return bool(self._patiently(lambda: self._fs.get_file_info(self.path(name))).type != fs.FileType.NotFound)
 
     def read_bytes(self, name: str) -> bytes:
         """A file's bytes.
@@ -133,8 +97,15 @@ class RunStore:
         return self._buffer(name).to_pybytes()
 
     def _buffer(self, name: str) -> pa.Buffer:
-        with self._reading(name), self._fs.open_input_file(self.path(name)) as stream:
-            return stream.read_buffer()
+        def read() -> pa.Buffer:
+            with self._fs.open_input_file(self.path(name)) as stream:
+                return stream.read_buffer()
+
+        with self._reading(name):
+            return self._patiently(read)
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        return patiently(work, local=self.is_local)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -142,11 +113,8 @@ class RunStore:
             yield
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowException) as error:
-            raise InfrastructureError(
-                f"{self.path(name)}: the storage refused to read it ({_line(error)}{_advice(error)}); mend that and "
-                "run the same command: it goes on"
-            ) from None
+        except STORAGE_ERRORS as error:
+            raise refused(self.path(name), error, "to read it") from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all.
@@ -170,17 +138,20 @@ class RunStore:
                     aside.unlink(missing_ok=True)
                 sync_path(path.parent)
             else:
-                with self._fs.open_output_stream(target) as stream:
-                    stream.write(data)
-        except (OSError, pa.ArrowException) as error:
-            raise _refused(target, error) from None
+                self._patiently(lambda: self._put(target, data))
+        except STORAGE_ERRORS as error:
+            raise refused(target, error) from None
+
+    def _put(self, target: str, data: bytes) -> None:
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(data)
 
     def make(self, folder: Path) -> None:
         """Make a local folder as everything in a run is made. Raises InfrastructureError where the disk refuses."""
         try:
             self._make(folder)
         except OSError as error:
-            raise _refused(folder, error) from None
+            raise refused(folder, error) from None
 
     def _make(self, folder: Path) -> None:
         """Make a local folder that survives a power cut; it is flushed once for each process. Raises OSError."""
@@ -268,7 +239,7 @@ class RunStore:
     def delete(self, name: str) -> None:
         """Remove a file that may be there."""
         with self._reading(name), suppress(FileNotFoundError):
-            self._fs.delete_file(self.path(name))
+            self._patiently(lambda: self._fs.delete_file(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
         """The visible names in `folder`, sorted; none where it does not exist."""
@@ -278,12 +249,18 @@ class RunStore:
         """Every name in `folder`, and whether it is a folder; none where it does not exist."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         with self._reading(folder):
-            return sorted((i.base_name, i.type == fs.FileType.Directory) for i in self._fs.get_file_info(selector))
+            found = self._patiently(lambda: self._fs.get_file_info(selector))
+            return sorted((i.base_name, i.type == fs.FileType.Directory) for i in found)
 
     def sum_of(self, name: str) -> dict[str, Any]:
         """A file's size and SHA-256, as manifests hold them. Raises FileNotFoundError, InfrastructureError."""
-        with self._reading(name), self._fs.open_input_stream(self.path(name)) as stream:
-            size, digest = sha256(stream)
+
+        def read() -> tuple[int, str]:
+            with self._fs.open_input_stream(self.path(name)) as stream:
+                return sha256(stream)
+
+        with self._reading(name):
+            size, digest = self._patiently(read)
         return {"bytes": size, "sha256": digest}
 
     def local_folder(self, name: str, cache: Path) -> Path:
@@ -295,7 +272,7 @@ class RunStore:
             aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             aside.mkdir(parents=True)  # an object store has no folders, and names none to be made
             with self._reading(name):
-                fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs)
+                self._patiently(lambda: fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs))
             aside.rename(target)
         return target
 
@@ -306,7 +283,7 @@ class RunStore:
             InfrastructureError: the storage or the disk refused.
         """
         try:
-            fs.copy_files(self.path(name), str(target), source_filesystem=self._fs)
+            self._patiently(lambda: fs.copy_files(self.path(name), str(target), source_filesystem=self._fs))
         except OSError as error:
             raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {error}") from None
 
@@ -326,9 +303,9 @@ class RunStore:
                 shutil.move(source, target)
         else:
             try:
-                fs.copy_files(str(source), self.path(name), destination_filesystem=self._fs)
-            except OSError as error:
-                raise InfrastructureError(f"{source}: cannot be copied to {self.path(name)}: {error}") from None
+                self._patiently(lambda: fs.copy_files(str(source), self.path(name), destination_filesystem=self._fs))
+            except STORAGE_ERRORS as error:
+                raise refused(self.path(name), error) from None
         self.write_record(f"{name}{SUMS}", sums)
 
     def stage(self, name: str) -> Stage:

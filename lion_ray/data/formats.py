@@ -93,8 +93,11 @@ def read_row(value: Any) -> ReadRow:
     else:
         messages, answer = _single(value)
         used = (*KEYS,)
-    ignored += tuple(key for key in value if key in KEYS and key not in used and key not in SYSTEM_KEYS)
     text = messages[-1]["content"]
+    # What only repeats the last turn is no loss: exports have it beside the conversation.
+    ignored += tuple(
+        key for key in value if key in KEYS and key not in (*used, *SYSTEM_KEYS) and value[key] not in (None, text)
+    )
     if _NOTHING.fullmatch(text):
         raise FormatError(f"the instruction is '{text}': there is none")
     renamed = tuple(_renamed(value, named, took_answer=reference is None and answer is not None))

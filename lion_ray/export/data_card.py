@@ -25,7 +25,9 @@ ABOUT = {
 }
 COLUMNS = {
     "id": "of the instruction: the first 16 hex digits of its text's SHA-256",
-    "instruction": "what was asked",
+    "instruction": "what was asked last",
+    "messages": "the whole conversation, without the answer",
+    "gap": "by how much the judge finds the teacher's answer better",
     "answer": "what the teacher answered",
     "source": "`seed`: from the user; `hard`, `easy`: generated from such an instruction",
     "parent_id": "the `id` of the instruction that it was generated from; null for seeds",

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lion_ray.core import layout
-from lion_ray.core.records import OK, ORDERS, table
-from lion_ray.discrimination.scores import is_hard
+from lion_ray.core.records import FILTERED, MESSAGES, OK, ORDERS, Prompt, ok_rows, table
+from lion_ray.discrimination import split
 from lion_ray.export.source import Source
 from lion_ray.pipeline.scheduling import Shard
 
@@ -37,7 +37,8 @@ ROWS_AT_ONCE = 4096
 ANSWERS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # the instruction's: a hash of its text
-        pa.field("instruction", pa.string(), nullable=False),
+        pa.field("instruction", pa.string(), nullable=False),  # the user's last turn
+        pa.field("messages", MESSAGES, nullable=False),  # the whole conversation, without the answer
         pa.field("answer", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # seed | hard | easy
         pa.field("parent_id", pa.string()),
@@ -58,14 +59,16 @@ ANSWERS = pa.schema(
 JUDGED = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("instruction", pa.string(), nullable=False),
+        pa.field("instruction", pa.string(), nullable=False),  # the user's last turn
+        pa.field("messages", MESSAGES, nullable=False),  # the whole conversation, without the answer
         pa.field("source", pa.string(), nullable=False),
         pa.field("parent_id", pa.string()),
         pa.field("iteration", pa.int32(), nullable=False),  # whose student was judged; 0: the base model
         pa.field("teacher_answer", pa.string(), nullable=False),
         pa.field("student_answer", pa.string(), nullable=False),
-        pa.field("teacher_score", pa.float64(), nullable=False),
-        pa.field("student_score", pa.float64(), nullable=False),
+        pa.field("teacher_score", pa.float64()),  # null by a judge that does not score
+        pa.field("student_score", pa.float64()),
+        pa.field("gap", pa.float64(), nullable=False),  # by how much the teacher's answer is better
         pa.field("hard", pa.bool_(), nullable=False),
         # [teacher, student] as scored with that one's answer shown first.
         pa.field("teacher_first", pa.list_(pa.float64())),
@@ -144,14 +147,16 @@ def _answers(source: Source, shards: list[Shard], iteration: int, prompter: Prom
 
     length, truncated = source.get("imitation.max_length"), source.get("imitation.truncated")
     for shard in shards:
+        filtered = _filtered(source, shard) if iteration else {}
         for asked, given in _pairs(source, shard):
             if given["status"] != OK:
                 continue
-            row = (asked["text"], given["text"], given["finish_reason"])
-            dropped = encode([row], prompter, length, truncated)[1] if iteration else {}
+            row = (asked["text"], given["text"], given["finish_reason"], Prompt.of(asked).messages)
+            dropped = filtered.get(asked["id"]) or (encode([row], prompter, length, truncated)[1] if iteration else {})
             yield {
                 "id": asked["id"],
                 "instruction": asked["text"],
+                "messages": list(Prompt.of(asked).turns),
                 "answer": given["text"],
                 "source": asked["source"],
                 "parent_id": asked["parent"],
@@ -171,13 +176,17 @@ def _judged(source: Source, iteration: int, shards: list[Shard], *, heldout: boo
     students, verdicts = map(source.store.stage, names)
     for index, shard in enumerate(shards):
         said = {row["id"]: row["text"] for row in students.read_part(index).to_pylist()}
-        scored = {row["id"]: row for row in verdicts.read_part(index).to_pylist() if row["status"] == OK}
+        judged = ok_rows(verdicts.read_part(index))
+        lead = zip(judged.to_pylist(), split.gaps(judged).tolist(), split.lags(judged, tau).tolist(), strict=True)
+        scored = {row["id"]: (row, gap, hard) for row, gap, hard in lead}
         for asked, given in _pairs(source, shard):
-            if (verdict := scored.get(asked["id"])) is None:
+            if asked["id"] not in scored:
                 continue
+            verdict, gap, hard = scored[asked["id"]]
             yield {
                 "id": asked["id"],
                 "instruction": asked["text"],
+                "messages": list(Prompt.of(asked).turns),
                 "source": asked["source"],
                 "parent_id": asked["parent"],
                 "iteration": iteration,
@@ -185,12 +194,21 @@ def _judged(source: Source, iteration: int, shards: list[Shard], *, heldout: boo
                 "student_answer": said[asked["id"]],
                 "teacher_score": verdict["teacher_score"],
                 "student_score": verdict["student_score"],
-                "hard": bool(is_hard(verdict["teacher_score"], verdict["student_score"], tau)),
+                "gap": gap,
+                "hard": hard,
                 "teacher": given["model"],
                 "judge": verdict["model"],
                 "judge_endpoint": verdict["endpoint"],
                 **{name: verdict.get(name) for name in _VERDICT},
             }
+
+
+def _filtered(source: Source, shard: Shard) -> dict[str, dict[str, int]]:
+    """Rows that a filter left out, each with its reason."""
+    if not source.get("imitation.filters"):
+        return {}
+    kept = source.store.read_table(layout.part(layout.filtered(shard.pool), shard.index)).to_pylist()
+    return {row["id"]: {row["reason"]: 1} for row in kept if row["status"] == FILTERED}
 
 
 def _pairs(source: Source, shard: Shard) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

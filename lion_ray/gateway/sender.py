@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import EndpointError, InfrastructureError
-from lion_ray.gateway.batch import BatchQueue, NotDone
+from lion_ray.gateway.batch import NOT_DONE, ROUNDS, BatchQueue, NotDone
 from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.gateway.ledger import Ledger
@@ -297,8 +297,22 @@ class Sender:
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
     ) -> Outcome | Suspicion | None:
         """The call's outcome by the Batch API; None where it is to go live after all."""
+        why = ""
+        for _ in range(ROUNDS):
+            outcome = await self._in_one_batch(batches, key, call, body, size, attempt)
+            if not isinstance(outcome, NotDone):
+                return outcome
+            if not call.batch or self.config.batch.leftovers == "live":
+                return None
+            why = outcome.detail
+        return Failure(key, NOT_DONE, f"{why} ({ROUNDS} batches)")
+
+    async def _in_one_batch(
+        self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
+    ) -> Outcome | Suspicion | NotDone | None:
+        """As `_in_batch`; NotDone where a batch gave no answer. Settles its money."""
         worst = await self._purse.take(call, size, batch=True)
-        paid = 0.0
+        paid, lost = 0.0, False
         started = self._clock()
         try:
             # Not committed while it waits: a batch outlives this process, and the next start takes it up.
@@ -310,8 +324,9 @@ class Sender:
             paid = completion.cost_usd or 0.0
             return completion
         except NotDone as left:
+            lost = left.billed
             self._on_event(Event("retried", key, call.role, left.detail))
-            return None
+            return left
         except Rejected as rejected:
             return self._rejected(key, rejected)
         except Transient as transient:
@@ -321,7 +336,14 @@ class Sender:
                 return None  # a batch takes a day, and the call is alone: live
             return self._refused(key, call, refused)
         finally:
-            await self._purse.settle(worst, paid)
+            if lost:
+                # Before the batch's record may go: a start after this one finds the one or the other.
+                attempt.committed = True
+                await self._lost(worst, attempt)
+                await batches.settled(key)
+                attempt.committed = False
+            else:
+                await self._purse.settle(worst, paid)
 
     # --- what came of it
 

@@ -61,6 +61,7 @@ def test_train_is_what_was_trained_on(loaded: dict[str, Any]) -> None:
     assert one == {
         "id": instruction_id(SEEDS[0]),
         "instruction": SEEDS[0],
+        "messages": [{"role": "user", "content": SEEDS[0]}],
         "answer": f"Answer: {SEEDS[0]}",
         "source": "seed",
         "parent_id": None,

@@ -98,10 +98,18 @@ def body(number: int) -> dict[str, Any]:
 
 
 async def ask(queue: BatchQueue, *numbers: int) -> list[Reply]:
-    """The replies, each settled as the client does it."""
+    """The replies, each settled as the client does it; so is what may have been billed without one."""
+
+    async def one_batch(number: int) -> Reply | NotDone:
+        try:
+            return await queue.chat(key(number), body(number))
+        except NotDone as left:
+            return left
 
     async def one(number: int) -> Reply:
-        reply = await queue.chat(key(number), body(number))
+        while not isinstance(reply := await one_batch(number), Reply):
+            assert reply.billed
+            await queue.settled(key(number))
         assert reply.text == plain_answer(body(number)).text
         await queue.settled(key(number))
         return reply
@@ -260,9 +268,30 @@ async def test_leftovers_go_back_to_their_caller_for_live_calls(world: World, fa
 async def test_a_garbled_line_is_bought_again_and_no_other(world: World) -> None:
     world.plan.garbled = [2]
     world.plan.newline = False
-    await ask(world.queue(), *range(6))
+    queue = world.queue()
+    await ask(queue, *range(6))
+    await queue.close()
     assert world.stub.stats()["batch"]["sizes"] == [6, 1]
     assert list(world.stub.stats()["repeated"].values()) == [2]
+    world.nothing_is_left()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+async def test_which_lines_may_have_been_billed(world: World, counted: bool) -> None:
+    """One is cut off, one holds no answer, one was lost behind the endpoint; one expired, one was not there at all."""
+    world.plan.garbled, world.plan.odd = [0], [1]
+    world.plan.errors, world.plan.expire, world.plan.missing = {"2": 504, "3": 500}, [4], [5]
+    world.plan.counted = counted
+    queue = world.queue(leftovers="live")
+    seen = await outcomes(queue, *range(7))
+    assert [getattr(one, "billed", None) for one in seen] == [True, True, True, False, False, False, None]
+    await queue.settled(key(6))
+    await until(lambda: not queue._closings)
+    assert len(world.records) == 1, "whoever is killed now finds it again"
+    for number in range(3):
+        await queue.settled(key(number))
+    await queue.close()
+    world.nothing_is_left()
 
 
 async def test_a_request_that_the_endpoint_rejects_ends_alone(world: World) -> None:
@@ -399,8 +428,14 @@ async def test_results_that_someone_deleted_are_bought_again(world: World) -> No
         world.drop()
     world.batches.batches.clear()
     world.plan.polls = 2
-    await ask(world.queue(), 1, 2)
+    queue = world.queue()
+    seen = await outcomes(queue, 1, 2)
+    assert [one.billed for one in seen if isinstance(one, NotDone)] == [True, True], "they were under way"
+    await queue.settled(key(1))
+    await ask(queue, 2, 1)
+    await queue.close()
     assert any("go again" in line for line in world.said)
+    assert world.records == []
 
 
 @pytest.mark.parametrize("where", ["key", "address"])

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from lion_ray.config import EndpointConfig
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
@@ -219,4 +220,70 @@ async def test_live_calls_leave_no_folder_of_batches(stub: StubAPI, tmp_path: Pa
     await asyncio.gather(*map(client.complete, LIVE[:3]))
     await client.close()
     assert not Path(journal.root, "batches").exists()
+    await journal.close()
+
+
+DEAR = {"input": 0, "output": 1000, "batch": 0.5}
+WORST = 64 * 1000 * 0.5 / 1e6
+"""US dollars, of a call in a batch."""
+
+
+@pytest.mark.parametrize("leftovers", ["batch", "live"])
+@pytest.mark.parametrize("fault", ["garbled", "odd"])
+async def test_an_answer_that_was_billed_and_cannot_be_read_counts_in_every_later_start(
+    stub: StubAPI, tmp_path: Path, fault: str, leftovers: str
+) -> None:
+    assert stub.batches is not None
+    setattr(stub.batches.plan, fault, [3, 8])
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal, prices=DEAR, batch={"leftovers": leftovers})
+    outcomes = await asyncio.gather(*map(client.complete, CALLS))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert sorted(stub.stats()["repeated"].values()) == [2, 2]
+    assert client.stats.uncertain_usd == pytest.approx(2 * WORST)
+    await client.close()
+    await journal.close()
+    assert not records(journal)
+    after = Journal.open(str(tmp_path / "journal"))
+    [held] = after.uncertain("job")
+    assert (held.account, held.calls) == (Account("job", "teacher", "answers-0"), 2)
+    assert held.usd == pytest.approx(2 * WORST)
+    await after.close()
+
+
+async def test_one_who_is_killed_before_that_was_kept_finds_the_batch_again(
+    stub: StubAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stub.batches is not None
+    stub.batches.plan.garbled = [3]
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal, prices=DEAR)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal._lost, "write", lambda data: (_ for _ in ()).throw(OSError("no power")))
+        outcomes = await asyncio.gather(*map(client.complete, CALLS), return_exceptions=True)
+    assert sum(isinstance(outcome, InfrastructureError) for outcome in outcomes) == 1
+    assert stub.stats()["batch"]["creations"] == 1, "nothing more is bought"
+    await client.close()
+    assert records(journal)
+    await journal.close()
+    again = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, again, prices=DEAR)
+    outcomes = await asyncio.gather(*map(client.complete, CALLS))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert sum(one.usd for one in again.uncertain("job")) == pytest.approx(WORST)
+    await client.close()
+    assert not records(again)
+    await again.close()
+
+
+async def test_answers_that_cannot_be_read_end_a_call_and_not_the_budget(stub: StubAPI, tmp_path: Path) -> None:
+    assert stub.batches is not None
+    stub.batches.plan.faulty, stub.batches.plan.odd = range(1, 100), [0]
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = client_of(stub, journal, prices=DEAR)
+    outcome = await client.complete(CALLS[0])
+    assert isinstance(outcome, Failure)
+    assert (outcome.reason, stub.stats()["batch"]["creations"]) == ("not done by batches", 5)
+    assert sum(one.usd for one in journal.uncertain("job")) == pytest.approx(5 * WORST)
+    await client.close()
     await journal.close()

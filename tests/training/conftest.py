@@ -79,8 +79,13 @@ def run_fit(tmp_path):
         ]
         for process in running:
             process.start()
+        still = running[job["stop"][0]] if "stop" in job else None
         for process in running:
-            process.join()
+            if process is not still:
+                process.join()
+        if still is not None:
+            still.kill()
+            still.join()
         for rank, process in enumerate(running):
             if process.exitcode:
                 print((keep / f"stderr-{rank}").read_text())

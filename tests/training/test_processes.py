@@ -98,6 +98,22 @@ def test_another_fits_checkpoint_is_refused(make_spec, run_fit):
         train(make_spec(seed=1), rows=ROWS, report=lambda step, folder: None, restore=keep / "step-5")
 
 
+@pytest.mark.parametrize(
+    ("processes", "still", "sharding", "where"), [(2, 1, "full", "within"), (3, 0, "none", "after")]
+)
+def test_a_process_that_stands_still_is_named(make_spec, run_fit, processes, still, sharding, where):
+    spec = make_spec(sharding=sharding, collective_timeout_s=2)
+    codes, keep = run_fit(spec, processes, stop=(still, 6, where))
+    assert codes == [-signal.SIGKILL if rank == still else 1 for rank in range(processes)]
+    for rank in set(range(processes)) - {still}:
+        said = (keep / f"stderr-{rank}").read_text()
+        (line,) = [line for line in said.splitlines() if line.startswith("lion_ray.core.errors.")]
+        assert line.startswith(f"lion_ray.core.errors.TrainingError: process {still} (")
+        assert line.count("pid ") == 1, "and nobody else"
+        assert "did not come within 2 s" in line
+        assert said.endswith(line + "\n"), "one line"
+
+
 def run_module(spec, *launcher, **options):
     """``python -m lion_ray.imitation.training`` with `spec`, as a user would run it."""
     path = Path(f"{spec.output_dir}.json")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
-from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.core.records import INSTRUCTION, ONE_TURN, instruction_id, table
 from lion_ray.data.formats import says_no_input
 from lion_ray.data.pools import (
     PoolRead,
@@ -70,7 +70,7 @@ def test_every_kind_of_file_gives_the_same_pool(tmp_path: Path, name: str) -> No
         content = text.encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
     result = read(name, tmp_path)
-    assert result.pool.schema == INSTRUCTION
+    assert result.pool.schema == ONE_TURN
     assert texts_of(result.pool) == TEXTS
     assert result.pool["id"].to_pylist() == [instruction_id(text) for text in TEXTS]
     assert result.duplicates == 1
@@ -223,7 +223,7 @@ LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64
         ("a.jsonl", b"PK\x03\x04 rest", DataError, r"^a\.jsonl: is a ZIP archive"),
         ("a.jsonl", '{\n  "instruction": "x"\n}\n', DataError, r"^a\.jsonl: an object over several lines"),
         ("a.jsonl", '[\n {"instruction": "x"},\n', DataError, r"^a\.jsonl:3: not JSON"),
-        ("a.csv", "instruction\nx", ConfigError, r"^a\.csv: unknown kind of file"),
+        ("a.xml", "instruction\nx", ConfigError, r"^a\.xml: unknown kind of file"),
         ("a.parquet.gz", "", ConfigError, r"^a\.parquet\.gz: unknown kind of file"),
         ("a", "", ConfigError, r"^a: unknown kind of file"),
     ],
@@ -404,7 +404,7 @@ def test_no_heldout_rows() -> None:
     pool, heldout = split_heldout(pool_of("a", "b"), 0, seed=0)
     assert texts_of(pool) == ["a", "b"]
     assert heldout.num_rows == 0
-    assert heldout.schema == INSTRUCTION
+    assert heldout.schema == ONE_TURN
 
 
 def test_drop_ids() -> None:

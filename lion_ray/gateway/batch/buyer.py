@@ -144,7 +144,8 @@ class Buyer:
                         await self._api.download(file_id, output.write)
                         # A file may end without a newline.
                         output.write(b"\n")
-                await asyncio.to_thread(output.index, frozenset(batch.record.keys))
+                done = over.request_counts.completed if over.request_counts else None
+                await asyncio.to_thread(output.index, batch.record.keys, done)
             except BaseException:
                 output.close()
                 raise

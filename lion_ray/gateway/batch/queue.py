@@ -6,7 +6,8 @@ Invariants:
   adopts it, and calls that are in it wait for it.
 - The same call asked twice is one line.
 - No call is lost with its batch: what a batch left undone goes again, in a new batch or (`leftovers: live`) by its
-  caller, who gets NotDone.
+  caller, who gets NotDone. So does every caller whose call may have been billed without an answer, who settles it once
+  that is kept durably: until then the batch's record stays.
 - A batch that nobody here asks about is neither polled nor fetched. One of whose calls only such are asked that would
   rather go live is cancelled: what it has done is fetched, and the rest goes live.
 
@@ -92,7 +93,7 @@ class BatchQueue:
         """Whether a batch under way may answer this call. Raises InfrastructureError as `chat` does."""
         await self._ready()
         batch = self._batches.get(self._where.get(key, ""))
-        return batch is not None and not batch.closing
+        return batch is not None and batch.has(key)
 
     async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
         """Join a batch, or the one of an earlier process that holds this call; returns when its line is back.
@@ -101,8 +102,9 @@ class BatchQueue:
 
         Raises a TransportError: Rejected (this request, or its whole batch, never succeeds), Refused (the endpoint
         refuses all), Transient (given up after so many batches, or the endpoint is down for `outage_timeout_s`),
-        NotDone (only with `leftovers: live` or `live`: the batch ended before it did this one). Raises
-        InfrastructureError where the journal's folder refuses or the queue is closed.
+        NotDone (with `leftovers: live` or `live`: the batch ended before it did this one; else only one that may have
+        been billed, which is to be `settled` and asked again). Raises InfrastructureError where the journal's folder
+        refuses or the queue is closed.
         """
         await self._ready()
         asked = self._asked.get(key)
@@ -110,7 +112,7 @@ class BatchQueue:
             future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             asked = self._asked[key] = Asked(key, request_line(key, body), future, live=live)
             batch = self._batches.get(self._where.get(key, ""))
-            if batch is None or batch.closing:
+            if batch is None or not batch.has(key):
                 self._gather([asked])
             else:
                 self._attend(batch, asked)
@@ -125,8 +127,8 @@ class BatchQueue:
                 asked.future.cancel()
 
     async def settled(self, key: str) -> None:
-        """The caller has journaled this key durably. A batch's last key closes it, in the background: its files at the
-        endpoint are deleted (as far as it lets us), then its record."""
+        """The caller has journaled this key durably, or what it may have cost. A batch's last key closes it, in the
+        background: its files at the endpoint are deleted (as far as it lets us), then its record."""
         self._asked.pop(key, None)
         for batch in list(self._batches.values()):
             if key in batch.open:
@@ -243,13 +245,13 @@ class BatchQueue:
             if batch.output is None:
                 batch.output = await self._buyer.fetch(batch, over)
                 # Nothing will come for the other lines: they are known to have failed.
-                batch.open &= batch.output.answered
+                batch.open &= batch.output.answered | batch.output.doubtful
+            self._gathering.widen()
         except Gone as gone:
             self._say(f"{gone.detail}; its {len(batch.waiting)} calls go again")
-            await self._close_batch(batch)
-            self._again(batch.take(), NotDone(gone.detail))
-            return
-        self._gathering.widen()
+            # It was there, and may have been done.
+            batch.output = Output()
+            batch.output.doubtful = batch.open = batch.open & batch.waiting.keys()
         await self._hand_out(batch, batch.output)
 
     async def _buy(self, batch: UnderWay) -> None:
@@ -275,8 +277,10 @@ class BatchQueue:
             try:
                 reply = read_line(self._api.redact(line) if line is not None else None)
             except NotDone as error:
-                batch.open.discard(key)
+                error.billed |= key in output.doubtful
                 undone, why = undone + 1, error.detail
+                if not error.billed:
+                    batch.open.discard(key)
                 self._again([asked], error)
             except TransportError as error:
                 batch.open.discard(key)
@@ -299,7 +303,7 @@ class BatchQueue:
     def _again(self, left: Iterable[Asked], error: NotDone) -> None:
         for asked in left:
             asked.rounds += 1
-            if asked.live or self._config.batch.leftovers == "live" or not asked.waiters:
+            if asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
                 self._end(asked, error)
             elif asked.rounds >= ROUNDS:
                 self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))

@@ -12,15 +12,19 @@ created. This module knows the folder and nothing of the API.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 
 from lion_ray.core.addresses import below
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.storage import told
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
 FOLDER = "batches"
 SUFFIX = ".json"
+VERSION = 1
+"""Raise it where an older lion-ray would misread a record."""
 
 
 @dataclass
@@ -41,6 +45,8 @@ class BatchRecord:
     """None: nothing was uploaded, so no batch can exist."""
     batch_id: str | None = None
     """None: it may have been created, but nobody read the answer."""
+    version: int = VERSION
+    """Of this format."""
 
 
 class BatchRecords:
@@ -60,7 +66,9 @@ class BatchRecords:
         try:
             return any(name.endswith(SUFFIX) for name in self._folder.list())
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
+            raise InfrastructureError(
+                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+            ) from cause
 
     def load(self, address: str) -> list[BatchRecord]:
         """The open records of one API, oldest first. Makes the folder where it is missing.
@@ -72,7 +80,9 @@ class BatchRecords:
             names = [name for name in self._folder.list() if name.endswith(SUFFIX)]
             records = [record for name in names if (record := self._read(name)) is not None]
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batches in the journal {self._root} cannot be read: {cause}") from cause
+            raise InfrastructureError(
+                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+            ) from cause
         return sorted((r for r in records if r.address == address), key=lambda record: record.made_at)
 
     def reread(self, nonce: str) -> BatchRecord | None:
@@ -83,7 +93,7 @@ class BatchRecords:
         try:
             return self._read(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {cause}") from cause
+            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {told(cause)}") from cause
 
     def write(self, record: BatchRecord) -> None:
         """Make a record, or its new state, durable. Raises InfrastructureError where the storage refuses."""
@@ -92,7 +102,7 @@ class BatchRecords:
             self._folder.write(record.nonce + SUFFIX, orjson.dumps(asdict(record)), durable=True)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batch record {self._path(record.nonce)} cannot be written: {cause}"
+                f"the batch record {self._path(record.nonce)} cannot be written: {told(cause)}"
             ) from cause
 
     def remove(self, nonce: str) -> None:
@@ -100,7 +110,9 @@ class BatchRecords:
         try:
             self._folder.delete(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be removed: {cause}") from cause
+            raise InfrastructureError(
+                f"the batch record {self._path(nonce)} cannot be removed: {told(cause)}"
+            ) from cause
 
     def _make(self) -> None:
         if not self._made:
@@ -112,13 +124,18 @@ class BatchRecords:
 
     def _read(self, name: str) -> BatchRecord | None:
         try:
-            with self._folder.open(name) as file:
-                data = file.read()
+            data = self._folder.read_all(name)
         except FileNotFoundError:
             return None
         try:
-            return BatchRecord(**orjson.loads(data))
-        except (ValueError, TypeError) as cause:
+            found: Any = orjson.loads(data)
+            if (version := found.get("version", 1)) > VERSION:
+                raise ConfigError(
+                    f"the batch record {self._folder.file(name)}: a newer lion-ray wrote it (version {version}, this "
+                    f"knows {VERSION}); use that one, or another journal"
+                )
+            return BatchRecord(**found)
+        except (ValueError, TypeError, AttributeError) as cause:
             raise InfrastructureError(
                 f"the batch record {self._folder.file(name)} is damaged ({cause}): what it bought cannot be told. Move"
                 " it away to go on; the calls in it are then bought again"

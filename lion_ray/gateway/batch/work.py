@@ -65,6 +65,10 @@ class UnderWay:
     def running(self) -> bool:
         return self.task is not None and not self.task.done()
 
+    def has(self, key: str) -> bool:
+        """Whether whoever asks for one of its calls now may get an answer from it."""
+        return not self.closing and (self.output is None or key in self.open)
+
     def take(self) -> list[Asked]:
         """Everyone who waits for it, and from now on no more."""
         taken = list(self.waiting.values())

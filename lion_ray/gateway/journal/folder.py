@@ -14,8 +14,9 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -23,9 +24,10 @@ from pyarrow import fs as pafs
 from lion_ray.core.addresses import check_storage, without_secrets
 from lion_ray.core.durable import lock, make_folder, sync_path
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.storage import STORAGE_ERRORS, patiently
 
 PART = ".part"
-STORAGE_ERRORS = (OSError, pa.ArrowException)
+_T = TypeVar("_T")
 # Their puts are whole or nothing; anywhere else a file can be seen while it is being written.
 _WHOLE_PUTS = {"s3", "gcs", "abfs"}
 
@@ -66,7 +68,7 @@ class Folder:
     def make(self) -> None:
         """Make the folder and its parents so that they survive a power cut."""
         if not self.is_local:
-            self._fs.create_dir(self.path, recursive=True)
+            self._patiently(lambda: self._fs.create_dir(self.path, recursive=True))
             return
         folder = Path(self.path)
         make_folder(folder)
@@ -80,7 +82,8 @@ class Folder:
 
     def list(self) -> dict[str, pafs.FileInfo]:
         """The files by name; a folder that does not exist has none."""
-        listed = self._fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        selector = pafs.FileSelector(self.path, allow_not_found=True)
+        listed = self._patiently(lambda: self._fs.get_file_info(selector))
         return {info.base_name: info for info in listed if info.is_file}
 
     def names(self) -> Iterable[str]:
@@ -111,21 +114,31 @@ class Folder:
         return found
 
     def open(self, name: str) -> pa.NativeFile:
-        return self._fs.open_input_file(self.file(name))
+        return self._patiently(lambda: self._fs.open_input_file(self.file(name)))
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """At most `length` bytes: fewer where the file ends before."""
-        with self.open(name) as file:
-            return bytes(file.read_at(max(0, min(length, file.size() - offset)), offset))
+
+        def read() -> bytes:
+            with self._fs.open_input_file(self.file(name)) as file:
+                return bytes(file.read_at(max(0, min(length, file.size() - offset)), offset))
+
+        return self._patiently(read)
 
     def write(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Make a file appear with these bytes, in place of one of that name."""
         if self._fs.type_name in _WHOLE_PUTS:
-            with self._fs.open_output_stream(self.file(name)) as stream:
-                stream.write(data)
+            self._patiently(lambda: self._put(name, data))
         else:
             aside, _ = self.write_aside(name, (data,), durable=durable)
             self.publish(aside, name, durable=durable)
+
+    def _put(self, name: str, data: bytes) -> None:
+        with self._fs.open_output_stream(self.file(name)) as stream:
+            stream.write(data)
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        return patiently(work, local=self.is_local)
 
     def write_aside(self, name: str, parts: Iterable[bytes], *, durable: bool = True) -> tuple[str, int]:
         """Write a file that is to become `name`; returns the name it has meanwhile and its size in bytes."""
@@ -162,7 +175,7 @@ class Folder:
     def delete(self, name: str) -> None:
         """Delete a file; that it is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(self.file(name))
+            self._patiently(lambda: self._fs.delete_file(self.file(name)))
 
     def try_lock(self, name: str, *, create: bool = False) -> int | None:
         """Lock a local file: a descriptor that holds the lock until it is closed; None where another has it."""

@@ -7,6 +7,7 @@ Invariants:
   meanwhile (`compaction`).
 - A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
   tail or a damaged line is counted in `dropped`, and bought again; a line that another version wrote is `foreign`.
+- A journal by which a newer version has bought calls is not opened.
 - Every line that was paid for counts in `spending`, also a second one with the same key; and so does what may have been
   billed without an answer (`uncertain`).
 - Memory holds where the records are, not their texts.
@@ -26,12 +27,13 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.storage import told
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import ATTEMPTS, Reader
-from lion_ray.gateway.journal.record import decode_record, encode_record, head_of
+from lion_ray.gateway.journal.record import VERSION, decode_record, encode_record, head_of
 from lion_ray.gateway.journal.spending import Spent, add_to
 from lion_ray.gateway.journal.uncertain import Uncertain, UncertainFile, read_uncertain
 from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Writer
@@ -123,18 +125,25 @@ class Journal:
         writer merges its objects whenever there are `most_loose`; of more than `most_segments` segments those that
         nobody writes are merged in the background. `clock` is what `refresh_if_older` goes by.
 
-        Raises InfrastructureError where the folder cannot be made, listed or read.
+        Raises InfrastructureError where the folder cannot be made, listed or read, ConfigError where a newer lion-ray
+        has bought calls by it.
         """
         folder = Folder.at(root, filesystem)
         try:
             folder.make()
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {cause}") from cause
+            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {told(cause)}") from cause
         if gather_s is None:
             gather_s = 0.0 if folder.is_local else OBJECT_GATHER_S
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
         journal.root = root
         journal._reader.update()
+        if newer := journal._reader.newer:
+            # What it bought would be bought again, and its money would not count against a cap.
+            raise ConfigError(
+                f"the journal {folder.path}: a newer lion-ray has bought calls by it (version {newer}, this knows "
+                f"{VERSION}); use that one, or another journal"
+            )
         if len(journal._reader.segments) > most_segments:
             journal._merges.append(journal._merger.submit(journal._tidy))
         return journal
@@ -200,7 +209,7 @@ class Journal:
                     break
                 except STORAGE_ERRORS as cause:
                     raise InfrastructureError(
-                        f"the journal cannot read {self._shown(place.segment)}: {cause}"
+                        f"the journal cannot read {self._shown(place.segment)}: {told(cause)}"
                     ) from cause
                 completion = decode_record(line)
                 if completion is not None and completion.key == key:
@@ -269,7 +278,7 @@ class Journal:
             await asyncio.to_thread(self._lost.write, data)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"what may have been billed cannot be kept in {self._lost.path}: {cause}"
+                f"what may have been billed cannot be kept in {self._lost.path}: {told(cause)}"
             ) from cause
 
     async def _commit_all(self) -> None:
@@ -284,7 +293,7 @@ class Journal:
                 try:
                     await loop.run_in_executor(self._thread, self._commit, [line for line, _ in batch])
                 except STORAGE_ERRORS as cause:
-                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {cause}")
+                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {told(cause)}")
                     continue
                 for _, durable in batch:
                     if not durable.done():

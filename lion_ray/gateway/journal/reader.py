@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.storage import told
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.index import Index, Where
 from lion_ray.gateway.journal.record import Head, digest_of
@@ -53,6 +54,12 @@ class Reader:
         """Intact lines that this version does not understand: kept, and not served."""
         with self._lock:
             return sum(segment.foreign for segment in self._known.values())
+
+    @property
+    def newer(self) -> int:
+        """The highest version of lines that a newer lion-ray wrote; 0 where there are none."""
+        with self._lock:
+            return max((segment.newer for segment in self._known.values()), default=0)
 
     @property
     def segments(self) -> list[Segment]:
@@ -119,7 +126,7 @@ class Reader:
                         if attempt == ATTEMPTS - 1:
                             raise
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {cause}") from cause
+            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {told(cause)}") from cause
 
     def _update(self) -> None:
         with self._lock:

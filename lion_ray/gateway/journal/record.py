@@ -6,7 +6,8 @@ Invariants:
   are read without parsing a text.
 - A line whose CRC does not fit is no record and no header.
 - A line says which version of this format it is of, `v`, and 1 where it does not say. An intact line that this version
-  does not understand, of another version or of another tool, is foreign: it is kept, and never served.
+  does not understand, of another version or of another tool, is foreign: it is kept, and never served. Where a newer
+  version wrote one, nothing is bought by the journal (`Journal.open`).
 
 This module knows nothing of files.
 """
@@ -56,6 +57,8 @@ class Foreign(NamedTuple):
     """An intact line that this version does not understand."""
 
     why: str
+    newer: int = 0
+    """Its version, where a newer lion-ray wrote it."""
 
 
 class Header(NamedTuple):
@@ -130,7 +133,7 @@ def decode_head(line: bytes) -> Head | Foreign | None:
     except ValueError:
         return Foreign("not the fields of a record, in their order")
     if (version := head.get("v", 1)) != VERSION:
-        return Foreign(f"of version {str(version)[:20]}")
+        return Foreign(f"of version {str(version)[:20]}", _newer(version))
     return _checked(head) or Foreign("not the fields of a record")
 
 
@@ -163,11 +166,15 @@ def decode_header(line: bytes) -> Header | Foreign | None:
     try:
         found = orjson.loads(line[9:])
         if (version := found.get("v", 1)) != VERSION:
-            return Foreign(f"a merged segment of version {str(version)[:20]}")
+            return Foreign(f"a merged segment of version {str(version)[:20]}", _newer(version))
         merged = found["merged"]
         return Header(frozenset(map(_name, merged["replaces"])), from_json(merged["sums"]))
     except (ValueError, TypeError, LookupError, AttributeError):
         return Foreign("not the header of a merged segment")
+
+
+def _newer(version: object) -> int:
+    return version if type(version) is int and VERSION < version < _MOST else 0
 
 
 def _name(value: object) -> str:

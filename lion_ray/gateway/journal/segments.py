@@ -27,7 +27,7 @@ import orjson
 
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.index import ENTRY, Entries
-from lion_ray.gateway.journal.record import Foreign, Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.journal.record import VERSION, Foreign, Head, Header, decode_head, decode_header, is_intact
 from lion_ray.gateway.journal.spending import Sums, add_to, from_json, to_json
 
 SUFFIX = ".calls"
@@ -63,6 +63,8 @@ class Segment:
     """Lines whose CRC does not fit."""
     foreign: int = 0
     """Intact lines of another version or another tool."""
+    newer: int = 0
+    """The highest version of them, where it is beyond ours."""
     opaque: bool = False
     """It begins with the header of another version's merged segment: only that version may touch it."""
     replaces: frozenset[str] = frozenset()
@@ -100,7 +102,7 @@ class Segment:
     def copy(self) -> Segment:
         """A copy to read on in, so that a read that fails half-way leaves no trace."""
         sums = from_json(to_json(self.sums))
-        known = (self.damaged, self.foreign, self.opaque, self.replaces)
+        known = (self.damaged, self.foreign, self.newer, self.opaque, self.replaces)
         return Segment(self.name, self.scanned, self.size, *known, sums, bytearray(self.rows))
 
 
@@ -156,9 +158,11 @@ def read_on(folder: Folder, known: Segment, size: int) -> Segment:
                 segment.add(head, offset, len(line))
             case Header() as header if offset == 0:
                 segment.replaces, segment.sums = header
-            case Foreign() if offset == 0 and decode_header(line) is not None:
-                segment.foreign, segment.opaque = 1, True
-            case Foreign() | Header():
+            case Foreign(_, newer) if offset == 0 and decode_header(line) is not None:
+                segment.foreign, segment.newer, segment.opaque = 1, newer, True
+            case Foreign(_, newer):
+                segment.foreign, segment.newer = segment.foreign + 1, max(segment.newer, newer)
+            case Header():
                 segment.foreign += 1
             case _:
                 segment.damaged += 1
@@ -184,8 +188,8 @@ def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
 
 def encode_sidecar(segment: Segment) -> bytes:
     """The sidecar of a segment all of whose records are still in `rows`."""
-    more = {"foreign": segment.foreign, "opaque": segment.opaque} if segment.foreign else {}
-    meta = orjson.dumps({"replaces": sorted(segment.replaces), "sums": to_json(segment.sums)} | more)
+    more = {name: getattr(segment, name) for name in ("foreign", "newer", "opaque")} if segment.foreign else {}
+    meta = orjson.dumps({"v": VERSION, "replaces": sorted(segment.replaces), "sums": to_json(segment.sums)} | more)
     count = len(segment.rows) // _ROW.size
     fixed = _FIXED.pack(_MAGIC, segment.size, segment.scanned, segment.damaged, count, len(meta))
     data = b"".join((fixed, meta, segment.rows))
@@ -205,7 +209,10 @@ def decode_sidecar(name: str, data: bytes) -> Segment | None:
     rows = bytearray(body[_FIXED.size + length :])
     try:
         meta = orjson.loads(body[_FIXED.size : _FIXED.size + length])
-        known = int(meta.get("foreign", 0)), bool(meta.get("opaque")), frozenset(meta["replaces"])
+        foreign = int(meta.get("foreign", 0))
+        if meta.get("v", 1) != VERSION or (foreign and "newer" not in meta):
+            return None
+        known = foreign, int(meta.get("newer", 0)), bool(meta.get("opaque")), frozenset(meta["replaces"])
         return Segment(name, scanned, size, damaged, *known, from_json(meta["sums"]), rows)
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

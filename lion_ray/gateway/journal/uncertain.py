@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.storage import told
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
@@ -89,7 +90,9 @@ def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
                 with contextlib.suppress(FileNotFoundError):
                     found += _decoded(below.read(name, 0, 2**62), below.file(name))
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"what may have been billed, in {below.path}, cannot be read: {cause}") from cause
+        raise InfrastructureError(
+            f"what may have been billed, in {below.path}, cannot be read: {told(cause)}"
+        ) from cause
     return found
 
 
@@ -102,7 +105,7 @@ def _decoded(data: bytes, path: str) -> list[Uncertain]:
     try:
         found: Any = orjson.loads(data)
         if found["version"] != VERSION:
-            raise ValueError(f"of version {found['version']!r}, and this is {VERSION}")
+            raise ValueError(f"of version {found['version']!r}, where this lion-ray knows {VERSION}")
         return [
             Uncertain(Account(str(run), str(role), str(stage)), str(endpoint), int(calls), max(0.0, float(usd)))
             for run, role, stage, endpoint, calls, usd in found["uncertain"]

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         spec = TrainSpec.load(arguments[0])
         disable_progress_bar()
         if distributed:
-            _join()
+            _join(spec.collective_timeout_s)
         progress = Path(f"{spec.output_dir}.progress")
         metrics = train(
             spec,
@@ -62,11 +62,11 @@ def latest(progress: Path) -> Path | None:
     return max(progress.glob("step-*"), default=None)
 
 
-def _join() -> None:
+def _join(timeout_s: float) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
 
 
 def _rank() -> int:

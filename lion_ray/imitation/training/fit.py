@@ -4,7 +4,8 @@ Invariants:
 - A step's loss is the sum of its losses over their number (the objective's; for cross-entropy, of labelled tokens),
   across all processes and micro-batches: neither packing, nor micro-batches, nor the number of processes changes what
   a step does.
-- Every process takes the same number of micro-batches, empty ones if need be, so no collective waits for ever.
+- Every process takes the same number of micro-batches, empty ones if need be, so no collective waits for ever; and
+  where a process hangs or is gone, the others say which (`roll`).
 - Everything random in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
 - Nothing collective happens after the weights are gathered, so no process waits while the first one writes.
 
@@ -43,6 +44,7 @@ from lion_ray.imitation.training.model import (
     shard,
 )
 from lion_ray.imitation.training.output import evaluate_loss
+from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
@@ -72,13 +74,28 @@ def train(
     on processes other than the first, without those measured on the result.
 
     Raises DataError where no row can be trained on, ModelError for a model that cannot be used, TrainingError where a
-    checkpoint belongs to another fit or the loss is no longer a number.
+    checkpoint belongs to another fit, the loss is no longer a number, or a process does not come.
     """
-    started = time.monotonic()
-    world = World.current()
     device = device or default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    roll = Roll(World.current(), spec.collective_timeout_s)
+    with roll.called():
+        return _train(spec, rows, heldout_rows, report, restore, device, heldout_before, roll)
+
+
+def _train(
+    spec: TrainSpec,
+    rows: Sequence[Any],
+    heldout_rows: Sequence[Any],
+    report: Report,
+    restore: Path | None,
+    device: torch.device,
+    heldout_before: float | None,
+    roll: Roll,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    world = roll.world
     finished = world.from_first(output.finished(spec.output_dir) if world.rank == 0 else None)
     if finished is not None:
         return finished
@@ -116,7 +133,7 @@ def train(
     if restore is not None:
         state.load(restore, model, optimizer, world)
     before = progress.tokens
-    seconds = _run(spec, objective, samples, model, optimizer, progress, report, world, device)
+    seconds = _run(spec, objective, samples, model, optimizer, progress, report, roll, device)
 
     metrics = {
         "steps": progress.step,
@@ -183,10 +200,11 @@ def _run(
     optimizer: torch.optim.Optimizer,
     progress: state.Progress,
     report: Report,
-    world: World,
+    roll: Roll,
     device: torch.device,
 ) -> float:
     """The steps that are left. Returns the seconds spent in them, without checkpoints."""
+    world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
     logits = LabelledLogits(model)
     spent = 0.0
@@ -195,6 +213,7 @@ def _run(
         torch.manual_seed(derive_seed(spec.seed, "step", progress.step, world.rank))
         packed = pack([samples[i] for i in indices], spec.max_length)
         rate = learning_rate(spec, progress.step, steps)
+        roll.meet()
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, norm, positions = _step(spec, packed, logits, objective, optimizer, world, device)

@@ -27,7 +27,7 @@ from lion_ray.core.errors import ConfigError
 _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
     {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
-    | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps"}
+    | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps", "collective_timeout_s"}
 )
 
 
@@ -70,6 +70,7 @@ class TrainSpec:
     micro_batch_rows: int = 4
     activation_checkpointing: bool = False
     checkpoint_every_steps: int = 50
+    collective_timeout_s: float = 900.0
 
     @classmethod
     def of(cls, config: ImitationConfig, **rest: Any) -> TrainSpec:
