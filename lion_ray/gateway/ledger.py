@@ -21,11 +21,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from lion_ray.config import PricesConfig
 from lion_ray.core.errors import BudgetError
 from lion_ray.gateway.usage import Bounds, Settled
 
+T = TypeVar("T")
 MILLION = 1_000_000
 LEASE_SHARE = 0.02
 """A lease is this share of what is left, so that several proxies come close to the cap together."""
@@ -146,6 +148,7 @@ class Ledger:
         """What calls of unknown fate may have cost, on top of `spent`."""
         self._settled = asyncio.Event()
         self._asking = asyncio.Lock()
+        self._messages: set[asyncio.Future[Any]] = set()
 
     @property
     def capped(self) -> bool:
@@ -172,7 +175,7 @@ class Ledger:
         async with self._asking:  # first come, first served
             while self._free + ROUNDING < amount:
                 self._settled.clear()
-                granted = await self._lease(amount - self._free)
+                granted = await self._whole(self._lease(amount - self._free), self._unwanted)
                 if granted:
                     self._free += granted
                 elif self._settled.is_set():
@@ -215,7 +218,32 @@ class Ledger:
 
     async def close(self) -> None:
         """Report what was spent and give the rest of the lease back."""
+        await asyncio.gather(*self._messages, return_exceptions=True)
         await self._tell(self._free)
+
+    async def _whole(self, message: Awaitable[T], late: Callable[[asyncio.Future[T]], None] | None = None) -> T:
+        """A message to the budget, which comes to its end although whoever sent it is cancelled: what it grants or
+        takes would be known to one side alone. `late` is then told of its end."""
+        sent = asyncio.ensure_future(message)
+        self._messages.add(sent)  # a task that nobody holds may be collected
+        sent.add_done_callback(self._messages.discard)
+        try:
+            return await asyncio.shield(sent)
+        except asyncio.CancelledError:
+            if late is not None:
+                sent.add_done_callback(late)
+            raise
+
+    def _unwanted(self, lease: asyncio.Future[float | None]) -> None:
+        """A lease came whose call was cancelled meanwhile."""
+        if lease.cancelled() or lease.exception() is not None or not (granted := lease.result()):
+            return
+        self._free += granted
+        self._settled.set()
+        if self._reserved <= ROUNDING and not self._asking.locked():
+            resting = asyncio.ensure_future(self.rest())
+            self._messages.add(resting)
+            resting.add_done_callback(self._messages.discard)
 
     async def _tell(self, returned: float) -> None:
         if self._report is None or self._lease is None:
@@ -223,4 +251,4 @@ class Ledger:
         spent, self._unreported = self._unreported, 0.0
         over, self._over = self._over, 0.0
         self._free -= returned
-        await self._report(spent, max(0.0, returned) - over)
+        await self._whole(self._report(spent, max(0.0, returned) - over))

@@ -179,3 +179,55 @@ async def test_a_proxy_without_calls_keeps_nothing_from_the_others() -> None:
     await busy.settle(0.5, 0.5)
     with pytest.raises(BudgetError):
         await busy.reserve(0.01)
+
+
+async def test_a_lease_that_comes_after_its_call_was_cancelled_is_given_back() -> None:
+    # Seed 69330 of the simulation: what was granted to a call that nobody waited for any more held up other proxies.
+    budget = Budget(1.0)
+    budget.opened("p", 0.0)
+    granted, go_on = asyncio.Event(), asyncio.Event()
+
+    async def lease(wanted: float) -> float | None:
+        found = budget.lease("p", wanted)
+        granted.set()
+        await go_on.wait()
+        return found
+
+    async def report(spent: float, returned: float) -> None:
+        budget.report("p", spent, returned)
+
+    ledger = Ledger(PricesConfig(input=1.0, output=1.0), lease=lease, report=report)
+    reserving = asyncio.create_task(ledger.reserve(0.25))
+    await granted.wait()
+    reserving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reserving
+    assert budget.leases["p"] >= 0.25
+    go_on.set()
+    while budget.leases["p"]:
+        await asyncio.sleep(0)
+    assert budget.spent == 0.0
+
+
+async def test_what_was_spent_is_told_although_whoever_tells_it_is_cancelled() -> None:
+    told: list[float] = []
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def lease(wanted: float) -> float | None:
+        return wanted
+
+    async def report(spent: float, returned: float) -> None:
+        began.set()
+        await go_on.wait()
+        told.append(spent)
+
+    ledger = Ledger(PricesConfig(input=1.0, output=1.0), lease=lease, report=report)
+    await ledger.reserve(0.25)
+    settling = asyncio.create_task(ledger.settle(0.25, 0.2))
+    await began.wait()
+    settling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await settling
+    go_on.set()
+    await ledger.close()
+    assert told[0] == 0.2

@@ -186,6 +186,14 @@ class World:
         kind = self.rng.choice(("kill one", "kill all", "power cut"))
         one = self._current if self._current in self.processes and where.startswith("in ") else None
         self.say(f"*** {kind} {where} of {self._named()}")
+        act_for(None)  # what the disaster itself does to the disk is nobody's system call
+        try:
+            self._strike(kind, one)
+        finally:
+            if where.startswith("in "):
+                act_for(self)
+
+    def _strike(self, kind: str, one: Process | None) -> None:
         if kind == "kill one":
             if self.processes:
                 victim = one or self.rng.choice(self.processes)

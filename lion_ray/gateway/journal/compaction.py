@@ -144,7 +144,12 @@ def _finish_earlier(folder: Folder, listed: dict[str, pafs.FileInfo], sizes: dic
         if merged not in sizes:
             continue
         segment = load(folder, merged, sizes[merged], sidecar=merged + SIDECAR in listed)
-        for name in sorted(segment.supersedes & sizes.keys()):
+        replaced = sorted(segment.supersedes & sizes.keys())
+        if replaced and folder.is_local:
+            # Whoever gave it its name has died, or was refused, perhaps before that name was flushed.
+            folder.flush(merged)
+            folder.sync()
+        for name in replaced:
             _delete(folder, name)
             del sizes[name]
     for name, info in listed.items():
