@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-pytest.register_assert_rewrite("lion_ray.testing_tracking")
+pytest.register_assert_rewrite("lion_ray.testing")
 LEFT_OUT = pytest.StashKey[int]()
 FIRST = ("ray", "engine")
 """The folders whose tests take longest, in the order in which they are begun."""

@@ -5,7 +5,7 @@ Invariants:
 - No tracker ends a run or slows it, whatever it does: `fan_out` sees to it.
 - A tracker's package is imported when the tracker is used, by nobody else, and is an extra of this one.
 
-`base` says what a tracker is; `lion_ray.testing_tracking` holds the tests that every one has to pass.
+`base` says what a tracker is; `lion_ray.testing.trackers` holds the tests that every one has to pass.
 """
 
 from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep

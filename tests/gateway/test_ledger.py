@@ -193,8 +193,11 @@ async def test_a_lease_that_comes_after_its_call_was_cancelled_is_given_back() -
         await go_on.wait()
         return found
 
+    given_back = asyncio.Event()
+
     async def report(spent: float, returned: float) -> None:
         budget.report("p", spent, returned)
+        given_back.set()
 
     ledger = Ledger(PricesConfig(input=1.0, output=1.0), lease=lease, report=report)
     reserving = asyncio.create_task(ledger.reserve(0.25))
@@ -204,9 +207,8 @@ async def test_a_lease_that_comes_after_its_call_was_cancelled_is_given_back() -
         await reserving
     assert budget.leases["p"] >= 0.25
     go_on.set()
-    while budget.leases["p"]:
-        await asyncio.sleep(0)
-    assert budget.spent == 0.0
+    await given_back.wait()
+    assert (budget.leases["p"], budget.spent) == (0.0, 0.0)
 
 
 async def test_what_was_spent_is_told_although_whoever_tells_it_is_cancelled() -> None:

@@ -21,7 +21,7 @@ import lion_ray
 from lion_ray import LionError, RunConfig, RunResult, api, distil, distil_async, open_run
 from lion_ray.core.errors import ConfigError, DataError, EndpointError
 from lion_ray.pipeline.interrupts import Stop, signals_given_back
-from lion_ray.testing_tracking import result
+from lion_ray.testing.trackers import result
 from lion_ray.tracking import Tracker
 from tests.ray.cells import state
 from tests.run_folder import RunFolder

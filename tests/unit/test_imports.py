@@ -24,7 +24,7 @@ FLOORS = (
     ("actors",),
     ("pipeline",),
     ("report", "export"),
-    ("cli",),
+    ("cli", "testing"),
 )
 """The rooms, from the ground up: a room imports from its own floor or from those below."""
 

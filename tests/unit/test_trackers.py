@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.testing_tracking import STEPS, Points, TrackerContract, info, the_run
+from lion_ray.testing.trackers import STEPS, Points, TrackerContract, info, the_run
 from lion_ray.tracking import Tracker
 from lion_ray.tracking.base import Outcome
 from lion_ray.tracking.mlflow import Mlflow

@@ -20,7 +20,7 @@ from lion_ray.core.step_log import ROWS, StepLog, read_steps
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.history import History, identity, run_info
 from lion_ray.pipeline.results import IterationResult
-from lion_ray.testing_tracking import STEPS, TrackerContract, info, result, tell, the_run
+from lion_ray.testing.trackers import STEPS, TrackerContract, info, result, tell, the_run
 from lion_ray.tracking import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep
 from lion_ray.tracking.fan_out import WAITING, Named, Trackers
 from lion_ray.tracking.loading import load_trackers
