@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lion_ray import storage
 from lion_ray.config import EndpointConfig
+from lion_ray.core import storage
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords

@@ -88,8 +88,8 @@ def test_what_was_quarantined_is_never_trained_on(tmp_path: Path) -> None:
         {"id": "d", "text": "", "status": QUARANTINED, "reason": "timed out"},
     ]
     assert read_rows(store, write(store, list("abcd"), given)) == [
-        {"instruction": "Question a", "answer": "Answer a", "finish_reason": "stop"},
-        {"instruction": "Question c", "answer": "Cut", "finish_reason": "length"},
+        {"instruction": "Question a", "answer": "Answer a", "finish_reason": "stop", "messages": ()},
+        {"instruction": "Question c", "answer": "Cut", "finish_reason": "length", "messages": ()},
     ]
 
 
