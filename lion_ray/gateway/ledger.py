@@ -148,7 +148,7 @@ class Ledger:
         """What calls of unknown fate may have cost, on top of `spent`."""
         self._settled = asyncio.Event()
         self._asking = asyncio.Lock()
-        self._messages: set[asyncio.Future[Any]] = set()
+        self._messages: dict[asyncio.Future[Any], None] = {}
 
     @property
     def capped(self) -> bool:
@@ -225,14 +225,17 @@ class Ledger:
         """A message to the budget, which comes to its end although whoever sent it is cancelled: what it grants or
         takes would be known to one side alone. `late` is then told of its end."""
         sent = asyncio.ensure_future(message)
-        self._messages.add(sent)  # a task that nobody holds may be collected
-        sent.add_done_callback(self._messages.discard)
+        self._messages[sent] = None  # a task that nobody holds may be collected
+        sent.add_done_callback(self._forget)
         try:
             return await asyncio.shield(sent)
         except asyncio.CancelledError:
             if late is not None:
                 sent.add_done_callback(late)
             raise
+
+    def _forget(self, message: asyncio.Future[Any]) -> None:
+        self._messages.pop(message, None)
 
     def _unwanted(self, lease: asyncio.Future[float | None]) -> None:
         """A lease came whose call was cancelled meanwhile."""
@@ -242,8 +245,8 @@ class Ledger:
         self._settled.set()
         if self._reserved <= ROUNDING and not self._asking.locked():
             resting = asyncio.ensure_future(self.rest())
-            self._messages.add(resting)
-            resting.add_done_callback(self._messages.discard)
+            self._messages[resting] = None
+            resting.add_done_callback(self._forget)
 
     async def _tell(self, returned: float) -> None:
         if self._report is None or self._lease is None:
