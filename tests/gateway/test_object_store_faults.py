@@ -200,7 +200,7 @@ def test_what_an_object_store_refuses_for_good_is_not_asked_again(pauses: list[f
     assert "in trouble; wait for it" in storage.told(OSError("AWS Error INTERNAL_FAILURE during PutObject"))
     for said, local in (("AWS Error NO_SUCH_BUCKET", False), ("AWS Error ACCESS_DENIED", False), ("SLOW_DOWN", True)):
         with pytest.raises(OSError, match=said):
-            storage.patiently(lambda said=said: work(said), local=local)
+            storage.patiently(lambda said=said: work(said), local=local)  # type: ignore[misc]
     assert (len(asked), pauses) == (3, [])
     with pytest.raises(OSError, match="SLOW_DOWN"):
         storage.patiently(lambda: work("AWS Error SLOW_DOWN during PutObject"), local=False)
