@@ -16,6 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 SEEDS   ?= 100000
 FIRST   ?= 0
+JOBS    ?= 2
 ADDRESS ?= http://127.0.0.1:8265
 
 .PHONY: help setup demo submit test test-all test-fast simulate mutants lint types check lock audit doctor clean
@@ -51,7 +52,7 @@ test-fast: setup  ## The tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/gateway
 
 simulate: setup  ## Simulate SEEDS=100000 runs among disasters; one that fails prints the command that repeats it
-	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
+	$(BIN)/python -m tests.simulation --jobs $(JOBS) --first $(FIRST) --seeds $(SEEDS)
 
 mutants: setup  ## How many small faults the unit and gateway tests notice; MUTATE=… TESTED=… for less (hours, else)
 	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'

@@ -24,7 +24,7 @@ from lion_ray.gateway.ledger import Ledger
 from tests.simulation.model import Violation
 from tests.simulation.network import SimTransport
 from tests.simulation.system import SimFileSystem, installed
-from tests.simulation.world import Process, World
+from tests.simulation.world import Process, World, collector_off
 
 RUN = "run-1"
 STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
@@ -33,7 +33,7 @@ STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
 def simulate(seed: int, folder: Path) -> World:
     """Run one seed in an empty folder. Raises Violation, or what a process should not have raised."""
     world = World(seed, folder)
-    with _quiet(), installed():
+    with _quiet(), collector_off(), installed():
         try:
             _populate(world)
             world.run()
@@ -42,9 +42,7 @@ def simulate(seed: int, folder: Path) -> World:
             error.add_note("\n".join(world.said[-40:]))
             raise
         finally:
-            world.graveyard.clear()
-            world.processes.clear()
-            world.disk.close()
+            world.clear_away()
     return world
 
 

@@ -143,7 +143,11 @@ def _finish_earlier(folder: Folder, listed: dict[str, pafs.FileInfo], sizes: dic
         if merged not in sizes:
             continue
         segment = load(folder, merged, sizes[merged], sidecar=merged + SIDECAR in listed)
-        for name in sorted(segment.supersedes & sizes.keys()):
+        replaced = sorted(segment.supersedes & sizes.keys())
+        if replaced and folder.is_local:
+            # Who merged it may have died, or been refused, before its name was on the disk.
+            folder.sync()
+        for name in replaced:
             _delete(folder, name)
             del sizes[name]
     for name, info in listed.items():
