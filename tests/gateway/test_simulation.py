@@ -124,11 +124,11 @@ def test_another_thread_is_no_part_of_a_history() -> None:
 
 
 def test_what_ended_processes_left_closes_nobody_elses_files() -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = sorted(Path("/proc/self/fd").iterdir())
     worlds = [run(seed) for seed in SEVERAL]
     del worlds
     gc.collect()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
 def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:

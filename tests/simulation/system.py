@@ -170,6 +170,10 @@ EPOCH_S = 4_000_000_000.0
 PID, HOST = 4711, "simulated"
 
 
+def _telling(simulated: Callable[[float], Any]) -> Callable[[Any], Any]:
+    return lambda real: lambda: real() if (machine := _acting.machine) is None else simulated(machine.now)
+
+
 def _opening(real: Callable[..., int]) -> Callable[..., int]:
     def call(path: Any, flags: int, *args: Any, **options: Any) -> int:
         if (machine := _acting.machine) is None:
@@ -300,7 +304,7 @@ def _uuid(real: Callable[[], uuid.UUID]) -> Callable[[], uuid.UUID]:
 
 def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
     def call(pool: Any, work: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        if (machine := _acting.machine) is None:
+        if _acting.machine is None:
             return real(pool, work, *args, **options)
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         try:
