@@ -1,4 +1,4 @@
-"""The simulation: many seeds hold, a seed is one history, and code that breaks a promise is caught."""
+"""The simulation: a seed is one history, and code that breaks a promise is caught."""
 
 from __future__ import annotations
 
@@ -24,18 +24,15 @@ from lion_ray.gateway.journal.record import encode_record
 from lion_ray.gateway.ledger import Budget
 from tests.gateway.support import ACCOUNT, completion
 from tests.simulation.model import Violation
-from tests.simulation.scenario import simulate
+from tests.simulation.scenario import run, run_all
 from tests.simulation.system import EPOCH_S
-from tests.simulation.world import World, folder_in_memory, only_its_own_garbage
+from tests.simulation.world import World, only_its_own_garbage
 
 # Ended processes leave unfinished coroutines behind, as they do.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-BLOCK = 50
-SEEDS = range(0, 300, BLOCK)
-"""As many as take ten seconds; `make simulate` runs a hundred thousand."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,25 +40,6 @@ def _frozen() -> Iterator[None]:
     with only_its_own_garbage(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
-
-
-def run(seed: int) -> World:
-    with folder_in_memory() as folder:
-        return simulate(seed, Path(folder))
-
-
-def run_all(seeds: range) -> None:
-    for seed in seeds:
-        try:
-            run(seed)
-        except Exception as error:
-            error.add_note(f"python -m tests.simulation --seed {seed}")
-            raise
-
-
-@pytest.mark.parametrize("first", SEEDS)
-def test_nothing_paid_for_is_lost_or_bought_twice_and_the_cap_holds(first: int) -> None:
-    run_all(range(first, first + BLOCK))
 
 
 def told(world: World) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from lion_ray.gateway.ledger import Ledger
 from tests.simulation.model import Violation
 from tests.simulation.network import SimTransport
 from tests.simulation.system import SimFileSystem, installed
-from tests.simulation.world import Process, World, collector_off
+from tests.simulation.world import Process, World, collector_off, folder_in_memory
 
 RUN = "run-1"
 STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
@@ -44,6 +44,21 @@ def simulate(seed: int, folder: Path) -> World:
         finally:
             world.clear_away()
     return world
+
+
+def run(seed: int) -> World:
+    """One seed, in a folder that goes with it."""
+    with folder_in_memory() as folder:
+        return simulate(seed, Path(folder))
+
+
+def run_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        try:
+            run(seed)
+        except Exception as error:
+            error.add_note(f"python -m tests.simulation --seed {seed}")
+            raise
 
 
 def _populate(world: World) -> None:
