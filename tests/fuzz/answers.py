@@ -75,8 +75,7 @@ def _check_reply(reply: Reply) -> None:
     assert isinstance(reply.text, str)
     assert isinstance(reply.finish_reason, str)
     reply.text.encode()  # it is to be written
-    assert reply.prompt_tokens is None or reply.prompt_tokens >= 0
-    assert reply.completion_tokens is None or reply.completion_tokens >= 0
+    orjson.dumps(reply.usage)
 
 
 def _errors() -> Iterable[bytes]:

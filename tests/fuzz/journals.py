@@ -49,10 +49,16 @@ def _with_sum(line: bytes) -> bytes:
     return b"%08x %s" % (zlib.crc32(line), line)
 
 
+def _record(number: int, **fields: object) -> bytes:
+    """A record's line, whenever it is made."""
+    record = orjson.loads(encode_record(_completion(number), ACCOUNT)[9:]) | {"at": 1.0} | fields
+    return _with_sum(json.dumps(record, separators=(",", ":")).encode()) + b"\n"
+
+
 def _segments() -> Iterable[bytes]:
-    record = encode_record(_completion(1), ACCOUNT)
+    record = _record(1)
     header = encode_header([OTHER], {OTHER: {ACCOUNT: Spent(1, 3, 2, 0.01)}})
-    yield b"\0" + record + encode_record(_completion(2), ACCOUNT)
+    yield b"\0" + record + _record(2)
     yield b"\0" + header + record
     yield b"\1" + record[9:] + header[9:]
     yield b"\1" + header[9:] + record[9:]
@@ -72,14 +78,12 @@ def journal_segments(data: bytes) -> None:
         case _:
             came = b""
             for _ in range(1 + draw.below(4)):
-                record = orjson.loads(encode_record(_completion(draw.below(3)), ACCOUNT)[9:])
-                for _ in range(draw.below(4)):
-                    record[draw.choice(FIELDS)] = draw.json(FIELDS, 3)
-                came += _with_sum(json.dumps(record, separators=(",", ":")).encode()) + b"\n"
+                number = draw.below(3)
+                came += _record(number, **{draw.choice(FIELDS): draw.json(FIELDS, 3) for _ in range(draw.below(4))})
     # Whoever writes a header gives the segment a name that says so.
-    name = segments.merged_name(NAME) if came[8:18] == b' {"merged":' else NAME
+    name = segments.merged_name(NAME) if came[8:19] == b' {"merged":' else NAME
     (root / name).write_bytes(came)
-    (root / OTHER).write_bytes(encode_record(_completion(1), ACCOUNT))
+    (root / OTHER).write_bytes(_record(1))
     before = _state(root)
     compact(Folder.at(str(root)))
     after = _state(root)
@@ -102,7 +106,7 @@ def _state(root: Path) -> tuple[dict[int, str | None], dict[Account, Spent]]:
 
 def _sidecars() -> Iterable[bytes]:
     root = FOLDER.empty()
-    (root / NAME).write_bytes(encode_record(_completion(1), ACCOUNT))
+    (root / NAME).write_bytes(_record(1))
     folder = Folder.at(str(root))
     side = segments.encode_sidecar(segments.load(folder, NAME, (root / NAME).stat().st_size, sidecar=False))
     yield b"\0" + side

@@ -2,7 +2,7 @@
 
 Invariants:
 - A target is a function of its input: no clock, no random numbers, nothing left of the input before.
-- An error that a user is told is one line (a configuration's: one for each mistake), without control characters.
+- An error that a user is told is one line (a configuration's: one for each mistake).
 
 Atheris is not imported here: the targets run without it.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ TARGETS: dict[str, Target] = {}
 
 
 class NotOneLineError(AssertionError):
-    """An error that a user would be told in several lines, or with characters that move a terminal's cursor."""
+    """An error that a user would be told in several lines."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,9 @@ def target(
 
 
 def _check_told(error: LionError) -> None:
-    lines = str(error).split("\n")
-    if len(lines) > 1 and not isinstance(error, ConfigError):
+    # What a terminal would obey is made harmless where it is shown (`core.terminal`).
+    if "\n" in str(error) and not isinstance(error, ConfigError):
         raise NotOneLineError(f"{type(error).__name__}: {str(error)[:300]!r}") from error
-    for line in lines:
-        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in line):
-            raise NotOneLineError(f"{type(error).__name__}: {line[:300]!r}") from error
 
 
 class Folder:
