@@ -1,11 +1,10 @@
-"""Targets: rows that people import, a run's own records and tables, and a checkpoint's metadata."""
+"""Targets: rows that people import, and a run's own records and tables."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
-import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -118,38 +117,3 @@ def records(data: bytes) -> None:
     stage = store.stage("pool-0")
     stage.manifest()
     stage.sums()
-
-
-class _Elsewhere:
-    """What an unpickler that is careless would run."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return exec, ("raise SystemExit('it ran')",)
-
-
-def _checkpoints() -> Iterable[bytes]:
-    import torch
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    root = FOLDER.empty()
-    save({"w": torch.zeros(2), "n": 3}, storage_writer=FileSystemWriter(root), no_dist=True)
-    yield (root / ".metadata").read_bytes()
-    yield pickle.dumps({"a": [1, 2]})
-    yield pickle.dumps(_Elsewhere())
-
-
-def _damage() -> tuple[type[BaseException], ...]:
-    from lion_ray.imitation.training.state import _DAMAGE
-
-    return _DAMAGE
-
-
-@target("checkpoints", *_damage(), seeds=_checkpoints)
-def checkpoints(data: bytes) -> None:
-    """A checkpoint's metadata: `imitation.training.state` makes one line of what these raise, and nothing runs."""
-    from lion_ray.imitation.training.dcp_files import Reader
-
-    root = FOLDER.empty()
-    (root / ".metadata").write_bytes(data)
-    Reader(root).read_metadata()
