@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def fuzz(name: str, module: str, corpus: Path, seconds: int) -> None:
     findings.mkdir(exist_ok=True)
     for number, data in enumerate(one.seeds()):
         (seen / f"seed-{number}").write_bytes(data)
+    # A library that asks for more hears that there is none: a Parquet file of 400 bytes makes Arrow want 64 GB.
+    resource.setrlimit(resource.RLIMIT_AS, (3 * MOST_MB * 2**20,) * 2)
     options = (f"max_total_time={seconds}", f"timeout={LONGEST_S}", f"rss_limit_mb={MOST_MB}", "print_final_stats=1")
     prefix = f"-artifact_prefix={findings}/{name}-"
     atheris.Setup([sys.argv[0], str(seen), prefix, *(f"-{option}" for option in options)], one)

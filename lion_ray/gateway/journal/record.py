@@ -165,12 +165,13 @@ def decode_header(line: bytes) -> Header | Foreign | None:
         if (version := found.get("v", 1)) != VERSION:
             return Foreign(f"a merged segment of version {str(version)[:20]}")
         merged = found["merged"]
-        return Header(frozenset(map(_name, merged["replaces"])), from_json(merged["sums"]))
+        return Header(frozenset(map(as_name, merged["replaces"])), from_json(merged["sums"]))
     except (ValueError, TypeError, LookupError, AttributeError):
         return Foreign("not the header of a merged segment")
 
 
-def _name(value: object) -> str:
+def as_name(value: object) -> str:
+    """A segment's name, out of JSON. Raises TypeError where it is something else."""
     if not isinstance(value, str):
         raise TypeError("a segment's name is a text")
     return value

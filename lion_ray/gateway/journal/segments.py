@@ -205,7 +205,7 @@ def decode_sidecar(name: str, data: bytes) -> Segment | None:
     rows = bytearray(body[_FIXED.size + length :])
     try:
         meta = orjson.loads(body[_FIXED.size : _FIXED.size + length])
-        known = int(meta.get("foreign", 0)), bool(meta.get("opaque")), frozenset(meta["replaces"])
+        known = int(meta.get("foreign", 0)), bool(meta.get("opaque")), frozenset(map(as_name, meta["replaces"]))
         return Segment(name, scanned, size, damaged, *known, from_json(meta["sums"]), rows)
     except (ValueError, TypeError, LookupError, AttributeError):
         return None
