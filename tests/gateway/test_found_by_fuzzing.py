@@ -20,10 +20,9 @@ from tests.gateway.support import ACCOUNT, completion, served
 
 async def test_a_compaction_keeps_the_copy_that_can_be_read(tmp_path: Path) -> None:
     """The first one's checksum fits, and its text is no JSON."""
-    unreadable = encode_record(completion(1), ACCOUNT)[9:-3] + b'\\"}'
-    for number, line in enumerate(
-        (b"%08x %s\n" % (zlib.crc32(unreadable), unreadable), encode_record(completion(1), ACCOUNT))
-    ):
+    whole = encode_record(completion(1), ACCOUNT)
+    torn = whole[9:-3] + b'\\"}'
+    for number, line in enumerate((b"%08x %s\n" % (zlib.crc32(torn), torn), whole)):
         (tmp_path / f"{number:020d}-dead-00000000.calls").write_bytes(line)
     compact(Folder.at(str(tmp_path)))
     journal = Journal.open(str(tmp_path))
@@ -41,6 +40,6 @@ def test_a_sidecar_whose_names_are_none_is_not_trusted() -> None:
 def test_what_may_have_been_billed_in_numbers_that_are_none_is_told(tmp_path: Path, calls: str) -> None:
     (tmp_path / "uncertain").mkdir()
     path = tmp_path / "uncertain" / "1.json"
-    path.write_text('{"version": 1, "uncertain": [["r", "r", "s", "e", %s, 1.0]]}' % calls)
-    with pytest.raises(InfrastructureError, match="1.json cannot be read"):
+    path.write_text(f'{{"version": 1, "uncertain": [["r", "r", "s", "e", {calls}, 1.0]]}}')
+    with pytest.raises(InfrastructureError, match=r"1\.json cannot be read"):
         read_uncertain(Folder.at(str(tmp_path)))

@@ -314,7 +314,7 @@ def test_parquet_whose_columns_have_no_names_is_told(tmp_path: Path) -> None:
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data.replace(b"wxyzwxyz", b"wxyz\xf4xyz"))
     with pytest.raises(DataError, match=r"^a\.parquet: cannot be read as Parquet"):
-        read(tmp_path, "a.parquet")
+        read("a.parquet", tmp_path)
 
 
 def test_parquet_rows_are_counted(tmp_path: Path) -> None:
