@@ -27,7 +27,7 @@ import orjson
 
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.index import ENTRY, Entries
-from lion_ray.gateway.journal.record import Foreign, Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.journal.record import Foreign, Head, Header, as_name, decode_head, decode_header, is_intact
 from lion_ray.gateway.journal.spending import Sums, add_to, from_json, to_json
 
 SUFFIX = ".calls"
