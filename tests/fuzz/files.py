@@ -53,7 +53,7 @@ def rows(data: bytes) -> None:
     base = FOLDER.empty()
     (base / name).write_bytes(came)
     for on_bad_row in ("quarantine", "stop"):
-        read_pool(name, base_dir=base, limit=None, on_bad_row=on_bad_row)  # type: ignore[arg-type]
+        read_pool(name, base_dir=base, limit=None, on_bad_row=on_bad_row)
 
 
 def _parquet_files() -> Iterable[bytes]:
@@ -70,10 +70,8 @@ def parquet_rows(data: bytes) -> None:
 
 
 def _tables() -> Iterable[bytes]:
-    yield (
-        b"\0" + to_parquet(TABLE).to_pybytes() if hasattr(to_parquet(TABLE), "to_pybytes") else bytes(to_parquet(TABLE))
-    )
-    yield from (b"\0" + one for one in _parquet_files())
+    for whole in (to_parquet(TABLE), *_parquet_files()):
+        yield b"\0\0" + whole
 
 
 @target("tables", DamagedError, seeds=_tables)

@@ -162,7 +162,7 @@ def manifest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunStore, "write_bytes", write)
 
 
-FOUND_BY = {served_before_it_is_flushed: (600, 1000)}
+FOUND_BY: dict[Callable[[pytest.MonkeyPatch], None], tuple[int, int]] = {served_before_it_is_flushed: (600, 1000)}
 """The seeds that find what few seeds find: it takes a process that dies between writing and flushing, another that
 serves what it wrote, and then a power cut."""
 

@@ -194,7 +194,7 @@ class World:
                 process.alive = False
                 for task in sorted(asyncio.all_tasks(process.loop), key=lambda one: one.get_name()):
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
         finally:
             act_for(None)
         self.graveyard.clear()

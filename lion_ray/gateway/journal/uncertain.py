@@ -107,7 +107,7 @@ def _decoded(data: bytes, path: str) -> list[Uncertain]:
             Uncertain(Account(str(run), str(role), str(stage)), str(endpoint), int(calls), max(0.0, float(usd)))
             for run, role, stage, endpoint, calls, usd in found["uncertain"]
         ]
-    except (ValueError, TypeError, KeyError, OverflowError) as cause:
+    except (ValueError, TypeError, KeyError) as cause:
         raise InfrastructureError(
             f"{path} cannot be read ({cause}): it holds what may have been billed without an answer, and counts against"
             " budgets. Move it away to go on; then that does not count"
