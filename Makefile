@@ -16,9 +16,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 SEEDS   ?= 100000
 FIRST   ?= 0
+JOBS    ?= 2
+SECONDS ?= 600
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast simulate mutants lint types check lock audit doctor clean
+.PHONY: help setup demo submit test test-all test-fast simulate fuzz mutants lint types check lock audit doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,7 +53,11 @@ test-fast: setup  ## The tests that need neither Ray nor vLLM
 	$(BIN)/python -m pytest tests/unit tests/gateway
 
 simulate: setup  ## Simulate SEEDS=100000 runs among disasters; one that fails prints the command that repeats it
-	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
+	$(BIN)/python -m tests.simulation --jobs $(JOBS) --first $(FIRST) --seeds $(SEEDS)
+
+fuzz: setup  ## Fuzz every parser of foreign bytes for SECONDS=600 each (TARGET=… for one); what they find is in .fuzz/findings
+	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
 mutants: setup  ## How many small faults the unit and gateway tests notice; MUTATE=… TESTED=… for less (hours, else)
 	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'

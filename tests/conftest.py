@@ -21,6 +21,8 @@ pytest.register_assert_rewrite("lion_ray.testing")
 LEFT_OUT = pytest.StashKey[int]()
 FIRST = ("ray", "engine")
 """The folders whose tests take longest, in the order in which they are begun."""
+SHARED = ("test_simulated_seeds.py", "test_fuzz_targets.py")
+"""Files whose cases have nothing in common: they fill up whichever process has time."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,11 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class OneRay(LoadScopeScheduling):
-    """File by file, but all of Ray's to one process. (xdist's groups do not reach it with this pytest.)"""
+    """File by file, but all of Ray's to one process, and what is SHARED to both.
+
+    (xdist's groups do not reach it with this pytest.)
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "ray" if "ray" in Path(file).parts[:-1] else file
+        if "ray" in Path(file).parts[:-1]:
+            return "ray"
+        return nodeid if Path(file).name in SHARED else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -137,6 +137,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+MOST_NODES = 100_000
+"""Some lines of aliases of aliases are a thousand million values."""
+
+
 @dataclass
 class _Tree:
     """A file's plain data, and where each key of it was said."""
@@ -147,6 +151,7 @@ class _Tree:
     overridden: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
     checked: set[int] = field(default_factory=set)
+    nodes: int = 0
 
     def read(self, path: Path) -> None:
         try:
@@ -165,6 +170,8 @@ class _Tree:
             value = self._plain(loader, node, (), self.lines, ())
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.source}{_yaml_problem(error)}") from None
+        except RecursionError:
+            raise ConfigError(f"{self.source}: nested deeper than any configuration; correct it") from None
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{self.source}:{node.start_mark.line + 1}: wanted keys with values, such as run_name: demo"
@@ -189,6 +196,8 @@ class _Tree:
             self.problems += aside.problems
         except yaml.YAMLError as error:
             raise ConfigError(f"override {key}: not YAML{_yaml_problem(error, line=False)}") from None
+        except RecursionError:
+            raise ConfigError(f"override {key}: nested deeper than any configuration; correct it") from None
         here = self.data
         for depth, name in enumerate(path[:-1], start=1):
             if here.get(name) is None:  # absent, or null as optional sections are
@@ -243,6 +252,9 @@ class _Tree:
         if id(node) in inside:
             raise ConfigError(f"{self.source}:{node.start_mark.line + 1}: an anchor that holds its own alias")
         inside = (*inside, id(node))
+        self.nodes += 1
+        if self.nodes > MOST_NODES:
+            raise ConfigError(f"{self.source}: more than {MOST_NODES:,} values, aliases counted; write fewer")
         if isinstance(node, yaml.SequenceNode):
             result = []
             for number, item in enumerate(node.value):
@@ -250,7 +262,11 @@ class _Tree:
                 result.append(self._plain(loader, item, (*path, str(number)), lines, inside))
             return result
         if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node)
+            try:
+                return loader.construct_object(node)
+            except ValueError as error:
+                line = node.start_mark.line + 1
+                raise ConfigError(f"{self.source}:{line}: {'.'.join(path)}: cannot be read ({error})") from None
         seen: dict[str, int] = {}
         # An anchored section is met again at its alias, by then with what it merged: no reason to call a key doubled.
         for key_node, _ in node.value if id(node) not in self.checked else ():

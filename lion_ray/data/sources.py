@@ -262,7 +262,7 @@ def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
                 for index in range(batch.num_rows):
                     number += 1
                     yield _parquet_row(f"{source}: row {number}", batch, index, ignored)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
         raise DataError(f"{source}: cannot be read as Parquet ({_one_line(error)}); check the file") from None
 
 

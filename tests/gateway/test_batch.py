@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
 from lion_ray.gateway.batch.lines import request_line
-from lion_ray.gateway.batch.state import BatchRecords
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.wire import Refused, Rejected, Transient
 from tests.gateway.support import ManualTime, QuickTime, key
@@ -584,6 +585,32 @@ async def test_a_record_that_cannot_be_read_stops_before_anything_is_bought(worl
     seen = await outcomes(world.queue(), 1)
     assert isinstance(seen[0], InfrastructureError)
     assert "x.json" in seen[0].message
+    assert world.stub.stats()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"made_at": None},
+        {"keys": None},
+        {"keys": [1]},
+        {"batch_id": 1},
+        {"address": {}},
+        {"nonce": "../x"},
+        {"more": 1},
+    ],
+    ids=str,
+)
+async def test_a_record_with_a_field_of_another_kind_is_told_by_its_file(
+    world: World, field: dict[str, object]
+) -> None:
+    """Found by fuzzing."""
+    record = BatchRecord("n1", "http://127.0.0.1:1/v1/", "teacher", ["k1"], 1.0, 2.0)
+    (world.folder / "batches").mkdir(parents=True)
+    (world.folder / "batches" / "n1.json").write_text(json.dumps(asdict(record) | field))
+    seen = await outcomes(world.queue(), 1)
+    assert isinstance(seen[0], InfrastructureError)
+    assert "n1.json is damaged" in seen[0].message
     assert world.stub.stats()["total"] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lion_ray.core.durable import whole_folder
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.journal import Journal
@@ -67,6 +69,29 @@ async def test_a_compaction_loses_nothing(disk: Disk, work: Path, tmp_path: Path
     after = Journal.open(str(left))
     assert await served(after, range(15)) == list(range(15))
     assert after.spending("run-1")[ACCOUNT].calls == 15, "and none of them is counted twice"
+
+
+class UnnamedFolder(Folder):
+    """Dies when a name has been given and is not on the disk yet."""
+
+    def sync(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["its old segments still there", "its old segments gone"])
+async def test_a_compaction_that_goes_on_from_one_that_failed_loses_nothing(
+    disk: Disk, work: Path, tmp_path: Path, deleted: bool
+) -> None:
+    for number in range(3):
+        journal = Journal.open(str(work / "journal"))
+        await journal.put(completion(number), ACCOUNT)
+        await journal.close()
+    with pytest.raises(InfrastructureError):
+        compact(UnnamedFolder.at(str(work / "journal")))
+    compact(Folder.at(str(work / "journal")))
+    assert len(segments(work / "journal")) == 1
+    left = disk.left(tmp_path / "left", deleted=deleted) / "journal"
+    assert await served(Journal.open(str(left)), range(3)) == [0, 1, 2]
 
 
 def test_a_batch_that_is_under_way_is_not_forgotten(disk: Disk, work: Path, tmp_path: Path) -> None:

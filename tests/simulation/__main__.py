@@ -1,51 +1,108 @@
-"""Simulate many seeds, or one again: ``python -m tests.simulation [--seeds N] [--first N] [--seed N]``."""
+"""Simulate many seeds, or one again: ``python -m tests.simulation [--seeds N] [--first N] [--jobs N] [--seed N]``."""
 
 from __future__ import annotations
 
 import argparse
-import gc
+import multiprocessing
 import sys
+import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.simulation.scenario import simulate
-from tests.simulation.world import folder_in_memory
+from tests.simulation.world import folder_in_memory, only_its_own_garbage
+
+TELL_S = 10.0
+BLOCK = 50
+"""Seeds that one process simulates at a time: a matter of seconds."""
+
+
+class Block(NamedTuple):
+    """What came of some seeds."""
+
+    seeds: int
+    steps: int
+    failed: tuple[tuple[int, str], ...]
+
+
+def simulate_block(seeds: range) -> Block:
+    steps, failed = 0, []
+    for seed in seeds:
+        with folder_in_memory() as folder:
+            try:
+                steps += simulate(seed, Path(folder)).steps
+            except Exception as error:  # noqa: BLE001 - whatever it is, the seed is to be told
+                failed.append((seed, "".join(traceback.format_exception(error))))
+    return Block(len(seeds), steps, tuple(failed))
+
+
+def results(seeds: range, jobs: int) -> Iterator[Block]:
+    """Each block's result, in the order in which they are done."""
+    blocks = [seeds[at : at + BLOCK] for at in range(0, len(seeds), BLOCK)]
+    if jobs == 1:
+        yield from map(simulate_block, blocks)
+        return
+    # A copy of this process has all the imports, and its heap is frozen already.
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap_unordered(simulate_block, blocks)
+
+
+def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
+    done = steps = failed = 0
+    began = told = time.monotonic()
+    for block in results(seeds, jobs):
+        done, steps, failed = done + block.seeds, steps + block.steps, failed + len(block.failed)
+        for seed, trace in block.failed:
+            print(f"{trace}seed {seed} failed: python -m tests.simulation --seed {seed}", flush=True)
+        if failed and not keep_going:
+            break
+        now = time.monotonic()
+        if now - told >= TELL_S:
+            told, rate = now, done / (now - began)
+            print(
+                f"{done:,} of {len(seeds):,} seeds, {steps:,} steps, {failed} failed, {rate:.1f} seeds/s, "
+                f"{_minutes((len(seeds) - done) / rate)} left",
+                flush=True,
+            )
+    print(f"{done:,} seeds, {steps:,} steps, {failed} failed, {_minutes(time.monotonic() - began)}")
+    return 1 if failed else 0
+
+
+def one(seed: int, folder: str | None) -> int:
+    """Tell all that happens in one seed."""
+    with tempfile.TemporaryDirectory(dir=folder) if folder else folder_in_memory() as base:
+        world = simulate(seed, Path(base))
+    for line in world.said:
+        print(line.replace(f"{base}/", ""))
+    print(f"seed {seed}: {world.steps:,} steps")
+    return 0
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="simulate runs among disasters, each from one seed")
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=1, help="in so many processes")
     parser.add_argument("--seed", type=int, help="only this one, telling all that happens")
+    parser.add_argument("--folder", help="with --seed: where the simulated disks lie (in memory)")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first that fails")
     options = parser.parse_args()
     # Ended processes leave unfinished coroutines behind, as they do.
     sys.unraisablehook = lambda unraisable: None
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
-    gc.collect()
-    gc.freeze()  # an ended process is a heap of cycles: only the simulation's own are to be looked through
-    seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
-    failed, steps, began = 0, 0, time.monotonic()
-    for done, seed in enumerate(seeds, 1):
-        with folder_in_memory() as folder:
-            try:
-                world = simulate(seed, Path(folder))
-            except Exception as error:  # noqa: BLE001 - whatever it is, the seed is to be told
-                failed += 1
-                traceback.print_exception(error)
-                print(f"seed {seed} failed: python -m tests.simulation --seed {seed}", flush=True)
-                if not options.keep_going:
-                    return 1
-                continue
-        steps += world.steps
-        if options.seed is not None:
-            print("\n".join(world.said))
-        if done % 5000 == 0:
-            print(f"{done:,} seeds, {steps:,} steps, {failed} failed, {time.monotonic() - began:.0f} s", flush=True)
-    print(f"{len(seeds):,} seeds, {steps:,} steps, {failed} failed, {time.monotonic() - began:.1f} s")
-    return 1 if failed else 0
+    if options.seed is not None:
+        return one(options.seed, options.folder)
+    seeds = range(options.first, options.first + options.seeds)
+    with only_its_own_garbage():
+        return many(seeds, max(1, options.jobs), keep_going=options.keep_going)
 
 
 if __name__ == "__main__":

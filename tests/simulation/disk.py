@@ -40,6 +40,10 @@ class Disk:
         self._pins: dict[int, int] = {}
         self.root.mkdir()
 
+    def owns(self, path: str) -> bool:
+        """Whether a path is on one of this machine's disks, before a power cut or after it."""
+        return path.startswith(f"{self._base}/disk-")
+
     def flush(self, descriptor: int) -> None:
         """What fsync(2) does, for a file or a folder of this disk."""
         found = os.fstat(descriptor)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from lion_ray.gateway.ledger import Ledger
 from tests.simulation.model import Violation
 from tests.simulation.network import SimTransport
 from tests.simulation.system import SimFileSystem, installed
-from tests.simulation.world import Process, World
+from tests.simulation.world import Process, World, collector_off, folder_in_memory
 
 RUN = "run-1"
 STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
@@ -34,7 +33,7 @@ STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
 def simulate(seed: int, folder: Path) -> World:
     """Run one seed in an empty folder. Raises Violation, or what a process should not have raised."""
     world = World(seed, folder)
-    with _quiet(), installed(), _collected_at_the_end():
+    with _quiet(), collector_off(), installed():
         try:
             _populate(world)
             world.run()
@@ -43,21 +42,23 @@ def simulate(seed: int, folder: Path) -> World:
             error.add_note("\n".join(world.said[-40:]))
             raise
         finally:
-            world.graveyard.clear()
-            world.processes.clear()
-            world.disk.close()
+            world.clear_away()
     return world
 
 
-@contextmanager
-def _collected_at_the_end() -> Iterator[None]:
-    """Python looks for cycles afterwards: what ended processes leave, closed at any moment, is part of no history."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.collect()
+def run(seed: int) -> World:
+    """One seed, in a folder that goes with it."""
+    with folder_in_memory() as folder:
+        return simulate(seed, Path(folder))
+
+
+def run_all(seeds: Iterable[int]) -> None:
+    for seed in seeds:
+        try:
+            run(seed)
+        except Exception as error:
+            error.add_note(f"python -m tests.simulation --seed {seed}")
+            raise
 
 
 def _populate(world: World) -> None:

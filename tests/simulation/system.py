@@ -4,7 +4,8 @@ While a world is `installed`, the standard library's functions below act for the
 ever for anybody else. So the code under test runs unchanged, down to its own system calls:
 - `os.open`, `os.write`, `os.fsync`, `os.replace`, `os.unlink` and the journal's moves and deletions are moments at
   which a process can be ended or the power go; writes can be short or fail, flushes can fail.
-- `time.time`, `time.time_ns`, `secrets.token_hex`, `uuid.uuid4` come from the seed.
+- `time.time`, `time.time_ns`, `secrets.token_hex`, `uuid.uuid4` come from the seed; a folder's names come in order, and
+  a process's number and its host's name are always the same: how long they are decides what a torn file holds.
 - A thread pool's job runs at once.
 """
 
@@ -15,9 +16,11 @@ import errno
 import io
 import os
 import secrets
+import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -36,6 +39,9 @@ class Machine(Protocol):
     rng: Any
     now: float
 
+    def owns(self, path: Any) -> bool:
+        """Whether this is on the simulated disk."""
+
     def system_call(self, name: str) -> None:
         """A process is about to make a system call, or has made it. Raises Ended where it is its last moment."""
 
@@ -52,17 +58,55 @@ class Machine(Protocol):
         """What a process wrote to a descriptor's file survives a power cut from now on."""
 
 
-_machine: Machine | None = None
+class NobodysMachine:
+    """What processes that have all ended find, when they are cleared away: nothing they still do has an effect."""
+
+    rng = None
+    now = 0.0
+
+    def owns(self, path: Any) -> bool:
+        return True
+
+    def system_call(self, name: str) -> None:
+        raise Ended
+
+    def fails(self, name: str) -> bool:
+        raise Ended
+
+    def opened(self, file: Any) -> None:
+        raise Ended
+
+    def closes(self, descriptor: int) -> bool:
+        return False
+
+    def flush(self, descriptor: int) -> None:
+        raise Ended
+
+
+class _Acting(threading.local):
+    """Whose process acts in this thread. Others, as another test may have left them, go on by the real calls."""
+
+    machine: Machine | None = None
+
+
+_acting = _Acting()
 
 
 def act_for(world: Machine | None) -> None:
-    """From now on this world's process acts; None: nobody's."""
-    global _machine
-    _machine = world
+    """From now on this world's process acts in this thread; None: nobody's."""
+    _acting.machine = world
+
+
+_elsewhere: set[int] = set()
+"""Descriptors of folders above the disk: how many there are is no part of a history."""
 
 
 class SimFileSystem(pafs.LocalFileSystem):
     """The local filesystem, whose calls are moments at which a process can end."""
+
+    def get_file_info(self, found: Any) -> Any:
+        infos = super().get_file_info(found)
+        return sorted(infos, key=lambda one: one.path) if isinstance(found, pafs.FileSelector) else infos
 
     def move(self, src: str, dest: str) -> None:
         _moment("move")
@@ -76,14 +120,14 @@ class SimFileSystem(pafs.LocalFileSystem):
 
     def open_output_stream(self, path: str, *args: Any, **options: Any) -> Any:
         _moment("create")
-        if _machine is not None and _machine.fails("create"):
+        if (machine := _acting.machine) is not None and machine.fails("create"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return super().open_output_stream(path, *args, **options)
 
 
 def _moment(name: str) -> None:
-    if _machine is not None:
-        _machine.system_call(name)
+    if (machine := _acting.machine) is not None:
+        machine.system_call(name)
 
 
 @contextmanager
@@ -104,8 +148,13 @@ def installed() -> Iterator[None]:
     put(os, "rename", _around("rename"))
     put(os, "unlink", _around("unlink"))
     put(io, "open", _noting)
-    put(time, "time", lambda real: lambda: real() if _machine is None else EPOCH_S + _machine.now)
-    put(time, "time_ns", lambda real: lambda: real() if _machine is None else int((EPOCH_S + _machine.now) * 1e9))
+    put(os, "scandir", _listing)
+    put(os, "getpid", lambda real: lambda: real() if _acting.machine is None else PID)
+    put(socket, "gethostname", lambda real: lambda: real() if _acting.machine is None else HOST)
+    put(time, "time", lambda real: lambda: real() if (m := _acting.machine) is None else EPOCH_S + m.now)
+    put(
+        time, "time_ns", lambda real: lambda: real() if (m := _acting.machine) is None else int((EPOCH_S + m.now) * 1e9)
+    )
     put(secrets, "token_hex", _token)
     put(uuid, "uuid4", _uuid)
     put(concurrent.futures.ThreadPoolExecutor, "submit", _submitting)
@@ -116,16 +165,26 @@ def installed() -> Iterator[None]:
             setattr(where, name, before)
 
 
-EPOCH_S = 1_800_000_000.0
+EPOCH_S = 4_000_000_000.0
+"""Later than any real clock says: a file's own time is a real one, and always long ago."""
+PID, HOST = 4711, "simulated"
+
+
+def _telling(simulated: Callable[[float], Any]) -> Callable[[Any], Any]:
+    return lambda real: lambda: real() if (machine := _acting.machine) is None else simulated(machine.now)
 
 
 def _opening(real: Callable[..., int]) -> Callable[..., int]:
     def call(path: Any, flags: int, *args: Any, **options: Any) -> int:
-        if _machine is None:
+        if (machine := _acting.machine) is None:
             return real(path, flags, *args, **options)
-        _machine.system_call("open")
+        if not machine.owns(path):
+            descriptor = real(path, flags, *args, **options)
+            _elsewhere.add(descriptor)
+            return descriptor
+        machine.system_call("open")
         descriptor = real(path, flags, *args, **options)
-        _machine.opened(descriptor)
+        machine.opened(descriptor)
         return descriptor
 
     return call
@@ -133,23 +192,56 @@ def _opening(real: Callable[..., int]) -> Callable[..., int]:
 
 def _closing(real: Callable[[int], None]) -> Callable[[int], None]:
     def call(descriptor: int) -> None:
-        if _machine is None or _machine.closes(descriptor):
+        _elsewhere.discard(descriptor)
+        if (machine := _acting.machine) is None or machine.closes(descriptor):
             real(descriptor)
+
+    return call
+
+
+class _Names:
+    """What `os.scandir` gives, by name: the order of a real folder's names is the filesystem's own."""
+
+    def __init__(self, found: Iterable[os.DirEntry[Any]]) -> None:
+        self._found = iter(sorted(found, key=lambda one: one.name))
+
+    def __enter__(self) -> _Names:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[os.DirEntry[Any]]:
+        return self._found
+
+    def __next__(self) -> os.DirEntry[Any]:
+        return next(self._found)
+
+    def close(self) -> None:
+        """All is read already."""
+
+
+def _listing(real: Callable[..., Any]) -> Callable[..., Any]:
+    def call(path: Any = ".") -> Any:
+        if _acting.machine is None:
+            return real(path)
+        with real(path) as found:
+            return _Names(found)
 
     return call
 
 
 def _writing(real: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
     def call(descriptor: int, data: Any) -> int:
-        if _machine is None:
+        if (machine := _acting.machine) is None:
             return real(descriptor, data)
-        _machine.system_call("write")
-        if _machine.fails("write"):
+        machine.system_call("write")
+        if machine.fails("write"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        if len(data) > 1 and _machine.rng.random() < 0.1:
-            data = data[: _machine.rng.randint(1, len(data))]
+        if len(data) > 1 and machine.rng.random() < 0.1:
+            data = data[: machine.rng.randint(1, len(data))]
         written = real(descriptor, data)
-        _machine.system_call("wrote")
+        machine.system_call("wrote")
         return written
 
     return call
@@ -157,14 +249,16 @@ def _writing(real: Callable[[int, Any], int]) -> Callable[[int, Any], int]:
 
 def _flushing(real: Callable[[int], None]) -> Callable[[int], None]:
     def call(descriptor: int) -> None:
-        if _machine is None:
+        if (machine := _acting.machine) is None:
             real(descriptor)
             return
-        _machine.system_call("fsync")
-        if _machine.fails("fsync"):
+        if descriptor in _elsewhere:
+            return
+        machine.system_call("fsync")
+        if machine.fails("fsync"):
             raise OSError(errno.EIO, "Input/output error")
-        _machine.flush(descriptor)
-        _machine.system_call("fsynced")
+        machine.flush(descriptor)
+        machine.system_call("fsynced")
 
     return call
 
@@ -184,11 +278,11 @@ def _around(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _noting(real: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **options: Any) -> Any:
-        if _machine is None:
+        if (machine := _acting.machine) is None:
             return real(*args, **options)
-        _machine.system_call("open")
+        machine.system_call("open")
         file = real(*args, **options)
-        _machine.opened(file)
+        machine.opened(file)
         return file
 
     return call
@@ -196,21 +290,21 @@ def _noting(real: Callable[..., Any]) -> Callable[..., Any]:
 
 def _token(real: Callable[..., str]) -> Callable[..., str]:
     def call(nbytes: int | None = None) -> str:
-        if _machine is None:
+        if (machine := _acting.machine) is None:
             return real(nbytes)
-        token: str = _machine.rng.randbytes(nbytes or 32).hex()
+        token: str = machine.rng.randbytes(nbytes or 32).hex()
         return token
 
     return call
 
 
 def _uuid(real: Callable[[], uuid.UUID]) -> Callable[[], uuid.UUID]:
-    return lambda: real() if _machine is None else uuid.UUID(bytes=_machine.rng.randbytes(16), version=4)
+    return lambda: real() if (m := _acting.machine) is None else uuid.UUID(bytes=m.rng.randbytes(16), version=4)
 
 
 def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
     def call(pool: Any, work: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        if _machine is None:
+        if _acting.machine is None:
             return real(pool, work, *args, **options)
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         try:
@@ -222,4 +316,4 @@ def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-__all__ = ["REAL_CLOSE", "REAL_OPEN", "Ended", "Machine", "SimFileSystem", "act_for", "installed"]
+__all__ = ["REAL_CLOSE", "REAL_OPEN", "Ended", "Machine", "NobodysMachine", "SimFileSystem", "act_for", "installed"]

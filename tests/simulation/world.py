@@ -7,19 +7,23 @@ actor is a process that can be ended before any callback and in any system call,
 
 Invariants:
 - Nothing but the seed decides what happens: a seed that fails fails again, as `python -m tests.simulation --seed N`.
+  Python's collector of cycles is off meanwhile: when it runs depends on all that the process did before.
 - After the last disaster the weather is calm, and every run must come to its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import heapq
 import itertools
 import math
 import random
 import tempfile
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from tests.simulation.disk import Disk
 from tests.simulation.loop import SimLoop
 from tests.simulation.model import Model, Violation
 from tests.simulation.network import Weather
-from tests.simulation.system import REAL_CLOSE, Ended, act_for
+from tests.simulation.system import REAL_CLOSE, Ended, NobodysMachine, act_for
 
 MOST_STEPS = 20_000
 Body = Callable[["World", "Process"], Coroutine[Any, Any, None]]
@@ -104,6 +108,9 @@ class World:
 
     # --- for the system's calls
 
+    def owns(self, path: Any) -> bool:
+        return not isinstance(path, str | Path) or self.disk.owns(str(path))
+
     def system_call(self, name: str) -> None:
         assert self._current is not None
         if not self._current.alive:
@@ -175,6 +182,27 @@ class World:
         else:
             raise error
 
+    def clear_away(self) -> None:
+        """Once the seed is told: what its processes left undone runs into nothing, now and not when memory is short.
+
+        A coroutine that is collected later would do what is in its `finally` blocks to whichever world is stepped then,
+        or to the descriptors of the whole test process.
+        """
+        act_for(NobodysMachine())
+        try:
+            for process in [*self.graveyard, *self.processes]:
+                process.alive = False
+                for task in sorted(asyncio.all_tasks(process.loop), key=lambda one: one.get_name()):
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()
+        finally:
+            act_for(None)
+        self.graveyard.clear()
+        self.processes.clear()
+        self._later.clear()
+        self._current = None
+        self.disk.close()
+
     # --- disasters
 
     def _tick(self, where: str) -> None:
@@ -237,3 +265,27 @@ def folder_in_memory() -> tempfile.TemporaryDirectory[str]:
     """A folder for disks: in memory where there is such a place, as real disks are slow to delete from."""
     memory = Path("/dev/shm")
     return tempfile.TemporaryDirectory(prefix="lion-ray-simulation-", dir=memory if memory.is_dir() else None)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """What is in a cycle goes when a seed is over: what it would do when it goes is part of no history."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
+def only_its_own_garbage() -> Iterator[None]:
+    """For many seeds: the collector passes over all that was there before them."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()

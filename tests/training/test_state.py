@@ -54,6 +54,13 @@ def global_name(module: str, name: str) -> bytes:
     return b"\x80\x04" + b"".join(b"\x8c" + bytes([len(s)]) + s.encode() for s in (module, name)) + b"\x93."
 
 
+def test_metadata_that_wants_all_memory_is_told(saved: Path) -> None:
+    """Found by fuzzing: 15 bytes that make Python's unpickler take 16 GB."""
+    (saved / ".metadata").write_bytes(b"\x80\x04}r" + (2**31 - 1).to_bytes(4, "little") + b"0N.")
+    with pytest.raises(TrainingError, match="more memory"):
+        state.load(saved, *trained(1), World())
+
+
 def test_a_checkpoint_restores_weights_and_optimizer(saved: Path) -> None:
     there, fresh = trained(0), trained(1)
     state.load(saved, *fresh, World())

@@ -481,3 +481,27 @@ def test_the_reference_in_the_docs_is_what_the_models_say() -> None:
     assert page == reference(), "make it anew: python -m lion_ray.config > docs/configuration.md"
     for doc in describe():
         assert f"`{doc.key.rpartition('.')[2]}`" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: " + "[" * 2000 + "]" * 2000, "nested deeper"),
+        ("a: {" * 1500, "nested deeper"),
+        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)), "values"),
+        ("seed: " + "1" * 5000, "seed: cannot be read"),
+    ],
+    ids=["lists", "sections", "aliases of aliases", "digits"],
+)
+def test_a_file_that_would_never_end_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    """Found by fuzzing."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_that_is_nested_too_deep_is_told(config_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nested deeper"):
+        load_config(config_path, ["imitation=" + "[" * 2000])

@@ -308,6 +308,15 @@ def test_only_bad_rows_are_no_pool(tmp_path: Path) -> None:
         read("a.jsonl", tmp_path, "quarantine")
 
 
+def test_parquet_whose_columns_have_no_names_is_told(tmp_path: Path) -> None:
+    """Found by fuzzing: a column's name that is no UTF-8."""
+    pq.write_table(pa.table({"instruction": ["a"], "wxyzwxyz": ["b"]}), tmp_path / "a.parquet", store_schema=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"wxyzwxyz", b"wxyz\xf4xyz"))
+    with pytest.raises(DataError, match=r"^a\.parquet: cannot be read as Parquet"):
+        read("a.parquet", tmp_path)
+
+
 def test_parquet_rows_are_counted(tmp_path: Path) -> None:
     pq.write_table(pa.table({"instruction": ["a", None, "b"], "output": [1, 2, 3]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"^a\.parquet: row 2: no 'instruction'; "):

@@ -134,9 +134,25 @@ class BatchRecords:
                     f"the batch record {self._folder.file(name)}: a newer lion-ray wrote it (version {version}, this "
                     f"knows {VERSION}); use that one, or another journal"
                 )
-            return BatchRecord(**found)
+            return _checked(BatchRecord(**found), name)
         except (ValueError, TypeError, AttributeError) as cause:
             raise InfrastructureError(
                 f"the batch record {self._folder.file(name)} is damaged ({cause}): what it bought cannot be told. Move"
                 " it away to go on; the calls in it are then bought again"
             ) from cause
+
+
+def _checked(record: BatchRecord, name: str) -> BatchRecord:
+    """The record itself. Raises TypeError or ValueError where a field is something else than it ever was."""
+    if not isinstance(record.keys, list):
+        raise TypeError("its keys are no list")
+    texts = (record.nonce, record.address, record.endpoint, *record.keys)
+    ids = (record.input_file_id, record.batch_id)
+    if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, str | None) for one in ids):
+        raise TypeError("it has something else than text where text was written")
+    if not all(type(one) in (int, float) for one in (record.made_at, record.tried_at)):
+        raise TypeError("its times are no numbers")
+    if record.nonce + SUFFIX != name:
+        # Its file is found by the nonce when it is written anew or removed.
+        raise ValueError("it is another batch's")
+    return record

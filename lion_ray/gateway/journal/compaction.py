@@ -28,7 +28,7 @@ from pyarrow import fs as pafs
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.storage import told
 from lion_ray.gateway.journal.folder import PART, STORAGE_ERRORS, Folder
-from lion_ray.gateway.journal.record import Head, Header, encode_header
+from lion_ray.gateway.journal.record import Head, Header, decode_record, encode_header
 from lion_ray.gateway.journal.segments import (
     SIDECAR,
     SUFFIX,
@@ -225,7 +225,8 @@ def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, rep
             elif head.digest in seen:
                 report.copies += 1
             else:
-                seen.add(head.digest)
+                if decode_record(line) is not None:  # else the next copy is the one that can be read
+                    seen.add(head.digest)
                 merged.add(head, offset, len(line))
                 gathered += (line, b"\n")
                 offset += len(line) + 1

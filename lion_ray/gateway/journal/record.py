@@ -168,7 +168,7 @@ def decode_header(line: bytes) -> Header | Foreign | None:
         if (version := found.get("v", 1)) != VERSION:
             return Foreign(f"a merged segment of version {str(version)[:20]}", _newer(version))
         merged = found["merged"]
-        return Header(frozenset(map(_name, merged["replaces"])), from_json(merged["sums"]))
+        return Header(frozenset(map(as_name, merged["replaces"])), from_json(merged["sums"]))
     except (ValueError, TypeError, LookupError, AttributeError):
         return Foreign("not the header of a merged segment")
 
@@ -177,7 +177,8 @@ def _newer(version: object) -> int:
     return version if type(version) is int and VERSION < version < _MOST else 0
 
 
-def _name(value: object) -> str:
+def as_name(value: object) -> str:
+    """A segment's name, out of JSON. Raises TypeError where it is something else."""
     if not isinstance(value, str):
         raise TypeError("a segment's name is a text")
     return value

@@ -27,7 +27,16 @@ import orjson
 
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.index import ENTRY, Entries
-from lion_ray.gateway.journal.record import VERSION, Foreign, Head, Header, decode_head, decode_header, is_intact
+from lion_ray.gateway.journal.record import (
+    VERSION,
+    Foreign,
+    Head,
+    Header,
+    as_name,
+    decode_head,
+    decode_header,
+    is_intact,
+)
 from lion_ray.gateway.journal.spending import Sums, add_to, from_json, to_json
 
 SUFFIX = ".calls"
@@ -212,7 +221,8 @@ def decode_sidecar(name: str, data: bytes) -> Segment | None:
         foreign = int(meta.get("foreign", 0))
         if meta.get("v", 1) != VERSION or (foreign and "newer" not in meta):
             return None
-        known = foreign, int(meta.get("newer", 0)), bool(meta.get("opaque")), frozenset(meta["replaces"])
+        replaces = frozenset(map(as_name, meta["replaces"]))
+        known = foreign, int(meta.get("newer", 0)), bool(meta.get("opaque")), replaces
         return Segment(name, scanned, size, damaged, *known, from_json(meta["sums"]), rows)
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

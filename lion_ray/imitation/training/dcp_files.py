@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import PurePath
 from typing import Any
 
@@ -59,7 +60,9 @@ class Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
-            metadata = _Unpickler(stream).load()
+            data = stream.read()
+        _check_memo(data)
+        metadata = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("its metadata is something else")
         for info in metadata.storage_data.values():
@@ -77,6 +80,13 @@ class Planner(DefaultLoadPlanner):
         torch.save(torch.load(value, weights_only=True), again)
         again.seek(0)
         super().load_bytes(read_item, again)  # knows where it goes, and gets only what was just made here
+
+
+def _check_memo(data: bytes) -> None:
+    """Each place in the memo is memory, and the number of one may be anything. Raises what a damaged pickle does."""
+    for operation, number, _ in pickletools.genops(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and number is not None and int(number) > len(data):
+            raise pickle.UnpicklingError("its metadata wants more memory than it can need")
 
 
 def _check_place(info: Any) -> None:
