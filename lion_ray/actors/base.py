@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
+import re
 import signal
 import tempfile
 import time
@@ -18,12 +19,22 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lion_ray.core.errors import as_raised
+
 WRITING_S = 5.0
 """How long a process may take to write its stack."""
 RESTARTS = 5
 """How often one actor of a role is started again in a run."""
 LONGEST = 20_000
 """Characters of a stack that are kept."""
+
+
+LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+"""What Ray raises where an actor's process is gone; the second, which is not one of the first, where Ray ended it."""
+TOLD = 300
+"""Characters of what Ray said."""
+_SHORT = re.compile(r"running low on memory.*?\(IP: ([^,)]+).*?was ([0-9.]+ ?GB) used / ([0-9.]+ ?GB) limit", re.DOTALL)
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Place(NamedTuple):
@@ -52,6 +63,23 @@ def restartable(role: type, *, at_once: int) -> Any:
     once more ends its callers all the same.
     """
     return ray.remote(num_cpus=0, max_restarts=RESTARTS, max_task_retries=-1, max_concurrency=at_once)(role)
+
+
+def short_of_memory(error: BaseException, remedy: str) -> str:
+    """In a line, that Ray ended a process whose machine was short of memory, and what to do; "" where it did not."""
+    said = str(as_raised(error))
+    if not isinstance(as_raised(error), ray.exceptions.OutOfMemoryError) and "OOM" not in said:
+        return ""
+    found = _SHORT.search(said)
+    where = f" {found[1]} was short of memory ({found[2]} of {found[3]} used)" if found else " was short of memory"
+    return f"Ray ended its process, as the machine{where}; {remedy}"
+
+
+def why_lost(error: BaseException, remedy: str = "give the machine more, or let less run beside it") -> str:
+    """In a line, why an actor or a worker is gone. `remedy`: where its machine was short of memory."""
+    said = _COLOURS.sub("", str(as_raised(error)))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return short_of_memory(error, remedy) or (lines[0] if lines else type(error).__name__)[:TOLD]
 
 
 async def get_within(reference: Any, seconds: float) -> Any:

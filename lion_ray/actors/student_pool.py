@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from lion_ray.actors.base import get_within
+from lion_ray.actors.base import LOST, get_within, why_lost
 from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
 from lion_ray.actors.student import StudentActor
@@ -151,7 +151,7 @@ class StudentPool:
                     answers, count = actor.answer.remote(shard, iteration)
                     await count
                     return answers
-                except (EngineError, ray.exceptions.RayActorError) as error:
+                except (EngineError, *LOST) as error:
                     self._replace(slot, actor, error)
                     if attempt == MAX_SHARD_ATTEMPTS:
                         raise EngineError(f"one shard ended {attempt} student engines, last: {_why(error)}") from None
@@ -254,7 +254,7 @@ class StudentPool:
                 try:
                     await self._boot_once(slot)
                     break
-                except ray.exceptions.RayActorError as error:
+                except LOST as error:
                     # Its machine went, or its process was killed: that says nothing of the engine.
                     self._end(slot)
                     self._say(f"student engine {slot.number} died while it started ({_why(error)})")
@@ -305,7 +305,7 @@ class StudentPool:
         slot.ready = False
         try:
             agreement = await slot.actor.refresh.remote(self._model)
-        except (EngineError, ray.exceptions.RayActorError) as error:
+        except (EngineError, *LOST) as error:
             self._say(f"student engine {slot.number} could not be refreshed ({_why(error)}); booting afresh")
         else:
             if agreement.ok:
@@ -359,5 +359,5 @@ class StudentPool:
 
 
 def _why(error: BaseException) -> str:
-    raised = as_raised(error)
-    return str(raised).split("\n")[0][:200] or type(raised).__name__
+    remedy = "lower student.max_num_seqs or max_model_len, let fewer engines share a machine, or give it more"
+    return why_lost(error, remedy)

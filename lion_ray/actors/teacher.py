@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from lion_ray.actors.base import BaseActor, restartable
+from lion_ray.actors.base import LOST, BaseActor, restartable
 from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.metrics import EndpointMetrics
 from lion_ray.config import EndpointConfig, TeacherConfig
-from lion_ray.core.errors import EndpointError, LionError, as_raised
+from lion_ray.core.descriptors import raise_limit
+from lion_ray.core.errors import EndpointError, InfrastructureError, LionError, as_raised
 from lion_ray.core.finish_reason import ending
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.terminal import tell
@@ -118,6 +120,7 @@ class TeacherProxy(BaseActor):
             base_url = await self._server.start(say=tell)
             weights = await hashing
         collect_seldom()
+        raise_limit()
         client = Client(
             settings.endpoint,
             own_server(settings.config) if settings.config.serve else settings.config,
@@ -128,8 +131,8 @@ class TeacherProxy(BaseActor):
             keys=settings.keys,
             ledger=Ledger(
                 settings.config.prices,
-                lease=partial(_ask, ledger.lease, settings.name),
-                report=partial(_ask, ledger.report, settings.name),
+                lease=partial(_lease, ledger, settings.name),
+                report=partial(_report, ledger, settings.name),
             ),
             on_event=self._heard,
             say=tell,
@@ -261,8 +264,21 @@ def own_server(config: EndpointConfig) -> EndpointConfig:
     )
 
 
-async def _ask(method: Any, proxy: str, *arguments: float) -> Any:
-    return await method.remote(proxy, *arguments)
+async def _lease(ledger: Any, proxy: str, wanted: float) -> float | None:
+    try:
+        leased: float | None = await ledger.lease.remote(proxy, wanted)
+    except LOST:
+        raise InfrastructureError(
+            "the run's ledger is lost (its process was killed, or its machine went), and nothing is bought without it: "
+            "what was bought is kept, and the same command goes on"
+        ) from None
+    return leased
+
+
+async def _report(ledger: Any, proxy: str, spent: float, returned: float) -> None:
+    # An answer is kept whether or not anybody counts its price: the journal will have it, and no ledger is restarted.
+    with suppress(*LOST):
+        await ledger.report.remote(proxy, spent, returned)
 
 
 def _passes_on(outcome: Outcome) -> bool:

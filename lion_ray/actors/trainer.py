@@ -25,6 +25,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as TrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from lion_ray.actors.base import short_of_memory
 from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
@@ -97,7 +98,10 @@ def fit(trainer: TorchTrainer) -> None:
         first = as_raised(next(iter(failures.values())))
         if isinstance(first, LionError):
             raise type(first)(str(first)) from None
-        raise TrainingError(f"fine-tuning failed: {_last_line(first)}") from None
+        short = short_of_memory(
+            first, "lower imitation.micro_batch_rows or max_length, set activation_checkpointing, or give it more"
+        )
+        raise TrainingError(f"fine-tuning failed: {short or _last_line(first)}") from None
 
 
 def _last_line(error: BaseException) -> str:

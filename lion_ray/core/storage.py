@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lion_ray.core.addresses import check_storage
+from lion_ray.core.descriptors import none_left, remedy
 from lion_ray.core.errors import ConfigError, InfrastructureError
 
 PATIENCE_S = 60.0
@@ -84,6 +85,8 @@ def told(error: Exception) -> str:
 def advice(error: Exception) -> str:
     """What to do about what object stores say in their own words."""
     said = str(error)
+    if none_left(error):
+        return f": this process may open no more files; {remedy().rstrip(',')}"
     if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
         return ": there is no such bucket; make it, or correct the address"
     if _THROTTLED.search(said):

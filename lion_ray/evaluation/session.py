@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lion_ray.core import layout
+from lion_ray.core.descriptors import raise_limit
 from lion_ray.core.errors import BudgetError, ConfigError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
@@ -130,6 +131,7 @@ async def session(
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    raise_limit()
     journal = await asyncio.to_thread(Journal.open, place.journal)
     never = [one.endpoint for one in participants if one.config and one.config.assume_billed == "never"]
     accounts = await asyncio.to_thread(journal.spending, place.account, never_billed=never)

@@ -19,6 +19,9 @@ import orjson
 from aiohttp import AddrInfoType
 
 from lion_ray.config import EndpointConfig
+from lion_ray.core.addresses import without_secrets
+from lion_ray.core.descriptors import no_descriptors, none_left
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.address import Address, basic, socket_options
 from lion_ray.gateway.body import ACCEPTED, read_body
 from lion_ray.gateway.reply import Reply, parse_reply
@@ -53,7 +56,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def chat(self, body: dict[str, Any]) -> Reply:
-        error: TransportError
+        error: TransportError | InfrastructureError
         try:
             status, headers, data = await self._post(orjson.dumps(body))
         except TransportError as told:
@@ -65,6 +68,8 @@ class AiohttpTransport:
             error = Unreachable(f"HTTP {cause.status}: {shorten(cause.message)}{self._address.through}")
         except aiohttp.ClientConnectorError as cause:
             error = Unreachable(self._told(cause) + self._address.through)
+            if none_left(cause):
+                error = no_descriptors(f"no connection to {without_secrets(self._url)}")
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as cause:
             error = Refused("address", self._told(cause))
         except aiohttp.ClientPayloadError as cause:

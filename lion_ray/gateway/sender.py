@@ -284,6 +284,11 @@ class Sender:
             uncertain = False
             self.breaker.succeeded()
             return refused if self._length_field.found(refused, body) else self._refused(key, call, refused)
+        except InfrastructureError:
+            # This machine could not even ask.
+            uncertain = False
+            self.breaker.abandoned(probe)
+            raise
         finally:
             self._stats.in_flight -= 1
             self.limiter.ended()

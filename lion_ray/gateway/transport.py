@@ -1,7 +1,8 @@
 """One attempt at a chat completion over HTTP.
 
 Invariants:
-- `Transport.chat` makes one request and returns a Reply or raises a TransportError; it never retries or waits.
+- `Transport.chat` makes one request and returns a Reply or raises a TransportError; it never retries or waits. Where
+  this process has no descriptor left for a connection, that is an InfrastructureError.
 - No exception, message or reply that leaves a transport holds the API key, not even as an exception's context.
 
 This module knows nothing of the journal, of concurrency or of time between attempts; what a status or a body means is
@@ -18,6 +19,9 @@ from typing import Any, Protocol
 import openai
 
 from lion_ray.config import EndpointConfig
+from lion_ray.core.addresses import without_secrets
+from lion_ray.core.descriptors import no_descriptors, none_left
+from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.address import Address, socket_options
 from lion_ray.gateway.body import ACCEPTED, read_body
 from lion_ray.gateway.reply import Reply, parse_reply
@@ -127,7 +131,7 @@ class OpenAITransport:
         self._client = openai_client(config, address, api_key)
 
     async def chat(self, body: dict[str, Any]) -> Reply:
-        error: TransportError
+        error: TransportError | InfrastructureError
         # The package knows the names of today's fields only; extra_body takes any.
         body = dict(body)
         model, messages = body.pop("model"), body.pop("messages")
@@ -144,6 +148,8 @@ class OpenAITransport:
             error = connection_error(cause, self._key)
             if isinstance(error, Unreachable):
                 error = Unreachable(error.detail + self._through)
+            if none_left(cause):
+                error = no_descriptors(f"no connection to {without_secrets(str(self._client.base_url))}")
         except TransportError as told:
             error = told
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.

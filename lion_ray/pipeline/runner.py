@@ -17,15 +17,17 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from lion_ray.actors.base import LOST, why_lost
 from lion_ray.config import RunConfig, endpoints_in_use, models_in_use
 from lion_ray.config.file import LoadedConfig, differences
 from lion_ray.core import layout
@@ -109,30 +111,36 @@ def run(
             + ("" if attempt == 1 else " (what is committed there is not done again)")
         )
         with tracked(told, store, attempt, progress):
-            return _with_ray(loaded, store, attempt, progress, write_report, told, stop)
+            return _carry_out(_Attempt(loaded, store, attempt, progress, write_report, told, stop))
     finally:
         with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
             store.heartbeat(ended=True)
 
 
-def _with_ray(
-    loaded: LoadedConfig,
-    store: RunStore,
-    attempt: int,
-    progress: Progress,
-    write_report: Callable[[RunStore], None],
-    trackers: Trackers,
-    stop: Stop,
-) -> list[IterationResult]:
+@dataclass(frozen=True)
+class _Attempt:
+    """What one attempt at a run works with."""
+
+    loaded: LoadedConfig
+    store: RunStore
+    number: int
+    progress: Progress
+    write_report: Callable[[RunStore], None]
+    trackers: Trackers
+    stop: Stop
+
+
+def _carry_out(attempt: _Attempt) -> list[IterationResult]:
     """Everything from fetching models to the end of Ray."""
-    if not os.environ.get("RAY_ADDRESS"):
+    loaded, progress = attempt.loaded, attempt.progress
+    in_a_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    if not in_a_cluster:
         prefetch(loaded, progress)
-    forecast = foretell(loaded, store, progress)  # before Ray is there: it measures how fast this machine is
-    stop.look()
+    forecast = foretell(loaded, attempt.store, progress)  # before Ray is there: it measures how fast this machine is
+    attempt.stop.look()
     # What Ray starts inherits the environment; a cluster's nodes have keys of their own.
-    aside = nullcontext() if os.environ.get("RAY_ADDRESS") else set_aside(key_variables(loaded.config))
-    with aside as keys:
-        return _on_ray(loaded, store, attempt, progress, write_report, trackers, stop, forecast, keys)
+    with nullcontext() if in_a_cluster else set_aside(key_variables(loaded.config)) as keys, _ray(attempt):
+        return asyncio.run(_distil(attempt, forecast, keys))
 
 
 def key_variables(config: RunConfig) -> list[str]:
@@ -141,18 +149,10 @@ def key_variables(config: RunConfig) -> list[str]:
     return [one.api_key_env for one in used if one.api_key_env]
 
 
-def _on_ray(
-    loaded: LoadedConfig,
-    store: RunStore,
-    attempt: int,
-    progress: Progress,
-    write_report: Callable[[RunStore], None],
-    trackers: Trackers,
-    stop: Stop,
-    forecast: Forecast | None,
-    keys: str | None,
-) -> list[IterationResult]:
-    """From the start of Ray to its end."""
+@contextmanager
+def _ray(attempt: _Attempt) -> Iterator[None]:
+    """Join Ray, or start it and end it; what ends a run on it is raised as the user is told it."""
+    loaded, progress = attempt.loaded, attempt.progress
     started_here = join_ray(loaded, progress)
     interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
     guard = Guard() if started_here else None
@@ -160,16 +160,16 @@ def _on_ray(
         # Some of Ray's processes take more than a minute to see that a killed driver is gone.
         guard.watch(*descendants(os.getpid()))
     try:
-        return asyncio.run(_distil(loaded, store, attempt, progress, forecast, write_report, trackers, stop, keys))
+        yield
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except BudgetError as error:
-        raise BudgetError(budget_sentence(loaded, store, progress, as_raised(error))) from None
-    except ray.exceptions.RayActorError as error:
+        raise BudgetError(budget_sentence(loaded, attempt.store, progress, as_raised(error))) from None
+    except LOST as error:
         # Of a role: engines and training workers have their own ways out.
         raise InfrastructureError(
-            f"an actor of the run is lost for good ({str(error).splitlines()[0][:300]}); what it did is kept, and "
-            "the same command goes on"
+            f"an actor of the run is lost for good ({why_lost(error)}); what it did is kept, and the same command goes "
+            "on"
         ) from None
     finally:
         ray.shutdown()
@@ -178,35 +178,27 @@ def _on_ray(
             progress.say("Ray has stopped")
 
 
-async def _distil(
-    loaded: LoadedConfig,
-    store: RunStore,
-    attempt: int,
-    progress: Progress,
-    forecast: Forecast | None,
-    write_report: Callable[[RunStore], None],
-    trackers: Trackers,
-    stop: Stop,
-    keys: str | None,
-) -> list[IterationResult]:
+async def _distil(attempt: _Attempt, forecast: Forecast | None, keys: str | None) -> list[IterationResult]:
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
     from lion_ray.pipeline.loop import distil
     from lion_ray.pipeline.run import Run
 
     stop_on_sigterm()
-    metrics = StageMetrics(f"{loaded.config.run_name}-{attempt}")
+    loaded, store, progress = attempt.loaded, attempt.store, attempt.progress
+    config, base_dir = loaded.config, loaded.base_dir
+    metrics = StageMetrics(f"{config.run_name}-{attempt.number}")
     progress.listeners.append(metrics)
     try:
-        with stop.cancels():
+        with attempt.stop.cancels():
             async with (
                 _beside(_pulse(store, progress)),
                 _beside(_keep_forecasting(forecast, progress)),
-                ActorGroup(loaded.config, loaded.base_dir, store, attempt, progress, write_report, keys) as group,
+                ActorGroup(config, base_dir, store, attempt.number, progress, attempt.write_report, keys) as group,
                 _beside(_watch(loaded, store, group, progress)),
-                group.metered(trackers.spend),
+                group.metered(attempt.trackers.spend),
             ):
-                return await distil(Run(loaded.config, loaded.base_dir, store, progress, group, trackers))
+                return await distil(Run(config, base_dir, store, progress, group, attempt.trackers))
     finally:
         progress.listeners.remove(metrics)  # with it its gauges go, before Ray does
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from lion_ray.actors.base import Place, get_within, stack
+from lion_ray.actors.base import LOST, Place, get_within, stack
 from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.progress import Progress
@@ -134,7 +134,7 @@ class Watchdog:
             return  # a pool's: it starts another when it is missed
         try:
             self._places[name] = await get_within(actor.alive.remote(), BACK_S)
-        except ray.exceptions.RayActorError:
+        except LOST:
             return
         except TimeoutError:
             raise InfrastructureError(f"{name} was restarted and has not come back within {BACK_S:.0f} s") from None

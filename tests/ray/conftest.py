@@ -115,7 +115,9 @@ def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> tuple
             for pid in descendants(process.pid):
                 with suppress(OSError):  # it has ended
                     told = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    name = told.replace(b"\0", b" ").decode(errors="replace")[:80]
+                    # By its program's name and not its path, which may be long.
+                    program, _, words = told.replace(b"\0", b" ").decode(errors="replace").partition(" ")
+                    name = f"{program.rsplit('/', 1)[-1]} {words}"[:80]
                     started.add(name)
                     if CANARY.encode() in told + Path(f"/proc/{pid}/environ").read_bytes():
                         exposed.add(name)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
 import ray
 from ray._private import state as cluster_state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from lion_ray.core.process_guard import descendants
 from lion_ray.inference.server import free_port
@@ -34,15 +38,22 @@ class Machines:
         """For a driver that is to run on the cluster."""
         return {"RAY_ADDRESS": self._cluster.address}
 
-    def add(self, *, cpus: int = 4, gpus: int = 0) -> Any:
-        """A node more; returns it once the cluster knows it."""
+    def add(self, *, cpus: int = 4, gpus: int = 0, short_of_memory: bool = False) -> Any:
+        """A node more; returns it once the cluster knows it.
+
+        `short_of_memory`: the node's own monitor finds that its machine is, and ends whatever runs on that node.
+        """
         self._made += 1
-        node = self._cluster.add_node(
-            num_cpus=cpus,
-            num_gpus=gpus,
-            runtime_env_dir_name=f"runtime_resources_{self._made}",
-            **ports(),
-        )
+        monitor = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in monitor.items() if short_of_memory else ():
+                patch.setenv(name, value)
+            node = self._cluster.add_node(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                runtime_env_dir_name=f"runtime_resources_{self._made}",
+                **ports(),
+            )
         self._nodes[node.node_id] = node
         return node
 
@@ -60,6 +71,23 @@ class Machines:
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.pop(node.node_id)
         wait_until_gone(there)
+
+    def end(self, node: Any) -> None:
+        """Let a node go as a spot machine that is taken back: its raylet gets SIGTERM, and says so before it ends."""
+        raylet = node.all_processes["raylet"][0].process.pid
+        there = [raylet, *descendants(raylet)]
+        os.kill(raylet, signal.SIGTERM)
+        wait_until_gone([raylet])
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.pop(node.node_id)
+        wait_until_gone(there)
+
+    def drain(self, node: Any, seconds: float) -> None:
+        """Give notice of a node, as an autoscaler or a cloud's agent does: after so many seconds it will be gone."""
+        gcs = GcsClient(address=self._cluster.address)
+        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        accepted, why = gcs.drain_node(node.node_id, reason, "taken back", int((time.time() + seconds) * 1000))
+        assert accepted, why
 
     def actors(self, *names: str) -> list[dict[str, Any]]:
         """The living actors whose class is one of these, from the cluster's own table."""

@@ -17,6 +17,7 @@ import openai
 from openai.types import Batch
 
 from lion_ray.core.addresses import without_secrets
+from lion_ray.core.descriptors import no_descriptors, none_left
 from lion_ray.gateway.batch.lines import URL
 from lion_ray.gateway.transport import connection_error
 from lion_ray.gateway.wire import CONNECTION_LOST, GARBLED, TIMED_OUT, Transient, TransportError, shorten, status_error
@@ -103,6 +104,7 @@ class BatchAPI:
 
     async def _ask(self, what: str, request: Awaitable[_T], *, limit_s: float | None = -1, by_id: bool = False) -> _T:
         error: TransportError
+        out = False
         limit_s = self._timeout_s if limit_s == -1 else limit_s
         try:
             async with asyncio.timeout(limit_s):
@@ -115,6 +117,7 @@ class BatchAPI:
             error = self._status(cause)
         except openai.APIConnectionError as cause:
             error = connection_error(cause, self._key.decode() or None)
+            out = none_left(cause)
         except (openai.APIError, ValueError) as cause:
             error = Transient(GARBLED, self._said(str(cause)))
         except Exception as cause:
@@ -122,6 +125,8 @@ class BatchAPI:
             if not type(cause).__module__.startswith("httpx"):
                 raise
             error = Transient(CONNECTION_LOST, self._said(f"{type(cause).__name__}: {cause}"))
+        if out:
+            raise no_descriptors(f"{what}, at {self.address}")
         error.detail = f"{what}: {error.detail}"
         # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
         raise error

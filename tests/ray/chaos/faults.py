@@ -102,6 +102,12 @@ def lose_node(machines: Machines, victims: list[dict[str, Any]]) -> None:
     machines.add()
 
 
+def end_node(machines: Machines, victims: list[dict[str, Any]]) -> None:
+    """The machine gets SIGTERM, as a spot machine that is taken back; another comes."""
+    machines.end(machines.node(machines.node_of(victims[0])))
+    machines.add()
+
+
 ACTORS = (
     Fault("teacher proxy killed", PROXY, answering, kill_process, "answers-0"),
     Fault("training worker killed", TRAINER, training(1), kill_process, "iteration-1/checkpoint"),
@@ -116,5 +122,11 @@ NODES = (
     Fault("node with a training worker lost", TRAINER, training(1), lose_node, "iteration-1/checkpoint"),
     Fault("node with an engine lost", ENGINE, student_answers, lose_node, "iteration-1/student"),
     Fault("node with the generator lost", GENERATOR, generating, lose_node, "pool-1"),
+)
+"""One after the other in one run."""
+
+NOTICES = (
+    Fault("node with a training worker told to end", TRAINER, training(1), end_node, "iteration-1/checkpoint"),
+    Fault("node with an engine told to end", ENGINE, student_answers, end_node, "iteration-1/student"),
 )
 """One after the other in one run."""

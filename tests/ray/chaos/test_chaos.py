@@ -21,7 +21,7 @@ import pytest
 import ray
 
 from lion_ray.core.errors import InfrastructureError
-from tests.ray.chaos.faults import ACTORS, NODES, Fault, answering, judging, lose_node
+from tests.ray.chaos.faults import ACTORS, NODES, NOTICES, Fault, answering, judging, lose_node
 from tests.ray.harness import LATENCY, ROOT, Job, alive, kill, until
 from tests.ray.machines import Machines, machines
 from tests.ray.outcome import assert_same, bought_twice
@@ -81,7 +81,7 @@ def disturb(job: Job, cluster: Machines, faults: Iterable[Fault]) -> None:
         kill(process)
 
 
-@pytest.mark.parametrize("faults", [ACTORS, NODES], ids=["actors", "nodes"])
+@pytest.mark.parametrize("faults", [ACTORS, NODES, NOTICES], ids=["actors", "nodes", "notices"])
 def test_what_runs_is_killed(faults: tuple[Fault, ...], tmp_path: Path, undisturbed: Job) -> None:
     with machines(head_cpus=0) as cluster, stub_process(*LATENCY) as base_url:
         for _ in range(2):
