@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,9 +15,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private import state as cluster_state
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
 from lion_ray.core.process_guard import descendants
 from lion_ray.inference.server import free_port
@@ -81,13 +78,6 @@ class Machines:
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.pop(node.node_id)
         wait_until_gone(there)
-
-    def drain(self, node: Any, seconds: float) -> None:
-        """Give notice of a node, as an autoscaler or a cloud's agent does: after so many seconds it will be gone."""
-        gcs = GcsClient(address=self._cluster.address)
-        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        accepted, why = gcs.drain_node(node.node_id, reason, "taken back", int((time.time() + seconds) * 1000))
-        assert accepted, why
 
     def actors(self, *names: str) -> list[dict[str, Any]]:
         """The living actors whose class is one of these, from the cluster's own table."""
