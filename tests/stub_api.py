@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -122,6 +123,23 @@ def lion_answer(
     if any(marker.lower() in system for marker in generator_markers):
         return Answer(" ".join(rng.sample(_WORDS, k=rng.randint(8, 14))).capitalize() + ".")
     return plain_answer(body)
+
+
+_ONE_WORD = re.compile(r"reply with one word: ([\w, ]+)")
+
+
+def lion_or_known(body: dict[str, Any], known: Sequence[tuple[Sequence[str], str]], *markers: Sequence[str]) -> Answer:
+    """What is known of a request with all of its phrases; one of the words where one is asked for; else `lion_answer`.
+
+    `known`: phrases, and the answer to the request that has all of them.
+    """
+    said = "\n".join(_said(body))
+    for phrases, text in known:
+        if all(phrase in said for phrase in phrases):
+            return Answer(text)
+    if (asked := _ONE_WORD.search(said.lower())) is not None:
+        return Answer(random.Random(canonical_digest(body)).choice(re.split(r", | or ", asked[1])))
+    return lion_answer(body, *markers)
 
 
 def _said(body: dict[str, Any], role: str | None = None) -> Iterator[str]:
@@ -426,12 +444,17 @@ def main() -> None:
     parser.add_argument(
         "--generator-marker", action="append", help="phrases of which one occurs in a generator's system message"
     )
+    parser.add_argument(
+        "--known", default="[]", help='with --lion, JSON: [[["a phrase", "another"], "the answer"], ...]'
+    )
     given = parser.parse_args()
     referee = tuple(given.referee_marker or REFEREE_MARKERS)
     generator = tuple(given.generator_marker or GENERATOR_MARKERS)
 
+    known = json.loads(given.known)
+
     def answer(body: dict[str, Any]) -> Answer:
-        return lion_answer(body, referee, generator) if given.lion else plain_answer(body)
+        return lion_or_known(body, known, referee, generator) if given.lion else plain_answer(body)
 
     async def run() -> None:
         stub = StubAPI(

@@ -215,12 +215,14 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
     Raises:
         ConfigError: it cannot.
     """
-    found: dict[tuple[str, ...], list[Prompt]] = {}
+    found: dict[tuple[str, ...], tuple[Prompt, int]] = {}
+    """The roles of a conversation: the first row of that kind, and how many there are."""
     for pool in pools:
-        for row in pool.to_pylist() if "messages" in pool.column_names else ():
-            if row["messages"]:
-                prompt = Prompt.of(row)
-                found.setdefault(tuple(one["role"] for one in prompt.messages), []).append(prompt)
+        for row in _conversations(pool).to_pylist():
+            prompt = Prompt.of(row)
+            roles = tuple(one["role"] for one in prompt.messages)
+            first, count = found.get(roles, (prompt, 0))
+            found[roles] = first, count + 1
     if not found:
         return
     # Here, as it takes seconds and few pools need it.
@@ -228,14 +230,21 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
 
     model = resolve_model(config.student.model, base_dir=base_dir, progress=tell)
     prompter = Prompter.load(model, config.student.prompt, base_dir)
-    for roles, prompts in found.items():
+    for roles, (first, count) in found.items():
         try:
             prompter.check(roles)
         except ModelError as error:
             raise ConfigError(
-                f"data: {len(prompts)} rows are conversations of {', '.join(roles)}, such as {prompts[0].text[:60]!r}, "
-                f"and the student cannot be asked them: {error}"
+                f"data: {count} rows are conversations of {', '.join(roles)}, such as {first.text[:60]!r}, and the "
+                f"student cannot be asked them: {error}"
             ) from None
+
+
+def _conversations(pool: pa.Table) -> pa.Table:
+    """The rows of more than one turn."""
+    if "messages" not in pool.column_names:
+        return pool.slice(0, 0)
+    return pool.filter(pc.greater(pc.fill_null(pc.list_value_length(pool["messages"]), 0), 0))
 
 
 def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:

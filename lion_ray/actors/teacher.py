@@ -37,14 +37,12 @@ from lion_ray.gateway.sender import DOWN
 from lion_ray.gateway.stats import Event, ServedStats, Stats
 from lion_ray.gateway.tuning import collect_seldom
 from lion_ray.gateway.wire import UNREACHABLE
+from lion_ray.inference.served_model import ServedModel, patient
 from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
-from lion_ray.models.quantize import served_folder
-from lion_ray.models.weights import fingerprint
 from lion_ray.prompts.source import load_source
 
 METRICS_S = 2.0
-OWN_SERVER_TIMEOUT_S = 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -106,24 +104,23 @@ class TeacherProxy(BaseActor):
 
     async def _open(self) -> Client:
         settings = self._settings
-        base_url = settings.config.base_url
         self._journal = await asyncio.to_thread(Journal.open, settings.journal)
         spending = partial(self._journal.spending, settings.run, never_billed=settings.never_billed)
         spent = sum(one.usd for one in (await asyncio.to_thread(spending)).values())
         ledger: Any = ray.get_actor(settings.ledger)
         await ledger.opened.remote(settings.name, spent)
-        weights = ""
-        if settings.config.serve is not None:
-            model = await asyncio.to_thread(served_folder, settings.config.serve, settings.base_dir, tell)
-            self._server = ModelServer(settings.config.serve, str(model), settings.config.model)
-            hashing = asyncio.create_task(asyncio.to_thread(fingerprint, Path(model)))
+        config, base_url, weights = settings.config, settings.config.base_url, ""
+        if config.serve is not None:
+            served = ServedModel(config.model, config.serve, settings.base_dir, tell)
+            self._server = await served.server()
+            hashing = asyncio.create_task(served.weights())
             base_url = await self._server.start(say=tell)
-            weights = await hashing
+            config, weights = patient(config), await hashing
         collect_seldom()
         raise_limit()
         client = Client(
             settings.endpoint,
-            own_server(settings.config) if settings.config.serve else settings.config,
+            config,
             self._journal,
             run=settings.run,
             base_url=base_url,
@@ -252,16 +249,6 @@ class TeacherProxy(BaseActor):
             await asyncio.to_thread(self._server.stop)
         if self._journal is not None:
             await self._journal.close()
-
-
-def own_server(config: EndpointConfig) -> EndpointConfig:
-    """The settings of an endpoint whose server is the run's own: nobody asks again for what it is still writing.
-
-    On a slow CPU an answer may take longer than any API's would; whether the server works is seen from its metrics.
-    """
-    return config.model_copy(
-        update={"timeout_s": max(config.timeout_s, OWN_SERVER_TIMEOUT_S), "first_byte_timeout_s": None}
-    )
 
 
 async def _lease(ledger: Any, proxy: str, wanted: float) -> float | None:

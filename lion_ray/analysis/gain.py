@@ -8,26 +8,12 @@ This module knows nothing of files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from lion_ray.core.statistics import percentiles, resampled_sums
+from lion_ray.core.statistics import Estimate, percentiles, resampled_sums
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """The change of relative quality (student's summed scores over the teacher's), 0.01 for one point."""
-
-    gain: float
-    low: float
-    """Of a 95 % interval."""
-    high: float
-    n: int
-    """Instructions with a verdict both times."""
 
 
 def paired_gain(
@@ -35,17 +21,18 @@ def paired_gain(
     after: tuple[Floats, Floats],
     *,
     seed: int,
-) -> Gain | None:
+) -> Estimate | None:
     """The gain from `before` to `after`, with a percentile bootstrap over rows; None where there are none.
 
-    Each is (teacher's scores, student's scores), [rows]; row i is the same instruction in all four. The same arguments
-    give the same interval on every machine.
+    Relative quality is the student's summed scores over the teacher's: 0.01 is one point. Each argument is (teacher's
+    scores, student's scores), [rows]; row i is the same instruction in all four. The same arguments give the same
+    interval on every machine.
     """
     rows = np.array([*before, *after], np.float64)
     if not rows.shape[1]:
         return None
     low, high = percentiles(_gain(resampled_sums(rows, seed)))
-    return Gain(float(_gain(rows.sum(axis=1))), low, high, rows.shape[1])
+    return Estimate(float(_gain(rows.sum(axis=1))), low, high, rows.shape[1])
 
 
 def _gain(sums: Floats) -> Floats:

@@ -10,13 +10,12 @@ This module imports no check and opens no file.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Tag, field_validator, model_validator
 
 from lion_ray.config.plugins import IMPORT_PATH, OWN, by_kind
-from lion_ray.config.section import Section
+from lion_ray.config.section import Section, compiles
 
 
 class _Check(Section):
@@ -56,15 +55,7 @@ class RegexCheck(_Check):
     ignore_case: bool = False
     """Match without regard to case."""
 
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        if pattern is not None:
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"no regular expression: {error}; correct it") from None
-        return pattern
+    _compiles = field_validator("pattern")(compiles)
 
 
 class NumberCheck(_Check):

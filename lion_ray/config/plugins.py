@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
-from lion_ray.config.section import Section
+from lion_ray.config.section import Section, compiles
 
 OWN = "import_path"
 """The kind of a part that is the user's own; it has no `type`."""
@@ -27,7 +27,7 @@ class Own(Section):
     import_path: str = Field(pattern=IMPORT_PATH)
     """The class, as package.module:Name; found as Python finds modules, and beside the configuration file."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for it."""
+    """Its arguments, by name; no keys, as they are written down with the run."""
 
 
 def kind(value: Any) -> str | None:
@@ -84,6 +84,8 @@ class PatternFilterConfig(Section):
     """The regular expression."""
     ignore_case: bool = True
     """Match without regard to case."""
+
+    _compiles = field_validator("pattern")(compiles)
 
 
 ObjectiveConfig = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,16 @@ def operational(default: Any = ..., **constraints: Any) -> Any:
 def by_machine() -> Any:
     """A field that is `auto` unless the user says otherwise: attempts on different machines are still one run."""
     return Field(AUTO, json_schema_extra={"by_machine": True})
+
+
+def compiles(pattern: str | None) -> str | None:
+    """A validator of fields that are regular expressions (Python's `re`). Raises ValueError where one is none."""
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"no regular expression: {error}; correct it") from None
+    return pattern
 
 
 class Section(BaseModel):

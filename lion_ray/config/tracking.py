@@ -7,15 +7,13 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, Tag, field_validator
 
+from lion_ray.config.plugins import OWN, Own, by_kind
 from lion_ray.config.section import Section
 from lion_ray.core.addresses import check_storage
-
-OWN = "import_path"
-"""The kind of a tracker that is the user's own class; it has no `type`."""
 
 
 class TensorBoardTracking(Section):
@@ -64,33 +62,16 @@ class MlflowTracking(Section):
         return value
 
 
-class OwnTracking(Section):
-    """A class of the user's own: see docs/tracking.md."""
-
-    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-    """The class, as package.module:Name; found as Python finds modules, and beside the configuration file."""
-    options: dict[str, Any] = Field({})
-    """Its arguments, by name; no keys, as they are written down with the run."""
-
-
-def _kind(value: Any) -> str | None:
-    """A tracker's `type`, or `import_path` for one that has none."""
-    given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    if given is None and (isinstance(value, OwnTracking) or (isinstance(value, dict) and OWN in value)):
-        return OWN
-    return None if given is None else str(given)
-
-
 TrackingConfig = Annotated[
     Annotated[TensorBoardTracking, Tag("tensorboard")]
     | Annotated[WandbTracking, Tag("wandb")]
     | Annotated[MlflowTracking, Tag("mlflow")]
-    | Annotated[OwnTracking, Tag(OWN)],
-    Discriminator(_kind),
+    | Annotated[Own, Tag(OWN)],
+    by_kind,
 ]
 """One tracker; which one, its `type` says."""
 
 
 def tracker_name(config: TrackingConfig) -> str:
     """What a tracker is called in a log."""
-    return config.import_path if isinstance(config, OwnTracking) else config.type
+    return config.import_path if isinstance(config, Own) else config.type

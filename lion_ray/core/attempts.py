@@ -39,8 +39,6 @@ from lion_ray.core.shapes import ATTEMPT, check
 if TYPE_CHECKING:
     from lion_ray.core.store import RunStore
 
-FILE = "attempt.json"
-CLAIMS = layout.ATTEMPTS
 FORMAT = 1
 """Of the attempt file; raise it where an older lion-ray would misread it."""
 HEARTBEAT_S = 10.0
@@ -54,7 +52,7 @@ _CLAIM = re.compile(r"(\d{8})-([0-9a-f]{32})\.json")
 
 def read_attempt(store: RunStore) -> Record | None:
     """The attempt file; None before the first attempt. Raises ConfigError where a newer lion-ray wrote it."""
-    found = store.read_record(FILE)
+    found = store.read_record(layout.ATTEMPT)
     if found is None:
         return None
     if (number := check(found, ATTEMPT).get("format", 1)) > FORMAT:
@@ -190,7 +188,7 @@ class Fence:
             say(f"the last attempt ({who}) has not said that it ended: watching it for {STALE_S:.0f} s")
             self._watch(last)
         number, token = (last["attempt"] if last else 0) + 1, uuid.uuid4().hex
-        mine = f"{CLAIMS}/{number:08d}-{token}.json"
+        mine = f"{layout.ATTEMPTS}/{number:08d}-{token}.json"
         about = {"host": socket.gethostname(), "pid": os.getpid()}
         store.write_json(mine, about)
         until, withdrawn = self._clock() + STALE_S, False
@@ -229,15 +227,16 @@ class Fence:
                 raise RunConflictError(self._conflict())
 
     def _claims(self) -> list[tuple[int, str]]:
-        found = map(_CLAIM.fullmatch, self._store.names(CLAIMS))
+        found = map(_CLAIM.fullmatch, self._store.names(layout.ATTEMPTS))
         return [(int(match[1]), match[2]) for match in found if match]
 
     # -- both ------------------------------------------------------------------------------------------------------
 
     def _write(self, *, ended: bool) -> None:
         self._beat += 1
+        mine = {"attempt": self._number, "token": self._store.token, "beat": self._beat}
         who = {"host": socket.gethostname(), "pid": os.getpid(), "alive": time.time(), "ended": ended, "format": FORMAT}
-        self._store.write_record(FILE, {"attempt": self._number, "token": self._store.token, "beat": self._beat, **who})
+        self._store.write_record(layout.ATTEMPT, mine | who)
 
     def _conflict(self) -> str:
         other: dict[str, Any] = read_attempt(self._store) or {}
@@ -253,7 +252,7 @@ def _seen(attempt: Record | None) -> object:
 
 
 def _claim_name(claim: tuple[int, str]) -> str:
-    return f"{CLAIMS}/{claim[0]:08d}-{claim[1]}.json"
+    return f"{layout.ATTEMPTS}/{claim[0]:08d}-{claim[1]}.json"
 
 
 def _is_file_of(descriptor: int, path: str) -> bool:

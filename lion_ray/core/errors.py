@@ -92,3 +92,14 @@ def as_raised(error: BaseException) -> BaseException:
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """A text, or what an error says, with its lines joined; an error without words by its type's name."""
+    flat = " ".join(str(error).split()) or type(error).__name__
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def first_line(error: object, limit: int = 300) -> str:
+    """The first line of a text, or of what an error says: where it is followed by what helps developers only."""
+    return one_line(str(error).strip().partition("\n")[0] or type(error).__name__, limit)

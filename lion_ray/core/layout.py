@@ -5,7 +5,8 @@ Invariants:
 - Pool p is the user's own for p = 0 and what iteration p generated otherwise; `HELDOUT` is what nobody trains on.
 - A stage is a folder: numbered parts, a few files, and the manifest that commits them (see `stage_folder`).
 
-    run.json  progress.json  stopped.json  questions.parquet  quarantine.jsonl  contaminated.jsonl  report.html
+    run.json  attempt.json  progress.json  stopped.json  report.html
+    questions.parquet  quarantine.jsonl  contaminated.jsonl
     pool-P/          instructions: parts and a manifest
     answers-P/       the teacher's answers to pool P; filtered/: which of them are left out of the training;
                      answers-heldout/checks: what the checks say of them
@@ -41,6 +42,8 @@ MANIFEST = "manifest.json"
 TRAINING = "training.json"
 """In a checkpoint's model folder: what its fit measured."""
 
+ATTEMPT = "attempt.json"
+"""Who works on the run, and that it is alive."""
 ATTEMPTS = "attempts"
 FITS = "fits"
 """Checkpoints within a fit."""

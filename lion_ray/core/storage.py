@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from lion_ray.core.addresses import check_storage
 from lion_ray.core.descriptors import none_left, remedy
-from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError, one_line
 
 PATIENCE_S = 60.0
 """Arrow itself asks for six seconds, five times in each: too short for a throttle, and no rest for it."""
@@ -74,7 +74,7 @@ def passes(error: Exception) -> bool:
 
 def line(error: Exception) -> str:
     """One line of what a storage said."""
-    return str(getattr(error, "strerror", None) or " ".join(str(error).split())[:300] or type(error).__name__)
+    return str(getattr(error, "strerror", None) or one_line(error))
 
 
 def told(error: Exception) -> str:

@@ -206,7 +206,7 @@ def _message(one: Any, where: str) -> Message:
     content = one.get("content", one.get("value"))
     if isinstance(content, list | tuple):
         content = _joined(content, where)
-    return {"role": role, "content": _checked(content, where)}
+    return {"role": role, "content": checked_text(content, where)}
 
 
 def _joined(parts: Sequence[Any], where: str) -> str:
@@ -238,10 +238,11 @@ def _reference(value: Mapping[str, Any]) -> str | None:
 
 
 def _text_of(value: Mapping[str, Any], key: str) -> str:
-    return _checked(value[key], f"'{key}'")
+    return checked_text(value[key], f"'{key}'")
 
 
-def _checked(text: Any, where: str) -> str:
+def checked_text(text: Any, where: str) -> str:
+    """A text without white space at its ends. Raises FormatError where it is none, or cannot be written as UTF-8."""
     if not isinstance(text, str):
         raise FormatError(f"{where} is not a string but {type(text).__name__}")
     try:

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lion_ray.core.errors import ConfigError, DataError, InfrastructureError
+from lion_ray.core.errors import ConfigError, DataError, InfrastructureError, one_line
 from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.data.formats import CONVERSATION_KEYS, INSTRUCTION_KEYS, KEYS
 
@@ -110,7 +110,7 @@ def _content(source: str, path: Path) -> bytes:
     try:
         content = _unpacked(path)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise DataError(f"{source}: cannot be read ({_one_line(error)}); check the file") from None
+        raise DataError(f"{source}: cannot be read ({one_line(error)}); check the file") from None
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise DataError(f"{source}: is empty; give rows with an 'instruction'")
@@ -165,7 +165,7 @@ def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[Sourc
             value = {name: cell for name, cell in zip(names, cells, strict=False) if name in columns and cell.strip()}
             yield SourceRow(where, value, ignored=ignored)
     except csv.Error as error:
-        raise DataError(f"{source}:{reader.line_num}: not a table in text ({_one_line(error)}); correct it") from None
+        raise DataError(f"{source}:{reader.line_num}: not a table in text ({one_line(error)}); correct it") from None
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
@@ -191,7 +191,7 @@ def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
         except json.JSONDecodeError as error:
             yield SourceRow(where, None, text, f"not JSON ({error.msg} at column {error.colno})")
         except (ValueError, RecursionError) as error:
-            yield SourceRow(where, None, text, f"not JSON ({_one_line(error)})")
+            yield SourceRow(where, None, text, f"not JSON ({one_line(error)})")
         else:
             yield _row(where, value, text)
 
@@ -231,7 +231,7 @@ def _listed_rows(source: str, content: bytes) -> Iterator[SourceRow]:
         except json.JSONDecodeError as error:
             raise broken(error.pos, f"not JSON ({error.msg})") from None
         except (ValueError, RecursionError) as error:
-            raise broken(position, f"not JSON ({_one_line(error)})") from None
+            raise broken(position, f"not JSON ({one_line(error)})") from None
         line, counted = line + text.count("\n", counted, position), position
         yield _row(f"{source}:{line}", value, text[position:end])
         position = _after_space(text, end)
@@ -263,7 +263,7 @@ def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
                     number += 1
                     yield _parquet_row(f"{source}: row {number}", batch, index, ignored)
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
-        raise DataError(f"{source}: cannot be read as Parquet ({_one_line(error)}); check the file") from None
+        raise DataError(f"{source}: cannot be read as Parquet ({one_line(error)}); check the file") from None
 
 
 def _parquet_row(where: str, batch: pa.RecordBatch, index: int, ignored: tuple[str, ...]) -> SourceRow:
@@ -292,13 +292,11 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
             configuration, split = _configuration(source, address, parts)
             data = datasets.load_dataset(address, configuration, split=split)
     except (FileNotFoundError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{source}: no such dataset or split '{split}' ({_one_line(error)}); check the name"
-        ) from None
+        raise ConfigError(f"{source}: no such dataset or split '{split}' ({one_line(error)}); check the name") from None
     except OSError as error:
-        raise InfrastructureError(f"{source}: the dataset cannot be fetched ({_one_line(error)}); try again") from None
+        raise InfrastructureError(f"{source}: the dataset cannot be fetched ({one_line(error)}); try again") from None
     except datasets.exceptions.DatasetsError as error:
-        raise DataError(f"{source}: the dataset cannot be read ({_one_line(error)}); check its files") from None
+        raise DataError(f"{source}: the dataset cannot be read ({one_line(error)}); check its files") from None
     columns = _known_columns(source, data.column_names)
     ignored = tuple(name for name in data.column_names if name not in columns)
     for number, value in enumerate(data.select_columns(columns), start=1):
@@ -339,11 +337,6 @@ def _known_columns(source: str, names: list[str]) -> list[str]:
     if not any(name in names for name in (*INSTRUCTION_KEYS, *CONVERSATION_KEYS)):
         raise DataError(f"{source}: no column 'instruction' (it has {', '.join(names)}); rename the right one")
     return [name for name in KEYS if name in names]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 _READERS: dict[str, Callable[[str, Path], Iterator[SourceRow]]] = {

@@ -24,7 +24,7 @@ from lion_ray.discrimination.logprob_scores import ALTERNATIVES, weighted_pair
 from lion_ray.discrimination.orders import first_order, needs_second
 from lion_ray.discrimination.scores import Pair, combine, in_range, parse_scores
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
-from lion_ray.prompts.messages import load_template, referee_messages
+from lion_ray.prompts.messages import Template, load_template, referee_messages
 
 RESAMPLED = 1000
 """Ordinals from one sample of a question to the next; those between are verdicts asked again."""
@@ -56,6 +56,19 @@ class Reading:
     weighted: bool = False
 
 
+def ask(
+    template: Template, instruction: str, answers: tuple[str, str], *, swapped: bool, structured: bool, **rest: Any
+) -> Call:
+    """The call that asks for two scores; `swapped`: the second of the answers is shown first.
+
+    `structured`: the reply is held to the template's JSON schema, where it has one. `rest`: as Call.
+    """
+    schema = template.schema if structured else None
+    first, second = answers[::-1] if swapped else answers
+    messages = referee_messages(template, instruction, first, second, as_json=schema is not None)
+    return Call(messages=messages, json_schema=schema, **rest)
+
+
 def read_scores(completion: Completion) -> Pair | str:
     """The scores of the first and the second answer, each from 1 to 10; or why there are none, in countable words."""
     if ending(completion.finish_reason) is not Ending.COMPLETE and completion.text[-1:].isdigit():
@@ -77,7 +90,7 @@ class PairwiseJudge:
         """
         self.config = config
         self._template = load_template(config.prompt, "referee", base_dir)
-        self._schema = self._template.schema if structured else None
+        self._structured = structured
         self._seed = seed
 
     def open(
@@ -88,17 +101,16 @@ class PairwiseJudge:
 
     def call(self, comparison: Comparison, order: str, stage: str, *, attempt: int = 0, sample: int = 0) -> Call:
         """The question about `comparison` in one of ORDERS; `sample` tells wanted repetitions from one another."""
-        answers = (comparison.teacher, comparison.student)
-        first, second = answers if order == "teacher_first" else answers[::-1]
         ordinal = sample * RESAMPLED + attempt
-        return Call(
-            messages=referee_messages(
-                self._template, comparison.instruction, first, second, as_json=self._schema is not None
-            ),
+        return ask(
+            self._template,
+            comparison.instruction,
+            (comparison.teacher, comparison.student),
+            swapped=order != "teacher_first",
+            structured=self._structured,
             max_tokens=self.config.max_tokens,
             temperature=self.config.temperature,
             seed=derive_seed(self._seed, "referee", comparison.id, order, ordinal),
-            json_schema=self._schema,
             top_logprobs=ALTERNATIVES if self.config.weighted else None,
             ordinal=ordinal,
             role="referee",

@@ -49,12 +49,16 @@ def quality(verdicts: pa.Table, *, seed: int, stage: str) -> dict[str, float] | 
     return None if found is None else {"ratio": found.ratio, "low": found.low, "high": found.high}
 
 
+def leads(verdicts: pa.Table) -> list[npt.NDArray[np.float64]]:
+    """The teacher's score less the student's, in each order of the answers; NaN where that order was not asked."""
+    orders = [verdicts[order] for order in ORDERS]
+    return [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
+
+
 def order_flips(verdicts: pa.Table) -> dict[str, Any]:
     """Rows with a score in both orders, and of them those with different winners."""
-    # A null, where an order was not asked, becomes NaN, which is neither more nor less than anything.
-    orders = [verdicts[order] for order in ORDERS]
-    ahead = [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
-    both = ahead[0] * ahead[1]
+    first, second = leads(verdicts)
+    both = first * second  # NaN is neither more nor less than anything
     return {"order_flips": int((both < 0).sum()), "both_orders": int((~np.isnan(both)).sum())}
 
 

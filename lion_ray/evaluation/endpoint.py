@@ -24,8 +24,8 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget, Ledger
 from lion_ray.gateway.request import as_sent
+from lion_ray.inference.served_model import ServedModel, patient
 from lion_ray.inference.server import ModelServer
-from lion_ray.models.weights import fingerprint
 
 T = TypeVar("T")
 
@@ -57,10 +57,11 @@ class Asked:
         """
         self.name, self.config = name, config
         self._journal, self._budget, self._progress = journal, budget, progress
-        self._account, self._base_dir, self._server = account, base_dir, server
+        self._account, self._server = account, server
+        serve = config.serve
+        self._served = None if serve is None else ServedModel(config.model, serve, base_dir, progress.say)
         self._stack = AsyncExitStack()
         self._client: Client | None = None
-        self._hashed: str | None = None
         self.spent: dict[str, Spending] = {}
         """By role."""
 
@@ -99,8 +100,7 @@ class Asked:
         if (server := await self._own_server()) is not None:
             self._stack.push_async_callback(asyncio.to_thread, server.stop)
             base_url = await server.start(say)
-            # A server of our own may take long to begin; that it lives is seen otherwise.
-            config = config.model_copy(update={"first_byte_timeout_s": None})
+            config = patient(config)
         self._budget.opened(self.name, 0.0)
         ledger = Ledger(
             self.config.prices,
@@ -122,27 +122,13 @@ class Asked:
 
     async def _weights(self) -> str:
         """The hash of what the configuration has served, as a run's proxy has it in its keys."""
-        serve = self.config.serve
-        if serve is None or self._server is not None:
-            return ""
-        if self._hashed is None:
-            from lion_ray.models.quantize import served_folder
-
-            model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
-            self._hashed = await asyncio.to_thread(fingerprint, Path(model))
-        return self._hashed
+        return await self._served.weights() if self._served is not None and self._server is None else ""
 
     async def _own_server(self) -> ModelServer | None:
         """What has to be started before anything can be asked."""
         if self._server is not None:
             return self._stack.enter_context(self._server())
-        serve = self.config.serve
-        if serve is None:
-            return None
-        from lion_ray.models.quantize import served_folder
-
-        model = await asyncio.to_thread(served_folder, serve, self._base_dir, self._progress.say)
-        return ModelServer(serve, str(model), self.config.model)
+        return None if self._served is None else await self._served.server()
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from lion_ray.core.errors import ConfigError, EndpointError, InfrastructureError
+from lion_ray.core.errors import ConfigError, EndpointError, InfrastructureError, one_line
 from lion_ray.export.folder import PARTS, Exported
 
 TOKEN = "HF_TOKEN"
@@ -33,7 +33,7 @@ def check_target(repo: str) -> str:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(f"--push {repo}: {_one_line(error)}") from None
+        raise ConfigError(f"--push {repo}: {one_line(error)}") from None
     if repo.count("/") != 1:
         raise ConfigError(f"--push {repo}: wanted OWNER/NAME")
     token = os.environ.get(TOKEN, "").strip()
@@ -95,9 +95,4 @@ def _push_part(api: Any, exported: Exported, part: str, kind: str, target: str, 
 
 
 def _hidden(text: object, token: str) -> str:
-    return _one_line(text).replace(token, "…")
-
-
-def _one_line(text: object, limit: int = 300) -> str:
-    flat = " ".join(str(text).split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+    return one_line(str(text).replace(token, "…"))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lion_ray.config import StudentConfig
-from lion_ray.core.errors import EngineError, ModelError
+from lion_ray.core.errors import EngineError, ModelError, first_line
 from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
@@ -168,7 +168,7 @@ class Engine:
         except TimeoutError:
             raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"a student engine could not start with {model_dir}: {_first_line(error)}") from None
+            raise EngineError(f"a student engine could not start with {model_dir}: {first_line(error)}") from None
         finally:
             self._guard.watch(*self.processes())
         self.version = version
@@ -258,7 +258,7 @@ class Engine:
             async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
                 last = output
         except EngineDeadError as error:
-            raise EngineError(f"the student engine died: {_first_line(error)}") from None
+            raise EngineError(f"the student engine died: {first_line(error)}") from None
         if last is None:
             raise EngineError("the student engine ended a request without an answer")
         return last
@@ -295,7 +295,7 @@ class Engine:
             await llm.resume_generation()
         except Exception as error:  # noqa: BLE001
             # vLLM lets whatever its worker raised through; whichever it was, these weights cannot be trusted.
-            raise EngineError(f"the student engine could not take {version}: {_first_line(error)}") from None
+            raise EngineError(f"the student engine could not take {version}: {first_line(error)}") from None
         self.version = version
         return await self.canary(model_dir)
 
@@ -330,7 +330,3 @@ def read_canary(model_dir: Path) -> list[Greedy]:
 def canary_type(model_dir: Path) -> str:
     """The type that the trainer rounded the weights to for a checkpoint's canary; float32 where it does not say."""
     return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0][:300]

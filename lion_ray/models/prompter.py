@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lion_ray.core.errors import ConfigError, ModelError
+from lion_ray.core.errors import ConfigError, ModelError, first_line
 from lion_ray.core.records import Message
 from lion_ray.core.thoughts import closing_of
 from lion_ray.models.chat_template import own_template
@@ -70,7 +70,7 @@ class Prompter:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(model_dir), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"no tokenizer can be loaded from {model_dir}: {_first_line(error)}") from error
+            raise ModelError(f"no tokenizer can be loaded from {model_dir}: {first_line(error)}") from error
         return cls(tokenizer, prompt, base_dir)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, base_dir: str | Path = ".") -> None:
@@ -192,7 +192,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
         opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED)
         closed = tokenizer.apply_chat_template([user, assistant], tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
-        raise ModelError(f"the model's chat template fails on one user turn: {_first_line(error)}") from error
+        raise ModelError(f"the model's chat template fails on one user turn: {first_line(error)}") from error
     parts = str(opened).split(_USER)
     if len(parts) != 2:
         raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
@@ -212,7 +212,7 @@ def _conversation_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]
         answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
         closed = tokenizer.apply_chat_template(answered, tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
-        raise ModelError(f"the model's chat template takes no conversation of {said}: {_first_line(error)}") from error
+        raise ModelError(f"the model's chat template takes no conversation of {said}: {first_line(error)}") from error
     texts, rest = [], str(opened)
     for mark in marks:
         before, found, rest = rest.partition(mark)
@@ -286,14 +286,10 @@ def _text_frame(prompt: str, base_dir: Path) -> tuple[str, str]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the prompt template {path} cannot be read: {_first_line(error)}") from error
+            raise ConfigError(f"the prompt template {path} cannot be read: {first_line(error)}") from error
     else:
         raise ConfigError(f"prompt: '{prompt}' is neither chat nor instruction nor a .txt file")
     if text.count(SLOT) != 1:
         raise ConfigError(f"the prompt template {prompt} must hold {SLOT} exactly once, not {text.count(SLOT)} times")
     before, _, after = text.partition(SLOT)
     return before, after
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lion_ray.core.errors import ModelError
+from lion_ray.core.errors import ModelError, one_line
 from lion_ray.models.bundled import CATALOGUE, BundledModel, Wheel
 
 Progress = Callable[[str], None]
@@ -144,7 +144,7 @@ def _hub(name: str, progress: Progress) -> Path:
     except errors.LocalEntryNotFoundError:
         raise ModelError(f"{name} is not in the hub's cache and the hub cannot be reached") from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise ModelError(f"{name} cannot be fetched from the model hub: {_one_line(str(error))}") from None
+        raise ModelError(f"{name} cannot be fetched from the model hub: {one_line(str(error))}") from None
     return _local(Path(folder))
 
 
@@ -312,12 +312,7 @@ def _cached(entry: BundledModel) -> Path | None:
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
     """A failed program's exit status and last words, in one line."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return f"exit {done.returncode}: {_one_line(' | '.join(lines[-3:])) or 'it said nothing'}"
-
-
-def _one_line(text: str, limit: int = 500) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+    return f"exit {done.returncode}: {one_line(' | '.join(lines[-3:])) or 'it said nothing'}"
 
 
 if __name__ == "__main__":

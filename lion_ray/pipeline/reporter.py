@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from lion_ray.core.errors import as_raised
+from lion_ray.core.errors import as_raised, first_line
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 
@@ -59,7 +59,7 @@ class Reporter:
         except ray.exceptions.RayError as error:
             # Whatever went wrong there: what a task raises comes home as a RayTaskError, a dead worker as another.
             cause = as_raised(error)
-            self._failed(f"{type(cause).__name__}: {cause}".splitlines()[0])
+            self._failed(first_line(f"{type(cause).__name__}: {cause}"))
 
     def _failed(self, why: str) -> None:
         self._progress.say(f"the report could not be written ({why[:400]}); the run goes on. Try: lion-ray report RUN")

@@ -17,6 +17,7 @@ from lion_ray.core.errors import DataError
 from lion_ray.core.store import Manifest
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import Feed, Shard, windowed
+from lion_ray.pipeline.stage import since
 
 BATCH_MODE_WINDOW = 4096
 """Shards in flight at once where a Batch API is to get them all."""
@@ -71,8 +72,7 @@ async def shard_stage(
 
         await windowed(one, sources, BATCH_MODE_WINDOW if batched else width or run.config.max_shards_in_flight)
     check_failures(run, name, title, total, failed)
-    seconds = round(time.time() - began, 2)
-    return stage.commit(total | {"parts": len(sources), "began": round(began, 2), "seconds": seconds})
+    return stage.commit(total | {"parts": len(sources)} | since(began))
 
 
 def merge(summaries: Iterable[Manifest]) -> Manifest:

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 NUMBERS = ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd", "steps", "tokens")
 """Of a stage's manifest, what a result repeats."""
+
+
+def since(began: float) -> Manifest:
+    """When a stage began, in seconds since 1970, and how long it took until now; for its manifest."""
+    return {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
 
 
 class Phase(StrEnum):

@@ -33,7 +33,7 @@ from lion_ray.config.file import LoadedConfig
 from lion_ray.config.plugins import imports_of
 from lion_ray.config.tracking import TensorBoardTracking
 from lion_ray.core.addresses import without_secrets
-from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError, one_line
 from lion_ray.core.terminal import tell
 from lion_ray.pipeline.preflight import check_templates, templates_in_use
 
@@ -122,7 +122,7 @@ def follow(job: str, address: str) -> bool:
                 time.sleep(POLL_S)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             raise InfrastructureError(
-                f"{address}: the cluster's job server went away while {job} ran ({_one_line(error)}). Where the "
+                f"{address}: the cluster's job server went away while {job} ran ({one_line(error)}). Where the "
                 "cluster still stands the job goes on, and `ray job logs --follow` shows how; where it is gone, the "
                 "same command on another one takes the run up"
             ) from None
@@ -212,12 +212,8 @@ def _answering(address: str) -> Iterator[Any]:
     try:
         yield JobSubmissionClient(address)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        said = _one_line(error)
+        said = one_line(error)
         hint = "is the address the dashboard's, and is it forwarded to this machine?"
         if any(word in said.lower() for word in ("401", "403", "unauthenticated", "token")):
             hint = "export RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN"
         raise InfrastructureError(f"{address}: the cluster's job server refuses ({said}); {hint}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,13 +18,15 @@ import pyarrow.compute as pc
 
 from lion_ray.analysis.diversity import Diversity, read_diversity
 from lion_ray.analysis.examples import Example, read_examples
-from lion_ray.analysis.gain import Gain, paired_gain
+from lion_ray.analysis.gain import paired_gain
 from lion_ray.analysis.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
 from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.core.records import OK, ORDERS, derive_seed
+from lion_ray.core.statistics import Estimate
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools
+from lion_ray.discrimination.split import leads
 from lion_ray.pipeline.results import IterationResult, finished
 from lion_ray.pipeline.scheduling import Shard
 from lion_ray.pipeline.stages import of_iteration
@@ -98,7 +100,7 @@ class Facts:
     steps: list[Step]
     diversity: list[Diversity]
     judged: list[Judged]
-    gain: Gain | None
+    gain: Estimate | None
     """Of relative quality on held-out, from the first to the last checkpoint judged."""
     gain_between: tuple[int, int] | None
     hardest: list[HardRow]
@@ -179,23 +181,23 @@ def _judged(store: RunStore, iteration: int, what: str, name: str) -> Judged:
     rows = stage.read(manifest["parts"], ("status", "teacher_score", "student_score", *ORDERS))
     scored = rows.filter(pc.equal(rows["status"], OK))
     teacher, student = (scored[who].to_numpy() for who in ("teacher_score", "student_score"))
-    # Each order's lead of the teacher; what it leads by more when it is shown first counts for both answers.
-    leads = [np.subtract(*(pc.list_element(scored[order], place).to_numpy() for place in (0, 1))) for order in ORDERS]
+    # What the teacher leads by more when it is shown first counts for both answers.
+    first, second = leads(scored)
+    favour = (first - second)[~np.isnan(first - second)]
     return Judged(
         iteration=iteration,
         what=what,
         rows=rows.num_rows,
         scored=scored.num_rows,
-        both=int((~np.isnan(leads[0] - leads[1])).sum()),
+        both=favour.size,
         unscored=manifest.get("quarantined", {}),
         flips=manifest.get("order_flips"),
         ties=int((teacher == student).sum()),
-        # Where an order was not asked its lead is NaN.
-        first=float(np.nanmean(leads[0] - leads[1]) / 2) if not np.isnan(leads[0] - leads[1]).all() else None,
+        first=float(favour.mean() / 2) if favour.size else None,
     )
 
 
-def _gain(store: RunStore, iterations: list[int], seed: int) -> Gain | None:
+def _gain(store: RunStore, iterations: list[int], seed: int) -> Estimate | None:
     if len(iterations) < 2:
         return None
     scores: list[pa.Table] = []

@@ -176,7 +176,7 @@ def _gain_words(facts: Facts) -> list[str]:
     else:
         what = "the interval holds 0, so these rows cannot tell the two apart"
     return [
-        f"Judged on the same {gain.n:,} held-out instructions, relative quality changed by {signed(100 * gain.gain)} "
+        f"Judged on the same {gain.n:,} held-out instructions, relative quality changed by {signed(100 * gain.value)} "
         f"points from {before} to iteration {last} (95 % interval {signed(100 * gain.low)} to "
         f"{signed(100 * gain.high)}): {what}."
     ]

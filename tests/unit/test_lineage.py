@@ -139,7 +139,7 @@ def test_a_gain_is_paired() -> None:
     before = rng.integers(1, 10, 200).astype(float)
     found = paired_gain((teacher, before), (teacher, before + 0.4), seed=1)
     assert found is not None
-    assert found.gain == pytest.approx(0.05)
+    assert found.value == pytest.approx(0.05)
     # Unpaired, the spread of the scores themselves would hide so small a gain.
     assert found.low == pytest.approx(0.05)
     assert found.high == pytest.approx(0.05)

@@ -53,10 +53,10 @@ def test_rows_of_equal_text_are_two_questions(tmp_path: Path) -> None:
         ({"text": "Why?"}, "own.jsonl:2: no id"),
         ({"id": True, "text": "Why?"}, "own.jsonl:2: no id"),
         ({"id": "a", "text": "Why?"}, "own.jsonl:2: the id a is there twice"),
-        ({"id": "b", "text": 3}, "own.jsonl:2: text: a text is wanted"),
+        ({"id": "b", "text": 3}, "own.jsonl:2: 'text' is not a string but int"),
         ({"id": "b", "text": "Why?", "category": 3}, "own.jsonl:2: category: a text is wanted"),
         ({"id": "b", "turns": ["Why?", "Really?"]}, "own.jsonl:2: 2 turns"),
-        ({"id": "b", "text": "\ud800"}, "own.jsonl:2: text holds half a character"),
+        ({"id": "b", "text": "\ud800"}, "own.jsonl:2: 'text' holds half a character"),
         ([], "own.jsonl:2: not a JSON object"),
     ],
 )

@@ -12,7 +12,8 @@ from typing import Any, cast
 import pytest
 
 from lion_ray.config.file import differences, load_values
-from lion_ray.config.tracking import MlflowTracking, OwnTracking, TensorBoardTracking, TrackingConfig, WandbTracking
+from lion_ray.config.plugins import Own
+from lion_ray.config.tracking import MlflowTracking, TensorBoardTracking, TrackingConfig, WandbTracking
 from lion_ray.core import step_log
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.core.progress import Progress
@@ -377,7 +378,7 @@ SMALL = {
 def test_trackers_are_no_part_of_what_a_run_is() -> None:
     tracking = [{"type": "tensorboard"}, {"import_path": "mine:Tracker", "options": {"a": [1, {"b": None}]}}]
     config = load_values(SMALL | {"tracking": tracking}, Path()).config
-    assert cast(OwnTracking, config.tracking[1]).options == {"a": [1, {"b": None}]}
+    assert cast(Own, config.tracking[1]).options == {"a": [1, {"b": None}]}
     assert differences(config.model_dump(mode="json"), load_values(SMALL, Path()).config.model_dump(mode="json")) == []
 
 
@@ -411,7 +412,7 @@ class Half:
 
 def test_a_class_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "own_tracker_module.py").write_text(OWN)
-    config = OwnTracking(import_path="own_tracker_module:Mine", options={"channel": "#runs"})
+    config = Own(import_path="own_tracker_module:Mine", options={"channel": "#runs"})
     ((name, tracker),) = load_trackers([config], tmp_path)
     assert name == "own_tracker_module:Mine"
     assert cast(Any, tracker).channel == "#runs"
@@ -420,9 +421,9 @@ def test_a_class_of_the_users_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (OwnTracking(import_path="own_tracker_module:Mine"), ("tracking.0.import_path", "channel")),
-        (OwnTracking(import_path="own_tracker_module:Half"), ("no method step",)),
-        (OwnTracking(import_path="no_such_module:Mine"), ("cannot be imported",)),
+        (Own(import_path="own_tracker_module:Mine"), ("tracking.0.import_path", "channel")),
+        (Own(import_path="own_tracker_module:Half"), ("no method step",)),
+        (Own(import_path="no_such_module:Mine"), ("cannot be imported",)),
         (WandbTracking(type="wandb"), ("WANDB_API_KEY", "tracking.0.mode")),
         (MlflowTracking(type="mlflow"), ("tracking.0.tracking_uri", "MLFLOW_TRACKING_URI")),
         (TensorBoardTracking(type="tensorboard"), ("tracking.0.folder", "s3://bucket/runs")),

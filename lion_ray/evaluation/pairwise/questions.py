@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.core.records import derive_seed
-from lion_ray.data.formats import INPUT_KEYS, says_no_input
+from lion_ray.data.formats import INPUT_KEYS, FormatError, checked_text, says_no_input
 from lion_ray.data.sources import SourceRow, rows_of
 
 T = TypeVar("T")
@@ -149,10 +149,7 @@ def _text(row: SourceRow, value: dict[str, Any]) -> str:
 
 
 def _string(row: SourceRow, key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{row.where}: {key}: a text is wanted")
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{row.where}: {key} holds half a character (a lone surrogate)") from None
-    return value.strip()
+        return checked_text(value, f"'{key}'")
+    except FormatError as error:
+        raise DataError(f"{row.where}: {error}") from None

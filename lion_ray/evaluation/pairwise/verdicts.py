@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lion_ray.core.records import derive_seed, instruction_id
-from lion_ray.discrimination.pairwise import read_scores
+from lion_ray.discrimination.pairwise import ask, read_scores
 from lion_ray.discrimination.quality import REFERENCE_FIRST, Setting, Verdict
 from lion_ray.evaluation.endpoint import Asked
 from lion_ray.evaluation.pairwise.questions import OpenQuestion
 from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.calls import Call, Failure, Outcome
-from lion_ray.prompts.messages import referee_messages
 
 ATTEMPT = 1000
 """What an attempt adds to a sample's ordinal: more samples than anybody takes."""
@@ -73,16 +72,16 @@ def _call(
     stage: str,
 ) -> Call:
     assert judge.template is not None
-    schema = judge.template.schema if asked.config.json_schema else None
-    answers = (pair.reference, pair.candidate)
-    first, second = answers if order == REFERENCE_FIRST else answers[::-1]
     text = pair.question.text
-    return Call(
-        messages=referee_messages(judge.template, text, first, second, as_json=schema is not None),
+    return ask(
+        judge.template,
+        text,
+        (pair.reference, pair.candidate),
+        swapped=order != REFERENCE_FIRST,
+        structured=asked.config.json_schema,
         max_tokens=judge.max_tokens,
         temperature=setting.temperature,
         seed=derive_seed("evaluation", "judge", instruction_id(text), order, sample, attempt),
-        json_schema=schema,
         ordinal=sample + ATTEMPT * attempt,
         role="judge",
         stage=stage,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lion_ray.config import LoraConfig
-from lion_ray.core.errors import ModelError
+from lion_ray.core.errors import ModelError, first_line
 from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.imitation.training.data import Batch, Sample, collate
 from lion_ray.imitation.training.spec import TrainSpec
@@ -93,10 +93,10 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
         model, loaded = both
     except SafetensorError as error:
         raise ModelError(
-            f"{model_dir}: its weights are damaged or cut off ({_first_line(error)}); fetch them again"
+            f"{model_dir}: its weights are damaged or cut off ({first_line(error)}); fetch them again"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"no model can be loaded from {model_dir}: {_first_line(error)}") from error
+        raise ModelError(f"no model can be loaded from {model_dir}: {first_line(error)}") from error
     _check_weights(model_dir, model, loaded)
     model.requires_grad_(True)
     return model
@@ -217,7 +217,7 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
                 f"{name} is no causal language model: what it says of a word depends on the words after it"
             )
     except (TypeError, IndexError) as error:
-        raise ModelError(f"{name} cannot take packed rows: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot take packed rows: {first_line(error)}") from error
 
 
 def _other_words(sample: Sample, vocabulary: int) -> Sample:
@@ -226,10 +226,6 @@ def _other_words(sample: Sample, vocabulary: int) -> Sample:
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max()) if one.numel() else 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
@@ -248,7 +244,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"lora.target_modules: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"lora.target_modules: {first_line(error)}") from error
 
 
 def shard(model: nn.Module, spec: TrainSpec, world: World, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 
 from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
 from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig
-from lion_ray.core.errors import ConfigError
+from lion_ray.core.errors import ConfigError, first_line
 
 _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
@@ -84,7 +84,7 @@ class TrainSpec:
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is no training spec: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{path} is no training spec: {first_line(error)}") from error
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> TrainSpec:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.run import Run
-from lion_ray.pipeline.stage import Phase, Stage, When
+from lion_ray.pipeline.stage import Phase, Stage, When, since
 
 SHOWN = (
     "rows",
@@ -49,7 +49,7 @@ class Checks(Stage):
         if stage.manifest() is None:
             began = time.time()
             found = await run.actors.run_store.check_answers.remote(run.config, run.base_dir, self.of(iteration))
-            stage.commit(found | {"began": round(began, 2), "seconds": round(time.time() - began, 2)})
+            stage.commit(found | since(began))
 
     def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
         found = self.manifest(store, iteration)

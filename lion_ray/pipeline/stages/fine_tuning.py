@@ -14,7 +14,7 @@ from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import train_pool
 from lion_ray.models.model_ref import ModelRef
 from lion_ray.pipeline.run import Run
-from lion_ray.pipeline.stage import Phase, Stage, When
+from lion_ray.pipeline.stage import Phase, Stage, When, since
 
 if TYPE_CHECKING:
     from lion_ray.pipeline.plan import Planner, StagePlan
@@ -77,8 +77,7 @@ class FineTuning(Stage):
             metrics = written["metrics"]
             shown.total = metrics["steps"]
             shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
-        times = {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
-        return metrics | {"fit_seconds": metrics["seconds"]} | times
+        return metrics | {"fit_seconds": metrics["seconds"]} | since(began)
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         rows = planner.train_rows(iteration)

@@ -11,7 +11,7 @@ from lion_ray.core import layout
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import Shard
-from lion_ray.pipeline.stage import Phase, Stage, When
+from lion_ray.pipeline.stage import Phase, Stage, When, since
 
 if TYPE_CHECKING:
     from lion_ray.pipeline.plan import Planner, StagePlan
@@ -64,7 +64,7 @@ class Generating(Stage):
 
             await run.progress.follow(take(), shown, run.actors.generator.accepted.remote)
             shown.update(manifest["rows"])
-        manifest |= {"began": round(began, 2), "seconds": round(time.time() - began, 2)}
+        manifest |= since(began)
         # Before the feed ends: the answers' manifest must not be there without the pool's.
         stage.commit(manifest)
         accepted.end()
