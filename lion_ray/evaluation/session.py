@@ -11,9 +11,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,8 @@ from typing import Any, TypeVar
 
 from lion_ray.core import layout
 from lion_ray.core.descriptors import raise_limit
-from lion_ray.core.errors import BudgetError, ConfigError
+from lion_ray.core.durable import lock
+from lion_ray.core.errors import BudgetError, ConfigError, RunConflictError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.evaluation.endpoint import Asked, Spending
@@ -116,6 +118,7 @@ async def session(
 
     Raises:
         ConfigError: a budget is set, and a participant's price is not known.
+        RunConflictError: another command is at it.
         BudgetError: the budget is spent, in words for the command line.
         CancelledError: on SIGTERM; see `done`.
     """
@@ -128,6 +131,38 @@ async def session(
                 f"--budget: endpoint {participant.endpoint} has no prices, and without them nothing can be "
                 "capped; write it into a configuration with its prices, and name it CONFIG.yaml:NAME"
             )
+    with _alone(place, stem):
+        async with _session(place, stem, progress, participants, cap) as opened:
+            yield opened
+
+
+@contextmanager
+def _alone(place: Place, stem: str) -> Iterator[None]:
+    """Keep other commands from the same evaluation: each would buy its calls, and hold the cap for itself.
+
+    Where the journal is in an object store, or its file system has no locks, there is nothing to keep them with.
+    """
+    if "://" in place.journal:
+        yield
+        return
+    beside = Path(place.journal).parent
+    beside.mkdir(parents=True, exist_ok=True)
+    path = beside / f".{place.account.replace('/', '-')}-{stem}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        if lock(descriptor) is False:
+            raise RunConflictError(
+                f"{stem}: another command is at this evaluation, and two would buy it twice; wait for it ({path})"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _session(
+    place: Place, stem: str, progress: Progress, participants: list[Participant], cap: float | None
+) -> AsyncIterator[Session]:
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lion_ray.core.process_guard import start_time
+from lion_ray.core.leftovers import scratch_folder
 
 PREFIX = "lion-ray-keys-"
 _FILE = "keys.json"
@@ -38,8 +38,7 @@ def set_aside(variables: Iterable[str]) -> Iterator[str | None]:
     if not keys:
         yield None
         return
-    remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{start_time(os.getpid())}-", dir=_parent()))
+    folder = scratch_folder(PREFIX, _parent())
     file = folder / _FILE
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         json.dump(keys, written)
@@ -60,17 +59,6 @@ def read_key(variable: str, file: str | None = None) -> str | None:
             if key := json.loads(Path(file).read_text(encoding="utf-8")).get(variable):
                 return str(key)
     return os.environ.get(variable) or None
-
-
-def remove_leftovers() -> None:
-    """Remove what this user's killed drivers left; one that lives keeps its file."""
-    for folder in _parent().glob(f"{PREFIX}*"):
-        pid, _, rest = folder.name.removeprefix(PREFIX).partition("-")
-        started = rest.partition("-")[0]
-        with contextlib.suppress(OSError):
-            ours = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-            if ours and pid.isdigit() and start_time(int(pid)) != started:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parent() -> Path:

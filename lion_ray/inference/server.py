@@ -15,7 +15,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import aiohttp
 
 from lion_ray.config import NumberType, ServeConfig
 from lion_ray.core.errors import EndpointError
+from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference import int8_kernel, leaves_compilation
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
@@ -105,7 +105,7 @@ class ModelServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._guard = Guard()
         self.base_url = ""
-        self.log_path = Path(tempfile.mkdtemp(prefix="lion-ray-server-")) / "server.log"
+        self.log_path = scratch_folder("lion-ray-server-", kept_s=OLD_S) / "server.log"
 
     def command(self, port: int) -> list[str]:
         config = self._config

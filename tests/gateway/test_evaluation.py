@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lion_ray.config import EndpointConfig, PricesConfig
-from lion_ray.core.errors import BudgetError, ConfigError, DataError, EndpointError
+from lion_ray.core.errors import BudgetError, ConfigError, DataError, EndpointError, RunConflictError
 from lion_ray.core.progress import Progress
+from lion_ray.core.store import RunStore
 from lion_ray.discrimination.quality import settings
 from lion_ray.evaluation.benchmarks.protocol import Question, load_suite
 from lion_ray.evaluation.benchmarks.recorded import read_outputs, score
@@ -23,7 +24,7 @@ from lion_ray.evaluation.pairwise.questions import OpenQuestion, read_questions
 from lion_ray.evaluation.pairwise.run import PairwisePlan, compare
 from lion_ray.evaluation.pairwise.table import notes, relative_tables
 from lion_ray.evaluation.participants import Participant
-from lion_ray.evaluation.session import Place, place_of
+from lion_ray.evaluation.session import Place, place_of, session
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget
@@ -301,3 +302,16 @@ async def test_vicunas_questions_and_the_252(stub: StubAPI, tmp_path: Path) -> N
         assert found["relative"]["ratio"] == 0.5
         known: list[OpenQuestion] = read_questions(suite, path)
         assert set(found["by_category"]) == {one.category for one in known}
+
+
+async def test_two_commands_at_one_evaluation_would_buy_it_twice(tmp_path: Path) -> None:
+    place = Place(RunStore(str(tmp_path)), "", str(tmp_path / "journal"), "student/eval")
+    progress = Progress(io.StringIO())
+    async with session(place, "own", progress, [], 1.0):
+        with pytest.raises(RunConflictError, match="own: another command is at this evaluation"):
+            async with session(place, "own", progress, [], 1.0):
+                raise AssertionError("two hold the cap")
+        async with session(place, "another", progress, [], 1.0):
+            pass
+    async with session(place, "own", progress, [], 1.0):
+        pass

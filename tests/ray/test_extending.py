@@ -93,7 +93,7 @@ def test_a_run_of_the_page_s_own_parts(tmp_path: Path, one_cluster: Cluster) -> 
     filtered = store.stage("answers-0/filtered").manifest() or {}
     assert filtered["filtered"] == {"an apology": 1}
     measured = store.read_json("iteration-1/checkpoint/model/training.json")
-    assert measured["metrics"]["rows"] == len(POOL) - 1
+    assert measured["metrics"]["samples"] == len(POOL) - 1
 
     assert (tmp_path / "objective").read_text() == "3.0"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lion_ray.core.leftovers import scratch_folder
 from lion_ray.gateway import keys
-from lion_ray.gateway.keys import PREFIX, read_key, remove_leftovers, set_aside
+from lion_ray.gateway.keys import PREFIX, read_key, set_aside
 
 KEY = "sk-a-key-that-nobody-has"
 
@@ -67,9 +68,11 @@ def test_what_a_killed_driver_left_is_removed_and_a_living_one_s_is_not(tmp_path
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
         file = Path(driver.stdout.readline().decode().strip())
-        remove_leftovers()
+        scratch_folder(PREFIX, tmp_path)
         assert file.is_file(), "its driver lives"
         driver.kill()
     assert file.is_file()
-    remove_leftovers()
-    assert list(tmp_path.glob(f"{PREFIX}*")) == []
+    scratch_folder(PREFIX, tmp_path, kept_s=3600)
+    assert file.is_file(), "it may still be looked at"
+    scratch_folder(PREFIX, tmp_path)
+    assert not file.parent.exists()
