@@ -34,6 +34,7 @@ from lion_ray.core.records import OK
 from lion_ray.core.step_log import StepLog
 from lion_ray.core.store import RunStore
 from lion_ray.imitation.objectives import load_objective
+from lion_ray.imitation.pairs import pairs
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.models.machine import cores
 
@@ -153,9 +154,13 @@ def _worker(job: dict[str, Any]) -> None:
     try:
         if last is not None:
             last.to_directory(str(restore))
+        objective = load_objective(job["config"].objective, job["base_dir"])
+        rows = read_rows(store, job["rows"], job.get("kept", ()), objective.columns)
+        if objective.min_gap is not None:
+            rows += read_pairs(store, job.get("judged", ()), objective.min_gap)
         train(
             spec,
-            rows=read_rows(store, job["rows"], job.get("kept", ()), objective_columns(job)),
+            rows=rows,
             heldout_rows=read_rows(store, job["heldout"]),
             report=report,
             restore=restore,
@@ -167,11 +172,6 @@ def _worker(job: dict[str, Any]) -> None:
             shutil.rmtree(restore, ignore_errors=True)
     if leads:
         store.adopt_folder(output, job["target"])
-
-
-def objective_columns(job: dict[str, Any]) -> tuple[str, ...]:
-    """What the objective needs of a row beside its texts."""
-    return load_objective(job["config"].objective, job["base_dir"]).columns
 
 
 def read_rows(
@@ -209,3 +209,8 @@ def read_rows(
                     }
                 )
     return rows
+
+
+def read_pairs(store: RunStore, parts: Sequence[tuple[str, str, str, str]], min_gap: float) -> list[dict[str, Any]]:
+    """Pairs for a fit; of each part the instructions, both answers and the verdicts (`imitation.pairs`)."""
+    return [row for part in parts for row in pairs(*(store.read_table(name) for name in part), min_gap=min_gap)]

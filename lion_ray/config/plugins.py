@@ -50,6 +50,26 @@ class CrossEntropyConfig(Section):
     """Cross-entropy of the answer's tokens."""
 
 
+class PreferenceConfig(Section):
+    """Direct preference optimisation on the verdicts of the iteration before, beside the new answers.
+
+    From the second iteration on, each Cache Pool row on which the judge's gap is at least `min_gap` is trained on as a
+    pair: the better answer is raised above the worse one, relative to the student before the fit. The new answers are
+    imitated as ever. It adds no call. Source: arXiv 2305.18290.
+    """
+
+    type: Literal["preference"]
+    """Preference pairs from the verdicts that discrimination has bought."""
+    beta: float = Field(0.1, gt=0)
+    """How far the student may move from the student before the fit: less moves further."""
+    sft_weight: float = Field(1.0, ge=0)
+    """Weight of the cross-entropy of a pair's better answer, which keeps its probability from falling."""
+    length_normalised: bool = False
+    """Divide log-probabilities by the answer's number of tokens; beta is then of the order of 1 to 10."""
+    min_gap: float = Field(1.0, gt=0)
+    """The least gap between the scores of teacher and student that makes a pair."""
+
+
 class PairwiseJudgeConfig(Section):
     """Two scores from 1 to 10, asked in both orders of the answers (paper, section 3.2)."""
 
@@ -89,7 +109,9 @@ class PatternFilterConfig(Section):
 
 
 ObjectiveConfig = Annotated[
-    Annotated[CrossEntropyConfig, Tag("cross_entropy")] | Annotated[Own, Tag(OWN)],
+    Annotated[CrossEntropyConfig, Tag("cross_entropy")]
+    | Annotated[PreferenceConfig, Tag("preference")]
+    | Annotated[Own, Tag(OWN)],
     by_kind,
 ]
 """What a fit minimises."""

@@ -45,6 +45,8 @@ class IterationResult:
 
     iteration: int
     train_rows: int | None = None
+    pairs: int | None = None
+    """Of a better and a worse answer, trained on beside these rows (`preference`)."""
     cache_rows: int | None = None
     hard: int | None = None
     easy: int | None = None
@@ -211,7 +213,7 @@ def results_table(found: list[IterationResult]) -> Table:
         accepted = sum(entry["accepted"] for entry in one.generation.values())
         table.add_row(
             str(one.iteration) if one.iteration else "0 (base model)",
-            _number(one.train_rows),
+            _number(one.train_rows) + (f" + {one.pairs} pairs" if one.pairs else ""),
             _number(one.cache_rows),
             "–" if one.hard is None else f"{one.hard} / {one.easy}",
             str(accepted) if one.generation else "–",

@@ -34,7 +34,7 @@ def checks(facts: Facts) -> Section | None:
         figures.append(_figure(f"check-{number}", name, values, last, teacher))
     rows = [
         (
-            str(iteration) if iteration else "0\u00a0(as\u00a0it\u00a0came)",
+            str(iteration) if iteration else "0\u00a0(base\u00a0model)",
             *_cells(found, names),
             _change(found["gain"]),
             _change(found["gain_over_base"]),

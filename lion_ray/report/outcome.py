@@ -35,8 +35,8 @@ def by_iteration(facts: Facts) -> Table:
         accepted = sum(kind["accepted"] for kind in one.generation.values())
         rows.append(
             (
-                str(one.iteration) if one.iteration else "0\u00a0(as\u00a0it\u00a0came)",
-                count(one.train_rows),
+                str(one.iteration) if one.iteration else "0\u00a0(base\u00a0model)",
+                count(one.train_rows) + (f" + {one.pairs:,} pairs" if one.pairs else ""),
                 count(one.cache_rows),
                 f"{count(one.hard)} / {count(one.easy)}",
                 count(accepted) if one.generation else count(None),

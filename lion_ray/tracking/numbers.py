@@ -45,7 +45,7 @@ def numbers(result: IterationResult) -> dict[str, float]:
 
 
 def _numbers(result: IterationResult) -> Iterator[tuple[str, float | None]]:
-    for name in ("train_rows", "cache_rows", "hard", "easy"):
+    for name in ("train_rows", "pairs", "cache_rows", "hard", "easy"):
         yield name, getattr(result, name)
     yield "quarantined", sum(result.quarantined.values())
     yield "filtered", sum(result.filtered.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig, Own
+from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig, Own, PreferenceConfig
 from lion_ray.core.plugins import make
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ def load_objective(config: ObjectiveConfig, base_dir: Path) -> Objective:
     if isinstance(config, Own):
         found = make(config.import_path, config.options, base_dir, f"{KEY}.import_path", "loss", "count")
         found.columns = tuple(getattr(found, "columns", ()))
+        found.min_gap = getattr(found, "min_gap", None)
         return cast("Objective", found)
+    if isinstance(config, PreferenceConfig):
+        from lion_ray.imitation.objectives.preference import Preference
+
+        return Preference(config)
     assert isinstance(config, CrossEntropyConfig)
     from lion_ray.imitation.objectives.cross_entropy import CrossEntropy
 

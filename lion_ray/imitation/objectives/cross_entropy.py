@@ -15,6 +15,7 @@ class CrossEntropy:
     """-log p(token | what is before it), over the labelled tokens."""
 
     columns: tuple[str, ...] = ()
+    min_gap: float | None = None
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
         return F.cross_entropy(logits(batch), batch.targets, reduction="sum")

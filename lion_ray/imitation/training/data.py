@@ -31,6 +31,8 @@ from lion_ray.models.prompter import Prompter
 
 EMPTY_PROMPT = "empty prompt"
 PROMPT_TOO_LONG = "prompt too long"
+REFERENCE = "reference log-probabilities"
+"""The column of a pair with the log-probabilities of both answers before the fit (`reference`)."""
 
 
 class Row(NamedTuple):
@@ -43,6 +45,9 @@ class Row(NamedTuple):
     """The whole conversation, where it is more than the instruction."""
     columns: Mapping[str, Any] = {}
     """What else an objective needs of the row, by name."""
+    rejected: str | None = None
+    """A worse answer, for an objective that compares."""
+    rejected_finish_reason: str | None = "stop"
 
 
 AnyRow = Mapping[str, Any] | Sequence[Any]
@@ -58,6 +63,13 @@ class Sample(NamedTuple):
     """What an objective needs beside the tokens, by name."""
     spans: tuple[tuple[int, int], ...] = ()
     """Earlier answers that carry labels too: (from, up to), before `prompt`, in order."""
+    rejected: Sample | None = None
+    """The same prompt with the worse answer, where the row is a pair: both lie in one packed row."""
+
+    @property
+    def size(self) -> int:
+        """Tokens, with those of the worse answer."""
+        return len(self.ids) + (len(self.rejected.ids) if self.rejected is not None else 0)
 
     @property
     def labels(self) -> list[int]:
@@ -83,11 +95,13 @@ class Batch:
     """[N]: those next tokens."""
     sample: torch.Tensor
     """[N]: the number of the sample that each of them belongs to, in the batch's order."""
+    rejected: torch.Tensor
+    """[N]: 1 for a token of a pair's worse answer, else 0."""
     columns: list[Mapping[str, Any]] = field(default_factory=list)
     """Of each sample, what the objective asked for."""
 
     def to(self, device: torch.device) -> Batch:
-        names = ("input_ids", "position_ids", "positions", "targets", "sample")
+        names = ("input_ids", "position_ids", "positions", "targets", "sample", "rejected")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -109,7 +123,8 @@ def as_row(row: AnyRow) -> Row:
     if isinstance(row, Mapping):
         others = {name: value for name, value in row.items() if name not in Row._fields}
         messages = tuple(row.get("messages") or ())
-        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others)
+        worse = (row.get("rejected"), row.get("rejected_finish_reason", "stop"))
+        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others, *worse)
     result = Row(*row)
     if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
         raise TypeError("instruction and answer must be texts")
@@ -130,6 +145,8 @@ def encode(
     samples, dropped = [], Counter[str]()
     for row in map(as_row, rows):
         sample = _encode_row(row, prompter, max_length, truncated)
+        if isinstance(sample, Sample) and row.rejected is not None:
+            sample = _with_rejected(sample, row, prompter, max_length)
         if isinstance(sample, Sample) and loss_on == "answer":
             sample = sample._replace(spans=())
         if isinstance(sample, str):
@@ -159,12 +176,25 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     return Sample(prompt + answer[:room], len(prompt), row.columns, tuple(spans))
 
 
+def _with_rejected(sample: Sample, row: Row, prompter: Prompter, max_length: int) -> Sample | str:
+    """The pair; or why its worse answer cannot be used. One that is cut off can: nothing is learned of its end."""
+    assert row.rejected is not None
+    other = row._replace(answer=row.rejected, finish_reason=row.rejected_finish_reason, rejected=None)
+    worse = _encode_row(other, prompter, max_length, "keep")
+    if isinstance(worse, str):
+        return f"rejected answer: {worse}"
+    # Earlier turns are the same in both: they carry labels once.
+    return sample._replace(rejected=worse._replace(columns={}, spans=()))
+
+
 def digest(samples: Iterable[Sample]) -> str:
     """Hex digits that name these samples in this order."""
     state = hashlib.sha256()
     for sample in samples:
         more = [place for span in sample.spans for place in span]  # none in a row of a single turn
         state.update(array("q", [len(sample.ids), sample.prompt, *sample.ids, *more]).tobytes())
+        if sample.rejected is not None:
+            state.update(array("q", [len(sample.rejected.ids), *sample.rejected.ids]).tobytes())
     return state.hexdigest()[:16]
 
 
@@ -191,16 +221,18 @@ def step_batches(n_samples: int, epochs: int, batch_size: int, seed: int, start:
 
 
 def pack(samples: Sequence[Sample], max_length: int) -> list[list[Sample]]:
-    """Rows of samples, at most `max_length` tokens in each: first fit, longest sample first.
+    """Rows of samples, at most `max_length` tokens in each: first fit, longest sample first. A longer pair has a row to
+    itself.
 
     Of as few rows as that takes, then as short as that many can be: a batch is padded to its longest row.
     """
-    ordered = sorted(samples, key=lambda sample: -len(sample.ids))
+    ordered = sorted(samples, key=lambda sample: -sample.size)
+    max_length = max([max_length, *(sample.size for sample in ordered[:1])])
     rows = _first_fit(ordered, max_length)
     if not rows:
         return rows
     # Below this nothing fits; what is found above it need not be the least, as first fit is only a good guess.
-    shortest = max(len(ordered[0].ids), -(-sum(len(sample.ids) for sample in ordered) // len(rows)))
+    shortest = max(ordered[0].size, -(-sum(sample.size for sample in ordered) // len(rows)))
     longest = max_length
     while shortest < longest:
         tried = (shortest + longest) // 2
@@ -216,7 +248,7 @@ def _first_fit(ordered: Sequence[Sample], length: int) -> list[list[Sample]]:
     rows: list[list[Sample]] = []
     room: list[int] = []
     for sample in ordered:
-        size = len(sample.ids)
+        size = sample.size
         row = next((i for i, left in enumerate(room) if left >= size), None)
         if row is None:
             row = len(rows)
@@ -229,25 +261,30 @@ def _first_fit(ordered: Sequence[Sample], length: int) -> list[list[Sample]]:
 
 def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
     """One batch of packed rows, padded to the longest; no rows at all make a batch of one padding token."""
-    width = max((sum(len(s.ids) for s in row) for row in rows), default=1)
+    width = max((sum(sample.size for sample in row) for row in rows), default=1)
     ids: list[list[int]] = []
     places: list[list[int]] = []
     positions: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
+    worse: list[int] = []
     columns: list[Mapping[str, Any]] = []
     for number, row in enumerate(rows or [[]]):
         row_ids: list[int] = []
         row_places: list[int] = []
         for sample in row:
-            offset = number * width + len(row_ids)
-            labels = sample.labels
-            positions.extend(offset + place - 1 for place in labels)
-            targets.extend(sample.ids[place] for place in labels)
-            owners.extend([len(columns)] * len(labels))
+            for rejected, answer in enumerate((sample, sample.rejected)):
+                if answer is None:
+                    continue
+                offset = number * width + len(row_ids)
+                labels = answer.labels
+                positions.extend(offset + place - 1 for place in labels)
+                targets.extend(answer.ids[place] for place in labels)
+                owners.extend([len(columns)] * len(labels))
+                worse.extend([rejected] * len(labels))
+                row_ids += answer.ids
+                row_places += range(len(answer.ids))
             columns.append(sample.columns)
-            row_ids += sample.ids
-            row_places += range(len(sample.ids))
         padding = width - len(row_ids)
         ids.append(row_ids + [0] * padding)
         places.append(row_places + list(range(padding)))
@@ -257,5 +294,6 @@ def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
         torch.tensor(positions, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
+        torch.tensor(worse, dtype=torch.long),
         columns,
     )

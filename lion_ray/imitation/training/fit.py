@@ -44,6 +44,7 @@ from lion_ray.imitation.training.model import (
     shard,
 )
 from lion_ray.imitation.training.output import evaluate_loss
+from lion_ray.imitation.training.reference import log_probabilities, with_reference
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.models.machine import resolve_precision
@@ -120,8 +121,11 @@ def _train(
         if heldout_before is None:
             heldout_before = evaluate_loss(model, heldout, spec, device, world)
         progress.heldout_before = heldout_before
+        if objective.min_gap is not None:
+            progress.reference = log_probabilities(model, samples, spec, device, world)
     else:
         progress = state.read_progress(restore, fingerprint)
+    samples = with_reference(samples, progress.reference)
 
     model = _prepare(model, spec, world, device)
     optimizer = torch.optim.AdamW(
@@ -138,6 +142,7 @@ def _train(
     metrics = {
         "steps": progress.step,
         "samples": len(samples),
+        "pairs": sum(sample.rejected is not None for sample in samples),
         "dropped": dropped,
         "heldout_samples": len(heldout),
         "heldout_dropped": heldout_dropped,
@@ -219,7 +224,7 @@ def _run(
         loss, norm, positions = _step(spec, packed, logits, objective, optimizer, world, device)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}")
-        tokens = sum(len(samples[i].ids) for i in indices)
+        tokens = sum(samples[i].size for i in indices)
         seconds = time.monotonic() - began
         spent += seconds
 

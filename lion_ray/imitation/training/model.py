@@ -131,7 +131,7 @@ def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) ->
 def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None:
     """Raise ModelError where a sample is longer than the model has positions."""
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(sample.ids) for sample in samples), default=0)
+    longest = max((len(one.ids) for sample in samples for one in (sample, sample.rejected) if one), default=0)
     if isinstance(known, int) and longest > known > 0:
         raise ModelError(
             f"imitation.max_length is {max_length}, and the model has {known} positions: an answer with its prompt "
@@ -188,7 +188,8 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
     That is the words of another sample in its row (recurrent models, or masks that are made from a padding mask), that
     anything is packed before it at all, or later words of its own sample (encoders such as BERT).
     """
-    first, second = (sorted(samples, key=lambda s: len(s.ids)) * 2)[:2]
+    single = [sample._replace(rejected=None) for sample in samples]
+    first, second = (sorted(single, key=lambda s: len(s.ids)) * 2)[:2]
     logits = LabelledLogits(model.eval())
     whole: Any = model
     vocabulary = int(whole.get_input_embeddings().num_embeddings)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -47,6 +47,8 @@ class Progress:
     first_loss: float = 0.0
     last_loss: float = 0.0
     heldout_before: float | None = None
+    reference: list[tuple[float, float]] = field(default_factory=list)
+    """Of each pair, both answers' log-probabilities before the fit."""
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lion_ray.config.plugins import PreferenceConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import TrainingError
 from lion_ray.core.store import Manifest, RunStore
@@ -80,9 +81,12 @@ class FineTuning(Stage):
         return metrics | {"fit_seconds": metrics["seconds"]} | since(began)
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
-        rows = planner.train_rows(iteration)
-        steps = math.ceil(rows / planner.config.imitation.batch_size) * planner.config.imitation.epochs
-        seconds = planner.local.fit(rows, planner.pool.mean) if planner.local else None
+        rows, config = planner.train_rows(iteration), planner.config.imitation
+        # How many verdicts are clear enough nobody knows before they are there: half of them is a guess.
+        paired = isinstance(config.objective, PreferenceConfig) and iteration > 1
+        pairs = planner.cache_rows(iteration - 1) // 2 if paired else 0
+        steps = math.ceil((rows + pairs) / config.batch_size) * config.epochs
+        seconds = planner.local.fit(rows + 2 * pairs, planner.pool.mean) if planner.local else None
         return replace(planner.stage(self, iteration, rows), steps=steps, local_s=seconds)
 
     def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
@@ -91,6 +95,7 @@ class FineTuning(Stage):
             "loss_before": found.get("heldout_loss_before"),
             "loss_after": found.get("heldout_loss_after"),
             "loss_served": found.get("heldout_loss_served"),
+            "pairs": found.get("pairs"),
             "model": store.path(layout.model(iteration)),
         }
 
@@ -114,6 +119,7 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "target": layout.model(iteration),
         "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
         "kept": _kept(run, train_pool(iteration)),
+        "judged": judged_parts(run, iteration - 1),
         "heldout": [(shard.instructions, shard.answers) for shard in run.pool(layout.HELDOUT)],
         "config": config,
         "prompt": run.config.student.prompt,
@@ -124,6 +130,20 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
     if (previous := run.store.stage(layout.checkpoint(iteration - 1)).manifest()) is not None:
         job["heldout_before"] = previous["heldout_loss_after"]
     return job
+
+
+def judged_parts(run: Run, iteration: int) -> list[tuple[str, str, str, str]]:
+    """Of each part of the Cache Pool that an iteration judged: instructions, both answers and verdicts; none where it
+    judged none."""
+    verdicts, student = (
+        run.store.stage(folder) for folder in (layout.verdicts(iteration), layout.student_answers(iteration))
+    )
+    if verdicts.manifest() is None:
+        return []
+    return [
+        (shard.instructions, shard.answers, student.part_name(index), verdicts.part_name(index))
+        for index, shard in enumerate(run.cache(iteration))
+    ]
 
 
 def _kept(run: Run, pool: int) -> list[str]:

@@ -1,0 +1,54 @@
+"""Direct preference optimisation on verdicts that were bought for discrimination, with a supervised term.
+
+Sources: Rafailov et al., Direct Preference Optimization (arXiv 2305.18290), equation 7; the supervised term against
+falling likelihoods of both answers is that of RPO (arXiv 2404.19733), equation 1; the length-normalised form divides
+each log-probability by its answer's tokens, as in SimPO (arXiv 2405.14734), and keeps the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from lion_ray.config.plugins import PreferenceConfig
+from lion_ray.imitation.objectives.base import Logits
+from lion_ray.imitation.training.data import REFERENCE, Batch, Sample
+
+
+class Preference:
+    """A row of one answer costs its mean cross-entropy per token; a pair of a chosen answer c and a rejected r costs
+
+        -log sigmoid(beta * [(log p(c) - log p_ref(c)) - (log p(r) - log p_ref(r))]) + sft_weight * -log p(c) / |c|
+
+    where p_ref is the student before the fit. A step is the mean over its rows and pairs.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, config: PreferenceConfig) -> None:
+        self._config = config
+        self.min_gap: float | None = config.min_gap
+
+    def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
+        per_token = -F.cross_entropy(logits(batch), batch.targets, reduction="none")
+        count = len(batch.columns)
+        place = 2 * batch.sample + batch.rejected
+        sums = per_token.new_zeros(2 * count).index_add(0, place, per_token).view(count, 2)
+        lengths = torch.bincount(place, minlength=2 * count).view(count, 2)
+        supervised = -sums[:, 0] / lengths[:, 0]
+        paired = [number for number, columns in enumerate(batch.columns) if REFERENCE in columns]
+        alone = [number for number in range(count) if REFERENCE not in batch.columns[number]]
+        if not paired:
+            return supervised.sum()
+        before = sums.new_tensor([batch.columns[number][REFERENCE] for number in paired])
+        gained = sums[paired] - before
+        if self._config.length_normalised:
+            gained = gained / lengths[paired]
+        margin = gained[:, 0] - gained[:, 1]
+        pairs = -F.logsigmoid(self._config.beta * margin) + self._config.sft_weight * supervised[paired]
+        return supervised[alone].sum() + pairs.sum()
+
+    def count(self, samples: Iterable[Sample]) -> float:
+        return sum(1 for _ in samples)
