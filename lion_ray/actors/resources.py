@@ -1,8 +1,13 @@
-"""What the cluster has, what a run waits for, and where its actors go."""
+"""What the cluster has, what a run waits for, and where its actors go.
+
+Invariant: a role actor asks for no CPU, and Ray would put such an actor on any node: on a head that has no keys and is
+to run nothing, or on a GPU node, which the autoscaler then cannot take away. So none is started without `for_roles`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,6 +30,21 @@ def group_waits(bundle: Mapping[str, float], count: int) -> bool:
         group["state"] == "PENDING" and list(group["bundles"].values()) == [wanted] * count
         for group in ray.util.placement_group_table().values()
     )
+
+
+ROLES = "lion_ray_roles"
+"""A resource of nodes: where a cluster has it, role actors run on the nodes that do, and nowhere else. `cluster/` gives
+it to the machines that hold the endpoints' keys."""
+
+
+def for_roles() -> dict[str, Any]:
+    """Options of a role actor: spread over the nodes with `ROLES`; where the cluster has none, on the driver's node.
+
+    That node has the keys, as the driver has looked for them there, and if it is lost the run ends anyway.
+    """
+    if ray.cluster_resources().get(ROLES):
+        return {"resources": {ROLES: 0.001}, "scheduling_strategy": "SPREAD"}
+    return {"scheduling_strategy": beside_the_driver()}
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:

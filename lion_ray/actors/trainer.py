@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, LionError, TrainingError, as_raised
+from lion_ray.core.leftovers import scratch_folder
 from lion_ray.core.records import OK
 from lion_ray.core.step_log import StepLog
 from lion_ray.core.store import RunStore
@@ -123,7 +124,8 @@ def _worker(job: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, cores() // job["workers"]))
     # Beside its final place where that is a local folder, so that adopting it is one rename.
-    output = Path(store.path(job["target"])) if store.is_local else Path(tempfile.mkdtemp()) / "model"
+    scratch = None if store.is_local else scratch_folder("lion-ray-fit-")
+    output = Path(store.path(job["target"])) if scratch is None else scratch / "model"
     spec = TrainSpec.of(
         job["config"],
         model_dir=str(job["start"].fetch(store, job["base_dir"])),
@@ -150,10 +152,8 @@ def _worker(job: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))
 
     last = ray.train.get_checkpoint()
-    restore = Path(tempfile.mkdtemp(prefix="lion-ray-restore-")) if last else None
-    try:
-        if last is not None:
-            last.to_directory(str(restore))
+    # Where it has to be copied, the processes of a machine share the copy.
+    with last.as_directory() if last else nullcontext() as restore:
         objective = load_objective(job["config"].objective, job["base_dir"])
         rows = read_rows(store, job["rows"], job.get("kept", ()), objective.columns)
         if objective.min_gap is not None:
@@ -163,15 +163,14 @@ def _worker(job: dict[str, Any]) -> None:
             rows=rows,
             heldout_rows=read_rows(store, job["heldout"]),
             report=report,
-            restore=restore,
+            restore=Path(restore) if restore else None,
             device=ray.train.torch.get_device() if torch.cuda.is_available() else None,
             heldout_before=job.get("heldout_before"),
         )
-    finally:
-        if restore is not None:
-            shutil.rmtree(restore, ignore_errors=True)
     if leads:
         store.adopt_folder(output, job["target"])
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_rows(

@@ -147,6 +147,11 @@ def progress(stage: str) -> str:
     return f"{stage}/{PROGRESS}"
 
 
+def fit(number: int) -> str:
+    """The checkpoints within an iteration's fit, until that is committed."""
+    return f"{FITS}/{iteration(number)}"
+
+
 def steps(stage: str, number: int) -> str:
     """A file with some of the steps of a fit (`core.step_log`)."""
     return f"{stage}/steps/{number:05d}.jsonl"

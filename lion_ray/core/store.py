@@ -30,6 +30,7 @@ from pyarrow import fs
 from lion_ray.core import layout
 from lion_ray.core.addresses import below
 from lion_ray.core.attempts import Fence, read_attempt
+from lion_ray.core.copies import copied
 from lion_ray.core.durable import make_folder, sync_path
 from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError
 from lion_ray.core.sealed import Record, from_json, from_parquet, seal, sha256, to_parquet
@@ -241,6 +242,11 @@ class RunStore:
         with self._reading(name), suppress(FileNotFoundError):
             self._patiently(lambda: self._fs.delete_file(self.path(name)))
 
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder that may be there, with all that is in it."""
+        with self._reading(name), suppress(FileNotFoundError):
+            self._patiently(lambda: self._fs.delete_dir(self.path(name)))
+
     def names(self, folder: str) -> list[str]:
         """The visible names in `folder`, sorted; none where it does not exist."""
         return sorted(name for name, _ in self.entries(folder) if not name.startswith("."))
@@ -267,14 +273,22 @@ class RunStore:
         """`name` as a folder on this machine: itself where the store is local, else a copy under `cache`."""
         if self.is_local:
             return Path(self.path(name))
-        target = cache / uuid.uuid5(uuid.NAMESPACE_URL, f"{self.root}/{name}").hex
-        if not target.exists():
-            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            aside.mkdir(parents=True)  # an object store has no folders, and names none to be made
-            with self._reading(name):
-                self._patiently(lambda: fs.copy_files(self.path(name), str(aside), source_filesystem=self._fs))
-            aside.rename(target)
-        return target
+        selector = fs.FileSelector(self.path(name), recursive=True)
+        with self._reading(name):
+            found = self._patiently(lambda: self._fs.get_file_info(selector))
+            files = [one for one in found if one.type == fs.FileType.File]
+            sizes = {one.path.removeprefix(f"{self.path(name)}/"): int(one.size) for one in files}
+            # Of a folder without sums, its files' times have to do.
+            content: dict[str, object] = {"sizes": sizes}
+            if (sums := self.read_record(f"{name}{SUMS}")) is not None:
+                content["sums"] = dict(sums)
+            else:
+                content["of"] = [self.root, name, {one.path: one.mtime_ns for one in files}]
+
+            def fetch(folder: Path) -> None:
+                self._patiently(lambda: fs.copy_files(self.path(name), str(folder), source_filesystem=self._fs))
+
+            return copied(content, sizes, cache, fetch)
 
     def copy_out(self, name: str, target: Path) -> None:
         """Copy a file to a path on this machine.

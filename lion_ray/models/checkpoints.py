@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from lion_ray.config import RunConfig
 from lion_ray.core import layout
+from lion_ray.core.copies import copies_folder
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import RunStore
 
@@ -96,5 +96,5 @@ def find_student(store: RunStore, iteration: int | None = None, say: Callable[[s
     else:
         which = "any iteration" if iteration is None else f"iteration {iteration}"
         raise ConfigError(f"{store.root}: there is no checkpoint of {which} yet")
-    folder = store.local_folder(layout.model(number), cache=Path(tempfile.gettempdir()))
+    folder = store.local_folder(layout.model(number), cache=copies_folder())
     return Student(config, folder, base_dir, layout.iteration(number), number)

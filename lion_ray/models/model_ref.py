@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lion_ray.core.copies import copies_folder
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import tell
 from lion_ray.models.resolve import resolve_model
@@ -23,11 +23,5 @@ class ModelRef:
     def fetch(self, store: RunStore, base_dir: Path) -> Path:
         """The weights' folder on this machine."""
         if self.folder:
-            return store.local_folder(self.folder, cache=_scratch())
+            return store.local_folder(self.folder, cache=copies_folder())
         return Path(resolve_model(self.source, base_dir=base_dir, progress=tell))
-
-
-def _scratch() -> Path:
-    folder = Path(os.environ.get("TMPDIR", "/tmp")) / "lion-ray-checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -24,7 +24,7 @@ from lion_ray.actors.budget import LedgerActor
 from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
-from lion_ray.actors.resources import beside_the_driver
+from lion_ray.actors.resources import beside_the_driver, for_roles
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
@@ -62,7 +62,8 @@ class ActorGroup:
         def named(endpoint: str) -> tuple[str, ...]:
             return proxy_names(run_name, endpoint, config.endpoints[endpoint].proxies)
 
-        self.run_store: Any = RunStoreActor.options(name=f"{run_name}/run_store").remote(store)
+        roles = for_roles()
+        self.run_store: Any = RunStoreActor.options(name=f"{run_name}/run_store", **roles).remote(store)
         ledger = f"{run_name}/ledger"
         self.ledger: Any = LedgerActor.options(name=ledger, scheduling_strategy=beside_the_driver()).remote(
             config.budget and config.budget.usd
@@ -73,7 +74,7 @@ class ActorGroup:
             own = endpoint == config.teacher.endpoint
             fallbacks = tuple(named(other) for other in config.teacher.fallbacks) if own else ()
             self.proxies[endpoint] = [
-                TeacherActor.options(name=name).remote(
+                TeacherActor.options(name=name, **roles).remote(
                     ProxySettings(
                         endpoint=endpoint,
                         name=name,
@@ -96,10 +97,10 @@ class ActorGroup:
         # Proxies go by their names: a handle among its arguments would keep Ray from restarting an actor.
         judge, writer = config.referee.endpoint, config.generator.endpoint
         structured, tau = config.endpoints[judge].json_schema, config.discrimination.tau
-        self.referee: Any = RefereeActor.options(name=f"{run_name}/referee").remote(
+        self.referee: Any = RefereeActor.options(name=f"{run_name}/referee", **roles).remote(
             config.referee, named(judge), structured, base_dir, config.seed, tau
         )
-        self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator").remote(
+        self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator", **roles).remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
         self.reporter = Reporter(store, progress, write_report)

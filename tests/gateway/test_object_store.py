@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
-from lion_ray.core import attempts
+from lion_ray.core import attempts, copies
 from lion_ray.core.addresses import below
 from lion_ray.core.attempts import Fence
 from lion_ray.core.errors import InfrastructureError, RunConflictError
@@ -59,6 +61,80 @@ def test_a_checkpoint_goes_there_and_comes_back(bucket: str, tmp_path: Path) -> 
     found = store.local_folder("iteration-1/checkpoint/model", cache=tmp_path / "cache")
     assert (found / "weights.safetensors").read_bytes() == b"x" * 100_000
     assert (found / "deeper" / "config.json").read_text() == "{}"
+
+
+def adopted(store: RunStore, folder: Path, weights: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(weights)
+    store.adopt_folder(folder, "iteration-1/checkpoint/model")
+
+
+def test_engines_and_workers_of_a_machine_fetch_a_checkpoint_once(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore(f"{bucket}/at-once")
+    adopted(store, tmp_path / "made", b"x" * 1_000_000)
+    fetched: list[str] = []
+    copy_files = fs.copy_files
+
+    def counted(*arguments: Any, **more: Any) -> None:
+        fetched.append(str(arguments[1]))
+        copy_files(*arguments, **more)
+
+    monkeypatch.setattr(fs, "copy_files", counted)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: store.local_folder("iteration-1/checkpoint/model", tmp_path / "c"), range(6)))
+    assert len(set(found)) == len(fetched) == 1
+    assert (found[0] / "weights.safetensors").stat().st_size == 1_000_000
+
+
+def test_a_run_made_again_under_its_name_has_its_own_weights(bucket: str, tmp_path: Path) -> None:
+    store = RunStore(f"{bucket}/again")
+    adopted(store, tmp_path / "first", b"old weights")
+    old = store.local_folder("iteration-1/checkpoint/model", tmp_path / "cache")
+    adopted(store, tmp_path / "second", b"new weights")
+    new = store.local_folder("iteration-1/checkpoint/model", tmp_path / "cache")
+    assert (old / "weights.safetensors").read_bytes() == b"old weights"
+    assert (new / "weights.safetensors").read_bytes() == b"new weights"
+
+
+def test_a_copy_that_did_not_arrive_whole_is_none(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(f"{bucket}/torn")
+    adopted(store, tmp_path / "made", b"x" * 1000)
+
+    def torn(source: str, target: str, **_: Any) -> None:
+        (Path(target) / "weights.safetensors").write_bytes(b"x" * 10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "copy_files", torn)
+        with pytest.raises(InfrastructureError, match=r"weights.safetensors: it did not arrive whole"):
+            store.local_folder("iteration-1/checkpoint/model", tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    found = store.local_folder("iteration-1/checkpoint/model", tmp_path / "cache")
+    assert (found / "weights.safetensors").stat().st_size == 1000
+
+
+def test_copies_that_are_not_used_any_more_are_removed(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, found = tmp_path / "cache", []
+    for number in range(copies.KEPT + 2):
+        store = RunStore(f"{bucket}/unused-{number}")
+        adopted(store, tmp_path / f"made-{number}", b"%d" % number)
+        found.append(store.local_folder("iteration-1/checkpoint/model", cache))
+    assert all(path.exists() for path in found), "each was used within the hour"
+    for age, path in enumerate(reversed(found)):
+        os.utime(path, (time.time() - 2 * copies.UNUSED_S - age,) * 2)
+    store.local_folder("iteration-1/checkpoint/model", cache)
+    assert [path.exists() for path in found] == [False, False, *[True] * copies.KEPT]
+
+
+def test_nobody_else_can_put_a_copy_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert copies.copies_folder().stat().st_mode & 0o777 == 0o700
+    copies.copies_folder().chmod(0o777)
+    with pytest.raises(InfrastructureError, match="this user alone"):
+        copies.copies_folder()
 
 
 @pytest.fixture

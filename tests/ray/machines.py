@@ -17,6 +17,7 @@ import ray
 from ray._private import state as cluster_state
 from ray.cluster_utils import Cluster
 
+from lion_ray.actors.resources import ROLES
 from lion_ray.core.process_guard import descendants
 from lion_ray.inference.server import free_port
 from tests.ray.harness import wait_until_gone
@@ -36,7 +37,7 @@ class Machines:
         return {"RAY_ADDRESS": self._cluster.address}
 
     def add(self, *, cpus: int = 4, gpus: int = 0, short_of_memory: bool = False) -> Any:
-        """A node more; returns it once the cluster knows it.
+        """A node more; returns it once the cluster knows it. Role actors may run on one without GPUs.
 
         `short_of_memory`: the node's own monitor finds that its machine is, and ends whatever runs on that node.
         """
@@ -48,6 +49,7 @@ class Machines:
             node = self._cluster.add_node(
                 num_cpus=cpus,
                 num_gpus=gpus,
+                resources={} if gpus else {ROLES: 1},
                 runtime_env_dir_name=f"runtime_resources_{self._made}",
                 **ports(),
             )

@@ -13,6 +13,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from lion_ray.actors.resources import ROLES
 from tests.unit.kuberay import RESOURCES
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,7 @@ def test_clouds_start_without_gpus_on_spot_machines(cloud: str) -> None:
     assert (types["gpu"]["min_workers"], types["roles"]["min_workers"]) == (0, 1)
     assert "spot" in json.dumps(types["gpu"]["node_config"]).lower()
     assert "spot" not in json.dumps(types["roles"]["node_config"]).lower()
+    assert [name for name, one in types.items() if one["resources"].get(ROLES)] == ["roles"]
     for command in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token" in config[command][1]
         assert "--force" not in " ".join(config[command])
@@ -66,6 +68,7 @@ def test_the_autoscaler_reads_the_kubernetes_cluster(name: str) -> None:
     assert types["gpu"]["resources"]["GPU"] == 1
     assert (types["gpu"]["min_workers"], types["gpu"]["max_workers"] > 0) == (0, True)
     assert "GPU" not in {key for key, count in types["roles"]["resources"].items() if count}
+    assert [name for name, one in types.items() if one["resources"].get(ROLES)] == ["roles"], "where the keys are"
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])

@@ -18,20 +18,20 @@ SCORES: dict[str, tuple[list[int] | None, list[int] | None]] = {
     "near": ([6, 5], [6, 5]),
     "order flips": ([9, 2], [3, 4]),
     "one order": ([9, 2], None),
+    "unjudged": (None, None),
 }
 """(teacher, student) with the teacher's answer first, and with the student's first."""
 
 
 def tables(failed: int | None = None) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
-    names = [*SCORES, "unjudged"]
-    rows = [{"id": f"{n:016x}", "text": name, "source": "seed", "iteration": 0} for n, name in enumerate(names)]
+    rows = [{"id": f"{n:016x}", "text": name, "source": "seed", "iteration": 0} for n, name in enumerate(SCORES)]
     answers: list[list[dict[str, Any]]] = [
         [{"id": row["id"], "status": "ok", "text": f"{who} on {row['text']}", "finish_reason": "stop"} for row in rows]
         for who in ("teacher", "student")
     ]
     verdicts = []
     for row in rows:
-        first, second = SCORES[row["text"]] if row["text"] in SCORES else (None, None)
+        first, second = SCORES[str(row["text"])]
         said = [one for one in (first, second) if one]
         means = [sum(each) / len(said) for each in zip(*said, strict=True)] if said else [None, None]
         verdicts.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from dataclasses import replace
@@ -40,6 +41,8 @@ class FineTuning(Stage):
                 await run.actors.students.stop()
             stage.commit(await self.fit(run, iteration))
             run.trackers.wake()
+        # Weights and optimizer, three times the model's size: of use to nobody once the result is committed.
+        await asyncio.to_thread(run.store.delete_folder, layout.fit(iteration))
 
     async def fit(self, run: Run, iteration: int) -> Manifest:
         """Fine-tune the last checkpoint; the model is then in `layout.model(iteration)`.
