@@ -53,8 +53,8 @@ def test_only_the_same_process_is_killed() -> None:
 
 
 def test_closing_ends_what_is_watched_and_what_that_started() -> None:
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE).wait()"
-    child = subprocess.Popen([sys.executable, "-c", code])
+    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     while not descendants(child.pid):
         os.sched_yield()
     (grandchild,) = descendants(child.pid)
