@@ -82,7 +82,7 @@ class GeneratorConfig(Section):
     """Nucleus sampling's mass."""
     tokens_per_word: float = Field(4.0, gt=0)
     """The answer's length limit as a multiple of the seed's words."""
-    min_tokens: int = Field(32, ge=8)
+    min_tokens: int = Field(32, ge=1)
     """The length limit's floor, in tokens, so that a short seed can have a whole sentence for a child."""
 
 
@@ -97,6 +97,8 @@ class StudentConfig(Section):
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling's mass."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample among this many of the likeliest tokens; null: among all."""
     max_tokens: int = Field(1024, ge=1)
     """The longest answer, in the student's tokens."""
     dtype: Dtype = by_machine()

@@ -212,6 +212,10 @@ def _student(store: RunStore, iteration: int | None, say: Callable[[str], None])
     student: Student = find_student(store, iteration, say)
     own = student.config.student
     participant = _serve(student.config.run_name, serving(student), own.prompt, student.base_dir, say)
+    if own.top_k is not None:
+        assert participant.config is not None
+        config = participant.config.model_copy(update={"extra_body": {"top_k": own.top_k}})  # vLLM's own field
+        participant = replace(participant, config=config)
     return replace(
         participant,
         label=student.version,

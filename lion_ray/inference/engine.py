@@ -218,6 +218,7 @@ class Engine:
         sampling = {
             "temperature": config.temperature,
             "top_p": config.top_p,
+            "top_k": config.top_k or 0,
             "max_tokens": min(config.max_tokens, room),
             "seed": derive_seed(self._seed, iteration, prompt.id),
         }
@@ -272,6 +273,7 @@ class Engine:
         params = SamplingParams(
             temperature=self._config.temperature,
             top_p=self._config.top_p,
+            top_k=self._config.top_k or 0,
             max_tokens=max_tokens,
             stop_token_ids=self._prompter.stop_token_ids,
             output_kind=RequestOutputKind.DELTA,

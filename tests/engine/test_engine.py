@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -51,6 +52,19 @@ async def test_answers_are_whole_and_say_who_gave_them(engine: Engine) -> None:
     assert 0 < first["completion_tokens"] <= 20
     assert answers[1]["reason"] == "prompt too long"
     assert answers[1]["prompt_tokens"] > 128
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_top_k_bounds_what_is_sampled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table([{"id": instruction_id("Go on."), "text": "Go on.", "source": "seed", "iteration": 0}], INSTRUCTION)
+
+    async def answer(**changes: Any) -> str:
+        monkeypatch.setattr(engine, "_config", CONFIG.model_copy(update=changes))
+        return str((await engine.answer(rows, 1))["text"][0].as_py())
+
+    likeliest = await answer(temperature=0.0)
+    assert await answer(temperature=2.0, top_k=1) == likeliest
+    assert await answer(temperature=2.0) != likeliest
 
 
 @pytest.mark.asyncio(loop_scope="module")

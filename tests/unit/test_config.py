@@ -88,6 +88,10 @@ def test_lion_is_the_papers_recipe(size: str) -> None:
     assert (config.generator.temperature, config.generator.top_p, config.generator.tokens_per_word) == (1, 1, 4)
     roles = (config.teacher, config.referee, config.generator)
     assert {config.endpoints[role.endpoint].model for role in roles} == {"gpt-3.5-turbo"}
+    assert (config.student.top_k, config.generator.min_tokens) == (50, 1)
+    frame = (ROOT / "configs" / config.student.prompt).read_text()
+    assert frame.endswith("### Response:\n"), "the published student is asked so, to the last new line"
+    assert config.data.heldout, "or nothing shows whether the student got better"
 
 
 def test_demo_needs_no_key_and_no_hub() -> None:
