@@ -58,6 +58,16 @@ def test_clouds_start_without_gpus_on_spot_machines(cloud: str) -> None:
         assert "--force" not in " ".join(config[command])
 
 
+@pytest.mark.parametrize(("cloud", "key"), [("aws", "IamInstanceProfile"), ("gcp", "serviceAccounts")])
+def test_every_machine_of_a_cloud_may_write_to_the_bucket(cloud: str, key: str) -> None:
+    types = documents(f"{cloud}.yaml")[0]["available_node_types"]
+    assert {json.dumps(one["node_config"].get(key)) for one in types.values()} == {
+        json.dumps(types["head"]["node_config"][key])
+    }
+    if cloud == "aws":
+        assert all(one["node_config"]["ImageId"] for one in types.values()), "Ray's own default has an old driver"
+
+
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_the_autoscaler_reads_the_kubernetes_cluster(name: str) -> None:
     resource = {"metadata": {"name": "lion-ray", "namespace": "default"}, "spec": cluster_spec(name)}
