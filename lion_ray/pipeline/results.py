@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
@@ -18,6 +18,7 @@ from rich.table import Table
 from lion_ray.core import layout
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.pipeline.early_stop import read_stop
+from lion_ray.pipeline.price_of_gain import price_of_gain
 from lion_ray.pipeline.stage import NUMBERS
 from lion_ray.pipeline.stages import of_iteration
 
@@ -68,6 +69,8 @@ class IterationResult:
     """What the checks say of the held-out answers, each figure as {value, low, high, n} or null: `mean` (over the
     checks, then over rows), `by_check`, `gain` (over the checkpoint before), `gain_over_base`, `teacher` (its own
     mean), `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
+    price_of_gain: dict[str, Any] | None = None
+    """What the student gained on the one before, and what that cost (see `price_of_gain`)."""
     judges: dict[str, int] = field(default_factory=dict)
     """The models that the referee's endpoint said it answered as, and the rows that each judged."""
     canaries: dict[str, Any] | None = None
@@ -100,8 +103,11 @@ class IterationResult:
         return asdict(self)
 
 
-def summarise(store: RunStore, iteration: int) -> IterationResult:
-    """Gather what an iteration's stages committed; what is not there yet stays None."""
+def summarise(store: RunStore, iteration: int, *, priced: bool = True) -> IterationResult:
+    """Gather what an iteration's stages committed; what is not there yet stays None.
+
+    `priced`: with what the gain on the student before has cost.
+    """
     found: dict[str, Any] = {}
     summaries: dict[str, Manifest] = {}
     for stage in of_iteration(iteration):
@@ -109,7 +115,7 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
             found |= stage.results(store, iteration)
             summaries[stage.name] = stage.summary(store, iteration)
     judges = judged_by(store, iteration)
-    return IterationResult(
+    result = IterationResult(
         iteration=iteration,
         quarantined=_reasons(summaries, "quarantined") | _reasons(summaries, "dropped"),
         filtered=_reasons(summaries, "filtered"),
@@ -126,6 +132,10 @@ def summarise(store: RunStore, iteration: int) -> IterationResult:
         },
         **found,
     )
+    if not priced or not iteration:
+        return result
+    price = price_of_gain(summarise(store, iteration - 1, priced=False), result)
+    return replace(result, price_of_gain=None if price is None else price.to_json())
 
 
 def _reasons(summaries: dict[str, Manifest], key: str) -> dict[str, int]:

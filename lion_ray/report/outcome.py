@@ -104,7 +104,8 @@ def better(facts: Facts) -> Section:
         if any(p.y is not None for p in (*heldout, *cache))
         else "Not measured: nothing is judged yet.",
     )
-    return Section("better", "Did it get better?", _gain_words(facts), [loss, quality], columns=2)
+    words = [*_gain_words(facts), *price_words(facts)]
+    return Section("better", "Did it get better?", words, [loss, quality], columns=2)
 
 
 def scatter(facts: Facts) -> Section:
@@ -180,6 +181,26 @@ def _gain_words(facts: Facts) -> list[str]:
         f"points from {before} to iteration {last} (95 % interval {signed(100 * gain.low)} to "
         f"{signed(100 * gain.high)}): {what}."
     ]
+
+
+def price_words(facts: Facts) -> list[str]:
+    """A line for each iteration that was measured as the one before was."""
+    lines = []
+    for one in facts.results:
+        if (price := one.price_of_gain) is None:
+            continue
+        what = "the checks' score" if price["measure"] == "checks" else "relative quality on the held-out set"
+        before = "the base model" if one.iteration == 1 else f"iteration {one.iteration - 1}"
+        usd = "a price that is not known" if price["usd"] is None else f"${price['usd']:,.4f}"
+        cost = f"{usd} and {price['teacher_tokens']:,} tokens of the teacher's answers"
+        line = (
+            f"From {before} to iteration {one.iteration} {what} changed by {signed(price['points'])} points for {cost}"
+        )
+        if price["teacher_tokens_per_point"] is not None:
+            each = "" if price["usd_per_point"] is None else f"${price['usd_per_point']:,.4f} and "
+            line += f": {each}{price['teacher_tokens_per_point']:,.0f} tokens a point"
+        lines.append(f"{line}. What only measures the student is not counted.")
+    return lines
 
 
 def _losses(results: Sequence[IterationResult]) -> list[Point]:

@@ -1,0 +1,91 @@
+"""What a point of held-out score cost, from one student to the next.
+
+Invariants:
+- A student cost what its own training rows and its fit cost, and the discrimination and generation of the iteration
+  before, which made the rows. What only measures it is left out.
+- Where nothing was gained there is no price of a point: it is None, not a negative number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lion_ray.pipeline.stage import Phase
+from lion_ray.pipeline.stages import PIPELINE
+
+if TYPE_CHECKING:
+    from lion_ray.pipeline.results import IterationResult
+
+PAID = {stage.name: stage.phase for stage in PIPELINE if stage.actor in ("teacher", "referee", "generator")}
+"""Stages that make calls, and the phase of each."""
+ANSWERS = "teacher answers the Train Pool"
+
+
+@dataclass(frozen=True, slots=True)
+class PriceOfGain:
+    """What led from one student to the next."""
+
+    measure: str
+    """checks, or quality (relative, on the held-out set) where there are no checks."""
+    points: float
+    """What it rose by; 100 points are the whole scale of the checks, or the teacher's own quality."""
+    usd: float | None
+    """US dollars for calls; None where a price is not known."""
+    teacher_tokens: int
+    """What the teacher wrote as answers to train on."""
+
+    @property
+    def usd_per_point(self) -> float | None:
+        return None if self.usd is None or self.points <= 0 else self.usd / self.points
+
+    @property
+    def tokens_per_point(self) -> float | None:
+        return None if self.points <= 0 else self.teacher_tokens / self.points
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "measure": self.measure,
+            "points": self.points,
+            "usd": self.usd,
+            "teacher_tokens": self.teacher_tokens,
+            "usd_per_point": self.usd_per_point,
+            "teacher_tokens_per_point": self.tokens_per_point,
+        }
+
+
+def price_of_gain(before: IterationResult, after: IterationResult) -> PriceOfGain | None:
+    """From the student of one iteration to that of the next; None where the two were not measured alike."""
+    found = [
+        (measure, 100 * (last - first))
+        for measure, value in (("checks", _checked), ("quality", _judged))
+        if (first := value(before)) is not None and (last := value(after)) is not None
+    ]
+    if not found:
+        return None
+    measure, points = found[0]
+    bought = [
+        numbers
+        for result, phases in (
+            (before, (Phase.DISCRIMINATION, Phase.GENERATION)),
+            (after, (Phase.DATA, Phase.IMITATION)),
+        )
+        for name, numbers in result.stages.items()
+        if PAID.get(name) in phases
+    ]
+    known = all("cost_usd" in numbers for numbers in bought)
+    return PriceOfGain(
+        measure,
+        points,
+        sum(numbers["cost_usd"] for numbers in bought) if known else None,
+        int(after.stages.get(ANSWERS, {}).get("completion_tokens", 0)),
+    )
+
+
+def _checked(result: IterationResult) -> float | None:
+    mean = (result.checks or {}).get("mean")
+    return None if mean is None else float(mean["value"])
+
+
+def _judged(result: IterationResult) -> float | None:
+    return None if result.quality_heldout is None else float(result.quality_heldout["ratio"])
