@@ -59,9 +59,10 @@ fuzz: setup  ## Fuzz every parser of foreign bytes for SECONDS=600 each (TARGET=
 	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(SECONDS)
 
-mutants: setup  ## How many small faults the unit and gateway tests notice; MUTATE=… TESTED=… for less (hours, else)
+mutants: setup  ## How many of SAMPLE=300 small faults the unit and gateway tests notice (hours; MUTATE=… TESTED=… for a module)
 	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'
-	$(BIN)/python -m tests.mutants $(if $(MUTATE),--mutate $(MUTATE)) $(if $(TESTED),--tested $(TESTED))
+	$(BIN)/python -m tests.mutants $(if $(MUTATE),--mutate $(MUTATE)) $(if $(TESTED),--tested $(TESTED)) \
+	  $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -94,6 +94,16 @@ async def test_a_compaction_that_goes_on_from_one_that_failed_loses_nothing(
     assert await served(Journal.open(str(left)), range(3)) == [0, 1, 2]
 
 
+async def test_what_may_have_been_billed_survives(disk: Disk, work: Path, tmp_path: Path) -> None:
+    journal = Journal.open(str(work / "journal"))
+    for calls in (1, 2, 3):
+        await journal.lose(ACCOUNT, "default", 0.5)
+        after = Journal.open(str(disk.left(tmp_path / f"left-{calls}") / "journal"))
+        assert [(one.calls, one.usd) for one in after.uncertain(ACCOUNT.run)] == [(calls, calls * 0.5)]
+        await after.close()
+    await journal.close()
+
+
 def test_a_batch_that_is_under_way_is_not_forgotten(disk: Disk, work: Path, tmp_path: Path) -> None:
     made = BatchRecord("n1", "http://127.0.0.1:1/v1", "teacher", ["k1"], 10.0, 11.0, input_file_id="file-1")
     for batch_id in (None, "batch-1"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from huggingface_hub.utils import filter_repo_objects
 
 from lion_ray.core.errors import ModelError
 from lion_ray.models import resolve as models
@@ -302,6 +303,24 @@ def test_a_hub_name_that_cannot_be_reached_is_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="no-such-org/no-such-model is not in the hub's cache"):
         resolve_model("no-such-org/no-such-model", base_dir=tmp_path, progress=print)
+
+
+def test_of_a_hub_s_repository_neither_pickles_nor_code_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is another's: in its place, files that come as huggingface_hub chooses them."""
+    import huggingface_hub
+
+    there = ["config.json", "model.safetensors", "tokenizer.model", "pytorch_model.bin", "w.pt", "training_args.pkl"]
+    there += ["modeling_x.py", "tokenizer_x.py", "tokenizer.pkl", "onnx/model.safetensors", "README.md"]
+
+    def fetch(name: str, *, allow_patterns: list[str] | None = None, ignore_patterns: list[str] | None = None) -> str:
+        chosen = filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        return str(make_folder(tmp_path / "cache" / name, *chosen))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    folder = resolve_model("org/model", base_dir=tmp_path, progress=lambda _: None)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.model"]
 
 
 def test_the_catalogue_names_whole_files() -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from lion_ray.core.records import INSTRUCTION, instruction_id, table
+from lion_ray.generation import sampling
 from lion_ray.generation.sampling import clean_candidate, draw_seed, filter_candidate, wave_size
 
 
@@ -209,3 +210,21 @@ def test_wave_sizes(state: dict[str, int], size: int) -> None:
 def test_a_wave_without_room_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="ceiling"):
         wave_size(wanted=1, accepted=0, attempted=0, max_attempts=1, ceiling=0)
+
+
+@pytest.mark.parametrize("finish_reason", ["tool_calls", "error", "of a kind that is not known"])
+def test_what_did_not_end_by_itself_is_rejected(finish_reason: str) -> None:
+    text = "Name the longest river of each continent."
+    assert sampling.filter_candidate(text, "stop", min_words=3) is None
+    assert sampling.filter_candidate(text, finish_reason, min_words=3) == sampling.UNFINISHED
+
+
+def test_quotation_marks_around_one_letter_are_taken_off() -> None:
+    assert sampling.clean_candidate('"x"') == "x"
+
+
+def test_a_ceiling_of_one_is_allowed_and_of_none_is_not() -> None:
+    known = {"wanted": 5, "accepted": 0, "attempted": 0, "max_attempts": 9}
+    assert sampling.wave_size(**known, ceiling=1) == 1
+    with pytest.raises(ValueError, match="ceiling must be at least 1"):
+        sampling.wave_size(**known, ceiling=0)

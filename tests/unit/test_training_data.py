@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from lion_ray.core.errors import DataError
+from lion_ray.actors import trainer
+from lion_ray.core.errors import DataError, TrainingError
+from lion_ray.core.records import ANSWER, INSTRUCTION, KEPT, OK, QUARANTINED, table
+from lion_ray.core.store import RunStore
 from lion_ray.imitation.training.data import (
     AnyRow,
     Row,
@@ -138,3 +142,31 @@ def test_rows_are_read_with_file_and_line(tmp_path):
     assert read_rows(path) == [Row("a", "b", "stop")]
     with pytest.raises(TypeError):
         as_row(("a", None))
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> RunStore:
+    """Four instructions with their answers, of which the second is quarantined; a filter drops the third."""
+    store = RunStore(str(tmp_path))
+    ids = [str(number) for number in range(4)]
+    asked = [{"id": number, "text": f"q{number}", "source": "hard", "iteration": 1} for number in ids]
+    given = [{"id": number, "text": f"a{number}", "status": QUARANTINED if number == "1" else OK} for number in ids]
+    kept = [{"id": number, "status": OK if number in "03" else QUARANTINED} for number in ids]
+    store.write_table("asked.parquet", table(asked, INSTRUCTION))
+    store.write_table("given.parquet", table(given, ANSWER))
+    store.write_table("kept.parquet", table(kept, KEPT))
+    store.write_table("others.parquet", table(given[::-1], ANSWER))
+    return store
+
+
+def test_what_was_quarantined_or_filtered_is_never_trained_on(parts: RunStore) -> None:
+    both = [("asked.parquet", "given.parquet")]
+    rows = trainer.read_rows(parts, both)
+    assert [(row["instruction"], row["answer"]) for row in rows] == [("q0", "a0"), ("q2", "a2"), ("q3", "a3")]
+    rows = trainer.read_rows(parts, both, ["kept.parquet"])
+    assert [(row["instruction"], row["answer"]) for row in rows] == [("q0", "a0"), ("q3", "a3")]
+
+
+def test_answers_to_other_instructions_are_not_trained_on(parts: RunStore) -> None:
+    with pytest.raises(TrainingError, match=r"others\.parquet does not answer asked\.parquet"):
+        trainer.read_rows(parts, [("asked.parquet", "others.parquet")])
