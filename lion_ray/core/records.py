@@ -228,7 +228,7 @@ class Piece(NamedTuple):
     """One piece of the generator's output."""
 
     part: int | None
-    """The new pool's part that holds these INSTRUCTION rows; None for the last piece, which holds all CANDIDATE rows."""
+    """The new pool's part that holds these INSTRUCTION rows; None for the last piece, with all CANDIDATE rows."""
     rows: pa.Table
 
 
