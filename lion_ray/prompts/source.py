@@ -23,7 +23,7 @@ KEY = "teacher.source.import_path"
 
 
 class PromptSource(Protocol):
-    """Turns a row into chat messages. `PromptSourceContract` in the tests checks an implementation."""
+    """Turns a row into chat messages. `testing.PromptSourceContract` tests an implementation."""
 
     def messages(self, prompt: Prompt) -> Sequence[Message]:
         """The chat messages, dicts with role and content; the last one is the user's."""

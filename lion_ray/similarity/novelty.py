@@ -15,8 +15,8 @@ Invariants:
 
 Cost (measured by `bench/novelty.py`): a query visits only texts that share one of its rarer elements, so the time grows
 with the frequency of these. A text similar to many known ones has all of them as candidates, but the first true
-neighbour ends the search. Comparing texts of 10,000 tokens costs 10,000 times as much as comparing texts of 100, and
-texts of very different lengths are not compared. A text of no token or one costs almost nothing.
+neighbour ends the search. Comparing a text of 10,000 tokens with similar ones costs 10,000 times as much as for one of
+ten; texts of very different lengths are not compared. A text of no token or one costs almost nothing.
 
 This module does not know what the texts are, where they are stored, or what happens to a text that is not novel.
 """
@@ -188,7 +188,7 @@ class NoveltyIndex:
         return "".join(map(chr, numbers))
 
     def _ordered(self, encoded: _Encoded) -> list[int]:
-        """The elements' ranks, rarest first. An element that the initial texts lack ranks below 1, a newer one lower."""
+        """The elements' ranks, rarest first. An element that the initial texts lack ranks below 1, newer ones lower."""
         rank = self._rank.get
         return sorted([rank(element, -element) for element in _elements(_numbers(encoded))])
 
@@ -274,7 +274,7 @@ class _Reach:
     longest: array[int]
     """By an element's position in the prefix: the longest text that may share it and no earlier element."""
     needed: npt.NDArray[np.int64]
-    """By length of the other text, the smallest LCS; what is past the end is as the last one."""
+    """By the other text's length, the smallest LCS that suffices; the last value also stands for longer texts."""
 
 
 def _signature(encoded: _Encoded) -> int:
