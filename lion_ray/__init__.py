@@ -1,7 +1,7 @@
 """lion-ray: adversarial distillation of closed language models as one resumable Ray job.
 
-The names in `__all__` are the Python API (docs/python-api.md). They are found when they are asked for, so that
-importing this package costs nothing.
+The names in `__all__` are the Python API (docs/python-api.md). They are imported on first use, so that importing this
+package is cheap.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The run's configuration: what a user may say, and what each thing means.
+"""The run's configuration: its keys, and their meaning.
 
 Invariants:
-- Frozen, and unknown keys are refused with the nearest known name.
-- Every field is described in one line (a test checks it); the description is what the schema shows.
-- No secrets: a key is named by the environment variable that holds it.
-- A field marked `operational` changes how a run is carried out, never what comes out of it; only those may differ
-  when a run is resumed.
+- A configuration is frozen. An unknown key is an error that suggests the nearest known name.
+- Every field is described in one line (a test checks it); the schema shows this description.
+- No secrets: the configuration names the environment variable that holds an API key.
+- A field marked `operational` changes how a run executes, never its results; only those may differ when a run is
+  resumed.
 - Data files and templates are found relative to the config file; `storage_path` relative to the working directory.
 
-This package knows the shape of a configuration; reading YAML and telling mistakes is `config.file`'s.
+This package defines the configuration's shape; `config.file` reads YAML and reports mistakes.
 """
 
 from lion_ray.config.checks import CheckConfig, EvaluationConfig, SuiteConfig, check_name

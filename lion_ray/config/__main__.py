@@ -1,4 +1,4 @@
-"""Prints the reference of every key: ``python -m lion_ray.config > docs/configuration.md``."""
+"""Prints the reference of all keys: ``python -m lion_ray.config > docs/configuration.md``."""
 
 from lion_ray.config.keys import reference
 

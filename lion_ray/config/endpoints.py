@@ -12,20 +12,20 @@ from lion_ray.core.addresses import check_api
 
 _OWN_FIELDS = {
     "model": "the endpoint's model",
-    "messages": "made of the prompts",
-    "max_tokens": "the role's max_tokens, on which the budget rests",
-    "max_completion_tokens": "the role's max_tokens, on which the budget rests",
+    "messages": "made from the prompts",
+    "max_tokens": "the role's max_tokens, on which the budget is based",
+    "max_completion_tokens": "the role's max_tokens, on which the budget is based",
     "temperature": "the role's temperature, or left out by omit",
     "top_p": "the role's top_p, or left out by omit",
     "seed": "sent with send_seed",
     "response_format": "sent with json_schema",
-    "logprobs": "sent where they are needed",
-    "top_logprobs": "sent where they are needed",
+    "logprobs": "sent if needed",
+    "top_logprobs": "sent if needed",
     "n": "always 1: more answers would be paid for and not kept",
     "best_of": "always 1: more answers would be paid for and not kept",
-    "tools": "no part of a distillation: a tool call is no answer",
+    "tools": "not supported: a tool call is not an answer",
 }
-"""Fields of a request that are not the user's to add, and whose they are."""
+"""Fields of a request that the user may not add, and the reason."""
 
 
 class ServeConfig(Section):
@@ -34,13 +34,13 @@ class ServeConfig(Section):
     model: str
     """The model to serve: a folder, a hub name, or bundled:NAME."""
     dtype: Dtype = by_machine()
-    """The weights' type in the server; auto: bfloat16 on a GPU, on a CPU the type that it computes fastest."""
+    """The weights' type in the server; auto: bfloat16 on a GPU, on a CPU the fastest type."""
     quantization: Literal["int8"] | None = None
-    """int8: round the weights once to 8 bits, several times faster and smaller on a CPU; null: as they are."""
+    """int8: quantize the weights to 8 bits, several times faster and smaller on a CPU; null: no quantization."""
     max_model_len: int = operational(4096, ge=64)
     """The longest prompt plus answer, in tokens."""
     max_num_seqs: int | None = operational(None, ge=1)
-    """How many requests run at once in the server; null: 64 on a GPU, on a CPU so many that answers come steadily."""
+    """Concurrent requests in the server; null: 64 on a GPU, on a CPU a number that keeps answers coming steadily."""
     kv_cache_gib: float = operational(2.0, gt=0)
     """Memory for the key-value cache on a CPU, in GiB."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
@@ -48,54 +48,54 @@ class ServeConfig(Section):
     num_gpus: int = operational(0, ge=0)
     """GPUs for the server; 0 runs it on the CPU."""
     enforce_eager: bool | None = operational(None)
-    """Skip compilation: starts sooner, answers slower; null: on a CPU, where compiling takes minutes."""
+    """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
-    """How long the server may take to answer its first request, in seconds."""
+    """Timeout until the server answers its first request, in seconds."""
 
 
 class LimitsConfig(Section):
-    """An endpoint's rate limits, for this run; null where it sets none or tells them in its x-ratelimit-* headers."""
+    """An endpoint's rate limits for this run; null if it has none, or sends them in its x-ratelimit-* headers."""
 
     requests_per_minute: float | None = operational(None, gt=0)
-    """Requests in a minute."""
+    """Requests per minute."""
     tokens_per_minute: float | None = operational(None, gt=0)
-    """Prompt and completion tokens in a minute, together."""
+    """Prompt and completion tokens per minute, together."""
     input_tokens_per_minute: float | None = operational(None, gt=0)
-    """Prompt tokens in a minute."""
+    """Prompt tokens per minute."""
     output_tokens_per_minute: float | None = operational(None, gt=0)
-    """Completion tokens in a minute."""
+    """Completion tokens per minute."""
     share: float = operational(1.0, gt=0, le=1)
-    """The part of every limit, told or configured, that is this run's; the rest is other people's."""
+    """The share of every limit, configured or from headers, that this run uses; the rest is left to other users."""
 
 
 class PricesConfig(Section):
-    """What an endpoint's model costs, in US dollars for a million tokens."""
+    """The prices of an endpoint's model, in US dollars per million tokens."""
 
     input: float = operational(ge=0)
-    """A million prompt tokens."""
+    """Price of a million prompt tokens."""
     output: float = operational(ge=0)
-    """A million completion tokens."""
+    """Price of a million completion tokens."""
     cached_input: float | None = operational(None, ge=0)
-    """A million prompt tokens that the endpoint found in its cache; null: as input."""
+    """Price of a million prompt tokens from the endpoint's cache; null: as input."""
     batch: float = operational(1.0, gt=0, le=1)
-    """What a call costs in a batch, as a share of its live price; OpenAI asks 0.5."""
+    """The price of a batch call as a share of the live price; 0.5 at OpenAI."""
 
 
 class BatchConfig(Section):
-    """How calls go through the endpoint's Batch API, for roles whose mode is batch."""
+    """The endpoint's Batch API, for roles whose mode is batch."""
 
     max_requests: int = operational(50_000, ge=1)
-    """Requests in one batch at most."""
+    """The most requests in one batch."""
     max_bytes: int = operational(100_000_000, ge=1_000)
-    """Bytes in one batch's file at most."""
+    """The largest size of one batch's file, in bytes."""
     linger_s: float = operational(10.0, gt=0)
-    """A batch is sent when no call has joined it for so long, in seconds."""
+    """A batch is sent when no call has joined it for this long, in seconds."""
     poll_s: float = operational(30.0, gt=0)
-    """Seconds between looks at a batch under way."""
+    """Seconds between polls of a running batch."""
     completion_window: str = operational("24h")
-    """What the endpoint is asked to finish a batch within."""
+    """The time within which the endpoint is asked to finish a batch."""
     leftovers: Literal["batch", "live"] = operational("batch")
-    """What an expired or partly failed batch left undone goes again in: a new batch, or live calls."""
+    """How unfinished calls of an expired or partly failed batch are retried: in a new batch, or as live calls."""
 
 
 class EndpointConfig(Section):
@@ -104,57 +104,57 @@ class EndpointConfig(Section):
     model: str
     """The model's name at the endpoint; part of every call's key."""
     base_url: str | None = operational(None)
-    """The API's address, ending in /v1; null for the openai package's own default."""
+    """The API's address, ending in /v1; null: the openai package's default."""
     api_key_env: str | None = operational("OPENAI_API_KEY")
-    """The environment variable that holds the key; null where the endpoint asks for none."""
+    """The environment variable that holds the key; null if the endpoint needs none."""
     serve: ServeConfig | None = None
     """Start this server for the run instead of calling an address."""
     max_concurrency: int = operational(64, ge=1)
     """Calls in flight at once."""
     limits: LimitsConfig = LimitsConfig()
-    """Its rate limits, where it does not tell them itself."""
+    """Its rate limits, if its headers do not report them."""
     prices: PricesConfig | None = operational(None)
-    """What it costs; null for an endpoint that costs nothing. A budget needs the prices of every endpoint in use."""
+    """Its prices; null for a free endpoint. A budget needs the prices of every endpoint in use."""
     batch: BatchConfig = BatchConfig()
     """Its Batch API."""
     proxies: int = operational(1, ge=1)
-    """Actors that call it; each has its part of the limits and of max_concurrency."""
+    """Actors that call it; each gets its share of the limits and of max_concurrency."""
     transport: Literal["aiohttp", "openai"] = operational("aiohttp")
-    """The HTTP client under live calls: aiohttp (fast), or the openai package."""
+    """The HTTP client of live calls: aiohttp (fast), or the openai package."""
     connect_timeout_s: float = operational(10.0, gt=0)
-    """Time to connect, in seconds."""
+    """Timeout of connecting, in seconds."""
     first_byte_timeout_s: float | None = operational(300.0, gt=0)
-    """Time until an answer begins, in seconds; null: no limit of its own. Connections that die are noticed sooner."""
+    """Timeout until an answer begins, in seconds; null: timeout_s alone. Lost connections are detected sooner."""
     timeout_s: float = operational(600.0, gt=0)
-    """Time for one whole attempt at a call, in seconds."""
+    """Timeout of one whole attempt at a call, in seconds."""
     max_attempts: int = operational(6, ge=1)
-    """Attempts at a call that fails by error or time-out; waiting for a rate limit (429) is not an attempt."""
+    """Attempts at a call that fails with an error or a timeout; a wait for a rate limit (429) is not an attempt."""
     breaker_failures: int = operational(8, ge=1)
-    """Errors in a row, of any calls, after which the endpoint counts as down and is only probed."""
+    """Consecutive errors, of any calls, after which the circuit breaker opens: the endpoint is only probed."""
     outage_timeout_s: float = operational(3600.0, gt=0)
     """How long an endpoint may be down before the run stops, in seconds."""
     assume_billed: Literal["uncertain", "never"] = operational("uncertain")
-    """A call that timed out or was cut off: uncertain counts it against the budget; never, where it bills none."""
+    """A call that timed out or was cut off: uncertain counts it against the budget; never: it is not billed."""
     max_backoff_s: float = operational(60.0, gt=0)
-    """The longest pause between attempts that the endpoint did not ask for, in seconds."""
+    """The longest backoff between attempts if the endpoint requests no pause, in seconds."""
     max_retry_after_s: float = operational(86_400.0, gt=0)
-    """The longest pause that an endpoint may ask for, in seconds; one that keeps asking for more stops the run."""
+    """The longest pause that an endpoint may request, in seconds; repeated requests for more stop the run."""
     max_reply_bytes: int = operational(16 * 2**20, ge=2**16)
-    """The largest reply that is read, in bytes, as it comes and unpacked; the row of a larger one is quarantined."""
+    """The largest reply in bytes, both compressed and decompressed; a larger one quarantines its row."""
     json_schema: bool = False
-    """The endpoint can be made to answer in a JSON schema (OpenAI's response_format)."""
+    """The endpoint supports answers in a JSON schema (OpenAI's response_format)."""
     send_seed: bool = False
-    """Send each call's seed; not every endpoint takes one."""
+    """Send each call's seed; not every endpoint accepts one."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = operational("max_tokens")
-    """The name under which the endpoint takes the answer's length limit; the other is found when it refuses this."""
+    """The request field of the answer's length limit; if the endpoint refuses it, the other one is used."""
     omit: tuple[Literal["temperature", "top_p"], ...] = operational(())
-    """Fields that the endpoint does not take: they are left out of requests, and of calls' keys."""
+    """Fields that the endpoint does not accept; they are left out of requests and of calls' keys."""
     extra_body: dict[str, Any] = operational({})
-    """Fields that requests have on top, such as enable_thinking; part of calls' keys."""
+    """Additional fields of requests, such as enable_thinking; part of calls' keys."""
     system_role: Literal["system", "developer", "user"] = operational("system")
-    """How a system message is sent; user, for models without that role: before what the user says, in one message."""
+    """The role of system messages; user, for models without such a role: merged into the user's message, before it."""
     finish_reasons: dict[str, Literal["stop", "length", "content_filter", "error"]] = operational({})
-    """What finish reasons of the endpoint's own mean, where they are taken for incomplete; `unknown`: none is given."""
+    """Meanings of the endpoint's own finish reasons, which otherwise count as incomplete; `unknown`: none was given."""
 
     @field_validator("base_url")
     @classmethod
@@ -176,5 +176,5 @@ class EndpointConfig(Section):
         try:
             json.dumps(extra, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
-            raise ValueError("holds something that JSON has no form for, such as a date or .nan") from None
+            raise ValueError("holds a value that JSON cannot represent, such as a date or .nan; correct it") from None
         return extra

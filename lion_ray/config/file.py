@@ -1,13 +1,13 @@
-"""Reading a configuration file, and telling its writer what is wrong with it.
+"""Reads a configuration file and reports its mistakes.
 
 Invariants:
 - Every mistake is one line that names the file, the line (or the override), the key and what to do. Several mistakes
   are several lines of one `ConfigError`, in the file's order.
-- A key written twice, an unknown key and a value of the wrong kind are refused, never guessed at: nothing is
-  converted but a whole number where a number is wanted.
+- A duplicate key, an unknown key and a value of the wrong type are errors, never guessed at. The only conversion is of
+  a whole number to a number.
 - A value that could be a secret is not repeated in a message.
 
-What the keys are and mean is `config`'s; this module only walks its models. It does not know what a run does.
+`config` defines the keys; this module only walks its models. It does not know what a run does.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A configuration and where it came from."""
+    """A configuration and its origin."""
 
     config: RunConfig
     base_dir: Path
     """The config file's folder: data files, templates and model folders are found relative to it."""
     source: str
-    """The config file's path as it was given."""
+    """The config file's path as given."""
 
     def endpoint(self, name: str) -> EndpointConfig:
-        """One of its endpoints. Raises ConfigError where none is called so."""
+        """The endpoint of this name. Raises ConfigError if there is none."""
         if name not in self.config.endpoints:
             known = ", ".join(self.config.endpoints)
             raise ConfigError(f"{self.source}: no endpoint is called '{name}' (there is {known})")
@@ -65,7 +65,7 @@ class LoadedConfig:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The configuration in the YAML file `path`, changed by `overrides` such as ``imitation.epochs=2``.
+    """Load the YAML file `path`, changed by `overrides` such as ``imitation.epochs=2``.
 
     Raises ConfigError, one line per mistake.
     """
@@ -75,7 +75,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def load_values(values: Mapping[str, Any], base_dir: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """As `load_config`, of plain values that a program has made; `base_dir` is where the files they name are."""
+    """Like `load_config`, from a program's plain values; the files that they name are relative to `base_dir`."""
     tree = _Tree("the configuration", json.loads(json.dumps(values, default=str)))
     return _loaded(tree, overrides, base_dir.absolute())
 
@@ -87,7 +87,7 @@ def _loaded(tree: _Tree, overrides: Sequence[str], base_dir: Path) -> LoadedConf
     tree.stop_at_problems()
     config = _validated(tree, RunConfig)
     for name, endpoint in config.endpoints.items():
-        # A key pasted in the name's place would be shown wherever the name is.
+        # A key pasted instead of the variable's name would be shown wherever the name is shown.
         if endpoint.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", endpoint.api_key_env):
             key = ("endpoints", name, "api_key_env")
             tree.problem(key, "wanted the name of an environment variable that holds the key, never the key itself")
@@ -96,7 +96,7 @@ def _loaded(tree: _Tree, overrides: Sequence[str], base_dir: Path) -> LoadedConf
 
 
 def load_section(path: Path, model: type[S]) -> S:
-    """What a YAML file of one section holds, such as an evaluation suite. Raises ConfigError, one line per mistake."""
+    """Load a YAML file of one section, such as an evaluation suite. Raises ConfigError, one line per mistake."""
     tree = _Tree(str(path))
     tree.read(path)
     tree.refuse_endless_numbers()
@@ -106,7 +106,7 @@ def load_section(path: Path, model: type[S]) -> S:
 
 def _validated(tree: _Tree, model: type[S]) -> S:
     try:
-        # Through JSON because strict validation there still takes a list for a tuple.
+        # Through JSON, where strict validation still accepts a list as a tuple.
         return model.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(tree, error, model))) from None
@@ -116,7 +116,7 @@ def _validated(tree: _Tree, model: type[S]) -> S:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values: null, booleans and numbers. Dates stay text, and 2e-5 is a number, as in YAML 1.2."""
+    """Resolves null, booleans and numbers. Dates stay text, and 2e-5 is a number, as in YAML 1.2."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -138,12 +138,12 @@ _Loader.add_implicit_resolver(
 
 
 MOST_NODES = 100_000
-"""Some lines of aliases of aliases are a thousand million values."""
+"""The most values in a file. A few lines of nested aliases can expand to a billion."""
 
 
 @dataclass
 class _Tree:
-    """A file's plain data, and where each key of it was said."""
+    """A file's plain data, and the line or override that set each key."""
 
     source: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -166,12 +166,12 @@ class _Tree:
             loader = _Loader(text)
             node = loader.get_single_node()
             if node is None:
-                raise ConfigError(f"{self.source}: the file is empty; configs/demo.yaml is one to start from")
+                raise ConfigError(f"{self.source}: the file is empty; start from configs/demo.yaml")
             value = self._plain(loader, node, (), self.lines, ())
         except yaml.YAMLError as error:
             raise ConfigError(f"{self.source}{_yaml_problem(error)}") from None
         except RecursionError:
-            raise ConfigError(f"{self.source}: nested deeper than any configuration; correct it") from None
+            raise ConfigError(f"{self.source}: nested too deeply; correct it") from None
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{self.source}:{node.start_mark.line + 1}: wanted keys with values, such as run_name: demo"
@@ -197,7 +197,7 @@ class _Tree:
         except yaml.YAMLError as error:
             raise ConfigError(f"override {key}: not YAML{_yaml_problem(error, line=False)}") from None
         except RecursionError:
-            raise ConfigError(f"override {key}: nested deeper than any configuration; correct it") from None
+            raise ConfigError(f"override {key}: nested too deeply; correct it") from None
         here = self.data
         for depth, name in enumerate(path[:-1], start=1):
             if here.get(name) is None:  # absent, or null as optional sections are
@@ -212,8 +212,8 @@ class _Tree:
         self.overridden[path] = key
 
     def refuse_endless_numbers(self) -> None:
-        """A problem for each .nan, .inf and number too great for a float, at whatever key: no setting means one."""
-        # Through a stack and not by recursion, since a file may nest as deep as it likes.
+        """Report each .nan, .inf and number too large for a float, at any key: no setting accepts one."""
+        # With a stack instead of recursion, because a file may be nested deeply.
         left: list[tuple[KeyPath, Any]] = [((), self.data)]
         while left:
             path, value = left.pop()
@@ -227,7 +227,7 @@ class _Tree:
                 self.problem(path, f"given a number of {len(hex(value)) * 1.2:.0f} digits; wanted a smaller one")
 
     def where(self, path: KeyPath) -> tuple[int, str]:
-        """Where `path`, or else the section it would stand in, was said: (order, words)."""
+        """Where `path`, or else its nearest section, was set: (sort order, description)."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.overridden:
                 return 1_000_000, f"{self.source}, override {self.overridden[path[:length]]}"
@@ -248,13 +248,13 @@ class _Tree:
     def _plain(
         self, loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], inside: tuple[int, ...]
     ) -> Any:
-        """A node as dicts, lists and scalars; `lines` learns each key's line."""
+        """A node as dicts, lists and scalars; adds each key's line to `lines`."""
         if id(node) in inside:
-            raise ConfigError(f"{self.source}:{node.start_mark.line + 1}: an anchor that holds its own alias")
+            raise ConfigError(f"{self.source}:{node.start_mark.line + 1}: an anchor contains its own alias; remove it")
         inside = (*inside, id(node))
         self.nodes += 1
         if self.nodes > MOST_NODES:
-            raise ConfigError(f"{self.source}: more than {MOST_NODES:,} values, aliases counted; write fewer")
+            raise ConfigError(f"{self.source}: more than {MOST_NODES:,} values, including aliases; write fewer")
         if isinstance(node, yaml.SequenceNode):
             result = []
             for number, item in enumerate(node.value):
@@ -268,7 +268,7 @@ class _Tree:
                 line = node.start_mark.line + 1
                 raise ConfigError(f"{self.source}:{line}: {'.'.join(path)}: cannot be read ({error})") from None
         seen: dict[str, int] = {}
-        # An anchored section is met again at its alias, by then with what it merged: no reason to call a key doubled.
+        # An alias visits its anchored section again, with the merged keys: these are not duplicates.
         for key_node, _ in node.value if id(node) not in self.checked else ():
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
@@ -289,7 +289,7 @@ class _Tree:
 
 
 def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
-    """`:LINE: what` for an error of the YAML parser."""
+    """An error of the YAML parser as `:LINE: what`."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
     hint = "; indent with spaces, not tabs" if "\\t" in problem else ""
@@ -302,7 +302,7 @@ def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
 
 
 def _explain(tree: _Tree, error: ValidationError, model: type[Section]) -> list[str]:
-    """The validation's mistakes, one line each, in the file's order."""
+    """The validation errors, one line each, in the file's order."""
     for mistake in error.errors(include_url=False):
         path, section, info = _locate(mistake["loc"], model)
         if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -313,7 +313,7 @@ def _explain(tree: _Tree, error: ValidationError, model: type[Section]) -> list[
             tree.problem(path, f"missing; {_missing(info)}")
         elif mistake["type"] == "value_error":
             text = str(mistake["ctx"]["error"])
-            # A check across sections names the key at fault itself.
+            # A validator of several sections begins its message with the key at fault.
             named = re.match(r"([\w.]+): ", text)
             if named and (not path or named[1] in section.model_fields):
                 tree.problem((*path, *named[1].split(".")), text[named.end() :])
@@ -326,15 +326,15 @@ def _explain(tree: _Tree, error: ValidationError, model: type[Section]) -> list[
         elif path[-1] == "api_key_env":
             tree.problem(path, f"wanted {wanted(info)}")
         else:
-            # A union reports a mistake for each of its members; they become the same line.
+            # A union reports an error for each of its members; they all become the same line.
             value = _value_at(tree.data, path)
             tree.problem(path, f"given {_given(value)}; wanted {wanted(info)}{_nearest_choice(value, info)}")
     return list(dict.fromkeys(text for _, text in sorted(tree.problems, key=lambda p: p[0])))
 
 
 def _locate(location: tuple[int | str, ...], section: type[Section]) -> tuple[KeyPath, type[Section], FieldInfo | None]:
-    """The key that a validator's location in a `section` means, the section it is in, and its field where it is a
-    known one."""
+    """The key that a validator's location in a `section` refers to, the section that holds it, and its field (None if
+    unknown)."""
     path: KeyPath = ()
     info: FieldInfo | None = None
     parts = iter(str(part) for part in location)
@@ -386,7 +386,7 @@ def _unknown(name: str, section: type[Section]) -> str:
 
 
 def _unknown_variant(given: Any, info: FieldInfo | None) -> str:
-    """What is wrong with an item of a list whose items are chosen by their type."""
+    """The mistake in a section that should be chosen by its `type`."""
     variants = variants_of(info.annotation) if info is not None else {}
     kinds = [tag for tag, section in variants.items() if "type" in section.model_fields]
     if not isinstance(given, dict):
@@ -411,7 +411,7 @@ def _missing(info: FieldInfo | None) -> str:
 
 
 def _given(value: Any) -> str:
-    """A value as its writer knows it, shortened."""
+    """A value as the user wrote it, shortened."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):

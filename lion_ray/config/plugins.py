@@ -1,10 +1,10 @@
-"""Where a user's own code takes the place of a built-in part: chosen by `type:`, or named by `import_path:`.
+"""Extension points: a built-in part is chosen by `type:`, the user's own by `import_path:`.
 
 Invariants:
-- What is built in has a `type`; what is the user's own has an `import_path`, and no `type`.
-- An import path is found as Python finds modules, and beside the configuration file (`core.plugins`).
+- A built-in part has a `type`; the user's own part has an `import_path` and no `type`.
+- An import path is looked up in the configuration file's folder and in Python's own path (`core.plugins`).
 
-This module imports nobody's code.
+This module imports no user code.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 from lion_ray.config.section import Section, compiles
 
 OWN = "import_path"
-"""The kind of a part that is the user's own; it has no `type`."""
+"""The kind of the user's own part, which has no `type`."""
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 
 
 class Own(Section):
-    """A part of the user's own; docs/extending.md says what it must be able to do."""
+    """The user's own part; docs/extending.md describes its interface."""
 
     import_path: str = Field(pattern=IMPORT_PATH)
-    """The class, as package.module:Name; found as Python finds modules, and beside the configuration file."""
+    """The class, as package.module:Name; looked up in the configuration file's folder and in Python's own path."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Its arguments, by name; no keys, as they are written down with the run."""
+    """Its keyword arguments; no secrets, because they are stored with the run."""
 
 
 def kind(value: Any) -> str | None:
@@ -40,7 +40,7 @@ def kind(value: Any) -> str | None:
 
 
 by_kind = Discriminator(kind)
-"""Chooses among sections that are tagged with their types, and one that is tagged `import_path`."""
+"""The discriminator of a union of sections tagged with their types, and one tagged `import_path`."""
 
 
 class CrossEntropyConfig(Section):
@@ -78,7 +78,7 @@ class PairwiseJudgeConfig(Section):
 
 
 class TemplatePromptConfig(Section):
-    """What the teacher's template (`teacher.prompt`) makes of an instruction."""
+    """Fills the teacher's template (`teacher.prompt`) with an instruction."""
 
     type: Literal["template"] = "template"
     """The template named by teacher.prompt."""
@@ -114,18 +114,18 @@ ObjectiveConfig = Annotated[
     | Annotated[Own, Tag(OWN)],
     by_kind,
 ]
-"""What a fit minimises."""
+"""The loss that a fit minimises."""
 JudgeConfig = Annotated[Annotated[PairwiseJudgeConfig, Tag("pairwise")] | Annotated[Own, Tag(OWN)], by_kind]
-"""How the referee comes to a verdict."""
+"""How the referee reaches a verdict."""
 PromptSourceConfig = Annotated[Annotated[TemplatePromptConfig, Tag("template")] | Annotated[Own, Tag(OWN)], by_kind]
-"""What the teacher is asked for an instruction."""
+"""How an instruction becomes a prompt for the teacher."""
 FilterConfig = Annotated[
     Annotated[LengthFilterConfig, Tag("length")]
     | Annotated[PatternFilterConfig, Tag("pattern")]
     | Annotated[Own, Tag(OWN)],
     by_kind,
 ]
-"""A reason to leave an answer out of the training."""
+"""A filter that leaves answers out of the training."""
 
 
 def imports_of(section: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

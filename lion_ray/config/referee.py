@@ -1,4 +1,4 @@
-"""The judge: how it is asked, how sure it must be, and how it is watched."""
+"""The configuration of the judge: its prompt, the orders it is asked in, and the canaries that detect its drift."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class RefereeConfig(Section):
     """The judge of teacher against student (paper, section 3.2)."""
 
     endpoint: str = "default"
-    """Which of `endpoints` judges."""
+    """The name of the endpoint that judges."""
     mode: Mode = operational("live")
-    """live calls, or the endpoint's Batch API: cheaper, within a day."""
+    """live calls, or batch: the endpoint's Batch API, cheaper, within a day."""
     prompt: str = "explain"
     """The template: explain (reasons, then scores), scores (two numbers only, for small judges), or a .yaml file."""
     judge: JudgeConfig = PairwiseJudgeConfig()
-    """How it comes to a verdict: pairwise (two scores, in both orders), or a class of your own."""
+    """How it reaches a verdict: pairwise (two scores, in both orders), or your own class."""
     temperature: float = Field(0.2, ge=0, le=2)
     """Sampling temperature."""
     max_tokens: int = Field(512, ge=1)
     """The longest verdict, in the judge's tokens."""
     parse_retries: int = Field(2, ge=0)
-    """How often a verdict without readable scores is asked again before its row is quarantined."""
+    """Retries of a verdict without readable scores before its row is quarantined."""
     second_order: Literal["always", "near_threshold"] = "always"
-    """Judge the Cache Pool in both orders, or a row's second order only where the first is near tau; held-out: both."""
+    """Judge the Cache Pool in both orders, or in the second only if the first is near tau; held-out: always both."""
     second_order_margin: float = Field(1.0, ge=0)
-    """near_threshold: the second order is asked where the first one's score difference is within so much of tau."""
+    """near_threshold: ask the second order if the first one's score difference is at most this far from tau."""
     weighted: bool = False
-    """A score is the mean over the numbers that the judge might have said; needs an endpoint with log-probabilities."""
+    """Weight each possible score by the judge's probability of it; needs an endpoint with log-probabilities."""
     canaries: str | None = operational(None)
-    """Decided pairs to watch the judge with: a .jsonl file of instruction, good and poor; null: the built-in ones."""
+    """Canary pairs that detect judge drift: a .jsonl file with instruction, good and poor; null: the built-in ones."""
     canary_pairs: int = operational(8, ge=0)
-    """How many of them are judged anew, in both orders, in every iteration; 0: none, and drift goes unseen."""
+    """How many canary pairs are judged again, in both orders, in every iteration; 0: none, so drift is not detected."""

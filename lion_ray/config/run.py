@@ -1,4 +1,4 @@
-"""What a run is made of, beside its endpoints: data, roles, the student and its training, and how it is carried out."""
+"""The configuration of a run, except its endpoints: data, roles, the student, its training, and execution."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from lion_ray.config.tracking import TrackingConfig
 from lion_ray.core.addresses import check_storage
 
 SHARD_ROWS, MAX_SHARD_ROWS, MANY_SHARDS = 64, 512, 256
-"""Where `shard_rows` is not given: rows of a shard in a small pool, in a vast one, and the shards that are many."""
+"""Without `shard_rows`: rows per shard in a small pool, in a very large one, and the number of shards to stay below."""
 
 
 class DataConfig(Section):
     """The user's instructions."""
 
     pool: str
-    """Where the instructions are: a .json, .jsonl or .parquet file, or hf:NAME[:CONFIGURATION][:SPLIT] of datasets."""
+    """The instructions: a .json, .jsonl or .parquet file, or hf:NAME[:CONFIGURATION][:SPLIT] of `datasets`."""
     heldout: str | int = 0
-    """Instructions never trained on, to measure with: a file like the pool's, or how many to set aside from it."""
+    """Held-out instructions, never trained on: a file like the pool's, or how many rows of the pool to hold out."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first so many instructions of the pool; null for all."""
+    """Use only this many of the pool's first instructions; null: all."""
     on_bad_row: Literal["stop", "quarantine"] = "stop"
-    """What a malformed row does: stop the run with its file and line, or go to a quarantine file."""
+    """A malformed row stops the run with its file and line, or goes to a quarantine file."""
     decontaminate: tuple[str, ...] = ()
-    """Evaluation sets, as files or folders: instructions too near one of their questions are never trained on."""
+    """Evaluation sets, as files or folders: instructions similar to one of their questions are never trained on."""
     licence: str | None = operational(None)
-    """The instructions' licence, such as Apache-2.0 or CC-BY-4.0, for an export's cards; null where it is unknown."""
+    """The instructions' licence, such as Apache-2.0 or CC-BY-4.0, for an export's cards; null if unknown."""
     source: str | None = operational(None)
-    """Where the instructions come from, in your words, for the cards of an export."""
+    """The origin of the instructions, in your words, for an export's cards."""
 
 
 class TeacherConfig(Section):
     """The model to learn from (paper, section 3.1)."""
 
     endpoint: str = "default"
-    """Which of `endpoints` answers."""
+    """The name of the endpoint that answers."""
     fallbacks: tuple[str, ...] = operational(())
-    """Endpoints that answer, in this order, while that one is down or refuses; each answer says who gave it."""
+    """Endpoints to use, in this order, while that one is down or refuses; each answer records its endpoint."""
     mode: Mode = operational("live")
-    """live calls, or the endpoint's Batch API: cheaper, within a day."""
+    """live calls, or batch: the endpoint's Batch API, cheaper, within a day."""
     prompt: str = "answer"
     """The template: a built-in name, or a .yaml file."""
     source: PromptSourceConfig = TemplatePromptConfig()
-    """What it is asked for an instruction: the template (`prompt`), or a class of your own."""
+    """How an instruction becomes a prompt: with the template (`prompt`), or by your own class."""
     temperature: float = Field(0.7, ge=0, le=2)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -69,9 +69,9 @@ class GeneratorConfig(Section):
     """The writer of new instructions (paper, section 3.3)."""
 
     endpoint: str = "default"
-    """Which of `endpoints` writes."""
+    """The name of the endpoint that writes."""
     mode: Mode = operational("live")
-    """live calls, or the endpoint's Batch API: cheaper, within a day."""
+    """live calls, or batch: the endpoint's Batch API, cheaper, within a day."""
     hard_prompt: str = "hard"
     """Template for hard seeds: hard, hard-turns (examples as chat turns, for small models), or a .yaml file."""
     easy_prompt: str = "easy"
@@ -83,7 +83,7 @@ class GeneratorConfig(Section):
     tokens_per_word: float = Field(4.0, gt=0)
     """The answer's length limit as a multiple of the seed's words."""
     min_tokens: int = Field(32, ge=1)
-    """The length limit's floor, in tokens, so that a short seed can have a whole sentence for a child."""
+    """The lowest length limit, in tokens, so that even a short seed can yield a whole sentence."""
 
 
 class StudentConfig(Section):
@@ -102,35 +102,35 @@ class StudentConfig(Section):
     max_tokens: int = Field(1024, ge=1)
     """The longest answer, in the student's tokens."""
     dtype: Dtype = by_machine()
-    """The engines' weights (checkpoints are float32); auto: float16 on a GPU, on a CPU the type it computes fastest."""
+    """The type of the engines' weights (checkpoints are float32); auto: float16 on a GPU, on a CPU the fastest type."""
     max_model_len: int = Field(2048, ge=16)
     """The longest prompt plus answer, in tokens; a prompt that leaves no room is quarantined."""
     min_engines: int = operational(1, ge=0)
-    """Engines that stay while a checkpoint is in use; with 0 the last one goes too when it has nothing to do."""
+    """Engines that stay while a checkpoint is in use; with 0 the last idle one ends too."""
     max_engines: int | None = operational(None, ge=1)
-    """Engines that answer side by side when there is work for so many; null: as many as min_engines, at least 1."""
+    """The most engines at once, if there is enough work; null: min_engines, at least 1."""
     idle_timeout_s: float = operational(60.0, ge=0)
-    """An engine beyond min_engines that had nothing to do for so many seconds ends."""
+    """Idle timeout of an engine beyond min_engines, in seconds; then it ends."""
     tensor_parallel_size: int = operational(1, ge=1)
     """GPUs for each engine."""
     use_gpu: bool | None = operational(None)
-    """Run engines on GPUs; null: where the installed vLLM is the GPU build."""
+    """Run engines on GPUs; null: if the installed vLLM is the GPU build."""
     num_cpus: float = operational(1.0, ge=0)
     """CPUs that each engine reserves in Ray."""
     max_num_seqs: int = operational(64, ge=1)
-    """Answers that an engine writes at once."""
+    """Answers that an engine generates at once."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
     """Share of a GPU's memory an engine may take."""
     kv_cache_gib: float = operational(1.0, gt=0)
     """Memory for an engine's key-value cache on a CPU, in GiB."""
     enforce_eager: bool | None = operational(None)
-    """Skip compilation: starts sooner, answers slower; null: on a CPU, where compiling takes minutes."""
+    """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
-    """How long an engine may take to start once it has its resources, in seconds."""
+    """Timeout of an engine's start once it has its resources, in seconds."""
 
     @property
     def most_engines(self) -> int:
-        """How many engines there may be."""
+        """The largest number of engines."""
         return self.max_engines or max(1, self.min_engines)
 
     @model_validator(mode="after")
@@ -161,11 +161,11 @@ class ImitationConfig(Section):
     learning_rate: float = Field(2e-5, gt=0)
     """AdamW's peak learning rate."""
     later_learning_rate: float | None = Field(None, gt=0)
-    """The peak from the second imitation on, where few new rows could undo what was learned; null: the same."""
+    """The peak from the second imitation on, when a few new rows could undo earlier learning; null: the same."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """The learning rate's course after warm-up."""
+    """The learning rate schedule after warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Warm-up, in which the learning rate rises from 0, as a share of the steps."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
     batch_size: int = Field(128, ge=1)
@@ -175,38 +175,38 @@ class ImitationConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Precision = by_machine()
-    """Arithmetic of forward and backward pass (auto: bf16 on a GPU, on a CPU what is faster); weights are float32."""
+    """Precision of forward and backward pass (auto: bf16 on a GPU, on a CPU the faster one); weights are float32."""
     truncated: Literal["drop", "keep"] = "drop"
-    """An answer that was cut off is dropped, or trained on without an end-of-sequence token."""
+    """A truncated answer is dropped, or trained on without an end-of-sequence token."""
     loss_on: Literal["answer", "assistant_turns"] = "answer"
-    """What carries labels: the teacher's answer, or of a longer conversation the assistant's earlier turns too."""
+    """The turns with labels: the teacher's answer, or also the assistant's earlier turns in a longer conversation."""
     objective: ObjectiveConfig = CrossEntropyConfig()
-    """What a fit minimises: cross_entropy, or a class of your own (docs/extending.md)."""
+    """The loss: cross_entropy, or your own class (docs/extending.md)."""
     filters: tuple[FilterConfig, ...] = ()
-    """Leave these answers out of the training: by length, by pattern, or by a class of your own."""
+    """Filters that leave answers out of the training: by length, by pattern, or your own class."""
     lora: LoraConfig | None = None
-    """Train adapters instead of every weight; null trains every weight."""
+    """Train adapters instead of all weights; null: train all weights."""
     workers: int = operational(1, ge=1)
-    """Ray Train workers; one GPU each where GPUs are used."""
+    """Ray Train workers; on GPUs, one GPU each."""
     use_gpu: bool | None = operational(None)
-    """Train on GPUs; null: where the installed torch has CUDA."""
+    """Train on GPUs; null: if the installed torch has CUDA."""
     num_cpus: float = operational(1.0, ge=0)
     """CPUs that each worker reserves in Ray."""
     sharding: Literal["full", "none"] = operational("full")
-    """full: every worker holds a share of weights, gradients and optimizer; none: each holds all of them."""
+    """full: every worker holds a share of weights, gradients and optimizer state; none: each holds all of them."""
     micro_batch_rows: int = operational(4, ge=1)
-    """Packed rows that a worker takes through the model at once."""
+    """Packed rows in a worker's forward pass."""
     activation_checkpointing: bool = operational(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
     checkpoint_every_steps: int = operational(50, ge=1)
     """Optimizer steps between checkpoints within a fit."""
     max_restarts: int = operational(3, ge=0)
-    """How often a fit whose worker died, or hangs, is restored from its last checkpoint."""
+    """How often a fit is restored from its last checkpoint after a worker died or hung."""
     collective_timeout_s: float = operational(900.0, ge=1)
-    """Of several workers: for how long each waits for the others at any one point, before it says who did not come."""
+    """Timeout of a collective operation between workers, in seconds; the error names the workers that are missing."""
 
     def of_iteration(self, iteration: int) -> ImitationConfig:
-        """The hyperparameters of one imitation, the first of which is number 1."""
+        """The hyperparameters of one imitation, numbered from 1."""
         if iteration == 1 or self.later_learning_rate is None:
             return self
         return self.model_copy(update={"learning_rate": self.later_learning_rate})
@@ -216,9 +216,9 @@ class DiscriminationConfig(Section):
     """Finding what the student cannot do yet (paper, section 3.2)."""
 
     tau: float = 1.0
-    """A row is hard where the teacher's score exceeds the student's by at least this."""
+    """A row is hard if the teacher's score exceeds the student's by at least this."""
     judge_heldout: Literal["every", "ends", "never"] = "every"
-    """Judge the student on the held-out instructions: every checkpoint, the base model and the last one, or never."""
+    """Judge on the held-out instructions: every checkpoint, only the base model and the last checkpoint, or none."""
 
 
 class GenerationConfig(Section):
@@ -231,7 +231,7 @@ class GenerationConfig(Section):
     max_similarity: float = Field(0.7, ge=0, le=1)
     """A candidate whose ROUGE-L F to any known instruction exceeds this is rejected."""
     max_attempts: float = Field(10.0, ge=1)
-    """Requests at most, as a multiple of the rows wanted; then the iteration goes on with what it has."""
+    """The most requests, as a multiple of the rows wanted; then the iteration continues with the rows it has."""
     min_words: int = Field(4, ge=1)
     """Shorter candidates are rejected."""
 
@@ -243,26 +243,26 @@ class GenerationConfig(Section):
 
 
 class PlateauConfig(Section):
-    """When a student counts as having stopped gaining on the held-out set."""
+    """When early stopping considers the student's gain on the held-out set exhausted."""
 
     rounds: int = Field(1, ge=1)
-    """Iterations in a row without such a gain after which the run ends."""
+    """Patience: the run ends after this many consecutive iterations without such a gain."""
     min_gain: float = Field(0.005, ge=0)
-    """The least gain: of the checks' score (0 to 1), or without checks of relative quality, or of loss in nats."""
+    """The smallest gain that counts: in the checks' score (0 to 1), else relative quality, else loss in nats."""
 
 
 class StopConfig(Section):
-    """Ending before all iterations are done."""
+    """Early stopping."""
 
     plateau: PlateauConfig | None = None
-    """End when the student has stopped gaining; held-out is then judged before new rows are bought. null: never."""
+    """Stop when the student no longer gains; held-out rows are then judged before new rows are bought. null: never."""
 
 
 class BudgetConfig(Section):
-    """What the run may spend."""
+    """The run's budget."""
 
     usd: float = operational(gt=0)
-    """US dollars, all attempts together, with what may have been billed: at the cap nothing more is sent."""
+    """US dollars for all attempts together, including calls that may have been billed; at the cap no call is sent."""
 
 
 class RunConfig(Section):
@@ -271,19 +271,19 @@ class RunConfig(Section):
     run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name; its folder is storage_path/run_name."""
     storage_path: str = operational("runs")
-    """Where runs are kept: a folder, or an object-store URL such as s3://bucket/prefix."""
+    """The parent folder of runs, or an object-store URL such as s3://bucket/prefix."""
     journal: str | None = operational(None)
-    """Where calls are kept; null for the run's own folder. Runs that share one never buy the same call twice."""
+    """The journal of calls; null: in the run's folder. Runs that share a journal never buy the same call twice."""
     budget: BudgetConfig | None = operational(None)
-    """A hard cap on spending; null for none."""
+    """A hard cap on spending; null: none."""
     seed: int = 0
-    """Every random choice derives from it."""
+    """The seed of every random choice."""
     iterations: int = Field(3, ge=1)
-    """Rounds of imitation, discrimination and generation; a last imitation follows on the last new rows."""
+    """Rounds of imitation, discrimination and generation; a final imitation on the last new rows follows."""
     data: DataConfig
     """The user's instructions."""
     endpoints: dict[str, EndpointConfig] = Field(min_length=1)
-    """The APIs, by a name of your choice."""
+    """The APIs, each under a name that you choose."""
     teacher: TeacherConfig = TeacherConfig()
     """The model to learn from."""
     referee: RefereeConfig = RefereeConfig()
@@ -301,24 +301,24 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Measuring the student on the held-out instructions without a judge."""
     stop: StopConfig = StopConfig()
-    """When to end early."""
+    """Early stopping."""
     tracking: tuple[TrackingConfig, ...] = operational(())
-    """Where the run's numbers go too: TensorBoard, Weights & Biases, MLflow, a class of your own; docs/tracking.md."""
+    """Trackers that receive the run's metrics: TensorBoard, Weights & Biases, MLflow or your own; docs/tracking.md."""
     placement: Literal["handoff", "dedicated"] = operational("handoff")
-    """GPUs between stages: handed from engines to training and back, or each their own; on a CPU always dedicated."""
+    """GPUs: engines and training hand them to each other, or each has its own; on a CPU always dedicated."""
     shard_rows: int | None = Field(None, ge=1)
-    """Rows in one shard, the unit of work that is committed; by default 64, and up to 512 in large pools."""
+    """Rows in one shard, the unit of work that is committed; null: 64, and up to 512 in large pools."""
     max_shards_in_flight: int = operational(8, ge=1)
-    """The window of shards under way at once."""
+    """The most shards in flight at once."""
     overlap: bool = operational(True)
-    """Do side by side what need not wait for one another; false does one thing after the other, for comparison."""
+    """Run independent stages concurrently; false: one after another, for comparison."""
     stall_timeout_s: float | None = operational(1800.0, gt=0)
-    """After so many seconds in which nothing moves, restart the actor that does not answer, then end; null: never."""
+    """After this many seconds without progress, restart the actor that does not answer, then stop; null: never."""
     max_failure_rate: float = Field(0.2, ge=0, le=1)
-    """A stage that quarantines a larger share of its rows stops the run."""
+    """The run stops if a stage quarantines a larger share of its rows."""
 
     def rows_per_shard(self, rows: int = 0) -> int:
-        """Rows in each shard of a pool of so many: as configured, else for at most `MANY_SHARDS`, if it can be."""
+        """Rows per shard of a pool of `rows`: as configured, else 64 to 512, for `MANY_SHARDS` shards or fewer."""
         if self.shard_rows is not None:
             return self.shard_rows
         size = SHARD_ROWS
@@ -346,24 +346,24 @@ class RunConfig(Section):
                 )
         if self.stop.plateau is not None and not self.data.heldout:
             raise ValueError(
-                "stop.plateau: data.heldout is 0, so there is nothing to see a plateau with; set some aside"
+                "stop.plateau: data.heldout is 0, so there is nothing to measure a plateau with; hold some rows out"
             )
         if self.evaluation.checks and not self.data.heldout:
-            raise ValueError("evaluation.checks: data.heldout is 0, so there is nothing to check; set some aside")
+            raise ValueError("evaluation.checks: data.heldout is 0, so there is nothing to check; hold some rows out")
         for name in endpoints_in_use(self):
             if self.budget and self.endpoints[name].prices is None and self.endpoints[name].serve is None:
-                raise ValueError(f"budget: endpoints.{name}.prices is missing; without prices nothing can be capped")
+                raise ValueError(f"budget: endpoints.{name}.prices is missing; a budget needs prices, so add them")
         return self
 
 
 def endpoints_in_use(config: RunConfig) -> list[str]:
-    """The names of the endpoints that some role calls, fallbacks included."""
+    """The names of the endpoints that any role calls, including fallbacks."""
     roles = (config.teacher.endpoint, config.referee.endpoint, config.generator.endpoint)
     return sorted({*roles, *config.teacher.fallbacks})
 
 
 def models_in_use(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """The keys and values that name models whose weights the run loads: those it serves, and the student."""
+    """The keys and values that name models whose weights the run loads: served models, and the student."""
     for name, endpoint in config.endpoints.items():
         if endpoint.serve is not None:
             yield f"endpoints.{name}.serve.model", endpoint.serve.model
@@ -371,17 +371,17 @@ def models_in_use(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def splits(config: RunConfig, iteration: int) -> bool:
-    """Whether an iteration judges the Cache Pool; the last only imitates."""
+    """Whether an iteration judges the Cache Pool; the final imitation does not."""
     return 1 <= iteration <= config.iterations
 
 
 def judges_heldout(config: RunConfig, iteration: int, *, last: bool = False) -> bool:
-    """Whether an iteration's student is judged on the held-out instructions; `last`: the run ends early with it."""
+    """Whether an iteration's student is judged on the held-out instructions; `last`: the run stops early after it."""
     at_an_end = last or iteration in (0, config.iterations + 1)
     when = config.discrimination.judge_heldout
     return when == "every" or (when == "ends" and at_an_end)
 
 
 def answers_heldout(config: RunConfig, iteration: int, *, last: bool = False) -> bool:
-    """Whether an iteration's student answers the held-out instructions: to be judged, or for the checks."""
+    """Whether an iteration's student answers the held-out instructions, for the judge or for the checks."""
     return bool(config.evaluation.checks) or judges_heldout(config, iteration, last=last)

@@ -1,4 +1,4 @@
-"""What all sections of the configuration have in common."""
+"""The base of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 AUTO: Literal["auto"] = "auto"
 NumberType = Literal["float32", "float16", "bfloat16"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-"""A type of numbers, or `auto`: on a CPU the one that it computes fastest (`machine`), on a GPU the field's own."""
+"""A number type, or `auto`: on a CPU the fastest one (see `models.machine`), on a GPU the field's own default."""
 Precision = Literal["auto", "bf16", "fp32"]
 Mode = Literal["live", "batch"]
 
@@ -21,17 +21,17 @@ def operational(default: Any = ..., **constraints: Any) -> Any:
 
 
 def by_machine() -> Any:
-    """A field that is `auto` unless the user says otherwise: attempts on different machines are still one run."""
+    """A field whose default is `auto`, so that attempts on different machines still belong to one run."""
     return Field(AUTO, json_schema_extra={"by_machine": True})
 
 
 def compiles(pattern: str | None) -> str | None:
-    """A validator of fields that are regular expressions (Python's `re`). Raises ValueError where one is none."""
+    """Validates a field that holds a regular expression (Python's `re`). Raises ValueError if it does not compile."""
     if pattern is not None:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"no regular expression: {error}; correct it") from None
+            raise ValueError(f"not a regular expression: {error}; correct it") from None
     return pattern
 
 

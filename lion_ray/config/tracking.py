@@ -1,8 +1,8 @@
-"""Where a run's numbers go beside its own folder: experiment trackers, as a configuration names them.
+"""The configuration of experiment trackers, which receive a run's metrics.
 
 Invariants:
-- A tracker is chosen by `type:`, or is a class of the user's own (`import_path:`). What it does is `tracking`'s.
-- No keys: trackers take theirs from the environment (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …).
+- A tracker is chosen by `type:`, or is the user's own class (`import_path:`). The room `tracking` implements them.
+- No secrets: trackers read their keys from the environment (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TensorBoardTracking(Section):
     type: Literal["tensorboard"]
     """Write event files for TensorBoard."""
     folder: str | None = Field(None, min_length=1)
-    """A local folder, in which each run has one of its own; null: `tensorboard` in the run's folder."""
+    """A local folder with a subfolder for each run; null: `tensorboard` in the run's folder."""
 
 
 class WandbTracking(Section):
@@ -33,7 +33,7 @@ class WandbTracking(Section):
     project: str = Field("lion-ray", min_length=1)
     """The project that the run belongs to."""
     entity: str | None = None
-    """The user or team that owns the project; null: the key's own."""
+    """The user or team that owns the project; null: the key's owner."""
     mode: Literal["online", "offline"] = "online"
     """online, or offline: files that `wandb sync` uploads later."""
 
@@ -44,9 +44,9 @@ class MlflowTracking(Section):
     type: Literal["mlflow"]
     """Log to an MLflow tracking server."""
     tracking_uri: str | None = Field(None, min_length=1)
-    """The server's address, such as http://127.0.0.1:5000; null: what MLFLOW_TRACKING_URI says."""
+    """The server's address, such as http://127.0.0.1:5000; null: MLFLOW_TRACKING_URI."""
     experiment: str = Field("lion-ray", min_length=1)
-    """The experiment that the run belongs to; it is made where there is none of that name."""
+    """The experiment that the run belongs to; it is created if it does not exist."""
 
     @field_validator("tracking_uri")
     @classmethod
@@ -69,9 +69,9 @@ TrackingConfig = Annotated[
     | Annotated[Own, Tag(OWN)],
     by_kind,
 ]
-"""One tracker; which one, its `type` says."""
+"""One tracker, chosen by its `type`."""
 
 
 def tracker_name(config: TrackingConfig) -> str:
-    """What a tracker is called in a log."""
+    """A tracker's name in logs."""
     return config.import_path if isinstance(config, Own) else config.type

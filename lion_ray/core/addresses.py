@@ -1,8 +1,8 @@
-"""Addresses of storage and of APIs: URLs with their options, and the secrets that must not be in them.
+"""Addresses of storage and of APIs: joins names to URLs, and refuses URLs with secrets.
 
 Invariants:
-- A name is put into a URL's path, and its options stay behind it.
-- A URL with a password or a key in it is refused: addresses are shown, logged and written down.
+- A name is appended to a URL's path, before its options.
+- A URL with a password or a key in it is refused, because addresses are shown, logged and stored.
 
 This module opens nothing.
 """
@@ -28,13 +28,13 @@ def below(root: str, name: str) -> str:
 
 
 def secret_in(url: str) -> str | None:
-    """What in a URL is a secret, in words that do not repeat it; None where nothing is."""
+    """A description of the secret in a URL, without the secret itself. Returns None if there is none."""
     if "://" not in url:
         return None
     try:
         parts = urlsplit(url)
     except ValueError:
-        return None  # no URL at all: whoever opens it says so
+        return None  # not a URL: opening it raises the error
     if ":" in parts.netloc.rpartition("@")[0]:
         return "a user's password (USER:PASSWORD@)"
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
@@ -44,7 +44,7 @@ def secret_in(url: str) -> str | None:
 
 
 def in_clear(url: str) -> bool:
-    """Whether what goes to an API's address can be read on its way: plain http to another machine."""
+    """Whether requests to an API's address are unencrypted: plain http to another machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -56,7 +56,7 @@ def in_clear(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone: what listens there cannot be reached from others, nor through a proxy."""
+    """Whether a host is this machine's loopback: neither another machine nor a proxy can reach it."""
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True
     try:
@@ -66,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 def without_secrets(url: str) -> str:
-    """A URL that may be shown: without user, password, options and fragment. Takes any text, as it goes into errors."""
+    """A URL that is safe to show: without user, password, options and fragment. Accepts any text, for use in errors."""
     scheme, mark, rest = url.partition("://")
     if not mark:
         return url
@@ -76,7 +76,7 @@ def without_secrets(url: str) -> str:
 
 
 def check_storage(url: str) -> str:
-    """The URL itself; ValueError where it holds a secret."""
+    """Returns the URL unchanged. Raises ValueError if it holds a secret."""
     return _without_a_secret(
         url,
         "leave it to the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) "
@@ -85,13 +85,13 @@ def check_storage(url: str) -> str:
 
 
 def check_api(url: str) -> str:
-    """The URL itself; ValueError where it holds a secret."""
+    """Returns the URL unchanged. Raises ValueError if it holds a secret."""
     return _without_a_secret(url, "put the key into an environment variable and name it in api_key_env")
 
 
 def _without_a_secret(url: str, advice: str) -> str:
     if (what := secret_in(url)) is not None:
         raise ValueError(
-            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and written down; {advice}"
+            f"{without_secrets(url)}: the address holds {what}, and addresses are logged and stored; {advice}"
         )
     return url

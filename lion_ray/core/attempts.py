@@ -1,17 +1,17 @@
-"""Who may write a run folder: one attempt at a time, and no clock decides which.
+"""The lease on a run folder: one attempt writes at a time, and no wall clock decides which.
 
 Invariants:
-- On a local file system an attempt holds a lock that dies with its process. A lock file that is a link is refused, and
-  one that was removed or replaced is noticed before the next commit.
-- Where there are no locks (object stores), an attempt counts a `beat` up in its file. Another may take the run over
-  only after it has itself watched the file for `STALE_S`, by its own monotonic clock, and it did not change. What a
-  wall clock says, here or there, is for people alone.
-- Of several that want to take over at once one does: each first writes a claim under a name of its own, which nobody
-  overwrites, and goes on only where a listing then shows no other. Who writes later sees who wrote before, and all but
-  the smallest name withdraw. (A conditional write would be one step less; not every store that Arrow speaks to has
-  them.)
-- An attempt file of a newer lion-ray is left alone, and so is its run.
-- Everywhere, an attempt whose token is not in the attempt file, or that sees a later claim, stops before it commits.
+- On a local file system an attempt holds a lock that is released when its process ends. A lock file that is a link is
+  refused. An attempt notices before its next commit that its lock file was removed or replaced.
+- On storage without locks (object stores), an attempt increments a heartbeat counter, `beat`, in its file. Another
+  attempt may take over only after it has watched the file for `STALE_S` by its own monotonic clock without a change.
+  Wall-clock times are for people only.
+- If several attempts race to take over, one wins. Each first writes a claim under a unique name, which no other
+  overwrites, and continues only if a listing then shows no other claim. A later writer sees the earlier claims, and all
+  but the smallest name withdraw. (A conditional write would save a step; not every store that Arrow supports has them.)
+- An attempt file of a newer lion-ray is not touched, nor is its run.
+- On any storage, an attempt stops before it commits if its token is not in the attempt file or if it sees a later
+  claim.
 
 This module does not know what the folder holds.
 """
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
     from lion_ray.core.store import RunStore
 
 FORMAT = 1
-"""Of the attempt file; raise it where an older lion-ray would misread it."""
+"""Version of the attempt file; increase it if an older lion-ray would misread the file."""
 HEARTBEAT_S = 10.0
-"""How often a live attempt says so, in seconds."""
+"""Heartbeat interval of a live attempt, in seconds."""
 STALE_S = 45.0
-"""An attempt that was watched for this long and said nothing may be replaced, in seconds."""
+"""Heartbeat timeout, in seconds: an attempt without a heartbeat for this long may be replaced."""
 _POLL_S = 3.0
 _TRIES = 20
 _CLAIM = re.compile(r"(\d{8})-([0-9a-f]{32})\.json")
 
 
 def read_attempt(store: RunStore) -> Record | None:
-    """The attempt file; None before the first attempt. Raises ConfigError where a newer lion-ray wrote it."""
+    """The attempt file. Returns None before the first attempt; raises ConfigError if a newer lion-ray wrote it."""
     found = store.read_record(layout.ATTEMPT)
     if found is None:
         return None
     if (number := check(found, ATTEMPT).get("format", 1)) > FORMAT:
         raise ConfigError(
-            f"{found.path}: an attempt of a newer lion-ray (format {number}, this knows {FORMAT}); use that one"
+            f"{found.path}: a newer lion-ray wrote it (format {number}; this version knows {FORMAT}); use that version"
         )
     return found
 
@@ -78,21 +78,21 @@ class Fence:
         self._claims_it = not store.is_local
         self._number = 0
         self._beat = 0
-        # The pulse and a commit may look at once.
+        # The heartbeat thread and a commit may check at the same time.
         self._at_work = threading.RLock()
 
     def claim(self, say: Callable[[str], None] = lambda _: None) -> int:
         """Become the run's one attempt; returns its number, from 1.
 
         Args:
-            say: told where it has to watch the last attempt first.
+            say: called with a message if the last attempt has to be watched first.
 
         Raises:
             RunConflictError: another attempt is alive, or the lock file is not one.
             ConfigError: the last attempt was a newer lion-ray's.
         """
         store = self._store
-        read_attempt(store)  # before anything is written: a newer version's is none of our business
+        read_attempt(store)  # raises before anything is written if a newer version owns the run
         if store.is_local:
             store.make(Path(store.path()))
             locked = self._take_lock()
@@ -110,7 +110,7 @@ class Fence:
         return self._number
 
     def heartbeat(self, *, ended: bool = False) -> None:
-        """Say that this attempt is alive, or that it has ended.
+        """Write a heartbeat, or record that this attempt has ended.
 
         Raises:
             RunConflictError: another attempt has taken over.
@@ -123,7 +123,7 @@ class Fence:
                 self._lock = None
 
     def check(self) -> Record:
-        """The attempt file, which must be ours.
+        """Returns the attempt file after checking that this attempt owns it.
 
         Raises:
             RunConflictError: another attempt has taken over, or may have: the lock file was removed or replaced.
@@ -142,18 +142,16 @@ class Fence:
     # -- local: a lock -------------------------------------------------------------------------------------------
 
     def _take_lock(self) -> bool:
-        """Take the lock; False where this file system has none."""
+        """Take the lock. Returns False if this file system has no locks."""
         path = self._store.path(".lock")
         for _ in range(_TRIES):
             try:
-                # Not through a link: it would be somebody else's file.
+                # O_NOFOLLOW: a link would point to a file that is not this run's.
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                     raise
-                raise RunConflictError(
-                    f"{path} is no lock file but something else: see what it is, remove it"
-                ) from None
+                raise RunConflictError(f"{path} is not a lock file; check what it is and remove it") from None
             taken = lock(descriptor)
             if taken and _is_file_of(descriptor, path):
                 self._lock = descriptor
@@ -163,10 +161,10 @@ class Fence:
                 return False
             if not taken:
                 raise RunConflictError(self._conflict())
-        raise RunConflictError(f"{path} vanishes as soon as it is made: something else removes it")
+        raise RunConflictError(f"{path} is removed as soon as it is created; find the program that removes it")
 
     def _retake(self) -> None:
-        """The lock file is gone or another: take the one that is there now, or stop."""
+        """The lock file was removed or replaced: take the one that exists now, or raise RunConflictError."""
         assert self._lock is not None
         os.close(self._lock)
         self._lock = None
@@ -174,18 +172,18 @@ class Fence:
             taken = self._take_lock()
         except RunConflictError as error:
             raise RunConflictError(f"the lock of this run was removed while it ran, and: {error}") from None
-        # Whoever had it meanwhile has left its token.
+        # An attempt that held the lock meanwhile has written its own token.
         attempt = read_attempt(self._store)
         if not taken or attempt is None or attempt["token"] != self._store.token:
             raise RunConflictError(self._conflict())
 
-    # -- elsewhere: claims and silence -----------------------------------------------------------------------------
+    # -- other storage: claims and a heartbeat timeout -------------------------------------------------------------
 
     def _take_over(self, last: Record | None, say: Callable[[str], None]) -> None:
         store = self._store
         if last is not None and not last["ended"]:
             who = f"host {last.get('host', '?')}, process {last.get('pid', '?')}"
-            say(f"the last attempt ({who}) has not said that it ended: watching it for {STALE_S:.0f} s")
+            say(f"the last attempt ({who}) did not record that it ended: watching its heartbeat for {STALE_S:.0f} s")
             self._watch(last)
         number, token = (last["attempt"] if last else 0) + 1, uuid.uuid4().hex
         mine = f"{layout.ATTEMPTS}/{number:08d}-{token}.json"
@@ -195,7 +193,7 @@ class Fence:
         while True:
             others = {claim for claim in self._claims() if claim[0] >= number and claim[1] != token}
             if _seen(read_attempt(store)) != _seen(last):
-                store.delete(mine)  # somebody was quicker, or the last attempt lives after all
+                store.delete(mine)  # another attempt won the race, or the last one is alive after all
                 raise RunConflictError(self._conflict())
             if not others and not withdrawn:
                 break
@@ -204,11 +202,11 @@ class Fence:
                 withdrawn = False
                 continue
             if not withdrawn and min(others) < (number, token):
-                # The smallest name stays: whoever has it waits for the others to go.
+                # The smallest name stays and waits for the others to withdraw.
                 store.delete(mine)
                 withdrawn = True
             if self._clock() >= until:
-                # Of drivers that died when they were about to take over.
+                # These claims are left over from drivers that died while taking over.
                 for other in others:
                     store.delete(_claim_name(other))
             self._sleep(_POLL_S)
@@ -219,7 +217,7 @@ class Fence:
                 store.delete(_claim_name(claim))
 
     def _watch(self, last: Record) -> None:
-        """See that nothing changes for `STALE_S`; RunConflictError where something does."""
+        """Wait for `STALE_S`. Raises RunConflictError if the attempt file changes meanwhile."""
         until = self._clock() + STALE_S
         while self._clock() < until:
             self._sleep(_POLL_S)
@@ -241,13 +239,13 @@ class Fence:
     def _conflict(self) -> str:
         other: dict[str, Any] = read_attempt(self._store) or {}
         return (
-            f"{self._store.root}: another attempt at this run is under way (host {other.get('host', 'another machine')}"
+            f"{self._store.root}: another attempt at this run is running (host {other.get('host', 'another machine')}"
             f", process {other.get('pid', '?')}); wait for it, stop it, or give this run another run_name"
         )
 
 
 def _seen(attempt: Record | None) -> object:
-    """What tells a live attempt from a silent one; an older lion-ray's has only its clock."""
+    """The fields that change while an attempt is alive; an older lion-ray's file has only `alive`, a clock time."""
     return None if attempt is None else tuple(attempt.get(key) for key in ("token", "beat", "alive", "ended"))
 
 
@@ -256,7 +254,7 @@ def _claim_name(claim: tuple[int, str]) -> str:
 
 
 def _is_file_of(descriptor: int, path: str) -> bool:
-    """Whether a path still names the file that is open, and not through a link."""
+    """Whether a path still names the open file itself, not a link to it."""
     try:
         there = os.lstat(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""A process that may open no more files: each connection, and each file of a journal, is one.
+"""The limit of file descriptors: each connection and each journal file uses one.
 
-Invariant: it is the machine's matter and no endpoint's, so it ends a run at once, in one line that says what to do; an
-endpoint that could not be asked is not counted as down.
+Invariant: reaching the limit is a fault of the machine, not of an endpoint. It ends a run at once with a one-line error
+that says what to do, and does not count against the endpoint.
 
 This module opens nothing.
 """
@@ -15,7 +15,7 @@ from lion_ray.core.errors import InfrastructureError
 
 
 def none_left(error: BaseException) -> bool:
-    """Whether an error, or what it came of, is that no descriptor was left."""
+    """Whether an error, or one in its chain of causes, is that no file descriptor was left."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -27,16 +27,16 @@ def none_left(error: BaseException) -> bool:
 
 
 def no_descriptors(what: str) -> InfrastructureError:
-    """The error, where `what` could not be opened."""
+    """The error to raise if `what` could not be opened."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     return InfrastructureError(
         f"{what}: this process may open no more files and connections (its limit is {limit}); {remedy(limit, most)} "
-        "and run the same command: it goes on"
+        "and run the same command to resume"
     )
 
 
 def remedy(limit: int | None = None, most: int | None = None) -> str:
-    """What to do about it."""
+    """What the user can do about the limit."""
     if limit is None or most is None:
         limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(4096, 4 * limit)
@@ -46,7 +46,7 @@ def remedy(limit: int | None = None, most: int | None = None) -> str:
 
 
 def raise_limit() -> None:
-    """Let this process open as many files as its user may."""
+    """Raise this process's soft limit of open files to its hard limit."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit != most and most != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

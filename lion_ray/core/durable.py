@@ -1,6 +1,6 @@
-"""Making what was written survive a power cut, and locks that die with their process.
+"""Durable writes, which survive a power cut, and locks that are released when their process ends.
 
-On POSIX a file and the folder that names it are flushed apart.
+On POSIX a file and the folder that names it are flushed separately.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ def sync_path(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut, whoever made them."""
+    """Make a folder and its parents, and flush them all to the disk, existing ones too."""
     missing = {path for path in (folder, *folder.parents) if not path.exists()}
     folder.mkdir(parents=True, exist_ok=True)
-    # Those that were there too: another process may have made them just now, or have died before it flushed them.
+    # Existing parents too: another process may have just made them, or have died before it flushed them.
     for path in (folder, *folder.parents):
         try:
             sync_path(path.parent)
         except PermissionError:
             if path in missing:
                 raise
-            return  # a folder of the machine's, which is older than any run
+            return  # a system folder, older than any run
 
 
 @contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block has ended well, and is gone when it has not.
+    """A folder beside `out` that is renamed to `out` if the block succeeds, and removed otherwise.
 
-    An empty folder may be there already; another only with `replace`, and it stays until the new one is whole.
+    `out` may exist already if it is empty, or with `replace`; then it stays until the new folder is complete.
 
     Raises:
-        DataError: `out` is there already.
+        DataError: `out` exists already.
         InfrastructureError: the disk refused.
     """
     out = out.expanduser().absolute()
     if out.is_symlink() or (out.exists() and not (out.is_dir() and (replace or not any(out.iterdir())))):
-        raise DataError(f"{out} is there already; name a folder that is not")
+        raise DataError(f"{out} exists already; name a new folder")
     mark = uuid.uuid4().hex[:8]
     aside, old = out.with_name(f".{out.name}.{mark}"), out.with_name(f".{out.name}.{mark}.old")
     try:
@@ -62,7 +62,7 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             sync_path(path)
         if replace and out.exists():
             out.rename(old)
-        aside.rename(out)  # in the place of an empty folder too: see rename(2)
+        aside.rename(out)  # also replaces an empty folder: see rename(2)
         sync_path(out.parent)
     except OSError as error:
         if old.exists() and not out.exists():
@@ -74,7 +74,7 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def lock(descriptor: int) -> bool | None:
-    """Take the lock of an open file without waiting: False where another has it, None where there are no locks."""
+    """Lock an open file without waiting. Returns False if another process holds it, None if there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,18 +1,19 @@
 """Errors, in two kinds.
 
 Invariants:
-- An *infrastructure* error (a lost engine, a storage that refuses writes) may pass if the same command runs again.
-- A *data* error is about the user's input or what a model answered; running again unchanged will not help.
-  A single bad row is never an exception: it is a row with a reason (see `records`). Only the sum of them is.
+- An *infrastructure* error (a lost engine, storage that refuses writes) may not occur again if the same command is
+  repeated.
+- A *data* error is about the user's input or a model's answers; repeating the command unchanged does not help.
+  A single bad row is never an exception: it is a row with a reason (see `records`). Only too many of them are.
 - Every class pickles by its message alone, so it crosses actor boundaries unchanged, and holds no secrets.
-- Every class has an exit code of its own; the command line prints the message in one line and exits with it.
+- Every class has an exit code; the command line prints the message in one line and exits with that code.
 """
 
 from __future__ import annotations
 
 
 class LionError(Exception):
-    """Base of every error that the user is told about without a stack trace."""
+    """Base of every error that is shown to the user without a stack trace."""
 
     exit_code = 1
 
@@ -43,26 +44,26 @@ class InfrastructureError(LionError):
 
 
 class DamagedError(InfrastructureError):
-    """A file of a run is not what was written: cut off, changed, or gone."""
+    """A file of a run differs from what was written: truncated, changed or missing."""
 
     def __init__(self, path: str, what: str = "") -> None:
-        # A pickled exception comes back with its message alone.
+        # Unpickling an exception passes its message alone.
         super().__init__(
-            f"{path}: damaged or of another version: {what}. Put a copy back, or delete it (of a part, also its "
-            "stage's manifest): the same command then makes it again"
+            f"{path}: damaged or of another version: {what}. Restore a copy, or delete the file (for a part, also its "
+            "stage's manifest); the same command then makes it again"
             if what
             else path
         )
 
 
 class EndpointError(InfrastructureError):
-    """An API endpoint refuses every call: no key, a wrong key, an unknown model, nobody there."""
+    """An API endpoint refuses every call: no key, a wrong key, an unknown model, an unreachable host."""
 
     exit_code = 4
 
 
 class BudgetError(LionError):
-    """The budget is spent; with a higher one the same command goes on."""
+    """The budget is spent; with a higher one the same command resumes."""
 
     exit_code = 8
 
@@ -80,7 +81,7 @@ class RunConflictError(DataError):
 
 
 class EngineError(InfrastructureError):
-    """A student engine died or answers with weights that are not the checkpoint's."""
+    """A student engine died, or serves weights that are not the checkpoint's."""
 
 
 class TrainingError(InfrastructureError):
@@ -88,18 +89,18 @@ class TrainingError(InfrastructureError):
 
 
 def as_raised(error: BaseException) -> BaseException:
-    """The error that an actor or a task raised, from under the wrappers in which Ray hands it on."""
+    """The error that an actor or a task raised, without the wrappers that Ray adds."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """A text, or what an error says, with its lines joined; an error without words by its type's name."""
+    """A text or an error's message in one line; the type's name for an error without a message."""
     flat = " ".join(str(error).split()) or type(error).__name__
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def first_line(error: object, limit: int = 300) -> str:
-    """The first line of a text, or of what an error says: where it is followed by what helps developers only."""
+    """The first line of a text or of an error's message, for messages that continue with details for developers."""
     return one_line(str(error).strip().partition("\n")[0] or type(error).__name__, limit)

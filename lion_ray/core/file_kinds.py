@@ -1,8 +1,8 @@
-"""What a file of data is where it is not what its name says: told in words, from its first bytes.
+"""Recognises, by its first bytes, a data file whose format is not the one that its name says.
 
 Invariants:
-- A file that is what it should be is never refused here.
-- Each answer is half a sentence that goes on from the file's name and ends with what to do.
+- A file in the right format is never refused here.
+- Each answer continues a sentence that begins with the file's name, and ends with what to do.
 
 This module opens no file and knows nothing of rows.
 """
@@ -10,7 +10,7 @@ This module opens no file and knows nothing of rows.
 from __future__ import annotations
 
 HEAD = 4096
-"""How many first bytes are enough."""
+"""How many first bytes are needed."""
 
 _MAGIC = (
     (b"\x1f\x8b", "is gzip; give it a name that ends in .gz"),
@@ -33,29 +33,27 @@ _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://haws
 
 
 def told(head: bytes, *, binary: bool = False) -> str | None:
-    """Why a file cannot be read as JSON (or with `binary` as what its name says); None where nothing speaks against it.
+    """Why a file cannot be read as JSON, or with `binary` as the format that its name says. Returns None if it may be.
 
     Args:
-        head: its first bytes, at least HEAD of them where it has so many.
+        head: the file's first HEAD bytes, or all of a shorter file.
     """
     if head.startswith(_POINTERS):
-        return "is a git-lfs pointer and not the data it stands for; run `git lfs pull` where it was cloned"
+        return "is a git-lfs pointer, not the data; run `git lfs pull` in the clone"
     if b"/annex/objects/" in head[:300] and len(head) < 1000:
-        return "is a git-annex pointer and not the data it stands for; run `git annex get` where it was cloned"
+        return "is a git-annex pointer, not the data; run `git annex get` in the clone"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<!-- ")):
-        return (
-            "is an HTML page (a sign-in or an error page that was saved in the data's place?); download the file itself"
-        )
+        return "is an HTML page (a sign-in or an error page, saved instead of the data?); download the file itself"
     if text.startswith((b"<?xml", b"<error>")):
-        return "is XML (a store's error message that was saved in the data's place?); download the file itself"
+        return "is XML (an error message of the storage, saved instead of the data?); download the file itself"
     if binary:
         return None
     for mark, encoding in _UTF:
         if head.startswith(mark):
             return f"is {encoding} (as PowerShell's > and some editors write); save it as UTF-8"
     sample = head[:400]
-    # Latin letters in UTF-16 without a mark at the beginning: every other byte is 0.
+    # Latin letters in UTF-16 without a byte order mark: every other byte is 0.
     if len(sample) >= 8 and (sample[1::2].count(0) > 0.45 * len(sample) or sample[::2].count(0) > 0.45 * len(sample)):
         return "is UTF-16 (as PowerShell's > and some editors write); save it as UTF-8"
     return next((words for mark, words in _MAGIC if head.startswith(mark)), None)

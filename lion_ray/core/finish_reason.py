@@ -1,9 +1,9 @@
-"""How a model's text ended, whatever its service calls it.
+"""Maps every service's finish reasons to one set of names.
 
 Invariants:
-- Only a name that is known to mean so counts as complete. One that nobody knows may be a cut or an error by another
-  name, and half an answer that is learnt as a whole one teaches to stop in mid-sentence.
-- The members' values are the canonical names (OpenAI's, where it has one), and stand in a run's rows.
+- Only a name that is known to mean "complete" counts as complete. An unknown name may mean a truncated answer or an
+  error, and training on truncated answers teaches a student to stop in mid-sentence.
+- The members' values are the canonical names (OpenAI's, if it has one); a run's rows hold them.
 
 Sources: the API references of OpenAI, Azure, Anthropic, Bedrock, Gemini, Mistral, Cohere, DeepSeek, Zhipu, watsonx,
 Hugging Face's TGI, vLLM, SGLang, LM Studio. This module knows nothing of calls, rows or prompts.
@@ -16,17 +16,17 @@ from enum import StrEnum
 
 
 class Ending(StrEnum):
-    """A text's end, by its canonical name."""
+    """Why a text ended; the value is its canonical name."""
 
     COMPLETE = "stop"
     CUT = "length"
-    """By the length limit, the context's end, or because it went round in circles."""
+    """Truncated by the length limit or the end of the context, or stopped because the model repeated itself."""
     FILTERED = "content_filter"
-    """Withheld or cut by a filter, or refused by the model itself."""
+    """Withheld or truncated by a filter, or refused by the model itself."""
     TOOL = "tool_calls"
     """The model broke off to call a tool."""
     FAILED = "error"
-    """Something broke at the endpoint: asked again, there may be an answer."""
+    """The endpoint failed; a retry may succeed."""
     UNKNOWN = "unknown"
 
 
@@ -41,7 +41,7 @@ _KNOWN = {
     "unload model_unloaded failed interrupted disconnected overloaded error_limit",
 }
 _EXACT = {name: ending for ending, names in _KNOWN.items() for name in names.split()}
-# What no table will ever hold in full. None of these endings is taken for complete, so a wrong guess is a safe one.
+# For names that the table lacks. None of these endings counts as complete, so a wrong guess is safe.
 _LIKELY = (
     (Ending.FILTERED, r"filter|safety|block|moderat|sensitiv|prohibit|guardrail|polic|refus|toxic|censor|flagged"),
     (Ending.TOOL, r"tool|function"),
@@ -51,8 +51,8 @@ _LIKELY = (
 
 
 def ending(reason: str | None) -> Ending:
-    """What a finish reason means, by any service's name for it; None and "" are `UNKNOWN`."""
-    # "content_filter: PROHIBITED_CONTENT" and "FinishReason.MAX_TOKENS" say more than the name; camelCase is one too.
+    """The meaning of any service's finish reason; None and "" are `UNKNOWN`."""
+    # Take the name out of "content_filter: PROHIBITED_CONTENT" or "FinishReason.MAX_TOKENS"; split camelCase.
     name = re.split(r"[:;,(\s]", (reason or "").strip(), maxsplit=1)[0].rpartition(".")[2]
     name = re.sub(r"[^a-z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
     if name in _EXACT:

@@ -1,24 +1,24 @@
-"""Where everything lies in a run's folder: every path of a run is made here, and nowhere else.
+"""The layout of a run's folder: every path in a run is made here, and nowhere else.
 
 Invariants:
-- A path is relative to the run's folder, with slashes, whatever storage it is on.
-- Pool p is the user's own for p = 0 and what iteration p generated otherwise; `HELDOUT` is what nobody trains on.
+- A path is relative to the run's folder and uses slashes on every storage.
+- Pool 0 is the user's own; pool p > 0 holds what iteration p generated. `HELDOUT` is never trained on.
 - A stage is a folder: numbered parts, a few files, and the manifest that commits them (see `stage_folder`).
 
     run.json  attempt.json  progress.json  stopped.json  report.html
     questions.parquet  quarantine.jsonl  contaminated.jsonl
     pool-P/          instructions: parts and a manifest
     answers-P/       the teacher's answers to pool P; filtered/: which of them are left out of the training;
-                     answers-heldout/checks: what the checks say of them
+                     answers-heldout/checks: the checks' scores of them
     iteration-K/     result.json  candidates.parquet
-      checkpoint/    model/, steps/ with what every step measured, progress.json while it is fitted
+      checkpoint/    model/, steps/ with every step's metrics, progress.json while fine-tuning runs
       student/       the student's answers to the Cache Pool
       verdicts/      the judge's verdicts on them, hard.parquet, easy.parquet
       canaries/      the judge's verdicts on the canary pairs
       heldout/       student/, verdicts/ and checks/ of the held-out set
     attempts/  fits/  journal/  stalls/  evaluations/  tensorboard/
 
-This module knows nothing of what is in the files.
+This module knows nothing of the files' content.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from __future__ import annotations
 import re
 
 RUN = "run.json"
-"""What the run is: its configuration, where that came from, and the versions it ran on."""
+"""The run's description: its configuration, the folder of its configuration file, and the versions it ran on."""
 PROGRESS = "progress.json"
-"""What is under way: of the run, and within a checkpoint's folder of its fit."""
+"""Progress of the run; in a checkpoint's folder, progress of its fine-tuning."""
 STOPPED = "stopped.json"
-"""That the run ended early, after which iteration, and why."""
+"""Written if the run stopped early: after which iteration, and why."""
 QUESTIONS = "questions.parquet"
-"""Of the evaluation sets that nothing trained on may resemble."""
+"""Questions of the evaluation sets; no training row may resemble them."""
 QUARANTINE = "quarantine.jsonl"
 """The user's rows that could not be used."""
 CONTAMINATED = "contaminated.jsonl"
@@ -40,19 +40,19 @@ CONTAMINATED = "contaminated.jsonl"
 REPORT = "report.html"
 MANIFEST = "manifest.json"
 TRAINING = "training.json"
-"""In a checkpoint's model folder: what its fit measured."""
+"""Metrics of the fine-tuning, in a checkpoint's model folder."""
 
 ATTEMPT = "attempt.json"
-"""Who works on the run, and that it is alive."""
+"""The attempt that holds the run, and its heartbeat."""
 ATTEMPTS = "attempts"
 FITS = "fits"
 """Checkpoints within a fit."""
 JOURNAL = "journal"
 STALLS = "stalls"
-"""Stacks of actors that did not answer."""
+"""Stack traces of actors that missed their heartbeat."""
 EVALUATIONS = "evaluations"
 TENSORBOARD = "tensorboard"
-"""What the TensorBoard tracker writes, where its configuration names no other folder."""
+"""The TensorBoard tracker's folder, unless its configuration names another."""
 
 HELDOUT = "heldout"
 
@@ -72,7 +72,7 @@ def answers(name: str | int) -> str:
 
 
 def filtered(name: str | int) -> str:
-    """The stage that says which of the teacher's answers to a pool are left out of the training."""
+    """The stage that records which of the teacher's answers to a pool are left out of the training."""
     return f"{answers(name)}/filtered"
 
 
@@ -81,7 +81,7 @@ def iteration(number: int) -> str:
 
 
 def iteration_number(name: str) -> int | None:
-    """The iteration whose folder has this name; None for other folders."""
+    """The iteration whose folder has this name. Returns None for other folders."""
     match = _ITERATION.fullmatch(name)
     return None if match is None else int(match[1])
 
@@ -92,7 +92,7 @@ def checkpoint(number: int) -> str:
 
 
 def model(number: int) -> str:
-    """The folder of the student after an iteration's fine-tuning, as transformers writes one."""
+    """The student after an iteration's fine-tuning, a folder in the format of transformers."""
     return f"{checkpoint(number)}/model"
 
 
@@ -115,12 +115,12 @@ def checks(number: int | None) -> str:
 
 
 def canaries(number: int) -> str:
-    """The stage in which an iteration's judge is judged."""
+    """The stage with an iteration's verdicts on the canary pairs."""
     return f"{iteration(number)}/canaries"
 
 
 def candidates(number: int) -> str:
-    """Everything that an iteration's generator wrote, accepted or not."""
+    """Every instruction that an iteration generated, accepted or rejected."""
     return f"{iteration(number)}/candidates.parquet"
 
 
@@ -135,7 +135,7 @@ def easy(stage: str) -> str:
 
 
 def result(number: int) -> str:
-    """What an iteration came to, for other tools."""
+    """An iteration's result, for other tools."""
     return f"{iteration(number)}/result.json"
 
 
@@ -162,18 +162,18 @@ def part(stage: str, index: int) -> str:
 
 
 def part_index(name: str) -> int | None:
-    """The number of a part, by its file's name; None for other files."""
+    """The number of a part, from its file's name. Returns None for other files."""
     match = _PART.fullmatch(name)
     return None if match is None else int(match[1])
 
 
 def evaluation(name: str) -> str:
-    """A file with what an evaluation found."""
+    """A file with an evaluation's results."""
     return f"{EVALUATIONS}/{name}"
 
 
 def iteration_of(stage: str) -> int:
-    """The iteration that a stage belongs to: answers to pool p are iteration p + 1's."""
+    """The iteration that a stage belongs to; answers to pool p belong to iteration p + 1."""
     match = _STAGE.fullmatch(stage)
     if match is None:
         return 0

@@ -1,12 +1,12 @@
-"""What killed processes left: files that were being written aside, and folders for the life of a process.
+"""Removes what killed processes left: temporary files in a run's folder, and scratch folders.
 
 Invariants:
-- In a run's folder only names that `store` gives to what it writes aside are touched (``.NAME.8 hex digits``); outside
-  of one only a scratch folder of the same user, whose process has ended.
-- Whoever has claimed the run is its one writer, so what an attempt writes is left over at once. A report and results of
-  evaluations are written by other commands too: theirs must be a day old.
+- In a run's folder only the temporary files of `store` are removed (``.NAME.8 hex digits``); outside it only a scratch
+  folder of the same user whose process has ended.
+- The attempt that has claimed the run is its only writer, so an earlier attempt's temporary files are removed at once.
+  Other commands also write reports and evaluation results: their temporary files are removed after a day.
 
-This module knows nothing of what the files hold.
+This module knows nothing of the files' content.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 _OTHERS = (layout.EVALUATIONS, f".{layout.REPORT}.")
 _LET_BE = {layout.JOURNAL, layout.FITS}
 OLD_S = 24 * 3600.0
-"""So old, in seconds, is a file that nobody is writing any more."""
+"""A temporary file of this age, in seconds, is no longer being written."""
 
 
 def remove_leftovers(root: Path) -> int:
-    """Remove what killed attempts left in a run's local folder; returns how many files."""
+    """Remove the temporary files of killed attempts from a run's local folder; returns how many."""
     removed = 0
     for path in _asides(root):
         inside = path.relative_to(root).as_posix()
@@ -44,11 +44,11 @@ def remove_leftovers(root: Path) -> int:
 
 
 def scratch_folder(prefix: str, parent: Path | None = None, *, kept_s: float = 0.0) -> Path:
-    """Make a folder for the life of this process, which only its user can read, and remove those of ended ones.
+    """Make a scratch folder for this process, readable by its user only; remove those of processes that have ended.
 
     Args:
-        parent: None: where the machine has temporary files.
-        kept_s: how long, in seconds, an ended process's folder stays: what is in it may be looked at.
+        parent: None: the machine's folder for temporary files.
+        kept_s: how long, in seconds, an ended process's folder stays, so that its content can be inspected.
     """
     parent = parent or Path(tempfile.gettempdir())
     for folder in parent.glob(f"{prefix}*"):

@@ -1,8 +1,8 @@
 """A user's own code, found by its import path.
 
 Invariants:
-- What is wrong with it is one line with the key that named it, whatever it raised.
-- It is imported where it is needed and nowhere else; nothing in a run's folder names code.
+- Whatever the code raises becomes a one-line error that names its configuration key.
+- The code is imported only where it is needed; nothing in a run's folder names code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lion_ray.core.errors import ConfigError
 
 
 def load_attribute(import_path: str, base_dir: Path, key: str) -> Any:
-    """What `package.module:name` names; modules are found as Python finds them, and beside the configuration file.
+    """Import `package.module:name`; the folder of the configuration file is searched before Python's own path.
 
-    Raises ConfigError where it cannot be imported; `key` is the configuration's that holds the path.
+    Raises ConfigError if it cannot be imported; `key` is the configuration key that holds the path.
     """
     module, _, name = import_path.partition(":")
     beside = str(base_dir)
@@ -39,11 +39,11 @@ def load_attribute(import_path: str, base_dir: Path, key: str) -> Any:
 def make(import_path: str, options: Mapping[str, Any], base_dir: Path, key: str, *methods: str) -> Any:
     """An object of the user's own class, made with `options`.
 
-    Raises ConfigError where it cannot be imported or made, or lacks one of `methods`.
+    Raises ConfigError if it cannot be imported or made, or lacks one of `methods`.
     """
     made_by = load_attribute(import_path, base_dir, key)
     if not callable(made_by):
-        raise ConfigError(f"{key}: {import_path} is no class; name one, or a function that makes the object")
+        raise ConfigError(f"{key}: {import_path} is not a class; name one, or a function that makes the object")
     try:
         made = made_by(**options)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything
@@ -57,7 +57,7 @@ def make(import_path: str, options: Mapping[str, Any], base_dir: Path, key: str,
 
 
 def asked(what: Callable[..., Any], *arguments: Any, key: str) -> Any:
-    """What the user's own method returns; ConfigError where it raises."""
+    """Call the user's own method and return its result. Raises ConfigError if it raises."""
     try:
         return what(*arguments)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's own code may raise anything

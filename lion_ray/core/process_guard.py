@@ -1,13 +1,13 @@
 """Ends child processes whose parent was killed.
 
-A process that is killed cannot stop its children, and neither vLLM's engine core nor its API server notices that
-its parent is gone: they would hold memory and GPUs for ever. A guard is a tiny process that holds the read end of a
-pipe; its parent writes the process ids to watch, and when the pipe closes, because the parent ended in whatever way,
-the guard kills those that still live.
+A killed process cannot stop its children, and neither vLLM's engine core nor its API server notices that its parent is
+gone: they would hold memory and GPUs for ever. A guard is a small process that holds the read end of a pipe. Its parent
+writes the process ids to watch. The pipe closes when the parent ends in any way, and the guard then kills the watched
+processes that still run.
 
 Invariants:
-- It kills only processes it was told of, and only while they are still the same process (their start time agrees).
-- It imports nothing but the standard library, so it starts in milliseconds.
+- It kills only the watched processes and their descendants, and only if the watched start time still matches.
+- It imports only the standard library, so it starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 END_WAIT_S = 30.0
-"""How long `Guard.close` waits for what it killed: a process in uninterruptible sleep may never end."""
+"""How long `Guard.close` waits for the killed processes: one in uninterruptible sleep may never end."""
 
 
 def start_time(pid: int) -> str | None:
-    """When process `pid` started, in the kernel's ticks; None where it has ended. See proc(5), field 22 of stat.
+    """When process `pid` started, in the kernel's ticks. Returns None if it has ended. See proc(5), field 22 of stat.
 
-    A zombie has ended: it holds nothing but its entry, which stays as long as its parent does not ask for it.
+    A zombie has ended: it holds only its entry, until its parent waits for it.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -38,7 +38,7 @@ def start_time(pid: int) -> str | None:
 
 
 def command_line(pid: int) -> bytes:
-    """The command line of process `pid`, its words apart by NUL; empty where it is gone. See proc(5)."""
+    """The command line of process `pid`, separated by NUL; empty if the process has ended. See proc(5)."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -46,7 +46,7 @@ def command_line(pid: int) -> bytes:
 
 
 class Guard:
-    """The parent's side: tell it which processes must not outlive this one."""
+    """The parent's side: registers the processes that must not outlive this one."""
 
     def __init__(self) -> None:
         self._told: set[int] = set()
@@ -57,11 +57,11 @@ class Guard:
             start_new_session=True,  # a Ctrl-C or a killed process group must not take the guard first
             text=True,
         )
-        # It has forked: the one left is nobody's child, so that whoever kills this process's children misses it.
+        # The guard has forked and is no longer a child, so killing this process's children does not kill it.
         self._process.wait()
 
     def watch(self, *pids: int) -> None:
-        """Watch these processes too; an id that is watched already is passed over."""
+        """Watch these processes too; an id that is watched already is skipped."""
         assert self._process.stdin is not None
         for pid in set(pids) - self._told:
             if started := start_time(pid):
@@ -70,7 +70,7 @@ class Guard:
         self._process.stdin.flush()
 
     def close(self) -> None:
-        """Kill what is watched and still lives, now, and wait until it has ended."""
+        """Kill the watched processes that still run, and wait until they have ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -98,9 +98,9 @@ def main() -> None:
             killed[victim] = start_time(victim)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-    # A process that is killed still gives its memory back, which takes seconds where there is much of it.
-    patience = time.monotonic() + END_WAIT_S
-    while any(began and start_time(pid) == began for pid, began in killed.items()) and time.monotonic() < patience:
+    # A killed process first frees its memory, which takes seconds if there is much of it.
+    deadline = time.monotonic() + END_WAIT_S
+    while any(began and start_time(pid) == began for pid, began in killed.items()) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 

@@ -1,8 +1,8 @@
-"""Progress, as a person wants it: bars in a terminal, plain lines in a log, and a file that `status` reads.
+"""Progress: bars in a terminal, plain lines in a log, and a file that `status` reads.
 
 Invariants:
-- A plain log never holds control characters, and says something at least every `QUIET_S` seconds of a long stage.
-- Waiting is shown as what it is, with what is waited for (contract: pending is a state).
+- A plain log never holds control characters, and a long stage logs a line at least every `QUIET_S` seconds.
+- Waiting is shown as such, with its reason (contract: pending is a state).
 
 This module knows nothing of Ray or of the loop.
 """
@@ -30,16 +30,16 @@ METER_S = 60.0
 
 
 class Stage:
-    """A stage under way: `total` units of `unit`, `done` of them finished."""
+    """A running stage: `total` units of `unit`, `done` of them finished."""
 
     def __init__(self, progress: Progress, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self.note = ""
         self.waits_for = ""
-        """What the stage cannot go on without, and does not have yet."""
+        """What the stage is blocked on; empty if it is not blocked."""
         self.counts: Counter[str] = Counter()
-        """What the units held, by outcome: rows that are ok, and those quarantined."""
+        """Rows by outcome: ok and quarantined."""
         self.started = time.time()
         self.ended = False
         self._progress = progress
@@ -47,28 +47,28 @@ class Stage:
         self._paced: tuple[float, int] | None = None
 
     def seconds(self) -> float:
-        """Since the stage began."""
+        """Seconds since the stage began."""
         return time.time() - self.started
 
     def advance(self, count: int, note: str = "") -> None:
-        """`count` more units are done; `note` says what else there is to know, in a few words."""
+        """`count` more units are done; `note` adds a few words."""
         self.update(self.done + count, note)
 
     def left_s(self) -> float | None:
-        """Seconds that are left, by the pace since the first unit was done: what went before it was starting up."""
+        """Seconds left, by the pace since the first finished unit, so that the start-up does not count."""
         if self._paced is None or self.done <= self._paced[1] or not self.total:
             return None
         began, already = self._paced
         return (time.time() - began) / (self.done - already) * (self.total - self.done)
 
     def line(self) -> str:
-        """How far the stage is, for a log."""
+        """The stage's progress, as a log line."""
         if self.waits_for:
             return f"{self.name}: waiting for {self.waits_for} ({self.seconds():.0f} s)"
         left = self.left_s()
         about = "" if left is None else f", about {left:.0f} s left"
         note = f"; {self.note}" if self.note else ""
-        if not self.total:  # nobody knows yet how much there will be
+        if not self.total:  # the total is not known yet
             return f"{self.name}: {self.seconds():.0f} s{note}"
         return f"{self.name}: {self.done} of {self.total} {self.unit}{about}{note}"
 
@@ -81,7 +81,7 @@ class Stage:
 
 
 class _BarsWithMeter(Bars):
-    """Bars, and a line of its own under them."""
+    """Progress bars with a status line under them."""
 
     meter = ""
 
@@ -92,12 +92,12 @@ class _BarsWithMeter(Bars):
 
 
 class Progress:
-    """Where the run's words go."""
+    """Shows a run's messages and stages."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         stream = stream or sys.stdout
         self.listeners: list[Callable[[Stage], None]] = []
-        """Told of every stage when it begins, changes and ends."""
+        """Called with a stage when it begins, changes and ends."""
         self.console = Terminal(file=stream, soft_wrap=True)
         self.started = time.time()
         self.stages: list[Stage] = []
@@ -106,10 +106,10 @@ class Progress:
         self._last_meter = time.time()
         self.metered = ""
         self.left = ""
-        """How long the run will still take, in words; empty where nobody knows."""
+        """How long the run will still take, as text; empty if unknown."""
         self._waits: list[Callable[[], bool]] = []
         self.ended_in = ""
-        """The stage that an error ended, and how far it was."""
+        """The stage that an error ended, and its progress."""
         if self.console.is_terminal:
             self._bars = _BarsWithMeter(
                 TextColumn("{task.description}", markup=False),
@@ -124,13 +124,13 @@ class Progress:
             self._bars.start()
 
     def say(self, message: str) -> None:
-        """One line, with the time since the start."""
+        """Log one line, with the time since the start."""
         self._last_line = time.time()
         seconds = int(self._last_line - self.started)
         self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {one_line(message)}")
 
     def meter(self, text: str) -> None:
-        """What is true now, in one line: under the bars in a terminal, now and then in a log."""
+        """Show the current state in one line: under the bars in a terminal, every `METER_S` seconds in a log."""
         text = f"{text} · {self.left} left" if self.left else text
         self.metered = text
         if self._bars:
@@ -141,7 +141,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
-        """Show a stage while it runs, and how long it took when it is done."""
+        """Show a stage while it runs, and its duration when it is done."""
         stage = Stage(self, name, total, unit)
         self.stages.append(stage)
         self._tell(stage)
@@ -177,17 +177,17 @@ class Progress:
 
     @property
     def waits(self) -> int:
-        """How many things are waited for, shown so, and hold the run up now."""
+        """How many waits block the run now."""
         return sum(holds_up() for holds_up in self._waits) + sum(bool(stage.waits_for) for stage in self.stages)
 
     async def waiting(
         self, work: Awaitable[T], what: str | Callable[[], str], holds_up: Callable[[], bool] = lambda: True
     ) -> T:
-        """Await `work`, saying every `QUIET_S` seconds that it is waited for.
+        """Await `work`, and log every `QUIET_S` seconds that the run waits for it.
 
         Args:
-            what: what is said; a function is asked each time.
-            holds_up: whether the run can do nothing else meanwhile.
+            what: the log line; a function is called each time.
+            holds_up: whether the wait blocks the run.
         """
         task = asyncio.ensure_future(work)
         started = time.time()
@@ -198,10 +198,10 @@ class Progress:
             return task.result()
         finally:
             self._waits.remove(holds_up)
-            task.cancel()  # whoever stops waiting does not want to hear what became of it
+            task.cancel()  # a caller that stops waiting does not need the result
 
     async def follow(self, work: Awaitable[T], stage: Stage, look: Callable[[], Awaitable[int]]) -> None:
-        """Show how far `work` has come, as `look` tells it, until it is done."""
+        """Await `work`, and show its progress, which `look` returns, until it is done."""
         task = asyncio.ensure_future(work)
         try:
             while not (await asyncio.wait([task], timeout=2.0))[0]:
@@ -211,7 +211,7 @@ class Progress:
             task.cancel()
 
     def snapshot(self) -> dict[str, Any]:
-        """What is under way now, for the run folder's progress file."""
+        """The current progress, for the run folder's progress file."""
         return {
             "time": time.time(),
             "meter": self.metered,
@@ -227,7 +227,7 @@ class Progress:
 
 
 def count(number: int, unit: str) -> str:
-    """A number of `unit`, which is a plural: "1 call", "2,000 calls", "1 second copy"."""
+    """A number with its unit, given in the plural: "1 call", "2,000 calls", "1 second copy"."""
     if number == 1:
         unit = unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
     return f"{number:,} {unit}"

@@ -1,13 +1,13 @@
-"""The tables that travel between the actors, and the ids in them.
+"""The tables that the actors exchange, and the ids in them.
 
 Invariants:
-- A row is a conversation that ends with a user's turn. One of a single user turn is its text, and its id is the hash of
-  that; of any other, `messages` holds all of it, `text` the last turn, and the id is the hash of the messages. So the
-  same row has the same id in every run and on every machine.
-- A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row says why in `reason`.
-  What a filter left out is ``filtered``, with its reason: it has not failed.
-- An answer says who gave it: model, checkpoint version, endpoint, tokens, cost, finish reason (contract: provenance).
-- Seeds depend on what they are for, never on order, time or process (contract: seeds by purpose).
+- A row is a conversation that ends with a user's turn. If it has only that turn, `text` is the row and the id is the
+  hash of the text. Otherwise `messages` holds the conversation, `text` its last turn, and the id is the hash of the
+  messages. So the same row has the same id in every run and on every machine.
+- A row that failed stays a row: `status` is ``ok`` or ``quarantined``, and a quarantined row has a `reason`.
+  A row that a filter left out has not failed: its status is ``filtered``, with the filter's reason.
+- An answer records its origin: model, checkpoint version, endpoint, tokens, cost, finish reason (contract: provenance).
+- Seeds depend on their purpose, never on order, time or process (contract: seeds by purpose).
 
 This module knows nothing of Ray, models or files.
 """
@@ -26,7 +26,7 @@ OK = "ok"
 QUARANTINED = "quarantined"
 FILTERED = "filtered"
 ORDERS = ("teacher_first", "student_first")
-"""Whose answer a referee is shown first; columns of VERDICT."""
+"""Whose answer the referee sees first; columns of VERDICT."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 Message = dict[str, str]
@@ -36,18 +36,18 @@ ONE_TURN = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
-        # Where it came from: `seed` (the user's pool), `hard` or `easy` (generated from such a parent).
+        # Its origin: `seed` (the user's pool), `hard` or `easy` (generated from such a parent).
         pa.field("source", pa.string(), nullable=False),
         pa.field("parent", pa.string()),
         # The iteration that generated it; 0 for the user's own.
         pa.field("iteration", pa.int32(), nullable=False),
-        # What a check compares an answer with: the user's text, or a JSON value as text. Parts that an earlier version
-        # wrote lack the column (see `as_instructions`); no model is ever shown it.
+        # What a check compares an answer with: the user's text, or a JSON value as text. No model is ever shown it.
+        # Parts that an earlier version wrote lack the column (see `as_instructions`).
         pa.field("reference", pa.string()),
     ]
 )
-"""A row of the Train Pool, the Cache Pool or the held-out set that is its text alone; a part of such rows has no more
-columns, as before there were others."""
+"""A row of one user turn in the Train Pool, the Cache Pool or the held-out set. A part with only such rows has no other
+columns, as in earlier versions."""
 
 INSTRUCTION = pa.schema(
     [
@@ -69,23 +69,23 @@ ANSWER = pa.schema(
         pa.field("endpoint", pa.string()),  # the API's name in the config, for the teacher
         pa.field("prompt_tokens", pa.int32()),
         pa.field("completion_tokens", pa.int32()),
-        pa.field("cost_usd", pa.float64()),  # null: no price known
+        pa.field("cost_usd", pa.float64()),  # null: the price is unknown
         pa.field("call", pa.string()),  # the journal's key
     ]
 )
-"""What the teacher or the student said to one instruction."""
+"""The teacher's or the student's answer to one instruction."""
 
 VERDICT = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # the instruction's
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
-        pa.field("teacher_score", pa.float64()),  # mean of the orders that were asked, 1 to 10
+        pa.field("teacher_score", pa.float64()),  # mean over the orders that were asked, 1 to 10
         pa.field("student_score", pa.float64()),
-        # [teacher, student], in each order; null where that order gave no score or, in an ok row, was not asked.
+        # [teacher, student], in each order; null if that order gave no score or, in an ok row, was not asked.
         pa.field("teacher_first", pa.list_(pa.float64())),
         pa.field("student_first", pa.list_(pa.float64())),
-        # How many of these orders are weighted by log-probabilities; null where the referee is not to weigh.
+        # How many of these orders are weighted by log-probabilities; null if weighting is off.
         pa.field("weighted", pa.int32()),
         pa.field("review_teacher_first", pa.string()),
         pa.field("review_student_first", pa.string()),
@@ -103,12 +103,12 @@ VERDICT = pa.schema(
 OWN_VERDICT = pa.schema(
     [
         *VERDICT,
-        pa.field("gap", pa.float64()),  # by how much the teacher's answer is better, in the judge's own points
-        pa.field("hard", pa.bool_()),  # null: by the gap
+        pa.field("gap", pa.float64()),  # how much better the teacher's answer is, in the judge's own points
+        pa.field("hard", pa.bool_()),  # null: the gap decides
         pa.field("detail", pa.string()),  # JSON
     ]
 )
-"""The same by a judge of the user's own, which need not score."""
+"""A verdict of the user's own judge, which need not give scores."""
 
 CHECKED = pa.schema(
     [
@@ -116,16 +116,16 @@ CHECKED = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("score", pa.float64()),  # mean over the checks, 0 to 1; null in a row that is not ok
-        # By check; null where that check could not say.
+        # By check; null if that check could not decide.
         pa.field("scores", pa.list_(pa.struct([("check", pa.string()), ("value", pa.float64())])), nullable=False),
     ]
 )
-"""What the checks say of one answer."""
+"""The checks' scores of one answer."""
 
 KEPT = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),  # the instruction's
-        pa.field("status", pa.string(), nullable=False),  # ok | filtered | quarantined, as its answer was
+        pa.field("status", pa.string(), nullable=False),  # ok, filtered, or quarantined like its answer
         pa.field("reason", pa.string()),
     ]
 )
@@ -150,43 +150,43 @@ CANDIDATE = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row as code has it: what is to be answered, and what is known of it."""
+    """A row in code: the conversation to answer, and its metadata."""
 
     id: str
     text: str
     """The user's last turn."""
     messages: tuple[Message, ...] = ()
-    """The whole conversation; empty for a row that is its text alone."""
+    """The whole conversation; empty for a row of one user turn."""
     source: str = "seed"
     """seed, or the kind of row that it was generated from: hard or easy."""
     parent: str | None = None
     iteration: int = 0
     reference: str | None = None
-    """What an answer is compared with; no model is shown it."""
+    """What an answer is compared with; no model is ever shown it."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], *, reference: bool = True) -> Prompt:
-        """From a row of INSTRUCTION, whatever columns it has; without its reference, where it is shown to a model."""
+        """From a row of INSTRUCTION, which may lack columns. Pass `reference=False` for a row that a model is shown."""
         known = {name: row[name] for name in ("source", "parent", "iteration") if name in row}
         kept = row.get("reference") if reference else None
         return cls(row["id"], row["text"], tuple(row.get("messages") or ()), reference=kept, **known)
 
     @property
     def turns(self) -> tuple[Message, ...]:
-        """The conversation, of a single turn too."""
+        """The whole conversation, also of a row of one turn."""
         return self.messages or ({"role": "user", "content": self.text},)
 
     def as_text(self) -> str:
-        """The conversation as one text, for a reader who is shown it; a row that is its text alone is that."""
+        """The conversation as one text for display; a row of one turn is its text."""
         if not self.messages:
             return self.text
         return "\n\n".join(f"{one['role']}: {one['content']}" for one in self.messages)
 
 
 def conversation_id(messages: Sequence[Message]) -> str:
-    """The content hash that names a conversation: 16 hex digits (64 bits) of SHA-256 over its canonical JSON.
+    """A conversation's id, a content hash: 16 hex digits (64 bits) of SHA-256 over its canonical JSON.
 
-    One of a single user turn has the id of its text.
+    A conversation of one user turn has the id of its text.
     """
     if len(messages) == 1 and messages[0]["role"] == "user":
         return instruction_id(messages[0]["content"])
@@ -195,7 +195,7 @@ def conversation_id(messages: Sequence[Message]) -> str:
 
 
 def instruction_id(text: str) -> str:
-    """The content hash that names an instruction: 16 hex digits (64 bits) of SHA-256."""
+    """An instruction's id, a content hash: 16 hex digits (64 bits) of SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -206,7 +206,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`; a missing key is null, an unknown one is a mistake of ours and raises."""
+    """Rows as a table of `schema`. A missing key is null; an unknown key is a bug and raises ValueError."""
     rows = list(rows)
     if unknown := set().union(*rows).difference(schema.names):
         raise ValueError(f"not in the schema: {sorted(unknown)}")
@@ -218,22 +218,22 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def slim(pool: pa.Table) -> pa.Table:
-    """A pool or a part of one without the column of conversations, where none of its rows has one."""
+    """A pool or a part of one, without the `messages` column if all of it is null."""
     if "messages" in pool.column_names and pool["messages"].null_count == pool.num_rows:
         return pool.drop_columns(["messages"])
     return pool
 
 
 class Piece(NamedTuple):
-    """What the generator hands over at a time."""
+    """One piece of the generator's output."""
 
     part: int | None
-    """The number of a part of the new pool, whose INSTRUCTION rows these are; None for every CANDIDATE, at the end."""
+    """The new pool's part that holds these INSTRUCTION rows; None for the last piece, with all CANDIDATE rows."""
     rows: pa.Table
 
 
 def shards(pool: pa.Table, rows: int) -> Iterator[pa.Table]:
-    """Slices of at most `rows` rows, each with buffers of its own (a plain slice would ship the whole pool)."""
+    """Slices of at most `rows` rows with their own buffers (Ray would send the whole pool for a plain slice)."""
     for start in range(0, pool.num_rows, rows):
         yield pool.slice(start, rows).combine_chunks() if pool.num_rows <= rows else _compact(pool.slice(start, rows))
 
@@ -243,12 +243,12 @@ def _compact(piece: pa.Table) -> pa.Table:
 
 
 def as_instructions(parts: Iterable[pa.Table]) -> pa.Table:
-    """Parts of pools as one table; a column that some of them lack is null in their rows."""
+    """Parts of pools as one table; a column that a part lacks is null in its rows."""
     return pa.concat_tables(parts, promote_options="default")
 
 
 def references(rows: pa.Table) -> list[str | None]:
-    """The reference of each INSTRUCTION row; None for all where the part is from a version without them."""
+    """The reference of each INSTRUCTION row; None for all if an earlier version without references wrote the part."""
     if "reference" not in rows.column_names:
         return [None] * rows.num_rows
     found: list[str | None] = rows["reference"].to_pylist()
@@ -256,5 +256,5 @@ def references(rows: pa.Table) -> list[str | None]:
 
 
 def ok_rows(answers: pa.Table) -> pa.Table:
-    """The rows that may be trained on or scored."""
+    """The rows that may be used for training or scoring."""
     return answers.filter(pa.compute.equal(answers["status"], OK))

@@ -1,11 +1,11 @@
-"""Files that prove themselves: Parquet and JSON with a checksum over all of them, and hashes of files.
+"""Sealed files: Parquet and JSON with a checksum of the whole file, and hashes of files.
 
 Invariants:
-- A sealed Parquet file is an ordinary one. Its pages carry Parquet's own CRC-32, and its footer an entry with the
-  CRC-32 of the whole file (taken with zeros in that place): no bit of it can change unnoticed.
-- A sealed JSON object has one field more, the CRC-32 of the others in one canonical form.
-- What has no seal (files of older versions, or of other tools) is read as it is; pages are checked where they can be.
-- Checksums find accidents; they keep no forger out.
+- A sealed Parquet file is an ordinary one. Its pages carry Parquet's own CRC-32. An entry in its footer holds the
+  CRC-32 of the whole file, computed with zeros in that place, so that any changed bit is detected.
+- A sealed JSON object has one more field, the CRC-32 of the others in a canonical form.
+- A file without a seal (from older versions or other tools) is read unchecked, except pages that have a checksum.
+- Checksums detect accidents, not forgery.
 
 This module knows nothing of where files are.
 """
@@ -32,7 +32,7 @@ _BLOCK = 2**20
 
 
 class Record(dict[str, Any]):
-    """A JSON object of a file. Asking it for a field that is not there names the file."""
+    """A JSON object of a file. Raises DamagedError with the file's path for a missing field."""
 
     path = ""
 
@@ -55,26 +55,26 @@ def to_parquet(table: pa.Table) -> bytes:
 def from_parquet(
     data: pa.Buffer, path: str, columns: Sequence[str] | None = None, *, optional: bool = False
 ) -> pa.Table:
-    """The table in a Parquet file, or only some of its columns; where they are `optional`, those that it has.
+    """The table in a Parquet file, or only `columns`; with `optional`, those of them that the file has.
 
     Raises:
-        DamagedError: it is not what was written, or no Parquet, or lacks a column.
+        DamagedError: the file differs from what was written, is not Parquet, or lacks a column.
     """
     whole = memoryview(data)
-    # The footer is the last thing in the file, and what an older version wrote has no mark there.
+    # The footer is at the end of the file; a file of an older version has no mark there.
     tail = bytes(whole[max(0, len(whole) - _footer_bytes(whole)) :])
     at = tail.rfind(_MARK)
     if at >= 0:
         at += len(whole) - len(tail) + len(_MARK)
         found = zlib.crc32(whole[at + 8 :], zlib.crc32(_EMPTY, zlib.crc32(whole[:at])))
         if b"%08x" % found != bytes(whole[at : at + 8]):
-            raise DamagedError(path, "its checksum does not fit")
+            raise DamagedError(path, "its checksum does not match")
     try:
-        # Not `pq.read_table`, whose data sets take a millisecond more for each file.
+        # Not `pq.read_table`, which takes a millisecond more for each file.
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         table = file.read(columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
-        raise DamagedError(path, f"no Parquet that can be read ({_line(error)})") from None
+        raise DamagedError(path, f"not readable Parquet ({_line(error)})") from None
     if (
         columns is not None
         and not optional
@@ -91,10 +91,10 @@ def seal(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_json(data: bytes, path: str) -> Any:
-    """What a JSON file holds, its objects as Records and without the seal.
+    """The value in a JSON file, its objects as Records and without the seal.
 
     Raises:
-        DamagedError: it is not JSON, or not what was written.
+        DamagedError: it is not JSON, or differs from what was written.
     """
 
     def record(pairs: list[tuple[str, Any]]) -> Record:
@@ -105,14 +105,14 @@ def from_json(data: bytes, path: str) -> Any:
     try:
         value = json.loads(data, object_pairs_hook=record)
         if isinstance(value, Record) and isinstance(value.get(SEAL), str) and value.pop(SEAL) != _crc(value):
-            raise DamagedError(path, "its checksum does not fit")
+            raise DamagedError(path, "its checksum does not match")
     except (ValueError, RecursionError) as error:
         raise DamagedError(path, f"not JSON: {_line(error)}") from None
     return value
 
 
 def sha256(stream: IO[bytes]) -> tuple[int, str]:
-    """A file's bytes and their SHA-256, in hex."""
+    """A file's size in bytes, and its SHA-256 in hex."""
     digest, size = hashlib.sha256(), 0
     while block := stream.read(_BLOCK):
         digest.update(block)

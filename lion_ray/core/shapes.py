@@ -1,7 +1,7 @@
-"""What the fields of a run's own records are, so that a record that says something else is told by its file.
+"""The types of the fields in a run's own records: a field of another type is an error that names its file.
 
-Invariant: what is not named here is taken as it is, and a field may be missing: versions differ, and whoever needs a
-field says so.
+Invariant: a field that is not listed here is not checked, and a field may be missing, because versions differ. Code
+that needs a field raises if it is missing.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ STOP: dict[str, tuple[type, ...]] = {"iteration": _COUNT, "reason": _WORDS}
 
 
 def check(record: Record, fields: dict[str, tuple[type, ...]]) -> Record:
-    """The record itself.
+    """Returns the record unchanged.
 
     Raises:
-        DamagedError: a field is something else than it ever was.
+        DamagedError: a field has a type or a value that no version writes.
     """
     for name, kinds in fields.items():
         if name not in record:

@@ -1,8 +1,8 @@
 """A stage of a run's folder: numbered parts, a few files, and the manifest that commits them.
 
 Invariants:
-- Without a manifest nothing in the stage is trusted except its parts, and a part is whole or absent.
-- The manifest is written last, by the one attempt there is, and holds the SHA-256 of each file of the stage.
+- Without a manifest only the stage's parts are trusted; a part is complete or absent.
+- The manifest is written last, by the run's one attempt, and holds the SHA-256 of each file of the stage.
 
 This module knows nothing of what a stage means.
 """
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from lion_ray.core.store import RunStore
 
 Manifest = dict[str, Any]
-"""What a stage's manifest says: rows, parts, and whatever else is to be known of it without reading them."""
+"""A stage's manifest: the numbers of rows and parts, and other facts that must be readable without the parts."""
 SUMS = ".sums.json"
-"""What a folder's files came to, beside the folder, until a manifest takes it in."""
+"""Suffix of the file beside a folder that holds the hashes of the folder's files until a manifest includes them."""
 _UNSUMMED = {layout.MANIFEST, layout.PROGRESS}
 _SUMMING = 16
-"""Files read at once for their hashes: behind a URL each waits for the network."""
+"""Files hashed at once: on an object store each waits for the network."""
 _FILES = "files"
 
 
@@ -41,10 +41,10 @@ class Stage:
         self.name = name
 
     def manifest(self) -> Manifest | None:
-        """What was committed, or None.
+        """The committed manifest. Returns None if the stage is not committed.
 
         Raises:
-            DamagedError: it is not what was written.
+            DamagedError: the file differs from what was written.
         """
         found = self._read()
         if found is None:
@@ -55,13 +55,13 @@ class Stage:
         return found
 
     def sums(self) -> dict[str, Any]:
-        """Size and SHA-256 of each file that was committed, by its name in the stage's folder; an older lion-ray's
-        manifest has none."""
+        """Size and SHA-256 of each committed file, by its name in the stage's folder. A manifest of an older lion-ray
+        has none."""
         found = self._read()
         return dict(found.get(_FILES) or {}) if found is not None else {}
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Commit the stage; returns the manifest as it stands. Raises RunConflictError where another attempt runs."""
+        """Commit the stage and return the manifest. Raises RunConflictError if another attempt runs."""
         sums = self._sum_up()
         self.store.check_fence()
         self.store.write_record(layout.manifest(self.name), manifest | {_FILES: sums})
@@ -94,11 +94,11 @@ class Stage:
         return {index for index in indexes if index is not None}
 
     def read(self, parts: int, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:
-        """Parts 0 to `parts` - 1, one after another; of them only `columns`, where given, and those of `optional` that
-        are there."""
+        """Parts 0 to `parts` - 1 as one table. `columns` limits the columns; `optional` adds those of its columns that
+        exist."""
         names = map(self.part_name, range(parts))
         wanted = None if columns is None else (*columns, *optional)
-        # A resumed run's parts may be of two versions, of which one knew a column more.
+        # Two versions may have written a resumed run's parts, one of them without a newer column.
         tables = [self.store.read_table(name, wanted, optional=True) for name in names]
         whole = pa.concat_tables(tables, promote_options="default")
         if missing := [name for name in columns or () if name not in whole.column_names]:

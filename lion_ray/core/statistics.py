@@ -1,9 +1,9 @@
-"""Figures with intervals, and how sure they are: one bootstrap for everything, scipy for the rest.
+"""Estimates with confidence intervals, and significance tests: one bootstrap, and scipy for the rest.
 
 Invariants:
 - A number that the data does not determine (no rows, no variation) is None, never 0.
-- The same arguments give the same interval on every machine: a seed is an argument, and nothing else is random.
-- What is compared is paired: a row's numbers are drawn together.
+- The same arguments give the same interval on every machine: the seed is an argument and the only randomness.
+- Comparisons are paired: a row's numbers are resampled together.
 
 This module knows nothing of judges or answers.
 """
@@ -21,16 +21,16 @@ import numpy.typing as npt
 RESAMPLES = 2000
 LEVEL = 0.95
 AT_ONCE = 5_000_000
-"""Draws of rows that are in memory at once."""
+"""The most resampled counts held in memory at once."""
 MANY_ROWS = 10_000
-"""From here on different rows are drawn, where they are few, and not every row."""
+"""Above this many rows, resampling draws from the distinct rows if there are few of them."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the percentile interval of a bootstrap, and what it rests on."""
+    """An estimate, its percentile bootstrap interval, and the number of rows or groups."""
 
     value: float
     low: float
@@ -42,12 +42,12 @@ class Estimate:
 
 
 def resampled_sums(columns: npt.ArrayLike, seed: int) -> Floats:
-    """The sum of each column over each resample of the rows: (columns, RESAMPLES). All columns are drawn together.
+    """The sum of each column over each resample of the rows: (columns, RESAMPLES). All columns are resampled together.
 
-    Drawing rows is drawing how often each of them occurs: a multinomial, in a few steps where there are many rows.
+    A resample is drawn as the count of each row, which is multinomial; many rows are drawn in several steps.
 
     Args:
-        columns: (columns, rows), one row at least.
+        columns: (columns, rows), at least one row.
     """
     values = np.asarray(columns, np.float64)
     rows = values.shape[1]
@@ -66,7 +66,7 @@ def resampled_sums(columns: npt.ArrayLike, seed: int) -> Floats:
 
 
 def percentiles(figures: npt.ArrayLike) -> tuple[float, float]:
-    """The 95 % interval of a figure, from its value in each resample; NaN where it was not determined is left out."""
+    """The 95 % percentile interval of a figure from its value in each resample; NaN (undetermined) is left out."""
     low, high = np.nanquantile(np.asarray(figures, np.float64), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -74,11 +74,11 @@ def percentiles(figures: npt.ArrayLike) -> tuple[float, float]:
 def estimate(
     groups: Sequence[Sequence[Any]], figure: Callable[[list[Any]], float | None], *, seed: int
 ) -> Estimate | None:
-    """A figure of all the groups' members that is no ratio of sums, with an interval from resampling whole groups.
+    """A figure over all groups' members that is not a ratio of sums, with an interval from resampling whole groups.
 
     Args:
-        groups: what belongs together, such as a pair's samples; an empty one counts for nothing.
-        figure: of a list of members; None where it is not determined. Such a resample is left out.
+        groups: values that belong together, such as a pair's samples; empty groups are ignored.
+        figure: computes the figure from a list of members; returns None if undetermined, and that resample is left out.
     """
     filled = [list(group) for group in groups if group]
     value = figure([member for group in filled for member in group])
@@ -99,7 +99,7 @@ def estimate(
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None where there are none."""
+    """The mean. Returns None for no values."""
     return math.fsum(values) / len(values) if values else None
 
 
@@ -111,8 +111,8 @@ def agreement(pairs: Sequence[tuple[Any, Any]]) -> float | None:
 def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
     """Cohen's kappa (1960) of two raters over nominal classes, unweighted.
 
-    (agreement - expected) / (1 - expected), where `expected` is the agreement of raters with these shares of classes
-    who judge at random. None where both gave one and the same class throughout.
+    (agreement - expected) / (1 - expected), where `expected` is the agreement of two raters who choose at random with
+    the same shares of classes. Returns None if both raters always gave the same single class.
     """
     observed = agreement(pairs)
     if observed is None:
@@ -124,7 +124,7 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None for fewer than 3 values or one that never varies."""
+    """Spearman's rank correlation, ties at their mean rank. Returns None for fewer than 3 values or no variation."""
     from scipy import stats
 
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
@@ -133,7 +133,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
-    """The standard deviation within groups, each weighted by its degrees of freedom; None where no group has two."""
+    """The pooled standard deviation within groups, weighted by degrees of freedom. Returns None if no group has two."""
     squares = freedom = 0.0
     for group in groups:
         if len(group) > 1:
@@ -147,14 +147,14 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 def sign_test(wins: int, losses: int) -> float | None:
-    """The chance of so uneven a split or a more uneven one, were either equally likely; None where there is nothing."""
+    """The p-value of the two-sided sign test. Returns None without wins and losses."""
     from scipy import stats
 
     return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
 
 
 def mcnemar(*, lost: int, won: int) -> float:
-    """How likely at least `lost` of the verdicts that turned are lost ones, where either turn is as likely."""
+    """The p-value of McNemar's exact one-sided test: the chance of `lost` or more losses among the changed verdicts."""
     from scipy import stats
 
     return float(stats.binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0

@@ -1,14 +1,13 @@
-"""The steps of a fit, written down by its first worker and read by whoever follows the run.
+"""The log of a fit's steps: its first worker writes it, and the run's driver reads it.
 
 Invariants:
-- A step that stands before a checkpoint within the fit is written before that checkpoint, and the last one before the
-  fit ends: a fit that is restored, or committed, lacks none.
-- A step stands there once. A restored fit goes on where its checkpoint was, and what had been written after it is
-  written anew.
-- Files hold `ROWS` steps each and are replaced whole, so this works on object stores, where nothing can be appended;
-  the names follow from the steps' numbers, so nothing is listed.
+- A step is written before the next checkpoint within the fit, and the last step before the fit ends: a restored or
+  committed fit lacks no step.
+- A step is logged once. A restored fit resumes at its checkpoint and overwrites the later steps.
+- Files hold `ROWS` steps each and are replaced whole, because object stores cannot append. Their names follow from the
+  steps' numbers, so no listing is needed.
 
-Numbers are those within the fit, from 1. This module does not know what a step measures.
+Steps are numbered within the fit, from 1. This module does not know what a step measures.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from lion_ray.core.store import RunStore
 ROWS = 256
 """Steps in one file."""
 EVERY_S = 1.0
-"""The file under way is replaced at most this often, but for checkpoints and ends."""
+"""The current file is replaced at most this often, except at checkpoints and at the end."""
 
 
 class StepLog:
@@ -37,14 +36,14 @@ class StepLog:
         self._written_at = 0.0
 
     def add(self, metrics: Mapping[str, Any], *, at_once: bool) -> None:
-        """Note a step (its `step` and what was measured); `at_once`: it must be on storage when this returns.
+        """Log a step (its `step` and its metrics); with `at_once` it is on storage when this returns.
 
         Raises:
             InfrastructureError: the storage refused.
         """
         step = int(metrics["step"])
         number = (step - 1) // ROWS
-        if self._rows is None:  # a fit that is restored: its checkpoint may be in the middle of a file
+        if self._rows is None:  # a restored fit may resume in the middle of a file
             self._rows = [row for row in _read(self._store, self._stage, number) if row["step"] < step]
         self._rows.append({**metrics, "time": round(time.time(), 3)})
         full = step % ROWS == 0
@@ -57,7 +56,7 @@ class StepLog:
 
 
 def read_steps(store: RunStore, stage: str, after: int = 0) -> list[dict[str, Any]]:
-    """The steps of a fit whose numbers are above `after`, in order: those that are on storage by now.
+    """The steps of a fit after number `after` that are on storage, in order.
 
     Raises:
         InfrastructureError: the storage refused.
@@ -73,7 +72,7 @@ def read_steps(store: RunStore, stage: str, after: int = 0) -> list[dict[str, An
 
 
 def _read(store: RunStore, stage: str, number: int) -> list[dict[str, Any]]:
-    """The steps in one file; of a file that is replaced while it is read, those before the break."""
+    """The steps in one file; if it is replaced while it is read, those before the first inconsistency."""
     try:
         lines = store.read_bytes(layout.steps(stage, number)).split(b"\n")
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""Storage by its address, what it says when it refuses, and how long one waits for it.
+"""Storage by its address: retries with backoff, and error messages with advice.
 
 Invariants:
-- An object store that is in trouble (it throttles, answers with a 5xx, cuts connections or is late) is asked again,
-  after longer and longer pauses, for `PATIENCE_S`; what else it says is raised at once. A local disk never waits.
-- Only what may be done twice is asked again: whole puts, reads, listings and deletions.
+- A request to an object store is retried with exponential backoff for `PATIENCE_S` after a transient error (throttling,
+  a 5xx, a lost connection, a timeout). Other errors are raised at once. Local disks are never retried.
+- Only idempotent requests are retried: whole puts, reads, listings and deletions.
 
-This module does not know what is kept there.
+This module does not know what is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from lion_ray.core.descriptors import none_left, remedy
 from lion_ray.core.errors import ConfigError, InfrastructureError, one_line
 
 PATIENCE_S = 60.0
-"""Arrow itself asks for six seconds, five times in each: too short for a throttle, and no rest for it."""
+"""How long requests are retried, in seconds. Arrow itself retries for six seconds, five times each: too short and too
+often for a store that throttles."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 16.0
 STORAGE_ERRORS = (OSError, pa.ArrowException)
@@ -36,7 +37,7 @@ clock, sleep = time.monotonic, time.sleep
 
 
 def filesystem(root: str) -> tuple[fs.FileSystem, str]:
-    """The file system and the path in it of a local path or a URL such as ``s3://bucket/prefix``."""
+    """The file system of a local path or of a URL such as ``s3://bucket/prefix``, and the path in it."""
     if "://" in root:
         try:
             return fs.FileSystem.from_uri(check_storage(root))
@@ -50,7 +51,7 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def patiently(work: Callable[[], _T], *, local: bool) -> _T:
-    """What `work` returns; asked again while an object store is in trouble. Raises what it raises at last."""
+    """Call `work` and return its result; retries transient errors of an object store. Raises the last error."""
     if local:
         return work()
     since, pause = clock(), FIRST_PAUSE_S
@@ -67,43 +68,43 @@ def patiently(work: Callable[[], _T], *, local: bool) -> _T:
 
 
 def passes(error: Exception) -> bool:
-    """Whether an object store may answer otherwise in a while."""
+    """Whether an object store's error is transient, so that a retry may succeed."""
     said = str(error)
     return any(kind.search(said) for kind in (_THROTTLED, _UNREACHED, _IN_TROUBLE))
 
 
 def line(error: Exception) -> str:
-    """One line of what a storage said."""
+    """A storage error's message in one line."""
     return str(getattr(error, "strerror", None) or one_line(error))
 
 
 def told(error: Exception) -> str:
-    """One line of what a storage said, and what to do about it."""
+    """A storage error's message in one line, with advice."""
     return f"{line(error)}{advice(error)}"
 
 
 def advice(error: Exception) -> str:
-    """What to do about what object stores say in their own words."""
+    """Advice for an error of an object store; empty if there is none."""
     said = str(error)
     if none_left(error):
         return f": this process may open no more files; {remedy().rstrip(',')}"
     if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
         return ": there is no such bucket; make it, or correct the address"
     if _THROTTLED.search(said):
-        return ": it takes no more requests now; wait, or let fewer processes write to this bucket"
+        return ": it limits the request rate; wait, or let fewer processes write to this bucket"
     if _UNREACHED.search(said):
-        return ": it does not answer; see the network and the address (AWS_ENDPOINT_URL or endpoint_override)"
+        return ": it does not answer; check the network and the address (AWS_ENDPOINT_URL or endpoint_override)"
     if _IN_TROUBLE.search(said):
-        return ": the service itself is in trouble; wait for it"
+        return ": the service itself has a fault; wait for it"
     if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
         return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
     if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
-        return ": no credentials that the storage takes (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
+        return ": the storage does not accept the credentials (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
     return ""
 
 
 def refused(target: str | Path, error: Exception, what: str = "the write") -> InfrastructureError:
-    """As the user is told it: what was refused, of which file, and what to do."""
+    """The error for the user: what was refused, for which file, and what to do."""
     return InfrastructureError(
-        f"{target}: the storage refused {what} ({told(error)}); mend that and run the same command: it goes on"
+        f"{target}: the storage refused {what} ({told(error)}); correct that and run the same command to resume"
     )

@@ -1,14 +1,15 @@
-"""The run folder: what is committed, what can be resumed, who may write.
+"""The run folder: what is committed, what can be resumed, and which attempt may write.
 
 Invariants:
 - A run is its folder (contract of that name): everything a resumed run needs is under `root`, a local path or an
   object-store URL.
-- A stage is committed by its manifest, written last and whole. Without a manifest nothing in the stage is trusted
-  except its parts, and a part is whole or absent: it is written aside and renamed (an object store's put is atomic).
-- One attempt at a time (`attempts`): its token is looked at before each manifest.
-- Only parquet, JSON and safetensors; nothing here is unpickled.
-- Parts, manifests and the run's own records prove themselves (`sealed`), and a manifest holds the SHA-256 of each file
-  of its stage: what is damaged is told, never read as something else.
+- A stage is committed by its manifest, written last and atomically. Without a manifest only the stage's parts are
+  trusted. A part is complete or absent: it is written to a temporary file and renamed (an object store's put is
+  atomic).
+- One attempt writes at a time (`attempts`); its token is checked before each manifest.
+- Only Parquet, JSON and safetensors; nothing here is unpickled.
+- Parts, manifests and the run's own records are sealed (`sealed`), and a manifest holds the SHA-256 of each file of its
+  stage: a damaged file raises an error and is never misread.
 
 This module knows nothing of Ray, of models, or of what the stages mean.
 """
@@ -39,10 +40,10 @@ from lion_ray.core.stage_folder import SUMS, Manifest, Stage
 from lion_ray.core.storage import STORAGE_ERRORS, filesystem, patiently, refused
 
 FORMAT = 1
-"""Of a run's folder; raise it where an older lion-ray would misread what is there, and read what was before."""
+"""Version of a run's folder; increase it if an older lion-ray would misread the folder. Older formats stay readable."""
 _T = TypeVar("_T")
 TORN_READS = 3
-"""How often an object that is not JSON is read again."""
+"""How often a read of an object that is not valid JSON is retried."""
 
 
 __all__ = ["FORMAT", "Manifest", "RunStore", "Stage", "filesystem"]
@@ -75,13 +76,13 @@ class RunStore:
         return f"{self._path}/{name}" if name else self._path
 
     def address(self, name: str) -> str:
-        """`name` for whoever opens storage by himself: a local path, or a URL with the root's own options."""
+        """`name` as an address that other code can open: a local path, or a URL with the root's options."""
         if self.is_local:
             return self.path(name)
         return below(self.root, name)
 
     def journal(self, configured: str | None) -> str:
-        """Where a run keeps its calls: where its configuration says, else in its own folder."""
+        """The address of a run's journal: the configured one, or a folder in the run."""
         return configured or self.address(layout.JOURNAL)
 
     def exists(self, name: str) -> bool:
@@ -118,10 +119,10 @@ class RunStore:
             raise refused(self.path(name), error, "to read it") from None
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all.
+        """Write a file atomically.
 
         Raises:
-            InfrastructureError: the storage refused; nothing of the file is visible.
+            InfrastructureError: the storage refused; no part of the file is visible.
         """
         target = self.path(name)
         try:
@@ -148,37 +149,37 @@ class RunStore:
             stream.write(data)
 
     def make(self, folder: Path) -> None:
-        """Make a local folder as everything in a run is made. Raises InfrastructureError where the disk refuses."""
+        """Make a local folder durably. Raises InfrastructureError if the disk refuses."""
         try:
             self._make(folder)
         except OSError as error:
             raise refused(folder, error) from None
 
     def _make(self, folder: Path) -> None:
-        """Make a local folder that survives a power cut; it is flushed once for each process. Raises OSError."""
+        """Make a local folder durably; it is flushed once per process. Raises OSError."""
         if folder not in self._made or not folder.exists():
             make_folder(folder)
             self._made.add(folder)
 
     def read_json(self, name: str) -> Any:
-        """The JSON in `name`, its objects as Records; None where there is no such file.
+        """The JSON in `name`, its objects as Records. Returns None if there is no such file.
 
         Raises:
-            DamagedError: it is not JSON, or not what was written.
+            DamagedError: it is not JSON, or differs from what was written.
         """
         return next(iter(self._json(name)), None)
 
     def read_record(self, name: str) -> Record | None:
-        """As `read_json`, of a file that holds an object."""
+        """Like `read_json`, for a file that holds an object."""
         for value in self._json(name):
             if not isinstance(value, Record):
-                raise DamagedError(self.path(name), "it holds no JSON object")
+                raise DamagedError(self.path(name), "it does not hold a JSON object")
             return value
         return None
 
     def _json(self, name: str) -> list[Any]:
-        """What is in the file; nothing where there is none."""
-        # An object that is replaced while it is read may come in pieces of both; a local file is renamed into place.
+        """The file's value in a list; an empty list if there is no file."""
+        # Reading an object while it is replaced may return pieces of both versions; local files are replaced by rename.
         for left in range(0 if self.is_local else TORN_READS, -1, -1):
             try:
                 return [from_json(self.read_bytes(name), self.path(name))]
@@ -190,10 +191,10 @@ class RunStore:
         raise AssertionError("unreachable")
 
     def description(self) -> Record | None:
-        """What run.json says of this run; None where there is none yet.
+        """The content of run.json. Returns None if there is no run yet.
 
         Raises:
-            DamagedError: it is not what was written.
+            DamagedError: the file differs from what was written.
             ConfigError: a newer lion-ray wrote this folder.
         """
         found = self.read_record(layout.RUN)
@@ -202,13 +203,14 @@ class RunStore:
         check(found, RUN)
         if (number := found.get("format", 1)) > FORMAT:
             raise ConfigError(
-                f"{found.path}: a newer lion-ray wrote this run (format {number}, this knows {FORMAT}); use that one"
+                f"{found.path}: a newer lion-ray wrote it (format {number}; this version knows {FORMAT}); use that "
+                "version"
             )
         check(found["config"], CONFIG)
         return found
 
     def described(self) -> Record:
-        """As `description`; ConfigError where there is no run."""
+        """Like `description`, but raises ConfigError if there is no run."""
         found = self.description()
         if found is None:
             raise ConfigError(f"{self.root}: no run there (looked for {layout.RUN})")
@@ -225,20 +227,20 @@ class RunStore:
         self.write_bytes(name, to_parquet(table))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None, *, optional: bool = False) -> pa.Table:
-        """A table, or only some of its columns; where they are `optional`, those that it has.
+        """A table, or only `columns`; with `optional`, those of them that it has.
 
         Raises:
-            DamagedError: it is not what was written, or gone.
+            DamagedError: the file differs from what was written, or is missing.
         """
         try:
-            # Whole, as its checksum is; a part is a shard, and no larger.
+            # The whole file, because the checksum covers it; a part is no larger than a shard.
             data = self._buffer(name)
         except FileNotFoundError:
-            raise DamagedError(self.path(name), "it is gone") from None
+            raise DamagedError(self.path(name), "it is missing") from None
         return from_parquet(data, self.path(name), columns, optional=optional)
 
     def delete(self, name: str) -> None:
-        """Remove a file that may be there."""
+        """Remove a file if it exists."""
         with self._reading(name), suppress(FileNotFoundError):
             self._patiently(lambda: self._fs.delete_file(self.path(name)))
 
@@ -248,11 +250,11 @@ class RunStore:
             self._patiently(lambda: self._fs.delete_dir(self.path(name)))
 
     def names(self, folder: str) -> list[str]:
-        """The visible names in `folder`, sorted; none where it does not exist."""
+        """The visible names in `folder`, sorted; empty if it does not exist."""
         return sorted(name for name, _ in self.entries(folder) if not name.startswith("."))
 
     def entries(self, folder: str) -> list[tuple[str, bool]]:
-        """Every name in `folder`, and whether it is a folder; none where it does not exist."""
+        """Every name in `folder`, and whether it is a folder; empty if `folder` does not exist."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         with self._reading(folder):
             found = self._patiently(lambda: self._fs.get_file_info(selector))
@@ -270,7 +272,7 @@ class RunStore:
         return {"bytes": size, "sha256": digest}
 
     def local_folder(self, name: str, cache: Path) -> Path:
-        """`name` as a folder on this machine: itself where the store is local, else a copy under `cache`."""
+        """`name` as a folder on this machine: the folder itself if the store is local, else a copy under `cache`."""
         if self.is_local:
             return Path(self.path(name))
         selector = fs.FileSelector(self.path(name), recursive=True)
@@ -302,7 +304,7 @@ class RunStore:
             raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {error}") from None
 
     def adopt_folder(self, source: Path, name: str) -> None:
-        """Move a finished local folder into the run; a manifest must follow to make it count, with its files' sums."""
+        """Move a finished local folder into the run; it counts once a manifest with its files' hashes is committed."""
         sums = {}
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
             with path.open("rb") as stream:
@@ -332,13 +334,13 @@ class RunStore:
         return self._fence.claim(say)
 
     def heartbeat(self, *, ended: bool = False) -> None:
-        """Say that this attempt is alive, or that it has ended. Raises RunConflictError."""
+        """Write a heartbeat, or record that this attempt has ended. Raises RunConflictError."""
         self._fence.heartbeat(ended=ended)
 
     def check_fence(self) -> Record:
-        """The attempt file, which must be ours. Raises RunConflictError."""
+        """Returns the attempt file. Raises RunConflictError if another attempt owns it."""
         return self._fence.check()
 
     def attempt(self) -> Record | None:
-        """What the last attempt says of itself; None before the first."""
+        """The last attempt's file. Returns None before the first attempt."""
         return read_attempt(self)

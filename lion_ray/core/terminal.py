@@ -1,12 +1,12 @@
-"""What goes to a terminal: text that is shown and never obeyed. One function, `harmless`, sees to it.
+"""Terminal output without injected markup or control characters; one function, `harmless`, escapes all of it.
 
 Invariants:
-- Nothing from outside (a model's name, an error, a category, a path, an answer) reaches rich as markup, nor a terminal
-  or a log as a control character: no escape sequence, no carriage return, no text that runs backwards.
-- What cannot be shown is shown as a symbol for it. Newlines and tabs stay.
+- No outside text (a model's name, an error, a category, a path, an answer) reaches rich as markup, or a terminal or a
+  log with control characters: no escape sequence, no carriage return, no reversed text.
+- A character that is not printable is replaced by a symbol. Newlines and tabs stay.
 
-Text goes out through `Terminal` (tables, lines, bars) or `tell` (plain lines), and through nothing else but ``--json``,
-which escapes by itself. This module knows nothing of what is said.
+All output goes through `Terminal` (tables, lines, bars) or `tell` (plain lines), except ``--json``, which has its own
+escaping. This module knows nothing of the text's meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DIRECTION = {
     "\u2028": "LS",
     "\u2029": "PS",
 }
-"""Characters that reorder or break what stands around them (Unicode, annex 9), by their short names."""
+"""Characters that reorder or break the text around them (Unicode, annex 9), with their short names."""
 _SHOWN = str.maketrans(
     {chr(code): chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
     | {"\x7f": "\u2421"}
@@ -43,27 +43,27 @@ _SHOWN = str.maketrans(
 
 
 def harmless(text: object) -> str:
-    """The text with nothing in it that acts (see the invariants); other values as they are written."""
+    """The value as text, without markup or control characters (see the invariants)."""
     whole = str(text).encode("utf-8", "replace").decode()
     return whole.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def one_line(text: object) -> str:
-    """The same in one line: a log's next line is the program's own."""
+    """Like `harmless`, but in one line, so that outside text cannot forge a log line."""
     return harmless(text).replace("\n", " ⏎ ")
 
 
 class Terminal(Console):
-    """A rich console to which every str is text: in tables, titles, headings, captions and lines alike."""
+    """A rich console that treats every str as plain text: in tables, titles, headings, captions and lines."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**({"markup": False, "emoji": False, "highlight": False} | settings))
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """As rich's own, which every str passes through before it is shown; without markup and emoji names."""
+        """Overrides the method through which rich renders every str; without markup and emoji names."""
         return super().render_str(harmless(text), **(settings | {"markup": False, "emoji": False}))
 
 
 def tell(text: object, *, file: IO[str] | None = None, end: str = "\n") -> None:
-    """Print text, at once."""
+    """Print text and flush."""
     print(harmless(text), file=file or sys.stdout, end=end, flush=True)

@@ -1,16 +1,17 @@
-"""What a model thought before it answered, taken off its reply.
+"""Removes a reasoning model's thoughts from its reply.
 
 Invariants:
-- Thoughts are never an answer: they are not stored as one, trained on, judged, or read for a score or a letter.
+- Thoughts are never an answer: they are not stored as one, trained on, judged, or parsed for a score or a letter.
 - Thoughts that never end leave no answer: the text is "".
-- A text without thoughts comes back as it is. A marker that is quoted, or stands in code, is text like any other.
-- Time is linear in the text.
+- A text without thoughts is returned unchanged. A marker that is quoted or in code is ordinary text.
+- The time is linear in the text's length.
 
-A server without a reasoning parser sends thoughts as part of the text, in the marks of its model: ``<think>`` (DeepSeek
-R1, Qwen3 and many more), ``[THINK]`` (Magistral), ``◁think▷`` (Kimi), ``<|begin_of_thought|>`` (OpenThoughts),
-``<|START_THINKING|>`` (Command A), ``<unused94>thought`` (MedGemma) and the channels of OpenAI's harmony format, which
-a server that cuts special tokens leaves as the bare words ``analysis…assistantfinal…``. A chat template that opens the
-thoughts itself leaves only their end in the reply. This module knows nothing of models or endpoints.
+A server without a reasoning parser sends thoughts as part of the text, between its model's markers: ``<think>``
+(DeepSeek R1, Qwen3 and many more), ``[THINK]`` (Magistral), ``◁think▷`` (Kimi), ``<|begin_of_thought|>``
+(OpenThoughts), ``<|START_THINKING|>`` (Command A), ``<unused94>thought`` (MedGemma) and the channels of OpenAI's
+harmony format; a server that removes special tokens leaves of these only the words ``analysis…assistantfinal…``. If the
+chat template opens the thoughts, the reply holds only the closing marker. This module knows nothing of models or
+endpoints.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _CLOSE = re.compile(
     re.IGNORECASE,
 )
 _SURE = re.compile(r"<\|?/?think\|?>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>|<\|(?:START|END)_THINKING\|>")
-"""Marks that mean thoughts wherever they stand; a `<reasoning>` in the middle of a text may be the answer's own XML."""
+"""Markers that mean thoughts anywhere; a `<reasoning>` in the middle of a text may be the answer's own XML."""
 _MAYBE = re.compile(r"<(?:reasoning|reflection|scratchpad|analysis|inner_monologue)>", re.IGNORECASE)
-"""Marks that mean thoughts only where they are closed too."""
+"""Markers that mean thoughts only if they are closed."""
 _HINT = re.compile(r"think|thought|reason|reflection|scratchpad|analysis|inner_|unused9|channel", re.IGNORECASE)
 
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,200}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>")
-# Harmony whose special tokens were cut. No sentence begins with such a word, glued to the next.
+# Harmony without its special tokens. No sentence begins with such a word joined to the next.
 _BARE_ANALYSIS = re.compile(r"\s*analysis(?=[^\sa-z.,:;!?'\-])|\s*(?:assistant)?commentary(?: to=\S+)?(?=[A-Z{])")
 _BARE_FINAL = re.compile(r"assistant\s?final(?=\S|\s*\n|\Z)")
 
@@ -54,7 +55,7 @@ _QUOTES = "`'\"“”‘’«»"
 
 
 def without_thoughts(text: str) -> str:
-    """The answer in a reply: `text` itself where it holds no thoughts, "" where it holds nothing else."""
+    """The answer in a reply: `text` unchanged if it holds no thoughts, "" if it holds nothing else."""
     if _HINT.search(text) is None:
         return text
     if (said := _final_channel(text)) is not None:
@@ -70,7 +71,7 @@ def without_thoughts(text: str) -> str:
 
 
 def closing_of(prompt: str) -> str:
-    """The mark that ends the thoughts which a prompt leaves open, such as ``</think>``; "" where it leaves none."""
+    """The marker that closes the thoughts that a prompt opens, such as ``</think>``; "" if it opens none."""
     opened = ""
     for match in re.finditer(f"({_OPEN.pattern})|({_CLOSE.pattern})", prompt, re.IGNORECASE):
         opened = match[1] or ""
@@ -85,12 +86,12 @@ def closing_of(prompt: str) -> str:
 
 
 def only_thoughts(text: str) -> bool:
-    """Whether a reply says something, and none of it is an answer."""
+    """Whether a reply is not empty but holds no answer."""
     return bool(text.strip()) and not without_thoughts(text).strip()
 
 
 def _final_channel(text: str) -> str | None:
-    """What harmony's last `final` channel says; None where the text is not in that format."""
+    """The text of harmony's last `final` channel. Returns None if the text is not in that format."""
     channels = list(_CHANNEL.finditer(text))
     if channels and not text[: channels[0].start()].replace("<|start|>", "").replace("assistant", "").strip():
         finals = [channel for channel in channels if channel[1] == "final"]
@@ -107,7 +108,7 @@ def _final_channel(text: str) -> str | None:
 
 
 def _after_leading(text: str) -> str:
-    """The text behind the thoughts that it begins with, or that its prompt began."""
+    """The text after the thoughts that it begins with, or that its prompt opened."""
     # (start, end, whether it opens)
     marks = [(match.start(), match.end(), True) for match in _OPEN.finditer(text)]
     marks += [(match.start(), match.end(), False) for match in _CLOSE.finditer(text) if not _is_quoted(text, match)]
@@ -117,7 +118,7 @@ def _after_leading(text: str) -> str:
     while number < len(marks):
         start, end, opens = marks[number]
         if opens and not text[position:start].strip():
-            # Thoughts may speak of their own marks: they end where as many are closed as opened, or with the last.
+            # Thoughts may mention their own markers: they end at the balancing closing marker, or else at the last one.
             depth = 0
             for place in range(number, len(marks)):
                 depth += 1 if marks[place][2] else -1
@@ -136,7 +137,7 @@ def _after_leading(text: str) -> str:
 
 
 def _without_later(text: str) -> str:
-    """The text without thoughts that come after its first words: they begin a line, outside code."""
+    """The text without later thoughts, which start at the beginning of a line outside code."""
     kept: list[str] = []
     position, in_code, in_thoughts = 0, False, False
     for match in _LATER.finditer(text):
@@ -153,6 +154,6 @@ def _without_later(text: str) -> str:
 
 
 def _is_quoted(text: str, match: re.Match[str]) -> bool:
-    """Whether a mark is spoken of: in quotation marks or backticks."""
+    """Whether a marker is only mentioned: in quotation marks or backticks."""
     before, after = text[max(match.start() - 1, 0) : match.start()], text[match.end() : match.end() + 1]
     return before != "" and before in _QUOTES and after != "" and after in _QUOTES

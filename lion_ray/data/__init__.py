@@ -1,1 +1,1 @@
-"""From the user's files to pools: formats, duplicates, held-out rows, contamination. Pure but for reading files."""
+"""From the user's files to pools: formats, duplicates, held-out rows, contamination. Pure, except for reading files."""

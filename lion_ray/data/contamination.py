@@ -1,9 +1,9 @@
-"""Whether an instruction is, or quotes, a question of an evaluation set: then training on it would spoil the measure.
+"""Decontamination: detects instructions that repeat or quote a question of an evaluation set.
 
 Invariants:
-- Two rules, either is enough: ROUGE-L F above a threshold (`novelty`), and `NGRAM` tokens in a row that a question has
-  too (13, as in GPT-3's contamination study: Brown et al. 2020, appendix C).
-- A file of evaluation questions that cannot be read, or in which none is found, is an error: it would protect nothing.
+- Either of two rules rejects an instruction: ROUGE-L F above a threshold (`novelty`), or an n-gram of `NGRAM` tokens
+  shared with a question (13, as in GPT-3's contamination study: Brown et al. 2020, appendix C).
+- An evaluation file that cannot be read, or that holds no question, is an error, because it would protect nothing.
 
 This module does not know pools, runs or models.
 """
@@ -27,12 +27,12 @@ SIMILAR = "too similar to an evaluation question"
 QUOTES = f"shares {NGRAM} words in a row with an evaluation question"
 
 _KEYS = ("instruction", "prompt", "question", "text", "input", "passage", "problem", "turns")
-"""Where evaluation sets keep what a model is asked."""
+"""Keys under which evaluation sets keep their questions."""
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 
 class EvaluationSet:
-    """Questions that nothing trained on may resemble."""
+    """Questions that training rows must not resemble."""
 
     def __init__(self, questions: Iterable[str] = (), *, threshold: float = 0.7) -> None:
         questions = list(dict.fromkeys(questions))
@@ -42,19 +42,19 @@ class EvaluationSet:
         for question in questions:
             words = [self._vocabulary.setdefault(token, len(self._vocabulary)) for token in tokens(question)]
             grams.update(_grams(words))
-        # 8 bytes for each: a set would take ten times as much, and evaluation sets have millions.
+        # An array takes 8 bytes per n-gram, a set ten times as much, and evaluation sets have millions of n-grams.
         self._grams = np.array(sorted(grams), np.int64)
 
     def __len__(self) -> int:
         return len(self._similar)
 
     def rejects(self, text: str) -> str | None:
-        """Why `text` must not be trained on: `SIMILAR` or `QUOTES`; None where nothing speaks against it."""
+        """Why `text` must not be trained on: `SIMILAR` or `QUOTES`. Returns None if it may be."""
         if not len(self._similar):
             return None
         if not self._similar.is_novel(text):
             return SIMILAR
-        # A word of no question is in no question's run of words.
+        # A word that no question has cannot be part of a shared n-gram.
         grams = np.array(list(_grams([self._vocabulary.get(token) for token in tokens(text)])), np.int64)
         at = np.searchsorted(self._grams, grams)
         known = at < len(self._grams)
@@ -62,7 +62,7 @@ class EvaluationSet:
 
 
 def _grams(words: Sequence[int | None]) -> Iterator[int]:
-    """Hashes (of numbers, so the same in every process) of each `NGRAM` words in a row that are all known."""
+    """The hash of each n-gram of `NGRAM` known words; hashes of numbers are the same in every process."""
     for start in range(len(words) - NGRAM + 1):
         gram = tuple(words[start : start + NGRAM])
         if None not in gram:
@@ -75,7 +75,7 @@ def read_questions(sources: Iterable[str], base_dir: Path) -> list[str]:
     A row's question is any of its instruction, prompt, question, text, input, passage, problem and turns. A .json file
     holds a list of rows, or an object with such lists (BIG-bench's ``examples``).
 
-    Raises ConfigError where a source is missing, DataError where one cannot be read or has no question.
+    Raises ConfigError if a source is missing, DataError if one cannot be read or has no question.
     """
     return [question for source in sources for name in _files(source, base_dir) for question in _read(name, base_dir)]
 
@@ -107,7 +107,7 @@ def _rows(source: str, base_dir: Path) -> Iterator[tuple[str, Any]]:
         try:
             whole = json.loads(path.read_bytes())
         except ValueError:
-            whole = None  # the other reader says where it is broken
+            whole = None  # `rows_of` reports where the file is broken
         if isinstance(whole, dict):
             for key, rows in whole.items():
                 if isinstance(rows, list) and rows and isinstance(rows[0], dict):

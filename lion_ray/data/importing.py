@@ -1,4 +1,4 @@
-"""What the user's files come to: the pool, what is held out of it, and what must not be trained on.
+"""Imports the user's files: the pool, the held-out rows, and the evaluation questions that must not be trained on.
 
 Reads files and starts nothing; `plan` and the run's first stage see the same rows.
 """
@@ -22,7 +22,7 @@ from lion_ray.data.pools import BadRow, PoolRead, drop_ids, read_pool, split_hel
 
 @dataclass(frozen=True, slots=True)
 class Contaminated:
-    """An instruction that was left out, because of an evaluation set."""
+    """An instruction that was left out because of an evaluation set."""
 
     id: str
     text: str
@@ -36,19 +36,19 @@ class ImportedData:
     pool: pa.Table
     heldout: pa.Table
     questions: list[str]
-    """Of the evaluation sets in ``data.decontaminate``."""
+    """The questions of the evaluation sets in ``data.decontaminate``."""
     duplicates: int
     in_heldout: int
-    """Rows of the pool that are in a held-out file of its own too, and were left out."""
+    """Rows left out of the pool because a separate held-out file contains them."""
     bad_rows: list[BadRow]
     contaminated: list[Contaminated]
     renamed: dict[str, int] = field(default_factory=dict)
-    """``key as name``: what was taken for something of another name, and in how many rows."""
+    """``key as name`` for keys that were read under another name, and the number of their rows."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Keys that nothing reads, and in how many rows they were."""
+    """Keys that were not read, and the number of their rows."""
 
     def counts(self) -> dict[str, object]:
-        """What was left out, for the pool's manifest."""
+        """The numbers of rows left out, for the pool's manifest."""
         reasons = Counter(row.reason for row in self.contaminated)
         return {
             "duplicates": self.duplicates,
@@ -60,17 +60,17 @@ class ImportedData:
         }
 
     def contaminated_jsonl(self) -> str:
-        """A line of JSON for each instruction that was left out because of an evaluation set."""
+        """JSON Lines, one for each instruction that was left out because of an evaluation set."""
         rows = ({"id": row.id, "reason": row.reason, "text": row.text} for row in self.contaminated)
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
-    """Read the pool and hold rows out; an instruction too near an evaluation question is left out of the pool.
+    """Read the pool and hold rows out; an instruction too similar to an evaluation question is left out of the pool.
 
     Raises:
         DataError, ConfigError, InfrastructureError: as `pools.read_pool` and `contamination.read_questions`; DataError
-            also where nothing is left to train on.
+            also if no row is left to train on.
     """
     read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
     pool, bad = read.pool, list(read.bad_rows)
@@ -92,13 +92,13 @@ def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
     ]
     pool, _ = drop_ids(pool, [row.id for row in found])
     if not pool.num_rows:
-        why = f" ({len(found)} are too near an evaluation question)" if found else ""
+        why = f" ({len(found)} are too similar to an evaluation question)" if found else ""
         raise DataError(f"{data.pool}: no instruction is left to train on{why}")
     return ImportedData(pool, heldout, questions, read.duplicates, overlap, bad, found, dict(renamed), dict(ignored))
 
 
 def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:
-    """The held-out rows alone, as `import_data` has them: INSTRUCTION. Raises as `pools.read_pool`."""
+    """Only the held-out rows of `import_data`: INSTRUCTION. Raises as `pools.read_pool`."""
     if not isinstance(data.heldout, int):
         return _apart(data.heldout, data, base_dir).pool
     read = read_pool(data.pool, base_dir=base_dir, limit=data.limit, on_bad_row=data.on_bad_row)
@@ -110,7 +110,7 @@ def _apart(source: str, data: DataConfig, base_dir: Path) -> PoolRead:
 
 
 def import_lines(counts: Mapping[str, Any]) -> list[str]:
-    """What there is to say of an import, from its manifest: what was taken for what, and what was left out."""
+    """Log lines about an import, from its manifest: the keys read under another name, and the keys not read."""
     renamed, ignored = counts.get("renamed") or {}, counts.get("ignored") or {}
     lines = []
     if renamed:
@@ -118,5 +118,5 @@ def import_lines(counts: Mapping[str, Any]) -> list[str]:
     if ignored:
         shown = ", ".join(f"{key} ({rows:,})" for key, rows in list(ignored.items())[:10])
         more = ", …" if len(ignored) > 10 else ""
-        lines.append(f"not read: {shown}{more}; what answers are to be compared with is called `reference`")
+        lines.append(f"not read: {shown}{more}; the key for the text that answers are compared with is `reference`")
     return lines

@@ -1,12 +1,13 @@
-"""The user's instructions, and the pools that grow out of them.
+"""Reads the user's instructions, and says which pools an iteration trains on and judges.
 
 Invariants:
 - A row is a conversation that ends with the user (`formats` reads it). Its id is the hash of its content, so a pool
-  holds no row twice; the first of two stays.
-- A malformed row either stops the reading with one line that says where it is and what to do, or is kept aside with a
-  reason. It is never mended, guessed at or silently dropped.
-- Reading stops at the limit: rows behind it are neither counted nor checked.
-- A row's `reference` is not part of its content: it changes no id, and of two alike the first one's stays.
+  holds no duplicates; the first of two equal rows stays.
+- A malformed row either stops the reading with a one-line error that says where it is and what to do, or is quarantined
+  with a reason. It is never repaired, guessed at or silently dropped.
+- Reading stops at the limit: later rows are neither counted nor checked.
+- A row's `reference` is not part of its content: it does not affect the id, and of two equal rows the first one's
+  reference stays.
 - Which instructions are held out depends on the seed and the texts, not on their order in a file.
 
 This module does not know file formats (see `sources`), models or the run folder.
@@ -35,15 +36,15 @@ class BadRow:
     """A row that could not be used."""
 
     where: str
-    """``file:line``, or ``source: row N`` (counted from 1) where there are no lines."""
+    """``file:line``, or ``source: row N`` (counted from 1) if the source has no lines."""
     reason: str
     row_text: str
-    """The row as it stood in the file, or as JSON where the file is not text."""
+    """The row's text in the file, or the row as JSON if the file is not text."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolRead:
-    """What a source held."""
+    """The rows read from a source."""
 
     pool: pa.Table
     """records.INSTRUCTION, in the source's order."""
@@ -52,21 +53,21 @@ class PoolRead:
     bad_rows: list[BadRow]
     """Empty unless malformed rows are quarantined."""
     renamed: dict[str, int] = field(default_factory=dict)
-    """``key as name``, for keys that were taken for something of another name, and in how many rows."""
+    """``key as name`` for keys that were read under another name, and the number of their rows."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Keys that nothing reads, and in how many rows they were."""
+    """Keys that were not read, and the number of their rows."""
 
 
 def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Literal["stop", "quarantine"]) -> PoolRead:
-    """The instructions of a .json (a list of objects), .jsonl, .csv, .tsv, .txt (one a line) or .parquet file, or of a
-    dataset.
+    """Read the instructions of a .json (a list of objects), .jsonl, .csv, .tsv, .txt (one per line) or .parquet file,
+    or of a dataset.
 
-    But for Parquet, files may be compressed (.gz, .zst). A dataset is ``hf:NAME[:CONFIGURATION][:SPLIT]``, of the split
-    `train` unless one is named. NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face
-    hub. Paths are relative to `base_dir`. At most `limit` different instructions are read.
+    Files other than Parquet may be compressed (.gz, .zst). A dataset is ``hf:NAME[:CONFIGURATION][:SPLIT]``; the
+    default split is `train`. NAME is a folder that `datasets` reads or wrote, or else a name on the Hugging Face hub.
+    Paths are relative to `base_dir`. At most `limit` different instructions are read.
 
-    Raises ConfigError where the source is missing or of an unknown kind, InfrastructureError where the hub cannot be
-    reached, and DataError where the source holds nothing usable or, with "stop", at its first malformed row.
+    Raises ConfigError if the source is missing or its type unknown, InfrastructureError if the hub cannot be reached,
+    and DataError if the source holds no usable row or, with "stop", at its first malformed row.
     """
     rows: dict[str, ReadRow] = {}
     duplicates = 0
@@ -113,7 +114,7 @@ def _id(read: ReadRow) -> str:
 
 
 def where_is(source: str, base_dir: Path, row_id: str) -> str:
-    """The place of an instruction that was read from a source: ``file:line``, or ``source: row N``."""
+    """The place of an instruction in its source: ``file:line``, or ``source: row N``."""
     for row in rows_of(source, base_dir):
         try:
             if _id(_read(row)) == row_id:
@@ -124,13 +125,13 @@ def where_is(source: str, base_dir: Path, row_id: str) -> str:
 
 
 def bad_rows_jsonl(bad: Iterable[BadRow]) -> str:
-    """The quarantine file's content: a JSON object with where, reason and row on each line."""
+    """The quarantine file's content: JSON Lines with where, reason and row."""
     lines = ({"where": row.where, "reason": row.reason, "row": row.row_text} for row in bad)
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def train_pool(iteration: int) -> int:
-    """The pool that iteration `iteration` (from 1) trains on: pool 0 is the user's own, pool k what iteration k wrote.
+    """The pool that iteration `iteration` (from 1) trains on: pool 0 is the user's; iteration k generates pool k.
 
     New instructions replace the Train Pool (paper, overview figure).
     """
@@ -138,24 +139,24 @@ def train_pool(iteration: int) -> int:
 
 
 def cache_pools(iteration: int) -> range:
-    """The pools that make up the Cache Pool which iteration `iteration` judges.
+    """The pools that make up the Cache Pool of iteration `iteration`.
 
-    New instructions join the Cache Pool (paper, overview figure); what joins was held against all of it, so that no
-    instruction is in it twice.
+    New instructions are added to the Cache Pool (paper, overview figure); each was compared with all of it, so it holds
+    no duplicates.
     """
     return range(iteration)
 
 
 def split_heldout(pool: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.Table]:
-    """(what is left of the pool, in its order; `count` held-out rows, in the order of their hashes).
+    """(the rest of the pool, in its order; `count` held-out rows, in the order of their hashes).
 
-    A row is chosen by the hash of (seed, id): its place in the file plays no part, and a smaller `count` chooses among
-    the same rows.
-    Raises ConfigError where nothing would be left.
+    A row is chosen by the hash of (seed, id), so its position in the file does not matter, and a smaller `count`
+    chooses a subset of the same rows.
+    Raises ConfigError if no row would be left in the pool.
     """
     if not 0 <= count < max(pool.num_rows, 1):
         raise ConfigError(
-            f"data.heldout: cannot set {count} instructions aside from a pool of {pool.num_rows}; "
+            f"data.heldout: cannot hold out {count} instructions of a pool of {pool.num_rows}; "
             f"give a number from 0 to {max(pool.num_rows - 1, 0)}, or a file"
         )
     ids = pool["id"].to_pylist()
@@ -166,7 +167,7 @@ def split_heldout(pool: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.T
 
 
 def drop_ids(pool: pa.Table, ids: Iterable[str]) -> tuple[pa.Table, int]:
-    """(the pool without those ids, how many rows went)."""
+    """(the pool without those ids, the number of rows removed)."""
     stays = pc.invert(pc.is_in(pool["id"], value_set=pa.array(list(ids), pa.string())))
     kept = pool.filter(stays)
     return kept, pool.num_rows - kept.num_rows

@@ -1,10 +1,10 @@
-"""Rows of a file or a dataset, one by one, each with the place it came from.
+"""Reads the rows of a file or a dataset one by one, each with its place in the source.
 
 Invariants:
-- A row that cannot be decoded is still a row, with its problem. Only a fault that hides where the next row begins, or a
-  source that cannot be opened at all, is an exception: one line that says where, what and what to do.
-- Text is taken as it is. Lines of a .jsonl file end with \\n alone.
-- Rows are decoded as they are asked for; nothing behind the last one asked for can fail.
+- A row that cannot be decoded is still a row, with its problem. It is an exception only if the start of the next row
+  cannot be found or the source cannot be opened: one line that says where, what and what to do.
+- Text is not changed. Lines of a .jsonl file end with \\n only.
+- Rows are decoded lazily; nothing after the last row requested can fail.
 
 This module does not know what makes a row a good instruction (see `formats`).
 """
@@ -31,18 +31,18 @@ from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.data.formats import CONVERSATION_KEYS, INSTRUCTION_KEYS, KEYS
 
 LONGEST_CELL = 2**31 - 1
-"""Characters; the csv module stops at 131,072 of itself."""
+"""In characters; the csv module's own limit is 131,072."""
 
 
 class _Doubled(dict[str, Any]):
-    """An object with a key that is there twice; which of the two is meant nobody knows."""
+    """An object with a duplicate key; which value is meant cannot be known."""
 
     key = ""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    # One in a value below is as wrong as one in the row.
+    # A duplicate key in a nested object is an error too.
     below = next((value.key for value in found.values() if isinstance(value, _Doubled)), "")
     if len(found) == len(pairs) and not below:
         return found
@@ -54,51 +54,51 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _row(where: str, value: Any, text: str) -> SourceRow:
     if isinstance(value, _Doubled):
-        return SourceRow(where, None, text, f"the key '{value.key}' is there twice")
+        return SourceRow(where, None, text, f"duplicate key '{value.key}'")
     return SourceRow(where, value, text)
 
 
-# strict=False: control characters inside strings, such as a raw \x0b, are text like any other.
+# strict=False: control characters inside strings, such as a raw \x0b, are ordinary text.
 _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One row as it was found."""
+    """One row of a source."""
 
     where: str
-    """``file:line``, or ``source: row N`` (counted from 1) where there are no lines."""
+    """``file:line``, or ``source: row N`` (counted from 1) if the source has no lines."""
     value: Any
-    """What the row decodes to; whether it is an object is the caller's question."""
+    """The decoded row; the caller checks that it is an object."""
     text: str | None = None
-    """The row as it stands in the file; null where the file is not text."""
+    """The row's text in the file; None if the file is not text."""
     problem: str | None = None
     """Why the row could not be decoded."""
     ignored: tuple[str, ...] = ()
     """Columns that were not read."""
 
     def as_text(self) -> str:
-        """The row as it stands in the file, or as JSON."""
+        """The row's text in the file, or the row as JSON."""
         return json.dumps(self.value, ensure_ascii=False, default=str) if self.text is None else self.text
 
 
 def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
     """The rows of a file (.json, .jsonl, .csv, .tsv, .txt, .parquet), or of ``hf:NAME[:CONFIGURATION][:SPLIT]``.
 
-    A row of columns (Parquet, datasets) holds only those that an instruction is made of, and its `reference`.
+    A row of a Parquet file or a dataset holds only the known columns (`formats.KEYS`).
     """
     if source.startswith("hf:"):
         return _dataset_rows(source, base_dir)
     path = base_dir / source
     name = path.name.lower()
     if path.is_dir():
-        raise ConfigError(f"{source}: is a folder; name a file in it, or write hf:{source} for a datasets folder")
+        raise ConfigError(f"{source}: is a folder; name a file in it, or write hf:{source} for a `datasets` folder")
     packed = name.endswith((".gz", ".zst"))
     suffix = Path(name).with_suffix("").suffix if packed else Path(name).suffix
     if suffix not in _READERS or (packed and suffix == ".parquet"):
         raise ConfigError(
-            f"{source}: unknown kind of file; give .json, .jsonl, .csv, .tsv or .txt (each also with .gz or .zst), "
+            f"{source}: unknown file type; give .json, .jsonl, .csv, .tsv or .txt (each also with .gz or .zst), "
             ".parquet, or hf:NAME[:SPLIT]"
         )
     if not path.exists():
@@ -142,7 +142,7 @@ def _text_rows(source: str, path: Path) -> Iterator[SourceRow]:
 
 
 def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[SourceRow]:
-    """Rows of a table in text, by the names in its first line (RFC 4180). An empty cell is a key that is not there."""
+    """Rows of a CSV table with column names in its first line (RFC 4180). A key with an empty cell is absent."""
     try:
         text = _content(source, path).decode()
     except UnicodeDecodeError:
@@ -152,7 +152,7 @@ def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[Sourc
     try:
         names = [name.strip() for name in next(reader, [])]
         if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
-            raise DataError(f"{source}:1: the column '{twice}' is there twice; rename one of them")
+            raise DataError(f"{source}:1: duplicate column '{twice}'; rename one of the two")
         columns = set(_known_columns(source, names))
         ignored = tuple(name for name in names if name not in columns)
         for cells in reader:
@@ -160,12 +160,12 @@ def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[Sourc
             if not any(cells):
                 continue
             if len(cells) > len(names):
-                yield SourceRow(where, None, delimiter.join(cells), f"{len(cells)} cells, and {len(names)} columns")
+                yield SourceRow(where, None, delimiter.join(cells), f"{len(cells)} cells for {len(names)} columns")
                 continue
             value = {name: cell for name, cell in zip(names, cells, strict=False) if name in columns and cell.strip()}
             yield SourceRow(where, value, ignored=ignored)
     except csv.Error as error:
-        raise DataError(f"{source}:{reader.line_num}: not a table in text ({one_line(error)}); correct it") from None
+        raise DataError(f"{source}:{reader.line_num}: not a valid table ({one_line(error)}); correct it") from None
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
@@ -173,12 +173,12 @@ def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
     start = content.lstrip()
     first = start.partition(b"\n")[0].strip()
     if start[:1] == b"[" and (start.strip() == first or not _is_json(first)):
-        return (yield from _listed_rows(source, content))  # a list, whatever the file is called
+        return (yield from _listed_rows(source, content))  # a list, despite the file's name
     if first == b"{":
         raise DataError(
-            f"{source}: an object over several lines; write each row on one line, or all as a list in a .json"
+            f"{source}: an object spans several lines; write each row on one line, or all rows as a list in a .json"
         )
-    # Lines end with \n alone: \x0b, \x85 or U+2028 may stand inside a row, and str.splitlines would cut there.
+    # Lines end with \n only: str.splitlines would also split at \x0b, \x85 or U+2028 inside a row.
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -209,7 +209,7 @@ def _json_rows(source: str, path: Path) -> Iterator[SourceRow]:
 
 
 def _listed_rows(source: str, content: bytes) -> Iterator[SourceRow]:
-    """The elements of a list, decoded one by one to know each one's line; broken syntax ends the file either way."""
+    """The elements of a list, decoded one by one to know each one's line. Raises DataError for a syntax error."""
 
     def broken(position: int, what: str) -> DataError:
         return DataError(f"{source}:{text.count(chr(10), 0, position) + 1}: {what}; correct the file")
@@ -278,7 +278,7 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
     name, parts = _named(source.removeprefix("hf:"), base_dir)
     if len(parts) > 2 or "" in parts:
         raise ConfigError(f"{source}: not hf:NAME[:CONFIGURATION][:SPLIT]; correct it")
-    # Imported here: it takes seconds, and only this kind of source needs it.
+    # Imported here because the import takes seconds and only this kind of source needs it.
     import datasets
 
     folder = base_dir / name
@@ -304,7 +304,7 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
 
 
 def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
-    """A dataset's name, and what stands behind its colons. A folder's own name may hold colons."""
+    """A dataset's name, and the parts after its colons. A folder's own name may hold colons."""
     parts = name.split(":")
     for end in range(len(parts), 0, -1):
         if (base_dir / ":".join(parts[:end])).is_dir():
@@ -313,9 +313,9 @@ def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
 
 
 def _configuration(source: str, address: str, parts: list[str]) -> tuple[str | None, str]:
-    """The configuration (None: the only one, or the default) and the split that are meant.
+    """The configuration (None: the only one, or the default) and the split to load.
 
-    Raises ConfigError, with the names there are, where a dataset of several does not say which.
+    Raises ConfigError, with the known names, if the dataset has several configurations and none is chosen.
     """
     import datasets
 
@@ -335,7 +335,7 @@ def _configuration(source: str, address: str, parts: list[str]) -> tuple[str | N
 
 def _known_columns(source: str, names: list[str]) -> list[str]:
     if not any(name in names for name in (*INSTRUCTION_KEYS, *CONVERSATION_KEYS)):
-        raise DataError(f"{source}: no column 'instruction' (it has {', '.join(names)}); rename the right one")
+        raise DataError(f"{source}: no column 'instruction' (it has {', '.join(names)}); rename the one that holds it")
     return [name for name in KEYS if name in names]
 
 

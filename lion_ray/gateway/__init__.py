@@ -1,1 +1,1 @@
-"""The only way to a paid API: calls, their journal, retries. No Ray, no torch."""
+"""The gateway, through which every call to a paid API goes: calls, their journal, retries. No Ray, no torch."""

@@ -1,10 +1,10 @@
-"""Where an endpoint is, and the way there: its address taken apart, the proxy, and what keeps a connection honest.
+"""An endpoint's parsed address, its HTTP proxy, and the TCP keepalive of its connections.
 
 Invariants:
-- Nothing but the endpoint's own key, or the user and password in its address, is sent as its credentials: no ~/.netrc.
-- Both transports go the same way: the same proxy, by the same variables of the environment.
-- A peer that is gone without a word is noticed within `KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S`
-  seconds, however long an answer may take.
+- Only the endpoint's own key, or the user and password in its address, is sent as credentials: no ~/.netrc.
+- Both transports use the same proxy, from the same environment variables.
+- A lost connection is detected within `KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S` seconds, however
+  long an answer may take.
 
 Sources: RFC 3986 (addresses), RFC 7617 (Basic), curl(1) for HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; tcp(7).
 This module opens no connection.
@@ -28,22 +28,22 @@ KEEPALIVE_PROBES = 3
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy on the way to an endpoint."""
+    """An HTTP proxy in front of an endpoint."""
 
     url: str
     """Without user and password."""
     credentials: tuple[str, str] | None = field(repr=False)
-    """The user and the password that it asks for."""
+    """The user and the password for the proxy."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """An endpoint's base_url, taken apart."""
+    """An endpoint's base_url, parsed."""
 
     base: str
-    """Scheme, host and path, without a slash at its end."""
+    """Scheme, host and path, without a trailing slash."""
     query: str = field(repr=False)
-    """Goes behind every path (Azure's api-version, a gateway's tenant)."""
+    """Appended to every path (Azure's api-version, a gateway's tenant)."""
     credentials: tuple[str, str] | None = field(repr=False)
     """The user and the password in it."""
     proxy: Proxy | None
@@ -55,12 +55,12 @@ class Address:
 
     @property
     def through(self) -> str:
-        """Words about the way there, for errors."""
+        """A note about the proxy, for errors; empty without one."""
         return f" (through the proxy {self.proxy.url})" if self.proxy else ""
 
     @property
     def authorization(self) -> str | None:
-        """The value of Authorization that its user and password make."""
+        """The Authorization header for its user and password; None if it has neither."""
         return basic(self.credentials)
 
     @property
@@ -70,19 +70,19 @@ class Address:
 
 
 def read_address(base_url: str) -> Address:
-    """A base_url taken apart. Raises ValueError, in words that hold no secret, where it is no address of HTTP.
+    """Parse a base_url. Raises ValueError, without secrets in its message, if it is not an HTTP address.
 
-    One that was copied with /chat/completions at its end is taken without.
+    A trailing /chat/completions is removed.
     """
     if any(ord(character) <= 32 or ord(character) == 127 for character in base_url.strip()):
         raise ValueError("holds a space or a control character")
     parts = urlsplit(base_url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("base_url starts with http:// or https://")
+        raise ValueError("base_url must start with http:// or https://")
     try:
         _ = parts.port
     except ValueError:
-        raise ValueError("the port is no number from 0 to 65535") from None
+        raise ValueError("the port is not a number from 0 to 65535") from None
     path = parts.path.rstrip("/").removesuffix(CHAT).rstrip("/")
     host = parts.netloc.rpartition("@")[2]
     base = f"{parts.scheme}://{host}{path}"
@@ -91,10 +91,10 @@ def read_address(base_url: str) -> Address:
 
 
 def proxy_for(scheme: str, hostname: str, host: str) -> Proxy | None:
-    """The environment's proxy to a host; None where it names none, or lets this host go without.
+    """The environment's proxy for a host. Returns None if it sets none, or exempts this host.
 
-    `host` may have a port. No proxy can reach this machine's loopback. Raises ValueError where it names no proxy of
-    HTTP.
+    `host` may have a port. No proxy can reach this machine's loopback. Raises ValueError if the environment sets a
+    proxy that is not an HTTP proxy.
     """
     if is_loopback(hostname) or urllib.request.proxy_bypass(host) or urllib.request.proxy_bypass(hostname):
         return None
@@ -110,13 +110,13 @@ def proxy_for(scheme: str, hostname: str, host: str) -> Proxy | None:
     if parts.scheme not in ("http", "https") or not named:
         raise ValueError(
             f"the environment's proxy for it ({scheme.upper()}_PROXY or ALL_PROXY) is '{without_secrets(url)}': only "
-            "http:// and https:// proxies can be used; set one, or NO_PROXY for this host"
+            "http:// and https:// proxies are supported; set one, or NO_PROXY for this host"
         )
     return Proxy(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", _credentials(parts))
 
 
 def socket_options() -> list[tuple[int, int, int]]:
-    """What every connection to an endpoint is set to: TCP's own probes, on the systems that have them."""
+    """Socket options of every connection to an endpoint: TCP keepalive, as far as the system supports it."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     dead_ms = 1000 * (KEEPALIVE_IDLE_S + KEEPALIVE_PROBES * KEEPALIVE_INTERVAL_S)
     for name, value in (
@@ -124,7 +124,7 @@ def socket_options() -> list[tuple[int, int, int]]:
         ("TCP_KEEPALIVE", KEEPALIVE_IDLE_S),  # macOS's name for it
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", dead_ms),  # the same for what was sent and is not acknowledged
+        ("TCP_USER_TIMEOUT", dead_ms),  # the same for sent data that is not acknowledged
     ):
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
@@ -132,7 +132,7 @@ def socket_options() -> list[tuple[int, int, int]]:
 
 
 def basic(credentials: tuple[str, str] | None) -> str | None:
-    """The header's value that a user and a password make (RFC 7617); None where there are none."""
+    """The header for a user and a password (RFC 7617). Returns None for None."""
     if credentials is None:
         return None
     return "Basic " + base64.b64encode(":".join(credentials).encode()).decode()

@@ -1,10 +1,10 @@
-"""A reply's bytes, unpacked as they come and never more than a bound of them.
+"""Reads a reply's body: decompresses it as it arrives, up to a size limit.
 
 Invariants:
-- Neither the bytes that came nor what they unpack to exceed the bound, but for one chunk: a body without an end and a
-  small one that unpacks to gigabytes cost the same little.
-- A body that is not packed as its header says is taken as it is where it does not look packed at all, as some
-  gateways unpack and leave the header.
+- Neither the received nor the decompressed bytes exceed the limit by more than one chunk, so an endless body or a
+  compression bomb costs little.
+- A body that does not look compressed is read uncompressed, whatever its header says, because some gateways decompress
+  a body and leave the header.
 
 Sources: RFC 9110, 8.4.1 (content codings gzip, x-gzip, deflate); RFC 1951 to 1952. This module knows no HTTP library.
 """
@@ -17,15 +17,15 @@ from collections.abc import AsyncIterable
 from lion_ray.gateway.wire import GARBLED, TOO_LARGE, Rejected, Transient, TransportError
 
 ACCEPTED = "gzip, deflate"
-"""What requests say that they take (Accept-Encoding): all that is unpacked here."""
+"""The Accept-Encoding of requests: the encodings that this module decompresses."""
 ERROR_BYTES = 2**20
 _STEP = 2**16
 
 
 async def read_body(chunks: AsyncIterable[bytes], status: int, encoding: str | None, limit: int) -> bytes:
-    """All that comes, unpacked; of an error's body (`status` not 200) no more than its message can be in.
+    """Read a whole body, decompressed; of an error's body (`status` not 200) at most `ERROR_BYTES`.
 
-    Raises TransportError as `Body` does, but not for an error's body: its status says more.
+    Raises TransportError as `Body` does, but not for an error's body, whose status is more informative.
     """
     if status == 200:
         body = Body(encoding, limit)
@@ -40,7 +40,7 @@ async def read_body(chunks: AsyncIterable[bytes], status: int, encoding: str | N
         async for chunk in chunks:
             body.add(chunk)
     except TransportError:
-        pass  # what there is of it is enough to say what went wrong
+        pass  # the part that arrived is enough for an error message
     return body.so_far()
 
 
@@ -48,17 +48,17 @@ class Body:
     """One reply's body."""
 
     def __init__(self, encoding: str | None, limit: int) -> None:
-        """`encoding`: the reply's Content-Encoding; `limit`: in bytes. Raises Transient where it is another."""
+        """`encoding`: the reply's Content-Encoding; `limit`: in bytes. Raises Transient for an unsupported encoding."""
         self._limit = limit
         self._data = bytearray()
         self._came = 0
         self._packed = (encoding or "").strip().lower()
         self._unpack: zlib._Decompress | None = None
         if self._packed not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise Transient(GARBLED, f"packed as '{self._packed[:40]}', which was not asked for")
+            raise Transient(GARBLED, f"compressed as '{self._packed[:40]}', which was not requested")
 
     def add(self, chunk: bytes) -> None:
-        """Take in what came. Raises TransportError where it is too much, or not packed as it should be."""
+        """Add a received chunk. Raises TransportError if the body is too large or not validly compressed."""
         if not chunk:
             return
         if not self._came:
@@ -72,23 +72,23 @@ class Body:
         try:
             self._add_unpacked(chunk)
         except zlib.error as cause:
-            raise Transient(GARBLED, f"not packed as {self._packed}: {cause}") from None
+            raise Transient(GARBLED, f"not valid {self._packed}: {cause}") from None
 
     def whole(self) -> bytes:
-        """All of it. Raises Transient where a packed body ended before its end."""
+        """The whole body. Raises Transient if a compressed body is truncated."""
         if self._unpack is not None and not self._unpack.eof:
-            raise Transient(GARBLED, f"cut off: a body packed as {self._packed} has no end")
+            raise Transient(GARBLED, f"cut off: a body compressed as {self._packed} is incomplete")
         return bytes(self._data)
 
     def so_far(self) -> bytes:
-        """What there is of it, up to the bound."""
+        """The part that has arrived, up to the limit."""
         return bytes(self._data[: self._limit])
 
     def _unpacker(self, first: bytes) -> zlib._Decompress | None:
         if self._packed in ("gzip", "x-gzip") and first[:1] == b"\x1f":
             return zlib.decompressobj(wbits=31)
         if self._packed == "deflate" and first[:1].strip() not in (b"{", b"[", b"d", b"<", b":"):
-            # RFC 9110 means zlib's form; many send deflate's own.
+            # RFC 9110 specifies the zlib format; many servers send raw deflate.
             return zlib.decompressobj(wbits=15 if first[0] & 0xF == 8 else -15)
         return None
 
@@ -102,7 +102,7 @@ class Body:
             if self._unpack.eof and (rest := self._unpack.unused_data):
                 if self._packed == "deflate" or rest[:1] != b"\x1f":
                     return  # padding
-                self._unpack, chunk = zlib.decompressobj(wbits=31), rest  # gzip's members are one text
+                self._unpack, chunk = zlib.decompressobj(wbits=31), rest  # gzip members are concatenated
 
     def _too_large(self) -> TransportError:
         return Rejected(

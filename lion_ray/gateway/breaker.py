@@ -1,13 +1,14 @@
-"""Whether an endpoint is down: then nothing but a probe is sent, so that an outage costs time and no retries.
+"""The circuit breaker: while an endpoint is down only probes are sent, so that an outage costs time but no retries.
 
 Invariants:
-- Closed, every call goes. After `failures` errors in a row, with no answer between them, it opens.
-- Open, one call at a time goes, after a pause that doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S`. An answer closes
-  the breaker, the probe's or another's; of the errors only the probe's own lets the next probe go. Those of calls that
-  were out before are told apart by number.
-- An endpoint that has never answered does not open it: nobody there, or a wrong address, is told at once.
+- Closed: every call is sent. `failures` consecutive errors, without an answer between them, open the breaker.
+- Open: one call at a time is sent as a probe, after a backoff that doubles from `FIRST_PAUSE_S` to `LONGEST_PAUSE_S`.
+  Any answer, the probe's or another's, closes the breaker. Only an error of the probe itself allows the next probe;
+  probes have numbers, so that errors of calls sent earlier are not confused with it.
+- An endpoint that has never answered does not open the breaker: a missing server or a wrong address is reported at
+  once.
 
-A state machine without a clock of its own. This module knows nothing of HTTP or of calls.
+A state machine whose clock is passed in. This module knows nothing of HTTP or of calls.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Breaker:
         self._probe_at = 0.0
         self._probes = 0
         self.probe = 0
-        """The number of the probe that is out; 0 for none. Whoever `wait_s` lets go reads here whether it is one."""
+        """The number of the probe in flight, or 0. After `wait_s` returned 0, the caller's call is this probe."""
         self.last_error = ""
 
     @property
@@ -40,11 +41,11 @@ class Breaker:
 
     @property
     def down_s(self) -> float:
-        """How long the endpoint has been down; 0 where it is not."""
+        """How long the endpoint has been down, in seconds; 0 if it is not down."""
         return 0.0 if self._opened_at is None else self._clock() - self._opened_at
 
     def wait_s(self) -> float:
-        """0 where a call may go now (if open: as the probe, which it then is), else seconds to wait at least."""
+        """Returns 0 if a call may be sent now (if open: as the probe), else the least number of seconds to wait."""
         if self._opened_at is None:
             return 0.0
         if self.probe:
@@ -57,14 +58,14 @@ class Breaker:
         return 0.0
 
     def succeeded(self) -> None:
-        """The endpoint answered: also a refusal or a 429 is an answer."""
+        """The endpoint answered; a refusal or a 429 is an answer too."""
         self._answered = True
         self._row = 0
         self._opened_at, self.probe = None, 0
         self._pause_s = FIRST_PAUSE_S
 
     def failed(self, error: str, probe: int) -> None:
-        """An attempt, the `probe` of that number or none (0), ended in an error that may pass."""
+        """An attempt failed with a transient error; `probe` is its number as a probe, or 0."""
         self.last_error = error
         self._row += 1
         if self._opened_at is not None:
@@ -77,7 +78,7 @@ class Breaker:
             self._probe_at = self._opened_at + self._pause_s
 
     def abandoned(self, probe: int) -> None:
-        """A call that was let go was not sent, or nobody knows what came of it."""
+        """A permitted call was not sent, or its outcome is unknown."""
         if self._is_out(probe):
             self.probe = 0
 

@@ -1,9 +1,9 @@
-"""A call to an endpoint, its key, and the two ways it can end.
+"""A call to an endpoint, its key, and its outcome: a completion or a failure.
 
 Invariants:
-- The key is the SHA-256 of the canonical request: model, messages, sampling and a sample ordinal, and nothing else.
-  Not the endpoint's address, not the role, not the time: the same request is never bought twice (contract: bought
-  once). Of a model that a run serves itself the name is whatever the run likes, so its weights' hash is in the key too.
+- The key is the SHA-256 of the canonical request: model, messages, sampling and a sample ordinal. It does not include
+  the endpoint's address, the role or the time, so the same request is never bought twice (contract: bought once). For
+  a model that the run serves itself, whose name is arbitrary, the key includes the hash of the weights.
 - Everything here pickles and is immutable.
 """
 
@@ -19,7 +19,7 @@ from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.thoughts import only_thoughts, without_thoughts
 
 REFUSED = "refusal"
-"""The finish reason of an answer whose `refusal` field is filled (OpenAI's chat completions; Anthropic's own name)."""
+"""The finish reason of an answer whose `refusal` field is set (OpenAI's chat completions; the name is Anthropic's)."""
 ONLY_THOUGHTS = "no answer: the model's thoughts took all of max_tokens, or were all it said"
 
 Message = dict[str, str]
@@ -27,7 +27,7 @@ Message = dict[str, str]
 
 
 def _positional(record: Any) -> tuple[Any, ...]:
-    # Calls and completions travel by the hundred thousand; a frozen dataclass's own way takes 2 to 4 times as long.
+    # Hundreds of thousands of calls are pickled; a frozen dataclass's default pickling takes 2 to 4 times as long.
     return type(record), tuple(getattr(record, name) for name in type(record).__slots__)
 
 
@@ -40,29 +40,29 @@ class Call:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
-    """Sent, and part of the key, only where the endpoint's config says `send_seed`."""
+    """Sent, and part of the key, only if the endpoint's `send_seed` is set."""
     json_schema: dict[str, Any] | None = None
-    """Sent, and part of the key, only where the endpoint's config says `json_schema`."""
+    """Sent, and part of the key, only if the endpoint's `json_schema` is set."""
     top_logprobs: int | None = None
-    """Ask for the log-probabilities of so many alternatives to each token (0 to 20): see `Completion.logprobs`."""
+    """Request log-probabilities of this many alternatives to each token (0 to 20): see `Completion.logprobs`."""
     ordinal: int = 0
-    """Tells wanted repetitions of one request apart (a second sample, a verdict asked again)."""
+    """Distinguishes intended repetitions of one request (a second sample, a verdict asked again)."""
     role: str = ""
-    """teacher, referee or generator: for accounts, never part of the key."""
+    """teacher, referee or generator: for accounting, never part of the key."""
     stage: str = ""
-    """The stage of the run that asks: for accounts, never part of the key."""
+    """The stage of the run that makes the call: for accounting, never part of the key."""
     omit: tuple[str, ...] = ()
-    """Fields of the request that are left out, by the endpoint's config; part of the key."""
+    """Request fields to leave out, by the endpoint's configuration; part of the key."""
     extra: dict[str, Any] | None = None
-    """Fields that the endpoint's config adds; part of the key."""
+    """Request fields to add, by the endpoint's configuration; part of the key."""
     batch: bool = False
-    """Goes through the endpoint's Batch API; never part of the key."""
+    """Whether the call goes through the endpoint's Batch API; never part of the key."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _positional(self)
 
     def body(self, model: str) -> dict[str, Any]:
-        """The request as chat completions take it, without the fields' endpoint-specific names."""
+        """The body of a chat completions request, before endpoint-specific field names."""
         body: dict[str, Any] = {
             "model": model,
             "messages": list(self.messages),
@@ -81,7 +81,7 @@ class Call:
         return body | (self.extra or {})
 
     def key(self, model: str, weights: str = "") -> str:
-        """64 hex digits that name this request in every journal; `weights` is the hash of a served model's."""
+        """The request's key in every journal, 64 hex digits; `weights` is the hash of a served model's weights."""
         named = [self.body(model), self.ordinal, weights] if weights else [self.body(model), self.ordinal]
         canonical = orjson.dumps(named, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(canonical).hexdigest()
@@ -89,7 +89,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom a call is paid for."""
+    """What a call's cost is charged to."""
 
     run: str = ""
     role: str = ""
@@ -97,39 +97,39 @@ class Account:
 
 
 class TokenChoice(NamedTuple):
-    """A token of an answer, and what else the model might have said there."""
+    """A token of an answer, and the alternatives to it."""
 
     offset: int
-    """Where it begins in the answer's text, in characters."""
+    """Its start in the answer's text, in characters."""
     token: str
     alternatives: tuple[tuple[str, float], ...]
-    """(token, natural logarithm of its probability), the likeliest first; the token itself is one of them."""
+    """(token, natural logarithm of its probability), the most likely first; includes the token itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an endpoint answered, and was paid for: journaled before anyone sees it. `text` may be empty."""
+    """A paid answer of an endpoint, journaled before any caller gets it. `text` may be empty."""
 
     key: str
     text: str
     finish_reason: str
-    """stop | length | content_filter | …, as the endpoint said."""
+    """stop | length | content_filter | …, in the endpoint's own words."""
     model: str
-    """The model the endpoint says it used."""
+    """The model that the endpoint reports."""
     endpoint: str
-    """The endpoint's name in the config."""
+    """The endpoint's name in the configuration."""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     seconds: float = 0.0
-    """From sending the attempt that succeeded to having its answer."""
+    """The latency of the successful attempt."""
     cost_usd: float | None = None
     replayed: bool = False
-    """True where it came out of the journal and nothing was sent."""
+    """True if it came from the journal and no request was sent."""
     logprobs: tuple[TokenChoice, ...] | None = None
-    """Where the call asked and the endpoint gave them: the first token, and those that are a number or one letter.
+    """If requested and returned: of the first token, and of tokens that are a number or a single letter.
 
-    A verdict's scores and a multiple-choice answer are read from these; all of a long verdict's would be 100 kB.
+    A verdict's scores and a multiple-choice answer are read from these; those of all tokens would take 100 kB.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,23 +138,23 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that ended without a completion, for a reason that lies in its data or outlasted every attempt.
+    """A call that ended without a completion, because of its data or because all attempts failed.
 
-    Never journaled: the next run tries it again.
+    Never journaled, so the next run tries it again.
     """
 
     key: str
     reason: str
-    """Short and countable: ``rejected by the endpoint``, ``timed out``, ``server error`` …"""
+    """A short category to count by: ``rejected by the endpoint``, ``timed out``, ``server error`` …"""
     detail: str
-    """What the endpoint said, shortened; never holds a key."""
+    """The endpoint's message, shortened; never holds a key."""
 
 
 Outcome = Completion | Failure
 
 
 def refusal(completion: Completion) -> str | None:
-    """Why a completion that was paid for is no answer; None where it is one."""
+    """Why a paid completion is not an answer. Returns None if it is one."""
     how = ending(completion.finish_reason)
     match how:
         case Ending.FILTERED if completion.finish_reason == REFUSED:
@@ -172,5 +172,5 @@ def refusal(completion: Completion) -> str | None:
 
 
 def answer_text(completion: Completion) -> str:
-    """What a completion says, without what the model thought before: the journal keeps both."""
+    """A completion's text without the model's thoughts; the journal keeps both."""
     return without_thoughts(completion.text)

@@ -1,13 +1,12 @@
-"""The way to one endpoint: every call is looked up, bought at most once, journaled, and only then seen.
+"""The client of one endpoint: looks every call up in the journal, buys it at most once, journals it, then returns it.
 
 Invariants:
-- A completion is in the journal, durably, before a caller gets it. A call whose key the journal knows sends nothing.
-- Calls of one key that are under way together are one purchase.
-- A caller that goes away does not stop a request that was sent: its answer is paid for and gets journaled. A call
-  that was not sent yet and that nobody waits for any more is dropped.
+- A completion is durably in the journal before a caller gets it. A call whose key is in the journal sends nothing.
+- Concurrent calls with the same key share one request.
+- Cancelling a caller does not cancel a request in flight: its answer is paid for and gets journaled. A call that is not
+  sent yet is dropped when its last caller is cancelled.
 
-How a call is bought is `sender`'s. This module knows nothing of HTTP (`transport`, `wire`), of files (`journal`) or of
-Ray.
+`sender` buys calls. This module knows nothing of HTTP (`transport`, `wire`), of files (`journal`) or of Ray.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
 from lion_ray.gateway.wire import shorten
 
 JOURNAL_REFRESH_S = 5.0
-"""How old the view of a journal that others write too may be when a call is bought."""
+"""The journal's index is refreshed before a purchase if it is older than this, because other runs may write too."""
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A call under way, and how many wait for it."""
+    """A call in flight, and the number of its callers."""
 
     task: asyncio.Task[Outcome] | None = None
     waiters: int = 0
@@ -55,7 +54,7 @@ class _Flight:
 
 
 class Client:
-    """Sends calls to one endpoint. Use it from one event loop; the journal stays its owner's to close."""
+    """Sends calls to one endpoint. Use it from one event loop; closing the journal is the owner's task."""
 
     def __init__(
         self,
@@ -75,11 +74,11 @@ class Client:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """The endpoint called `name` in the configuration, for the run called `run` in the accounts.
+        """A client of endpoint `name` in the configuration; `run` is the run's name in the accounts.
 
-        `base_url` overrides the config's, for a server that the run started; `weights` is the hash of what it serves,
-        and part of every call's key. Without a `transport`, reads the API key, from the file `keys` or the environment
-        (`keys.read_key`). Raises EndpointError where the key is missing or the address is none.
+        `base_url` overrides the configured one, for a server that the run started; `weights` is the hash of the weights
+        that it serves, and part of every call's key. Without a `transport`, reads the API key from the file `keys` or
+        the environment (`keys.read_key`). Raises EndpointError if the key is missing or the address is invalid.
         """
         self.name = name
         self.config = config
@@ -93,14 +92,14 @@ class Client:
         self._any_before: asyncio.Task[bool] | None = None
         if transport is None:
             if config.serve is not None and base_url is None:
-                raise ValueError(f"endpoint {name} is served by the run: base_url must say where")
+                raise ValueError(f"endpoint {name} is served by the run: base_url is required")
             address = self._read_address()
             key = self._read_key(keys)
             if key is not None and address.credentials is not None:
                 raise EndpointError(
-                    f"endpoint {name} ({without_secrets(self.address)}): base_url holds a user or a password, and "
-                    f"{config.api_key_env} a key, of which only one can be sent: take the one out of base_url, or set "
-                    f"endpoints.{name}.api_key_env to null"
+                    f"endpoint {name} ({without_secrets(self.address)}): base_url holds a user or a password and "
+                    f"{config.api_key_env} holds a key, but only one can be sent; remove the user and password from "
+                    f"base_url, or set endpoints.{name}.api_key_env to null"
                 )
             kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
             transport = kind(config, address, key)
@@ -151,7 +150,7 @@ class Client:
 
     @property
     def stats(self) -> Stats:
-        """A snapshot."""
+        """A snapshot of the statistics."""
         limiter = self._sender.limiter
         return replace(
             self._stats,
@@ -168,14 +167,14 @@ class Client:
         )
 
     async def complete(self, call: Call, *, patient: bool = True) -> Outcome:
-        """The call's completion, from the journal or bought; or a Failure where this one call cannot be had.
+        """The call's completion, from the journal or bought; or a Failure if this call cannot be answered.
 
-        A completion that was bought for another caller at the same time comes back `replayed`, as one that the
-        journal held: it was paid for once. With `patient` False, a Failure with the reason `sender.DOWN` comes back
-        where the endpoint is down, instead of waiting for it.
+        A completion that was bought for a concurrent caller is returned as `replayed`, like one from the journal: it
+        was paid for once. With `patient` False, returns a Failure with the reason `sender.DOWN` if the endpoint is
+        down, instead of waiting for it.
 
-        Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError where the
-        budget is spent, InfrastructureError where the journal cannot be written or the client was closed.
+        Raises EndpointError if the endpoint refuses every call or is down for too long, BudgetError if the budget is
+        spent, InfrastructureError if the journal cannot be written or the client was closed.
         """
         if self._closed:
             raise self._closed_error()
@@ -183,7 +182,7 @@ class Client:
         try:
             key = call.key(self.config.model, self._weights)
         except orjson.JSONEncodeError as cause:
-            # A lone surrogate in a user's file, for one. It has no canonical form, so no key.
+            # For example a lone surrogate in a user's file: it has no canonical form, so no key.
             return self._fail(Failure("", "not valid text", shorten(str(cause))), call)
         flight = self._flights.get(key)
         shared = flight is not None
@@ -200,23 +199,23 @@ class Client:
         return outcome
 
     def pause(self, seconds: float) -> None:
-        """Send nothing for so long: another proxy of this endpoint was told to wait."""
+        """Send nothing for this long, because another proxy of this endpoint was rate-limited."""
         self._sender.limiter.pause(seconds)
 
     @property
     def excess(self) -> Excess:
-        """What this endpoint's answers have shown that a call can take beyond what it allows."""
+        """How far this endpoint's usage has exceeded what calls allow."""
         return self._ledger.excess
 
     def expect(self, excess: Excess) -> None:
-        """Reserve as much for each call as another client of this endpoint has seen that it can take."""
+        """Raise the reservations of later calls by the excess that another client of this endpoint has seen."""
         self._ledger.excess.join(excess)
 
     async def close(self, *, for_good: bool = False) -> None:
-        """Let requests that are out come home and be journaled, end the other calls, give back connections.
+        """Wait for requests in flight and journal their answers, cancel the other calls, and close connections.
 
-        Callers whose call was not out get an InfrastructureError. A batch goes on at the endpoint; the next client of
-        this journal takes it up. `for_good`: there will be none, and batches that calls here wait for are cancelled.
+        Callers of cancelled calls get an InfrastructureError. A batch continues at the endpoint, and the next client of
+        this journal resumes it. `for_good`: there is no next client, so batches with waiting calls are cancelled.
         """
         self._closed = True
         flights = list(self._flights.values())
@@ -233,7 +232,7 @@ class Client:
         await self._ledger.close()
         await self._transport.close()
 
-    # --- a call's way
+    # --- a call's steps
 
     async def _pause(self, sleep: Callable[[float], Awaitable[object]], seconds: float) -> None:
         self._stats.pausing += 1
@@ -259,7 +258,7 @@ class Client:
             flight.waiters -= 1
             if not flight.waiters and not flight.attempt.committed and not flight.task.done():
                 flight.task.cancel()
-                # At once, so that the same call asked again does not join a flight that is ending.
+                # At once, so that a repetition of the call does not join the cancelled flight.
                 self._forget(key, flight)
 
     async def _fly(self, key: str, call: Call, flight: _Flight) -> Outcome:
@@ -284,27 +283,27 @@ class Client:
             self._forget(key, flight)
 
     def _meant(self, answer: Completion) -> Completion:
-        """The answer with a finish reason of the endpoint's own as the user says that it is meant."""
+        """The answer with its finish reason mapped by the configured `finish_reasons`."""
         reason = answer.finish_reason
         if reason in self.config.finish_reasons:
             return replace(answer, finish_reason=self.config.finish_reasons[reason])
         if ending(reason) is Ending.UNKNOWN and reason not in self._told_reasons and len(self._told_reasons) < 5:
             self._told_reasons.add(reason)
             self._say(
-                f"an answer ended with finish_reason '{shorten(reason)}', which nobody knows: it counts as cut off; if "
-                f"such answers are whole, set endpoints.{self.name}.finish_reasons: {{{shorten(reason)}: stop}}"
+                f"an answer has the unknown finish_reason '{shorten(reason)}' and counts as truncated; if such answers "
+                f"are complete, set endpoints.{self.name}.finish_reasons: {{{shorten(reason)}: stop}}"
             )
         return answer
 
     async def _bought_before(self, key: str) -> BatchQueue | None:
-        """The queue, where a batch under way holds this call, which is to go live now: a role that was switched.
+        """The queue, if a running batch holds this live call (its role's mode was changed from batch); else None.
 
-        Raises InfrastructureError where the records of batches cannot be read.
+        Raises InfrastructureError if the records of batches cannot be read.
         """
         if self._make_batches is None:
             return None
         if self._batches is None:
-            # Looked for once: other batches than those that are there now are this client's own.
+            # Checked once: all later batches are this client's own.
             if self._any_before is None or (self._any_before.done() and self._any_before.exception() is not None):
                 self._any_before = asyncio.create_task(asyncio.to_thread(self._records.any))
             if not await asyncio.shield(self._any_before):
@@ -314,7 +313,7 @@ class Client:
 
     def _landed(self, _: object) -> None:
         if not self._flights and not self._closed:
-            # A task of its own, as whoever waits for the call need not wait for this.
+            # A separate task, so that the call's callers do not wait for it.
             self._resting = asyncio.create_task(self._rest())
 
     async def _rest(self) -> None:
@@ -346,7 +345,7 @@ class Client:
             return read_address(self.address)
         except ValueError as cause:
             raise EndpointError(
-                f"endpoint {self.name}: '{shorten(without_secrets(self.address))}' is no address; {cause}"
+                f"endpoint {self.name}: '{shorten(without_secrets(self.address))}' is not a valid address: {cause}"
             ) from None
 
     def _read_key(self, file: str | None) -> str | None:
@@ -358,7 +357,7 @@ class Client:
         if not key:
             raise EndpointError(f"endpoint {self.name} ({where}) needs a key: set the environment variable {variable}")
         if not key.isascii() or not key.isprintable() or " " in key:
-            # Found here, as the HTTP library's complaint could quote it.
+            # Checked here because the HTTP library's error could quote the key.
             raise EndpointError(
                 f"endpoint {self.name} ({where}): {variable} holds characters that no key has, such as a space"
             )

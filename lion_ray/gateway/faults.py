@@ -1,9 +1,9 @@
-"""Whose fault a refusal is, by its codes and words: the endpoint's, which refuses every call alike, or one request's.
+"""Classifies a refusal by its codes and message: a fault of the endpoint, which affects every call, or of one request.
 
 Invariants:
-- What is about one request (its length, its content) is never taken for the endpoint's, whatever else is said.
-- Services name the same fault by different statuses, codes and words, so words count where codes do not tell. They may
-  also quote what was asked; so whoever reads `fault_of` holds a guess, and `suspects` waits for a second one.
+- A refusal about one request (its length, its content) never counts as the endpoint's fault.
+- Services report the same fault with different statuses, codes and messages, so the message decides if the codes do
+  not. A message may quote the request, so `fault_of` is only a guess, and `suspects` waits for a second refusal.
 
 Sources: error texts of OpenAI, Azure, Anthropic, Gemini, Mistral, DeepSeek, Moonshot, Zhipu, DashScope, OpenRouter,
 LiteLLM, vLLM, SGLang, TGI. This module knows no exceptions and no HTTP.
@@ -32,7 +32,7 @@ FIELDS = (
     "thinking",
     "reasoning_effort",
 )
-"""Request fields that this package sends, or that services ask for by name."""
+"""Request fields that this package sends, or that services require by name."""
 
 _QUOTA_CODES = re.compile(
     r"(?i)insufficient_(user_)?quota|exceeded_current_quota|billing|insufficient_(balance|credits?|funds)|arrear|"
@@ -93,25 +93,25 @@ _ONE_REQUEST = re.compile(
 
 
 def is_one_requests(codes: Collection[str], message: str) -> bool:
-    """Whether a refusal is about what one request holds: its length or its content."""
+    """Whether a refusal is about the length or the content of one request."""
     return any(map(_ONE_REQUEST_CODES.search, codes)) or _ONE_REQUEST.search(message) is not None
 
 
 def is_quota(codes: Collection[str], message: str) -> bool:
-    """Whether the account has nothing left, or is closed, so that no wait helps; a limit that renews is none."""
+    """Whether the account is out of credit or closed, so that waiting does not help; False for a limit that renews."""
     if any(map(_QUOTA_CODES.search, codes)):
         return True
     return _QUOTA.search(message) is not None and _RENEWS.search(message) is None
 
 
 def is_model(codes: Collection[str], message: str) -> bool:
-    """Whether the endpoint does not know, or does not give, the model that was asked for."""
+    """Whether the endpoint does not know the requested model, or denies access to it."""
     return any(map(_MODEL_CODES.search, codes)) or _MODEL.search(message) is not None
 
 
 def fault_of(codes: Collection[str], message: str, param: str = "") -> Fault | None:
-    """What every call would meet alike, by the words of a 4xx; None where they do not say. `param`: the field that an
-    error of OpenAI's form names."""
+    """The fault that affects every call, by the message of a 4xx. Returns None if it shows none. `param`: the field
+    that an error in OpenAI's format names."""
     if is_quota(codes, message):
         return "quota"
     if _KEY.search(message):
@@ -133,7 +133,7 @@ def named_fields(message: str, param: str = "") -> tuple[str, ...]:
 
 
 def refuses_field(message: str, name: str) -> bool:
-    """Whether a message says that the endpoint has no field `name`, and not that its value is wrong."""
+    """Whether a message says that the endpoint does not know the field `name`, rather than that its value is wrong."""
     return (
         name in named_fields(message)
         and re.search(r"(?i)too (large|high|big|small|low)|at most|between|exceed|greater|less", message) is None

@@ -1,10 +1,10 @@
 """Chat completions over aiohttp: the fast transport.
 
-Invariants: those of `transport.Transport`. A redirect is not followed: it could carry the key and the prompts away.
-Nothing of the environment is used but what `address` reads: no ~/.netrc.
+Invariants: those of `transport.Transport`. Redirects are not followed: one could send the key and the prompts to
+another host. Of the environment only the settings in `address` are used: no ~/.netrc.
 
-Where `transport.OpenAITransport` spends its time on building requests and typed answers, this one sends orjson's bytes
-and reads the few fields that a Reply needs (both are measured in bench/gateway.py).
+`transport.OpenAITransport` spends its time on building requests and typed answers. This transport sends orjson's bytes
+and reads only the fields that a Reply needs (bench/gateway.py measures both).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AiohttpTransport:
     """One aiohttp session. Use it from one event loop."""
 
     def __init__(self, config: EndpointConfig, address: Address, api_key: str | None) -> None:
-        """`api_key` None: the endpoint asks for none."""
+        """`api_key` None: the endpoint needs no key."""
         self._key = api_key
         self._address = address
         self._authorization = address.authorization if api_key is None else f"Bearer {api_key}"
@@ -81,13 +81,13 @@ class AiohttpTransport:
             if status == 200:
                 return parse_reply(data, headers)
             error = status_error(status, headers, data.decode("utf-8", "replace"))
-        # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
+        # Raised outside the except blocks, so that no library exception (whose request holds the key) is chained to it.
         raise error
 
     async def _post(self, data: bytes) -> tuple[int, Any, bytes]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # The client's own bound on concurrency is the limit; a pool of connections would be a second one.
+                # limit=0: the client limits concurrency already.
                 connector=aiohttp.TCPConnector(
                     limit=0, ttl_dns_cache=300, socket_factory=_socket, ssl=_trust(self._url)
                 ),
@@ -97,13 +97,13 @@ class AiohttpTransport:
                 auto_decompress=False,
             )
         proxy = self._address.proxy
-        # Not among the session's headers, which the library sends to a proxy too.
+        # Not in the session's headers, which the library also sends to a proxy.
         headers = {} if self._authorization is None else {"Authorization": self._authorization}
         for_proxy: dict[str, str] = {}
         if proxy is not None and (given := basic(proxy.credentials)) is not None:
-            # A proxy forwards what is plain, and reads its own header from it; else it is asked for a tunnel first.
+            # With plain HTTP the proxy reads its header from the request; with HTTPS from the tunnel's CONNECT request.
             (for_proxy if self._url.startswith("https:") else headers)["Proxy-Authorization"] = given
-        # Headers are an answer's first bytes; they come when the endpoint begins to answer.
+        # The headers are an answer's first bytes; they arrive when the endpoint begins to answer.
         async with asyncio.timeout(self._first_byte_s):
             response = await self._session.post(
                 self._url,
@@ -123,17 +123,17 @@ class AiohttpTransport:
             await self._session.close()
 
     def _timed_out(self, cause: BaseException) -> Transient:
-        # aiohttp's own are of another type; a bare one is ours, for the first byte.
+        # aiohttp's timeouts have other types; a plain TimeoutError is our first-byte timeout.
         if type(cause) is TimeoutError and self._first_byte_s is not None:
             return Transient(TIMED_OUT, f"no answer began within {self._first_byte_s:g} s")
-        return Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
+        return Transient(TIMED_OUT, f"no complete answer within {self._total_s:g} s")
 
     def _told(self, cause: BaseException) -> str:
         return shorten(redact_text(f"{type(cause).__name__}: {cause}", self._key))
 
 
 def _trust(url: str) -> ssl.SSLContext | bool:
-    """Whom to trust: read now, as SSL_CERT_FILE may say so, and not when the library was loaded."""
+    """The trusted certificates, loaded now so that the current SSL_CERT_FILE applies."""
     return ssl.create_default_context() if url.startswith("https:") else True
 
 

@@ -1,4 +1,4 @@
-"""Errors that are told inside an HTTP 200, as the statuses that they would have been.
+"""Errors inside an HTTP 200, mapped to the status that they should have had.
 
 Sources: OpenRouter's errors ({"error": {"code": 429}}, also on a choice), Google's (status names), MiniMax's
 (base_resp), Baidu's (error_code), vLLM's ({"object": "error"}). This module knows nothing of answers.
@@ -27,8 +27,8 @@ _STATUSES = (
 def error_inside(
     body: Mapping[str, Any], choice: Any, headers: Mapping[str, str] | None, *, whole: bool
 ) -> TransportError | None:
-    """What the error in an answer means; None where there is none, or it does not say. `whole`: the answer is there
-    as well, and stands beside whatever the body says (but not beside an error of its own choice)."""
+    """The error in an answer's body. Returns None if there is none, or if its status is unclear. `whole`: the answer is
+    complete, so that only an error of its own choice counts."""
     told: Any = choice.get("error") if isinstance(choice, dict) else None
     if not told and not whole:
         told = body.get("error")
@@ -42,7 +42,7 @@ def error_inside(
     error = error_of(status, headers or {}, {"error": dict(told)})
     if isinstance(error, Refused) and error.fault not in ("key", "quota"):
         error.sure = False
-    error.detail = f"told inside an HTTP 200: {error.detail}"
+    error.detail = f"inside an HTTP 200: {error.detail}"
     return error
 
 
@@ -56,7 +56,7 @@ def _status(told: Mapping[str, Any]) -> int | None:
             return value
         if isinstance(value, str):
             names.append(value[:100])
-    # The names before the words: they say one thing only.
+    # Names first, because they are less ambiguous than the message.
     for said in (" ".join(names), message_of(told)):
         flat = re.sub(r"[^a-z]+", "_", said.lower())
         for status, words in _STATUSES:

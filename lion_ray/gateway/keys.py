@@ -1,11 +1,11 @@
-"""API keys on their way from the environment to those who send calls, and to nobody else.
+"""Passes API keys from the environment to the processes that send calls, and to no others.
 
 Invariants:
-- A key is read from the environment, and kept in memory; it is in no command line and in no log.
-- A driver that starts Ray itself takes its keys out of the environment before that, so that none of Ray's processes
-  inherits them, and lays them into a file that only its user can read: in memory (/dev/shm) where there is such a file
-  system, with the life of the run. What a killed driver left is removed by the next one.
-- Whoever sends calls looks into that file, where it is told of one that is there; else into its own environment.
+- A key is read from the environment and kept in memory; it is never in a command line or a log.
+- A driver that starts Ray itself first moves its keys from the environment, so that Ray's processes do not inherit
+  them, to a file that only its user can read: in memory (/dev/shm) if possible, and only for the duration of the run.
+  The next driver removes a killed driver's file.
+- A process that sends calls reads that file if it is given one that exists, else its own environment.
 
 This module knows nothing of endpoints.
 """
@@ -30,9 +30,9 @@ _IN_MEMORY = Path("/dev/shm")
 
 @contextmanager
 def set_aside(variables: Iterable[str]) -> Iterator[str | None]:
-    """While the block runs these variables are not in the environment, but in a file, whose path is given.
+    """Move these variables from the environment to a file while the block runs; yields the file's path.
 
-    None where none of them is set. Afterwards the environment is as it was, and the file gone.
+    Yields None if none of them is set. Afterwards the environment is restored and the file removed.
     """
     keys = {name: os.environ[name] for name in dict.fromkeys(variables) if os.environ.get(name)}
     if not keys:
@@ -52,8 +52,8 @@ def set_aside(variables: Iterable[str]) -> Iterator[str | None]:
 
 
 def read_key(variable: str, file: str | None = None) -> str | None:
-    """The key that a variable holds: in the file of the driver's, where that is on this machine, else in the
-    environment. None where it is in neither."""
+    """The key in a variable, from the driver's file if it is on this machine, else from the environment. Returns None
+    if neither has it."""
     if file is not None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if key := json.loads(Path(file).read_text(encoding="utf-8")).get(variable):

@@ -1,14 +1,15 @@
-"""How fast an endpoint may be called: a state machine of its rate limits, without a clock or a network of its own.
+"""The rate limiter of an endpoint: a state machine whose clock is passed in, without a network.
 
 Invariants:
-- Nothing is sent before the moment that a 429 named, whoever met it (RFC 9110, 10.2.3): `pause` holds for all.
-- A limit that is told in x-ratelimit-* headers is used to `MARGIN` of it; one from the configuration is never
-  exceeded over a minute by more than `BURST_S` seconds' worth.
-- Where nothing is told, the rate follows the 429s: down to what got through between them, up again slowly.
-- One burst of 429s, of requests that were out together, cuts the rate once.
-- A call that is larger than a whole burst goes when its bucket is full: large calls are slow, never stuck.
+- Nothing is sent before the time that a 429 named, whichever call it answered (RFC 9110, 10.2.3): `pause` holds for
+  all calls.
+- A limit from x-ratelimit-* headers is used except for a `MARGIN`. A configured limit is never exceeded over a minute
+  by more than `BURST_S` seconds' worth.
+- Without known limits the rate adapts to 429s: down to the rate that succeeded between them, then up slowly.
+- One burst of 429s, to requests in flight together, cuts the rate once.
+- A call that is larger than a whole burst is sent when its bucket is full: large calls are slow, never stuck.
 
-Times are seconds on the clock that is passed in; rates are per second inside, per minute for people.
+Times are seconds on the given clock; rates are per second internally, per minute for people.
 """
 
 from __future__ import annotations
@@ -24,32 +25,32 @@ REQUESTS, TOKENS, INPUT, OUTPUT = "requests", "tokens", "input-tokens", "output-
 KINDS = (REQUESTS, TOKENS, INPUT, OUTPUT)
 
 BURST_S = 0.25
-"""What a configured limit may be ahead of its pace: enough to outlast a busy event loop."""
+"""The burst of a configured limit, in seconds of its rate: enough to bridge delays of a busy event loop."""
 MARGIN = 0.02
-"""Share of a told limit's burst that is left unused: answers, which tell it, arrive late and out of order."""
+"""Share of a reported limit's burst that is left unused, because reports arrive late and out of order."""
 FIRST_CONTACT = 4
-"""Requests that go out before an endpoint's first answer has told its limits."""
+"""Requests sent before an endpoint's first answer has reported its limits."""
 
-# What follows 429s. Below the band the rate returns quickly to where it was cut, in it and above it slowly.
+# The adaptive rate. Below the band it returns quickly to where it was cut; in the band and above, slowly.
 CUT, KEPT = 0.5, 0.97
 BAND = 0.95
 GROWTH_BELOW, GROWTH_IN_BAND, GROWTH_ABOVE = 0.05, 0.002, 0.01  # of the ceiling, in a second
 DOUBLING_S = 10.0
-"""Past the ceiling the growth doubles in this time: a limit that was raised, or misjudged, is found in a minute."""
+"""Above the ceiling the growth doubles in this time, so that a raised or misjudged limit is found within a minute."""
 DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One limit as an answer's headers tell it (OpenAI: x-ratelimit-limit-requests and so on)."""
+    """One limit as reported in an answer's headers (OpenAI: x-ratelimit-limit-requests and so on)."""
 
     limit: float
     remaining: float
     reset_s: float | None = None
-    """Seconds until the limit is whole again."""
+    """Seconds until the limit is fully reset."""
 
     def per_second(self) -> float:
-        """The rate behind it: per minute, unless the reset shows that it refills over a day."""
+        """The limit's rate: per minute, unless its reset shows that it refills over a day."""
         used = self.limit - self.remaining
         if self.reset_s and used >= 1 and used / self.reset_s < 2 * self.limit / DAY_S:
             return self.limit / DAY_S
@@ -58,7 +59,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one call will take of each limit: tokens are estimates until it is answered."""
+    """The amount of each limit that one call will use; tokens are estimates until it is answered."""
 
     input_tokens: float = 0.0
     output_tokens: float = 0.0
@@ -76,7 +77,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request that may go, and what had been taken of each limit when it went."""
+    """A permitted request, and the total taken of each limit when it was permitted."""
 
     need: Need
     at: float
@@ -84,13 +85,13 @@ class Ticket:
 
 
 class Bucket:
-    """A token bucket: refills at `rate`, holds `capacity` at most, may be overdrawn by one large call."""
+    """A token bucket: refills at `rate`, holds at most `capacity`; one large call may overdraw it."""
 
     def __init__(self, rate: float, capacity: float, now: float) -> None:
         self.rate, self.capacity = rate, capacity
         self.level = capacity
         self.taken = 0.0
-        """All that was ever taken."""
+        """The total ever taken."""
         self._at = now
 
     def refill(self, now: float) -> None:
@@ -100,11 +101,11 @@ class Bucket:
     def wait_s(self, amount: float) -> float:
         """Seconds until `amount` may be taken."""
         missing = min(amount, self.capacity) - self.level
-        # Less than a ten-thousandth is rounding, and would be waited for in steps of no length.
+        # Less than a ten-thousandth is rounding, for which waits would have no length.
         return missing / self.rate if missing > 1e-4 else 0.0
 
     def pace(self, rate: float) -> None:
-        """Change the rate; the burst goes with it."""
+        """Change the rate, and the burst with it."""
         self.rate, self.capacity = rate, max(1.0, rate * BURST_S)
         self.level = min(self.level, self.capacity)
 
@@ -115,9 +116,9 @@ class Limiter:
     def __init__(
         self, config: LimitsConfig, *, clock: Callable[[], float], proxies: int = 1, cautious: bool = True
     ) -> None:
-        """`cautious`: only `FIRST_CONTACT` requests go before the first answer; a server of our own needs no such care.
+        """`cautious`: send only `FIRST_CONTACT` requests before the first answer; not needed for the run's own server.
 
-        `clock` gives seconds.
+        `clock` returns seconds.
         """
         self._clock = clock
         self._share = config.share / proxies
@@ -137,19 +138,19 @@ class Limiter:
         self._sends: deque[tuple[int, int]] = deque()  # (second, requests sent in it), the last minute's
         self._input_ratio = self._output_ratio = 1.0
 
-    # --- asking
+    # --- requests
 
     def need(self, characters: int, max_tokens: int) -> Need:
-        """What a call of so many characters will take, by what calls have taken so far."""
+        """Estimate the tokens of a call of this size, by the usage of earlier calls."""
         return Need(max(1.0, characters / 4 * self._input_ratio), max(1.0, max_tokens * self._output_ratio))
 
     def take(self, need: Need) -> Ticket | float:
-        """Take a call's share of every limit, or take nothing and return how many seconds to wait at least."""
+        """Take a call's share of every limit; or take nothing and return the least number of seconds to wait."""
         now = self._clock()
         if now < self._not_before:
             return self._not_before - now
         if not self._answered and self._out >= FIRST_CONTACT:
-            return 0.02  # an answer that is on its way ends this
+            return 0.02  # until a request in flight is answered
         wait = self._adaptive.wait_s(now)
         for kind, bucket in self._buckets.items():
             bucket.refill(now)
@@ -164,16 +165,16 @@ class Limiter:
         self._note_send(now)
         return Ticket(need, now, {kind: bucket.taken for kind, bucket in self._buckets.items()})
 
-    # --- what came of it
+    # --- results
 
     def ended(self) -> None:
-        """A request is no longer out, whatever came of it."""
+        """A request is no longer in flight, whatever its result."""
         self._out -= 1
 
     def answered(
         self, ticket: Ticket, prompt_tokens: int, completion_tokens: int, told: Mapping[str, Told] | None
     ) -> None:
-        """A request succeeded; what its estimate was wrong by is given back or taken."""
+        """A request succeeded; the buckets are corrected by the error of its estimate."""
         now = self._clock()
         self._answered = True
         self._adaptive.succeeded(ticket.at)
@@ -190,7 +191,7 @@ class Limiter:
             self._heed(ticket, told, now)
 
     def limited(self, ticket: Ticket, pause_s: float, told: Mapping[str, Told] | None) -> None:
-        """A request met a 429 that asks for a pause of `pause_s` seconds."""
+        """A request was answered with a 429 that requires a pause of `pause_s` seconds."""
         now = self._clock()
         self._answered = True
         self.pause(pause_s)
@@ -199,7 +200,7 @@ class Limiter:
             self._heed(ticket, told, now)
 
     def pause(self, seconds: float) -> None:
-        """Nothing goes for so long: another proxy of the endpoint met a 429."""
+        """Send nothing for this long, because another proxy of the endpoint got a 429."""
         self._not_before = max(self._not_before, self._clock() + seconds)
 
     def _heed(self, ticket: Ticket, told: Mapping[str, Told], now: float) -> None:
@@ -208,15 +209,15 @@ class Limiter:
                 continue
             rate = said.per_second() * self._share
             if self._configured.get(kind, math.inf) <= rate:
-                continue  # the user's own limit is the tighter one
+                continue  # the configured limit is lower
             remaining = said.remaining * self._share
             bucket = self._buckets.get(kind)
             if bucket is None:
                 bucket = self._buckets[kind] = Bucket(rate, max(1.0, remaining), now)
             bucket.refill(now)
             bucket.rate, bucket.capacity = rate, max(bucket.capacity, remaining)
-            # The endpoint counted when this request came in: since then its limit has refilled, and others have gone.
-            # Only ever taken from the level: what a share leaves over is not this run's.
+            # The endpoint counted when this request arrived; since then its limit has refilled and others were sent.
+            # The level is only ever lowered: the rest of a share belongs to other users.
             since = bucket.taken - ticket.taken.get(kind, 0.0)
             margin = max(1.0, MARGIN * bucket.capacity)
             bucket.level = min(bucket.level, remaining + rate * (now - ticket.at) - since - margin)
@@ -225,12 +226,12 @@ class Limiter:
 
     @property
     def paused_s(self) -> float:
-        """Seconds until the pause that a 429 asked for is over."""
+        """Seconds until the end of the pause that a 429 required."""
         return max(0.0, self._not_before - self._clock())
 
     @property
     def allowed_per_minute(self) -> float | None:
-        """Requests in a minute that the limits allow; None where none is known."""
+        """Requests per minute that the limits allow. Returns None if no limit is known."""
         rates = [bucket.rate for kind, bucket in self._buckets.items() if kind == REQUESTS]
         if self._adaptive.bucket is not None:
             rates.append(self._adaptive.bucket.rate)
@@ -256,24 +257,24 @@ class Limiter:
 
 
 class _Adaptive:
-    """A rate that nobody tells, found by what gets through.
+    """The adaptive rate of an endpoint that does not report its limit, estimated from the requests that succeed.
 
-    A period lasts from one cut to the next. What is sent in it and gets through counts to it, also where the answer
-    comes after the cut: refusals come back sooner than answers.
+    A period lasts from one cut to the next. A successful request counts for the period in which it was sent, even if
+    its answer arrives after the cut: refusals arrive sooner than answers.
     """
 
     def __init__(self, now: float) -> None:
         self.bucket: Bucket | None = None  # none until the first 429
         self._ceiling = math.inf
         self._grown_at = now
-        self._bound = False  # the rate, and not the caller, was the limit since it last grew
+        self._bound = False  # whether the rate, not the caller, has limited requests since it last grew
         self._above_s = 0.0
-        """How long the rate has been growing past its ceiling: what was once enough may be too little by far."""
+        """How long the rate has been growing above its ceiling, which may be far too low by now."""
         self._cut_at = -math.inf
         self._since: float | None = None
         self._passed = 0
         self._ended = (1.0, 0)
-        """The period before: its seconds, and what got through of it."""
+        """The previous period: its seconds, and its number of successful requests."""
         self._uncut = math.inf
 
     def wait_s(self, now: float) -> float:
@@ -303,7 +304,7 @@ class _Adaptive:
 
     def limited(self, sent_at: float, now: float) -> None:
         if sent_at <= self._cut_at:
-            return  # it was out with those for which the rate was cut
+            return  # it was in flight together with the requests for which the rate was cut
         self._ended = max(now - (self._since or 0.0), 0.05), self._passed
         self._uncut = self.bucket.rate if self.bucket is not None else math.inf
         cut = self._cut()
@@ -315,7 +316,7 @@ class _Adaptive:
         self._passed, self._bound, self._above_s = 0, False, 0.0
 
     def _cut(self) -> float:
-        """What the rate is cut to: what got through is the endpoint's rate, once its burst is used up."""
+        """The rate to cut to: the rate of successes, which is the endpoint's rate once its burst is used up."""
         seconds, passed = self._ended
         found = passed / seconds
         rate = max(found, 1.0) if math.isinf(self._uncut) else self._uncut
@@ -336,7 +337,7 @@ class _Adaptive:
             share = min(1.0, GROWTH_ABOVE * 2 ** (self._above_s / DOUBLING_S))
             self._above_s += min(elapsed, 1.0)
             self._ceiling = rate
-        # A pause is no time in which the rate has proved itself.
+        # At most a second counts: during a pause the rate was not tested.
         rate += share * self._ceiling * min(elapsed, 1.0)
         self.bucket.pace(rate)
 

@@ -1,12 +1,12 @@
-"""How long an endpoint that says 429 is waited for, and when it is no rate limit any more.
+"""How long to wait for an endpoint that answers 429, and when to give up.
 
 Invariants:
-- A pause that the endpoint names is kept in full, up to `max_retry_after_s`. A longer one is told and not slept; one
-  that is asked for again and again is an EndpointError.
-- An endpoint that has said nothing but 429, many times, for longer than `outage_timeout_s` is an EndpointError: an
-  account that is used up does not always say so. A few long pauses that it names itself are no such row.
+- A pause that the endpoint requests is waited in full, up to `max_retry_after_s`. A longer one is logged instead;
+  repeated requests for a longer one are an EndpointError.
+- An endpoint that has answered only 429, many times, for longer than `outage_timeout_s` is an EndpointError, because an
+  exhausted account is not always reported as such. A few long pauses that it requests do not count as many times.
 
-A state machine of times that are passed in, in seconds. This module knows nothing of calls.
+A state machine whose times, in seconds, are passed in. This module knows nothing of calls.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lion_ray.core.errors import EndpointError
 from lion_ray.gateway.wire import RateLimited, in_words
 
 TOO_LONG_IN_ROW = 3
-"""Pauses beyond the bound that may be asked for with no answer between them: one may be a mistake."""
+"""How many overlong pauses are tolerated without an answer between them; one may be a mistake."""
 LIMITS_IN_ROW = 30
-"""429s from which a row of them may count as an end."""
+"""The least number of consecutive 429s before giving up."""
 
 
 class Patience:
@@ -32,16 +32,16 @@ class Patience:
         self.answered()
 
     def answered(self) -> None:
-        """There was an answer: whatever comes now is a new row."""
+        """The endpoint answered: start counting anew."""
         self._since: float | None = None
         self._in_row = self._too_long = 0
         self._last_at = 0.0
 
     def pause(self, limit: RateLimited, sent_at: float, now: float, backoff_s: float) -> float:
-        """How long to send nothing, where it does not say so itself `backoff_s`. Raises EndpointError."""
+        """How long to send nothing: the endpoint's pause, else `backoff_s`. Raises EndpointError to give up."""
         if self._since is None:
             self._since, self._last_at = now, sent_at
-        fresh = sent_at >= self._last_at  # not out together with the last one
+        fresh = sent_at >= self._last_at  # not in flight together with the last one
         if fresh:
             self._in_row += 1
             self._last_at = now
@@ -51,8 +51,8 @@ class Patience:
         silent_s = now - self._since
         if silent_s > self._config.outage_timeout_s and self._in_row >= LIMITS_IN_ROW:
             raise EndpointError(
-                f"{self._who} has said 'too many requests' to everything for {in_words(silent_s)}: the account's quota "
-                f"may be used up; run the same command later, or raise endpoints.{self._name}.outage_timeout_s "
+                f"{self._who} has answered every request with 429 for {in_words(silent_s)}: the account's quota may be "
+                f"used up; run the same command later, or raise endpoints.{self._name}.outage_timeout_s "
                 f"[{limit.detail}]"
             )
         return asked_s or backoff_s
@@ -61,11 +61,11 @@ class Patience:
         self._too_long += fresh
         if self._too_long > TOO_LONG_IN_ROW:
             raise EndpointError(
-                f"{self._who} asks to wait {in_words(asked_s)}, again and again: more than endpoints.{self._name}."
+                f"{self._who} asks repeatedly to wait {in_words(asked_s)}: more than endpoints.{self._name}."
                 f"max_retry_after_s ({self._config.max_retry_after_s:g} s); run the same command later, or raise it "
                 f"[{limit.detail}]"
             )
         pause = max(backoff_s, self._config.max_backoff_s)
         if fresh:
-            self._say(f"it asks to wait {in_words(asked_s)}, which is no rate limit: asked again in {pause:.0f} s")
+            self._say(f"it asks to wait {in_words(asked_s)}, too long for a rate limit: retry in {pause:.0f} s")
         return pause

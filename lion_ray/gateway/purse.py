@@ -1,10 +1,10 @@
-"""The money of one call's attempt: taken before it is sent, and settled, given back or held afterwards.
+"""The reservation of one attempt at a call: made before it is sent, and settled, released or kept afterwards.
 
 Invariants:
-- What is taken is the worst that the attempt may cost by all that answers have shown until then (`ledger.Excess`), and
-  `fits` says whether that is still so: an attempt that does not fit any more is not sent.
-- Under a cap few attempts are out until an endpoint has shown what it bills (`wave`).
-- An attempt whose fate is unknown is held durably, or nothing more is sent.
+- The reservation is the attempt's worst-case cost by all answers so far (`ledger.Excess`). `fits` says whether that is
+  still true; an attempt that no longer fits is not sent.
+- Under a cap few attempts are in flight until an endpoint has shown what it bills (`wave`).
+- The possible cost of an attempt of unknown outcome is recorded durably, or nothing more is sent.
 
 This module knows nothing of how an attempt is sent.
 """
@@ -24,29 +24,29 @@ from lion_ray.gateway.wave import Wave
 
 
 class Reserved(NamedTuple):
-    """What is set aside for an attempt."""
+    """The reservation for an attempt."""
 
     asked: Bounds
     """What the call allows, in tokens."""
     most: Bounds
-    """What it may take, by what others have taken."""
+    """What it may use by the experience of earlier calls, in tokens."""
     usd: float
-    """That in US dollars."""
+    """The cost of `most`, in US dollars."""
     batch: bool
 
 
 class Paid(NamedTuple):
-    """What an answer took: tokens are 0 where the endpoint named none."""
+    """The usage and cost of an answer; tokens are 0 if the endpoint reported none."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     usd: float | None
-    """None where no price is known."""
+    """None if no price is known."""
 
 
 class Purse:
-    """The money of all attempts at one endpoint."""
+    """The reservations of all attempts at one endpoint."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Purse:
         self._wave = Wave(proxies=config.proxies, narrow=ledger.capped)
 
     async def take(self, call: Call, size: int, *, batch: bool = False) -> Reserved:
-        """Set aside the worst that an attempt may cost; `size`: of its prompt, in bytes.
+        """Reserve an attempt's worst-case cost; `size`: of its prompt, in bytes.
 
-        Waits while too many are out, and while calls in flight may give something back. Raises BudgetError.
+        Waits while too many attempts are in flight, and while calls in flight may release money. Raises BudgetError.
         """
         asked = bounds(size, len(call.messages), call.max_tokens)
         if not batch:
@@ -76,7 +76,7 @@ class Purse:
                 await self.ledger.reserve(reserved.usd)
                 if self.fits(reserved):
                     return reserved
-                # All of it, as calls that each keep a part and wait for more could wait for each other.
+                # Release all of it: calls that keep a part while they wait for more could deadlock.
                 await self.ledger.settle(reserved.usd, 0.0)
         except BaseException:
             if not batch:
@@ -84,19 +84,19 @@ class Purse:
             raise
 
     def fits(self, reserved: Reserved) -> bool:
-        """Whether nothing has shown since it was taken that the attempt may cost more."""
+        """Whether the reservation still covers the attempt's worst case."""
         return self.ledger.excess.raised(reserved.asked) == reserved.most
 
     async def settle(self, reserved: Reserved, paid: float = 0.0) -> None:
-        """The attempt is over, or was never sent: it cost `paid` US dollars, and the rest is free again."""
+        """End a reservation: the attempt cost `paid` US dollars (0 if it was not sent), and the rest is released."""
         if not reserved.batch:
             self._wave.leave()
         await self.ledger.settle(reserved.usd, paid)
 
     async def lose(self, reserved: Reserved, keep: Callable[[float], Awaitable[None]]) -> None:
-        """Nobody knows whether the attempt was billed; `keep` makes durable how many US dollars that may have been.
+        """End the reservation of an attempt of unknown outcome; `keep` durably records its possible cost in US dollars.
 
-        Raises InfrastructureError where that cannot be kept.
+        Raises InfrastructureError if that cannot be recorded.
         """
         if not self._bills_lost or not reserved.usd:
             await self.settle(reserved)
@@ -105,12 +105,12 @@ class Purse:
         try:
             await keep(reserved.usd)
         finally:
-            # Not before: while it may not be kept, no other is to go in its place.
+            # Only now, so that no other attempt is sent before this one is recorded.
             if not reserved.batch:
                 self._wave.leave()
 
     def paid(self, key: str, call: Call, reply: Reply, reserved: Reserved) -> Paid:
-        """What an answer took, by the dearest reading of what it says; later calls reserve as much."""
+        """An answer's usage and cost, by the most expensive reading of its usage; raises later reservations."""
         usage = reply.usage
         used = usage.settled(reserved.asked, reserved.most, len(reply.text.encode()))
         before = self.ledger.excess.raised(reserved.asked)
@@ -120,12 +120,12 @@ class Purse:
         if after != before and self.ledger.prices is not None:
             self._on_event(Event("surprised", key, call.role))
             self._say(
-                f"an answer took {used.prompt:,} and {used.completion:,} tokens, where at most "
-                f"{reserved.asked.prompt:,} and {reserved.asked.completion:,} were expected; from now on a call like "
-                f"it is reserved ${self.ledger.worst(after):,.4f}"
+                f"an answer used {used.prompt:,} prompt and {used.completion:,} completion tokens, but at most "
+                f"{reserved.asked.prompt:,} and {reserved.asked.completion:,} were expected; from now on such a call "
+                f"reserves ${self.ledger.worst(after):,.4f}"
             )
         return Paid(
-            # What was not named is settled on, and not known.
+            # 0 if not reported: the settlement is an upper bound, not a known count.
             prompt_tokens=used.prompt if usage.prompt is not None else 0,
             completion_tokens=used.completion if (usage.completion, usage.total) != (None, None) else 0,
             cached_tokens=used.cached,

@@ -1,9 +1,9 @@
-"""The reply in a chat completion's body.
+"""Parses the reply in a chat completion's body.
 
-Invariant: an answer was paid for, so only a body without one is refused; odd accounts and log-probabilities are left
-out, never a reason to throw it away.
+Invariant: an answer was paid for, so only a body without one is refused. Invalid usage and log-probabilities are left
+out; they are no reason to discard an answer.
 
-This module opens no connection and knows no key. What an endpoint's accounts mean is `usage`'s to say.
+This module opens no connection and knows no key. `usage` interprets the endpoint's usage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lion_ray.gateway.usage import UNKNOWN, Usage, read_usage
 from lion_ray.gateway.wire import GARBLED, Elsewhere, Transient, excerpt, loads, message_of, shorten, told_limits
 
 NAME_CHARS = 200
-"""Of a model's name and of a finish reason; what is longer is no name."""
+"""The most characters of a model's name or a finish reason; the rest is cut off."""
 _PAGE = re.compile(rb"(?i)\s*<(!doctype html|html|head|body|title|script)\b")
 
 _TELLING = re.compile(r"\W*([0-9]+|[A-Za-z])\W*")
@@ -38,18 +38,18 @@ class Reply:
     finish_reason: str
     model: str
     usage: Usage = UNKNOWN
-    """The tokens that it says this took."""
+    """The tokens that the endpoint reports."""
     limits: Mapping[str, Told] | None = None
-    """The endpoint's rate limits by kind (see `limits.KINDS`), where its headers told them."""
+    """The endpoint's rate limits by kind (see `limits.KINDS`), if its headers report them."""
     logprobs: tuple[TokenChoice, ...] | None = None
     """As `Completion` has them."""
 
 
 def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-    """The reply in a body that came with HTTP 200.
+    """The reply in the body of an HTTP 200.
 
-    Raises TransportError where there is none: Transient(GARBLED), Elsewhere for a web page, and for an error that is
-    told inside a 200 whatever its real status would mean.
+    Raises TransportError if there is none: Transient(GARBLED), Elsewhere for a web page, or for an error inside a 200
+    the error of its real status.
     """
     try:
         body = loads(data)
@@ -64,7 +64,7 @@ def parse_reply(data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
 
 
 def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes = b"") -> Reply:
-    """As `parse_reply`, of a body that was parsed; `data` is shown where it holds no answer."""
+    """Like `parse_reply`, for a parsed body; errors quote `data`."""
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
     choices = body.get("choices") if isinstance(body, dict) else None
@@ -75,7 +75,7 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
         if isinstance(choice.get("text"), str):
             message = {"content": choice["text"]}
         elif ending(finish) not in (Ending.UNKNOWN, Ending.FAILED):
-            message = {}  # a blocked prompt, or nothing left of the budget for an answer: asked again it is the same
+            message = {}  # a blocked prompt, or no tokens left for an answer: a retry would give the same
     if not isinstance(body, dict):
         raise Transient(GARBLED, f"HTTP 200, but no choices: {excerpt(data)}")
     whole = isinstance(message, dict) and ending(finish) is Ending.COMPLETE and bool(message.get("content"))
@@ -84,7 +84,7 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
     if not isinstance(choice, dict) or not isinstance(message, dict):
         if not isinstance(body.get("promptFeedback") or body.get("prompt_feedback"), dict):
             raise Transient(GARBLED, f"HTTP 200, but no choices: {message_of(body) or excerpt(data)}")
-        choice, message, finish = {}, {}, Ending.FILTERED.value  # Gemini's word for a blocked prompt
+        choice, message, finish = {}, {}, Ending.FILTERED.value  # Gemini's form of a blocked prompt
     if ending(finish) is Ending.FAILED:
         raise Transient(GARBLED, f"broken off by the endpoint: finish_reason '{shorten(finish)}'")
     text = _text(message.get("content"))
@@ -101,7 +101,7 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
 
 
 def _finish(reason: Any) -> str:
-    """A finish reason as the endpoint said it; SGLang's own form is an object with a type."""
+    """The endpoint's finish reason; in SGLang's own format it is an object with a type."""
     if isinstance(reason, dict):
         reason = reason.get("type")
     return _text(reason)[:NAME_CHARS]
@@ -113,10 +113,10 @@ def _is_page(data: bytes, headers: Mapping[str, str] | None) -> bool:
 
 
 def _text(content: object) -> str:
-    """A string as it can be stored; a message's content may also be null or a list of parts."""
+    """A message's content as a string that can be stored; it may also be null or a list of parts."""
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict)]
-        # What a model thought may be a part of its own, as ``thinking`` or ``reasoning``.
+        # Leave out parts with a model's thoughts, of type ``thinking`` or ``reasoning``.
         said = [part for part in parts if not re.search("think|reason", str(part.get("type") or ""))]
         content = "".join(str(part.get("text") or "") for part in said)
     text = content if isinstance(content, str) else ""
@@ -125,9 +125,9 @@ def _text(content: object) -> str:
 
 
 def _logprobs(given: Any, text: str) -> tuple[TokenChoice, ...] | None:
-    """A choice's ``logprobs`` (OpenAI's API reference, chat completions), of the tokens that `Completion` keeps.
+    """A choice's ``logprobs`` (OpenAI's API reference, chat completions) for the tokens that `Completion` keeps.
 
-    None where there are none, or they are not in the form they should have: the answer itself is paid for.
+    Returns None if there are none or their format is invalid: the answer itself was paid for.
     """
     listed = given.get("content") if isinstance(given, dict) else None
     if not isinstance(listed, list):
@@ -140,11 +140,11 @@ def _logprobs(given: Any, text: str) -> tuple[TokenChoice, ...] | None:
                 if one["token"] not in dict(others):
                     others.append((one["token"], float(one["logprob"])))
                 if not all(math.isfinite(value) for _, value in others):
-                    return None  # no JSON, so no journal, holds them
+                    return None  # JSON, and so the journal, cannot hold them
                 others.sort(key=lambda other: -other[1])
                 offset = len(data[:before].decode("utf-8", "ignore"))
                 kept.append(TokenChoice(offset, _text(one["token"]), tuple(others)))
-            # A token may be a part of a character, so only bytes can be counted.
+            # Count bytes, because a token may be part of a character.
             before += len(one.get("bytes") or one["token"].encode())
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -1,6 +1,6 @@
-"""What an endpoint is sent for a call: the call as its config has it, and the JSON body under the endpoint's names.
+"""The request for a call: applies the endpoint's configuration, and builds the JSON body with the endpoint's names.
 
-Invariant: whatever a config changes about what is asked is in the call that `as_sent` returns, and so in its key.
+Invariant: every configured change of a request's content is in the call that `as_sent` returns, and so in its key.
 
 Source: OpenAI's API reference, chat completions. This module opens no connection and knows no key.
 """
@@ -19,7 +19,7 @@ from lion_ray.gateway.wire import Refused
 
 
 def as_sent(call: Call, config: EndpointConfig) -> Call:
-    """The call as the endpoint is sent it; its key is taken from this, so it names what was bought."""
+    """The call with the endpoint's configuration applied; its key is computed from this, so it names what is bought."""
     sent: dict[str, Any] = {}
     if call.seed is not None and not config.send_seed:
         sent["seed"] = None
@@ -33,7 +33,7 @@ def as_sent(call: Call, config: EndpointConfig) -> Call:
 
 
 def _as_role(messages: tuple[Message, ...], role: str) -> tuple[Message, ...]:
-    """System messages under another role; as the user's they are put before what the user says next, as one turn."""
+    """Give system messages another role; as the user's they are merged into the start of the user's next turn."""
     if role != "user":
         return tuple(message | {"role": role} if message["role"] == "system" else message for message in messages)
     turns: list[Message] = []
@@ -52,7 +52,7 @@ def _as_role(messages: tuple[Message, ...], role: str) -> tuple[Message, ...]:
 
 
 def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
-    """The JSON body under the names the endpoint uses; `call` as `as_sent` returns it."""
+    """The JSON body with the endpoint's field names; `call` is a result of `as_sent`."""
     body = call.body(config.model)
     body[config.max_tokens_field] = body.pop("max_tokens")
     if (schema := body.pop("json_schema", None)) is not None:
@@ -64,23 +64,23 @@ def wire_body(call: Call, config: EndpointConfig) -> dict[str, Any]:
 
 
 class LengthField:
-    """The name under which an endpoint takes the length limit: the config's, until the endpoint refuses it."""
+    """The endpoint's name of the length limit's field: the configured one, until the endpoint refuses it."""
 
     def __init__(self, name: str, config: EndpointConfig, say: Callable[[str], object]) -> None:
-        """For the endpoint called `name`; `say` tells the user what was found."""
+        """For endpoint `name`; `say` logs a change of the field."""
         self._endpoint, self._say = name, say
         self._name: str = config.max_tokens_field
         self._unknown: set[str] = set()
 
     def rename(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body, changed in place to the name that is known now."""
+        """Rename the field in the body, in place, to the current name."""
         used = _length_field_in(body)
         if used is not None and used != self._name:
             body[self._name] = body.pop(used)
         return body
 
     def found(self, refused: Refused, body: dict[str, Any]) -> bool:
-        """Whether a refusal of this body is about the name, and the other one is worth sending."""
+        """Whether a refusal of this body is about the field's name, so that the other name should be tried."""
         used = _length_field_in(body)
         if refused.fault != "parameter" or used is None or not refuses_field(refused.detail, used):
             return False
@@ -91,7 +91,7 @@ class LengthField:
             self._unknown.add(used)
             self._name = other
             self._say(
-                f"it takes {other}, not {used}: set endpoints.{self._endpoint}.max_tokens_field: {other} to save the "
+                f"it accepts {other}, not {used}: set endpoints.{self._endpoint}.max_tokens_field: {other} to avoid "
                 "refused requests"
             )
         return True

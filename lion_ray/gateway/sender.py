@@ -1,16 +1,16 @@
-"""One call's way to an endpoint: a slot, money, the rate limit, the breaker, and as many attempts as it takes.
+"""Sends a call to an endpoint: concurrency slot, budget, rate limit, circuit breaker, and retries.
 
 Invariants:
-- At most `max_concurrency` calls are in flight, shared fairly among the proxies of an endpoint. A call is in flight
-  until its answer is kept: a machine that dies loses no more answers than that.
-- Once an answer could not be kept, nothing more is sent: what cannot be kept must not be bought.
-- Every attempt's worst case is reserved before it is sent, and settled or held afterwards (`purse`).
-- A 429 costs no attempt and gives up no row. Until the moment it names, no call of this sender is sent; a moment
-  beyond `max_retry_after_s`, or 429s without an end, are an EndpointError.
-- While the endpoint is down (`breaker`) calls wait and no attempt of theirs is spent, but for a probe that it answered
-  with an error. Past `outage_timeout_s` that is an EndpointError.
-- What is wrong with one call is a Failure; what is wrong with the endpoint is an EndpointError. Where a refusal may be
-  either, `suspects` decides by what comes of the other calls.
+- At most `max_concurrency` calls are in flight, divided among the proxies of an endpoint. A call is in flight until its
+  answer is stored, so a crash loses at most that many answers.
+- Once an answer could not be stored, nothing more is sent: nothing may be bought that cannot be stored.
+- Every attempt's worst case is reserved before it is sent, and settled or kept afterwards (`purse`).
+- A 429 does not count as an attempt and fails no row. No call of this sender is sent before the time that it names. A
+  pause beyond `max_retry_after_s`, or endless 429s, are an EndpointError.
+- While the endpoint is down (`breaker`) calls wait and use no attempts, except a probe that was answered with an error.
+  After `outage_timeout_s` that is an EndpointError.
+- A fault of one call is a Failure; a fault of the endpoint is an EndpointError. If a refusal may be either, `suspects`
+  decides by the results of other calls.
 
 Time is read and slept through `clock` and `sleep`, which tests replace. This module knows nothing of HTTP
 (`transport`, `wire`), of the journal or of Ray.
@@ -58,25 +58,25 @@ T = TypeVar("T")
 FIRST_BACKOFF_S = 0.5
 _NOBODY_THERE = (UNREACHABLE, CONNECTION_LOST, TIMED_OUT)
 DOWN = "endpoint is down"
-"""The reason of a Failure where the endpoint is down and the caller would rather ask another one."""
+"""The reason of a Failure if the endpoint is down and the caller prefers another endpoint to waiting."""
 
 
 async def _nothing_kept(usd: float) -> None:
-    """Of a call whose owner keeps no accounts."""
+    """The default for `Attempt.lose`: records nothing."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """What the owner of a call and its sender tell each other."""
+    """State that the owner of a call and its sender share."""
 
     committed: bool = False
-    """A request is out, or its answer is being written: no longer to be dropped."""
+    """A request is in flight, or its answer is being stored: it must not be dropped."""
     wanted: Callable[[], bool] = lambda: True
-    """Whether anybody still waits for the call."""
+    """Whether any caller still waits for the call."""
     patient: bool = True
-    """Waits through an outage; else it ends in a Failure for the reason `DOWN`."""
+    """Whether to wait through an outage; if not, it ends in a Failure with the reason `DOWN`."""
     lose: Callable[[float], Awaitable[None]] = _nothing_kept
-    """Makes durable that an attempt may have been billed so many US dollars."""
+    """Durably records the US dollars that an attempt of unknown outcome may have cost."""
 
 
 class Sender:
@@ -99,7 +99,7 @@ class Sender:
         sleep: Callable[[float], Awaitable[object]],
         rng: random.Random | None = None,
     ) -> None:
-        """`bought_before`: the queue of the batch under way that holds a key, where there is one."""
+        """`bought_before`: returns the queue of a running batch that holds a key, or None."""
         self.name, self.config = name, config
         self._transport, self._batches = transport, batches
         self._bought_before = bought_before
@@ -121,10 +121,10 @@ class Sender:
     async def buy(
         self, key: str, call: Call, attempt: Attempt, keep: Callable[[Completion], Awaitable[None]]
     ) -> Outcome:
-        """Send until there is an answer, which goes through `keep`, a reason to stop, or no attempt left.
+        """Send the call, with retries, and store its answer with `keep`; returns the answer or a Failure.
 
-        Raises EndpointError where the endpoint refuses every call or is down for too long, BudgetError at the cap,
-        InfrastructureError where an answer could not be kept: this one, or another before.
+        Raises EndpointError if the endpoint refuses every call or is down for too long, BudgetError at the cap,
+        InfrastructureError if this answer or an earlier one could not be stored.
         """
         body = self._length_field.rename(wire_body(call, self.config))
         shape = shape_of(body)
@@ -141,18 +141,18 @@ class Sender:
                     live = await self._live(key, call, body, characters, size, attempt)
                     outcome = await self._kept(live, keep)
             if isinstance(outcome, Suspicion):
-                # Without a slot: others have to be heard.
+                # Without holding a slot, because the results of other calls are needed.
                 return await self._suspects.judge(shape, outcome)
             return outcome
 
     async def _queue(self, key: str, call: Call) -> BatchQueue | None:
-        """The batches that a call goes through; None where it goes live."""
+        """The batch queue for a call. Returns None if it is sent live."""
         if call.batch and self._batches is not None:
             return self._batches()
         return await self._bought_before(key) if self._bought_before is not None else None
 
     async def _kept(self, outcome: T, keep: Callable[[Completion], Awaitable[None]]) -> T:
-        """The outcome itself, once it is kept where it is an answer."""
+        """Store the outcome if it is an answer, and return it."""
         if isinstance(outcome, Completion):
             try:
                 await keep(outcome)
@@ -181,7 +181,7 @@ class Sender:
                 await self._purse.settle(worst)
                 raise
             if not self._purse.fits(worst):
-                # While it waited, another call's answer has shown that it may cost more.
+                # Meanwhile another call's answer has shown that this one may cost more.
                 self.limiter.ended()
                 self.breaker.abandoned(probe)
                 await self._purse.settle(worst)
@@ -192,10 +192,10 @@ class Sender:
                 return result
             attempt.committed = False
             if not attempt.wanted():
-                # Whoever wanted it left while the request was out, and there is no answer to save.
+                # All callers left while the request was in flight, and there is no answer to store.
                 raise asyncio.CancelledError
             if isinstance(result, Refused):
-                continue  # the length limit's field has another name here, and is sent under that one now
+                continue  # the length limit's field has another name at this endpoint: retry with that
             if isinstance(result, RateLimited):
                 limited += 1
                 pause = self._patience.pause(result, ticket.at, self._clock(), self._backoff(limited))
@@ -207,7 +207,7 @@ class Sender:
                 continue
             errors += 1
             if isinstance(result, Elsewhere) and not self._answered and errors > 1:
-                # Twice something that is no API, and never an answer.
+                # Two replies that are not from an API, and never an answer.
                 raise self._refusal(Refused("address", result.detail), call)
             if errors >= self.config.max_attempts:
                 return self._given_up(key, call, result, errors)
@@ -215,18 +215,18 @@ class Sender:
             pause = max(asked_s if asked_s <= self.config.max_retry_after_s else 0.0, self._backoff(errors))
             self._stats.retried += 1
             self._on_event(Event("retried", key, call.role, f"{result.reason}: {result.detail}", pause))
-            # The slot stays taken: fewer requests go to an endpoint that is in trouble.
+            # The slot stays taken, so that a failing endpoint gets fewer requests.
             await self._sleep(pause)
 
     async def _admitted(self, need: Need) -> tuple[Ticket, int]:
-        """Wait for the breaker and the rate limit, first come first served; also says which probe this is, or 0."""
+        """Wait for the breaker and the rate limit, in order of arrival; also returns the number of the probe, or 0."""
         async with self._turn:
             self._check_kept()
             while (wait := self.breaker.wait_s()) > 0:
                 if self.breaker.down_s > self.config.outage_timeout_s:
                     raise EndpointError(
                         f"endpoint {self.name} ({self._address}) has been down for {self.breaker.down_s / 60:.0f} min "
-                        f"({self.breaker.last_error}): what it answered before is kept; when it is back, run the same "
+                        f"({self.breaker.last_error}): its earlier answers are stored; when it is back, run the same "
                         "command"
                     )
                 await self._sleep(wait)
@@ -249,12 +249,12 @@ class Sender:
         worst: Reserved,
         attempt: Attempt,
     ) -> Outcome | Suspicion | RateLimited | Transient | Refused:
-        """One attempt: its answer, its failure for good, or what makes another one worth it. Settles its money."""
+        """One attempt: returns its answer, its final failure, or the error to retry. Settles its reservation."""
         self._length_field.rename(body)
         self._stats.sent += 1
         self._stats.in_flight += 1
         paid = 0.0
-        uncertain = True  # until the endpoint has said something
+        uncertain = True  # until the endpoint has replied
         try:
             reply = await self._transport.chat(body)
             uncertain = False
@@ -285,7 +285,7 @@ class Sender:
             self.breaker.succeeded()
             return refused if self._length_field.found(refused, body) else self._refused(key, call, refused)
         except InfrastructureError:
-            # This machine could not even ask.
+            # The request was not sent, because of a fault of this machine.
             uncertain = False
             self.breaker.abandoned(probe)
             raise
@@ -301,7 +301,7 @@ class Sender:
     async def _in_batch(
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
     ) -> Outcome | Suspicion | None:
-        """The call's outcome by the Batch API; None where it is to go live after all."""
+        """The call's outcome through the Batch API. Returns None if it must be sent live."""
         why = ""
         for _ in range(ROUNDS):
             outcome = await self._in_one_batch(batches, key, call, body, size, attempt)
@@ -315,12 +315,12 @@ class Sender:
     async def _in_one_batch(
         self, batches: BatchQueue, key: str, call: Call, body: dict[str, Any], size: int, attempt: Attempt
     ) -> Outcome | Suspicion | NotDone | None:
-        """As `_in_batch`; NotDone where a batch gave no answer. Settles its money."""
+        """Like `_in_batch`, for one batch; returns NotDone if it gave no answer. Settles its reservation."""
         worst = await self._purse.take(call, size, batch=True)
         paid, lost = 0.0, False
         started = self._clock()
         try:
-            # Not committed while it waits: a batch outlives this process, and the next start takes it up.
+            # Not committed while it waits: a batch outlives this process, and the next start resumes it.
             reply = await batches.chat(key, body, live=not call.batch)
             attempt.committed = True
             self._answered = True
@@ -338,11 +338,11 @@ class Sender:
             return Failure(key, transient.reason, transient.detail)
         except Refused as refused:
             if self._length_field.found(refused, body):
-                return None  # a batch takes a day, and the call is alone: live
+                return None  # a batch takes up to a day, and only this call is left: send it live
             return self._refused(key, call, refused)
         finally:
             if lost:
-                # Before the batch's record may go: a start after this one finds the one or the other.
+                # Before the batch's record may be removed, so that a later start finds one of the two.
                 attempt.committed = True
                 await self._lost(worst, attempt)
                 await batches.settled(key)
@@ -350,13 +350,13 @@ class Sender:
             else:
                 await self._purse.settle(worst, paid)
 
-    # --- what came of it
+    # --- results
 
     async def _lost(self, worst: Reserved, attempt: Attempt) -> None:
         try:
             await self._purse.lose(worst, attempt.lose)
         except InfrastructureError as error:
-            # What cannot be remembered must not be spent.
+            # Money must not be spent if that cannot be recorded.
             self._unkept = error
             raise
 
@@ -376,10 +376,10 @@ class Sender:
             logprobs=reply.logprobs,
         )
 
-    # --- whose fault it is
+    # --- faults of the call or of the endpoint
 
     def _refused(self, key: str, call: Call, refused: Refused) -> Suspicion:
-        """Raises EndpointError where it is the endpoint's for sure."""
+        """Raises EndpointError if it is certainly the endpoint's fault."""
         error = self._refusal(refused, call)
         if refused.sure:
             raise error from None
@@ -404,6 +404,6 @@ class Sender:
         return suspicion(self.name, self._address, failure) if error.reason in (SERVER_ERROR, GARBLED) else failure
 
     def _backoff(self, failures: int) -> float:
-        """Seconds after so many failures in a row: doubling, at most `max_backoff_s`, with jitter down to a half."""
+        """Seconds of backoff after this many consecutive failures: doubling up to `max_backoff_s`, times 0.5 to 1."""
         longest = min(self.config.max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 60))
         return longest * self._rng.uniform(0.5, 1.0)

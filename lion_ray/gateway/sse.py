@@ -1,6 +1,6 @@
-"""An answer that came as a stream of server-sent events, though none was asked for: joined into one.
+"""Joins an answer that arrived as a stream of server-sent events, although none was requested.
 
-Invariant: a stream that was cut off before its end is no answer.
+Invariant: a truncated stream is not an answer.
 
 Sources: WHATWG's HTML standard, 9.2 (event streams); OpenAI's API reference, chat completion chunks. This module knows
 no transport and no Reply.
@@ -23,7 +23,7 @@ def is_stream(data: bytes) -> bool:
 
 
 def joined(data: bytes) -> dict[str, Any] | None:
-    """The body that the stream would have been; one with `error` where an event told one; None where it is cut off."""
+    """The equivalent non-streamed body; one with `error` if an event holds an error. Returns None if truncated."""
     body: dict[str, Any] = {}
     message: dict[str, Any] = {}
     tokens: list[Any] = []
@@ -49,7 +49,7 @@ def joined(data: bytes) -> dict[str, Any] | None:
         delta = choice.get("delta") or choice.get("message")
         for name, value in (delta if isinstance(delta, dict) else {}).items():
             if isinstance(value, str) and isinstance(message.get(name, ""), str):
-                # A role is told again with every piece; all other texts are pieces.
+                # The role is repeated in every chunk; all other texts are concatenated.
                 message[name] = value if name == "role" else message.get(name, "") + value
             elif isinstance(value, list) and isinstance(message.get(name, []), list):
                 message[name] = message.get(name, []) + value
@@ -70,7 +70,7 @@ def _parts(parts: list[Any]) -> list[Any]:
 
 
 def _events(data: bytes) -> Iterator[Any]:
-    """Each event's JSON; None for the one that says that it was the last."""
+    """Each event's JSON; None for the end marker."""
     for block in re.split(rb"(?:\r\n|\n|\r){2,}", data):
         lines = [line[5:].removeprefix(b" ") for line in re.split(rb"\r\n|\n|\r", block) if line.startswith(b"data:")]
         for one in ([b"\n".join(lines)], lines):
@@ -80,7 +80,7 @@ def _events(data: bytes) -> Iterator[Any]:
             try:
                 events = [loads(line) for line in one if line.strip() not in (b"", b"[DONE]")]
             except ValueError:
-                continue  # some write their events without empty lines between them: each line is one
+                continue  # some servers put no empty lines between events: then each line is an event
             yield from events
             if any(line.strip() == b"[DONE]" for line in one):
                 yield None

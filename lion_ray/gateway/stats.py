@@ -1,4 +1,4 @@
-"""What a client has done and is doing, for people and for metrics.
+"""A client's statistics, for people and for metrics.
 
 This module knows nothing of how calls are made.
 """
@@ -15,64 +15,64 @@ LATENCIES_KEPT = 1000
 
 @dataclass(frozen=True, slots=True)
 class ServedStats:
-    """What a server that the run started itself is doing, by its own account (`inference.server_metrics`)."""
+    """The metrics of a server that the run started (`inference.server_metrics`)."""
 
     read_per_s: float
-    """Prompt tokens per second, those in its prefix cache left out."""
+    """Prompt tokens per second, without those from its prefix cache."""
     written_per_s: float
     """Answers' tokens per second."""
     tokens: int
-    """Read and written since it started: grows while an answer is being written."""
+    """Tokens read and written since it started; grows while an answer is being written."""
     finished: int
     """Answers since it started."""
     running: int
     """Answers being written now."""
     queued: int
-    """Requests that wait in the server."""
+    """Requests waiting in the server."""
 
 
 @dataclass(slots=True)
 class Stats:
-    """Counts since a client was made, and what it is doing now."""
+    """Counts since the client was created, and its current state."""
 
     sent: int = 0
-    """Requests, each attempt counted."""
+    """Requests, counting each attempt."""
     completed: int = 0
     replayed: int = 0
-    """Calls answered without a request of their own: by the journal, or by the same call under way."""
+    """Calls answered without their own request: from the journal, or by the same call in flight."""
     retried: int = 0
-    """Attempts after an error or a time-out."""
+    """Attempts after an error or a timeout."""
     rate_limited: int = 0
     """Answers with status 429."""
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     in_flight: int = 0
-    """Requests that are out now."""
+    """Requests in flight now."""
     waiting: int = 0
-    """Calls accepted and not out now: queued, pausing, or being written to the journal."""
+    """Calls accepted but not in flight: queued, pausing, or being written to the journal."""
     pausing: int = 0
-    """Of those that wait, calls that sleep until a moment that is known: until a rate limit, or an endpoint that asked
-    for time, lets them go, until an endpoint that is down is tried again, or between two attempts."""
+    """Waiting calls that sleep until a known time: for a rate limit, a pause that the endpoint requested, the next
+    probe of an endpoint that is down, or a backoff."""
     paused_s: float = 0.0
-    """Seconds until the endpoint's rate limit lets calls go again."""
+    """Seconds until the endpoint's rate limit allows calls again."""
     down_s: float = 0.0
     """How long the endpoint has been down."""
     sent_per_minute: int = 0
     """Requests in the last minute."""
     allowed_per_minute: float | None = None
-    """Requests in a minute that the limits allow, where any is known."""
+    """Requests per minute that the limits allow; None if none is known."""
     spent_usd: float = 0.0
-    """By this client, since it was made."""
+    """Spent by this client since it was created."""
     uncertain_usd: float = 0.0
-    """What calls of unknown fate may have cost on top, since the client was made."""
+    """What calls of unknown outcome may have cost in addition, since the client was created."""
     in_batches: int = 0
     """Calls that wait for a batch."""
     latency_p50_s: float | None = None
     """The median of the last answers' seconds."""
     latency_p95_s: float | None = None
     served: ServedStats | None = None
-    """Where the run started the endpoint's server itself."""
+    """The server's metrics, if the run started the endpoint's server."""
 
     @property
     def ended(self) -> int:
@@ -80,12 +80,11 @@ class Stats:
         return self.completed + self.replayed + self.failed
 
     def moves(self, *, own_server: bool, now: int) -> int:
-        """A number that changes when something happens; `now`, which always does, while what is waited for has an end
-        of its own.
+        """A number that changes with progress; it includes `now` while every wait has its own timeout.
 
-        Such ends are a pause that was asked for, an outage (`outage_timeout_s`), a batch's window, and of an attempt
-        that is out, `timeout_s`. That of the run's `own_server` is none: it is hours away, and the server's tokens tell
-        whether it works.
+        Such timeouts end a requested pause, an outage (`outage_timeout_s`), a batch (its window) and an attempt in
+        flight (`timeout_s`). The `timeout_s` of the run's `own_server` does not count, because it is hours long and the
+        server's tokens show progress.
         """
         waits = self.pausing or self.in_batches or (self.in_flight and not own_server)
         return self.ended + self.sent + (self.served.tokens if self.served else 0) + (now if waits else 0)
@@ -93,21 +92,21 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a client reports as it happens."""
+    """An event that a client reports."""
 
     kind: Literal["completed", "replayed", "retried", "rate_limited", "failed", "surprised"]
     key: str
     role: str
     detail: str = ""
     seconds: float = 0.0
-    """The pause before the next attempt, or how long the answer took."""
+    """The pause before the next attempt, or the answer's latency."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
 
 
 class Latencies:
-    """Quantiles of the last answers' times, in seconds."""
+    """Quantiles of the last answers' latencies, in seconds."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=LATENCIES_KEPT)
@@ -116,16 +115,16 @@ class Latencies:
         self._last.append(seconds)
 
     def quantile(self, share: float) -> float | None:
-        """The smallest time that at least `share` of the answers did not exceed; None without answers."""
+        """The smallest latency that at least `share` of the answers did not exceed. Returns None without answers."""
         if not self._last:
             return None
         return sorted(self._last)[min(len(self._last) - 1, int(share * len(self._last)))]
 
 
 def meter_line(endpoints: Mapping[str, Sequence[Stats]], spent: float, cap: float | None) -> str:
-    """What endpoints do now, in one line: their proxies' numbers added, and the run's money.
+    """The endpoints' current state in one line: the sums over their proxies, and the run's spending.
 
-    `spent`: with what may have been billed.
+    `spent` includes what may have been billed.
     """
     parts = [_endpoint(name, proxies) for name, proxies in endpoints.items()]
     doubt = sum(stats.uncertain_usd for proxies in endpoints.values() for stats in proxies)
@@ -163,13 +162,13 @@ def _endpoint(name: str, proxies: Sequence[Stats]) -> str:
 
 
 def _served(stats: ServedStats) -> str:
-    """A server's own line: on a slow machine an answer takes minutes, and its tokens show that it comes."""
+    """A served endpoint's state: on a slow machine an answer takes minutes, and the token rates show progress."""
     words = [
         f"reads {stats.read_per_s:,.0f} and writes {stats.written_per_s:,.0f} tokens/s",
         f"{stats.finished:,} answers finished",
     ]
     if stats.running:
-        words.append(f"{stats.running:,} under way")
+        words.append(f"{stats.running:,} running")
     if stats.queued:
         words.append(f"{stats.queued:,} waiting")
     return ", ".join(words)

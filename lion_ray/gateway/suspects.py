@@ -1,11 +1,12 @@
-"""Calls that were refused for a reason that may be the endpoint's: whose fault it is, decided by the others.
+"""Decides by other calls' results whether a refusal is the fault of the call or of the endpoint.
 
 Invariants:
-- Calls of one shape are alike but for what they say. Once one of a shape was answered, a refusal is the call's own.
-- A reason that comes back for `needed` calls of a shape, with no answer among them, is the endpoint's.
-- Nobody waits for ever: when all calls of a shape that are under way wait for the others, what is known decides.
+- Calls of one shape differ only in their messages' texts. Once a call of a shape was answered, a refusal is the call's
+  own fault.
+- The same refusal of `BY_WORDS` or `BY_NUMBER` calls of a shape, without an answer among them, is the endpoint's fault.
+- No deadlock: if all calls of a shape in flight wait for a decision, each is decided by what is known.
 
-A state machine of futures, without a clock. This module knows nothing of HTTP or of what a reason says.
+A state machine of futures, without a clock. This module knows nothing of HTTP or of a refusal's meaning.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from lion_ray.gateway.calls import Failure
 from lion_ray.gateway.faults import MAX_TOKENS_FIELDS
 
 BY_WORDS = 2
-"""Calls it takes where a refusal's words are about what every call sends."""
+"""Refusals needed if their message is about something that every call sends."""
 BY_NUMBER = 5
-"""Calls it takes where the words say nothing."""
+"""Refusals needed if their message does not show the cause."""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A call's end: `failure` where it is its own fault, `error` where it is the endpoint's."""
+    """A refused call: its outcome is `failure` if it is its own fault, `error` if it is the endpoint's."""
 
     failure: Failure
     error: EndpointError
     by_words: bool
-    """The refusal's words are about what every call sends: of a single call it is believed."""
+    """The refusal's message is about something that every call sends; believed even of a single call."""
 
 
 @dataclass
@@ -49,14 +50,14 @@ class _Shape:
 
 
 class Suspects:
-    """The calls of one endpoint."""
+    """The refused calls of one endpoint."""
 
     def __init__(self) -> None:
         self._shapes: dict[bytes, _Shape] = {}
 
     @contextmanager
     def under_way(self, shape: bytes) -> Iterator[None]:
-        """While a call of this shape may still be answered or refused."""
+        """Register a call of this shape until it is answered or refused."""
         here = self._shapes.setdefault(shape, _Shape())
         here.under_way += 1
         try:
@@ -66,16 +67,16 @@ class Suspects:
             self._decide_alone(here)
 
     def answered(self, shape: bytes) -> None:
-        """A call of this shape was answered, so the endpoint takes such."""
+        """A call of this shape was answered, so the endpoint accepts the shape."""
         here = self._shapes.setdefault(shape, _Shape())
         if not here.answered:
             here.answered = True
             _decide(here, endpoints=False)
 
     async def judge(self, shape: bytes, suspicion: Suspicion) -> Failure:
-        """The call's Failure where the refusal is its own; raises the EndpointError where it is the endpoint's.
+        """Returns the call's Failure if the refusal is its own fault; raises the EndpointError if the endpoint's.
 
-        To be called while the call is `under_way`.
+        Call it inside `under_way`.
         """
         here = self._shapes[shape]
         if here.answered:
@@ -102,7 +103,7 @@ class Suspects:
 
 
 def shape_of(body: dict[str, Any]) -> bytes:
-    """What calls have in common whose bodies differ only in what is said: fields, their values, and roles."""
+    """What calls have in common that differ only in their messages' texts: fields, their values, and roles."""
     settings = {name: value for name, value in body.items() if name not in ("messages", "seed", *MAX_TOKENS_FIELDS)}
     roles = sorted({message["role"] for message in body["messages"]})
     most = [body.get(name) for name in MAX_TOKENS_FIELDS if name in body]  # by either name
@@ -116,5 +117,5 @@ def _decide(here: _Shape, *, endpoints: bool) -> None:
 
 
 def _alike(suspicion: Suspicion) -> str:
-    """A refusal without what differs from call to call: numbers and ids."""
+    """A refusal without the parts that differ between calls: numbers and ids."""
     return re.sub(r"\S*\d\S*", "#", suspicion.failure.detail)

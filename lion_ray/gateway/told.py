@@ -1,6 +1,6 @@
-"""What the user is told when an endpoint refuses every call: in one line, what is wrong, where, and what to set.
+"""One-line errors for an endpoint that refuses every call: what is wrong, where, and what to set.
 
-This module decides nothing: whose fault a refusal is, `faults` guesses and `suspects` finds out.
+This module decides nothing: `faults` guesses whose fault a refusal is, and `suspects` decides.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from lion_ray.gateway.wire import Refused
 
 
 def refusal_error(name: str, address: str, config: EndpointConfig, refused: Refused, call: Call) -> EndpointError:
-    """Why the endpoint called `name` refuses every call. `address` holds no secret."""
+    """The error for endpoint `name`, which refuses every call. `address` holds no secret."""
     variable = config.api_key_env
     who = f"endpoint {name} ({address})"
     match refused.fault:
         case "key" if variable is None:
-            told = f"{who} asks for a key: name its environment variable in endpoints.{name}.api_key_env"
+            told = f"{who} needs a key: name its environment variable in endpoints.{name}.api_key_env"
         case "key":
             told = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
         case "model":
             told = f"{who} has no model '{config.model}': check endpoints.{name}.model"
         case "address":
-            told = f"{who} has no chat completions there: check endpoints.{name}.base_url (often ends in /v1)"
+            told = f"{who} has no chat completions API: check endpoints.{name}.base_url (it often ends in /v1)"
         case "quota":
             told = (
-                f"{who} says the account has no credit left, or is closed: top it up, then run the same command again"
+                f"{who} reports that the account has no credit or is closed: top it up, then run the same command again"
             )
         case "system" if any(message["role"] in ("system", "developer") for message in call.messages):
             told = (
-                f"{who} takes no system message for '{config.model}': set endpoints.{name}.system_role: user, which "
-                "puts it before what the user says"
+                f"{who} does not accept system messages for '{config.model}': set endpoints.{name}.system_role: user, "
+                "which puts them at the start of the user's message"
             )
         case "system" | "parameter":
-            told = f"{who} does not take a field as every request holds it: {_remedy(name, refused.detail, call)}"
+            told = f"{who} does not accept a field of every request: {_remedy(name, refused.detail, call)}"
     return EndpointError(f"{told} [{refused.detail}]")
 
 
 def suspicion(name: str, address: str, failure: Failure) -> Suspicion:
-    """A failure that the endpoint may have for every call, by no words of its own."""
+    """A failure that may affect every call, although its message does not say so."""
     error = EndpointError(
-        f"endpoint {name} ({address}) has answered no call, and failed {BY_NUMBER} in the same way: check "
-        f"endpoints.{name}.model and base_url; a field that it does not take is left out with omit, and one that it "
-        f"wants is added with extra_body [{failure.reason}: {failure.detail}]"
+        f"endpoint {name} ({address}) has answered no call, and {BY_NUMBER} failed in the same way: check "
+        f"endpoints.{name}.model and base_url; leave out a field that it does not accept with omit, or add one that it "
+        f"requires with extra_body [{failure.reason}: {failure.detail}]"
     )
     return Suspicion(failure, error, by_words=False)
 
@@ -58,7 +58,7 @@ def _remedy(name: str, detail: str, call: Call) -> str:
         left_out = ours[-1:] if "both" in detail.lower() else ours
         return f"leave it out with {here}.omit: [{', '.join(left_out)}], or set the {call.role or 'role'}'s own value"
     if any(field in MAX_TOKENS_FIELDS for field in fields):
-        return f"set the {call.role or 'role'}'s max_tokens lower, or {here}.max_tokens_field to its name for it"
+        return f"lower the {call.role or 'role'}'s max_tokens, or set {here}.max_tokens_field to the field's name there"
     if "seed" in fields:
         return f"set {here}.send_seed: false"
     if "response_format" in fields or "json_schema" in fields:

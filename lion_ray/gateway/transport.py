@@ -1,12 +1,11 @@
 """One attempt at a chat completion over HTTP.
 
 Invariants:
-- `Transport.chat` makes one request and returns a Reply or raises a TransportError; it never retries or waits. Where
-  this process has no descriptor left for a connection, that is an InfrastructureError.
-- No exception, message or reply that leaves a transport holds the API key, not even as an exception's context.
+- `Transport.chat` makes one request and returns a Reply or raises a TransportError; it never retries or waits. If the
+  process has no file descriptor left for a connection, it raises InfrastructureError.
+- No exception, message or reply of a transport holds the API key, not even in an exception's context.
 
-This module knows nothing of the journal, of concurrency or of time between attempts; what a status or a body means is
-`wire`'s to say.
+This module knows nothing of the journal, of concurrency or of backoff; `wire` interprets statuses and bodies.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ class Transport(Protocol):
         """Send `body` (see `request.wire_body`) once. Raises TransportError."""
 
     async def close(self) -> None:
-        """Give back connections."""
+        """Close connections."""
 
 
 class _BoundedClient(openai.DefaultAsyncHttpxClient):
-    """The package's HTTP client, with a bound on what it reads, and no redirects."""
+    """The package's HTTP client, with a limit on a reply's size, and no redirects."""
 
     max_reply_bytes = 0
 
     async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
         response = await super().send(request, stream=True, **options)
         if stream and response.status_code == 200:
-            return response  # a batch's file: its reader takes it piece by piece, to a disk
+            return response  # a batch's file, which is streamed to a disk
         try:
             encoding = response.headers.get("content-encoding")
             chunks = response.aiter_raw()
@@ -71,11 +70,11 @@ class _BoundedClient(openai.DefaultAsyncHttpxClient):
 
 
 def openai_client(config: EndpointConfig, address: Address, api_key: str | None) -> openai.AsyncOpenAI:
-    """The `openai` package's client for an endpoint, without its retries: pauses are this package's own."""
-    # httpx has no time for the first byte alone; its read time bounds that wait, and every later one.
+    """The `openai` package's client for an endpoint, without its retries: this package makes its own."""
+    # httpx has no timeout for the first byte alone; its read timeout limits that wait, and every later one.
     read_s = config.first_byte_timeout_s or config.timeout_s
     timeout = openai.Timeout(config.timeout_s, connect=config.connect_timeout_s, read=read_s)
-    # The package has changed its HTTP library before: the one that its client comes from is asked.
+    # The package has changed its HTTP library before: use the library of its client class.
     library: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
     proxy = address.proxy
     client = _BoundedClient(
@@ -104,7 +103,7 @@ def openai_client(config: EndpointConfig, address: Address, api_key: str | None)
 
 
 def connection_error(error: openai.APIConnectionError, key: str | None) -> TransportError:
-    """What it means that no answer came; its detail is free of the key."""
+    """The TransportError for a connection error; its detail does not hold the key."""
     cause = error.__cause__
     # By name: the openai package has changed its HTTP library before, and these names stayed.
     names = {kind.__name__ for kind in type(cause).__mro__}
@@ -121,10 +120,10 @@ def connection_error(error: openai.APIConnectionError, key: str | None) -> Trans
 
 
 class OpenAITransport:
-    """The `openai` package's client, without its retries: slower than `http`, and the way to the Batch API."""
+    """The `openai` package's client, without its retries; slower than `http`."""
 
     def __init__(self, config: EndpointConfig, address: Address, api_key: str | None) -> None:
-        """`api_key` None: the endpoint asks for none."""
+        """`api_key` None: the endpoint needs no key."""
         self._key = api_key
         self._through = address.through
         self._total_s = config.timeout_s
@@ -132,7 +131,7 @@ class OpenAITransport:
 
     async def chat(self, body: dict[str, Any]) -> Reply:
         error: TransportError | InfrastructureError
-        # The package knows the names of today's fields only; extra_body takes any.
+        # The package knows only the current fields' names; extra_body accepts any.
         body = dict(body)
         model, messages = body.pop("model"), body.pop("messages")
         try:
@@ -141,7 +140,7 @@ class OpenAITransport:
                 response = await create(model=model, messages=messages, extra_body=body)
             return parse_reply(redact(response.content, self._key), response.headers)
         except TimeoutError:
-            error = Transient(TIMED_OUT, f"no whole answer within {self._total_s:g} s")
+            error = Transient(TIMED_OUT, f"no complete answer within {self._total_s:g} s")
         except openai.APIStatusError as cause:
             error = status_error(cause.status_code, cause.response.headers, redact_text(cause.response.text, self._key))
         except openai.APIConnectionError as cause:
@@ -152,7 +151,7 @@ class OpenAITransport:
                 error = no_descriptors(f"no connection to {without_secrets(str(self._client.base_url))}")
         except TransportError as told:
             error = told
-        # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
+        # Raised outside the except blocks, so that no library exception (whose request holds the key) is chained to it.
         raise error
 
     async def close(self) -> None:

@@ -1,19 +1,19 @@
-"""How a process that does nothing but send calls is set up."""
+"""Settings for a process that only sends calls."""
 
 from __future__ import annotations
 
 import gc
 
 YOUNG_OBJECTS = 50_000
-"""New objects before Python looks for unreachable cycles among them."""
+"""New objects before Python's garbage collector runs on them."""
 
 
 def collect_seldom() -> None:
-    """Have Python look for unreachable cycles less often, and never among what is there already.
+    """Make Python's garbage collector run less often, and never on the objects that exist already.
 
-    Hundreds of calls are under way at once, each some hundred objects that live until its answer is there, and looking
-    through all of them after every 700 new ones took a fifth of a call's CPU time (bench/gateway.py). Cycles are still
-    found, so memory stays bounded.
+    Each of hundreds of calls in flight holds about a hundred objects until its answer arrives. Scanning them after
+    every 700 new objects took a fifth of a call's CPU time (bench/gateway.py). Cycles are still collected, so memory
+    stays bounded.
     """
     gc.collect()
     gc.freeze()

@@ -1,12 +1,12 @@
-"""The tokens that an endpoint says a call took, and what of that is to be believed.
+"""Reads the usage that an endpoint reports, and settles on a conservative count of tokens.
 
 Invariants:
-- What is settled on is never below any reading that agrees with what was said: thoughts may be billed on top of the
-  answer, a total may hold more than its parts, a count that is missing or absurd is as large as the call allowed.
-- A count is a whole number from 0 to `MOST_TOKENS`, or None: no text, fraction, minus sign or 10^30 gets any further.
+- The settled count is at least as high as every plausible reading: thoughts may be billed in addition to the answer, a
+  total may exceed its parts, and a missing or absurd count is taken as what the call allowed.
+- A count is a whole number from 0 to `MOST_TOKENS`, or None: texts, fractions, negative and huge numbers are rejected.
 
 Sources: `usage` in OpenAI's chat completions and responses, Anthropic's messages, DeepSeek's and Moonshot's caches,
-Perplexity's and xAI's reasoning beside the answer. This module knows no prices.
+Perplexity's and xAI's reasoning tokens outside the answer. This module knows no prices.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 MOST_TOKENS = 100_000_000
-"""Ten times the longest context of any model: a larger count is no count."""
+"""Ten times the longest context of any model; a larger count is invalid."""
 LONGEST_TOKEN_BYTES = 128
-"""Of usual vocabularies, runs of spaces: fewer tokens than a text's bytes by this are absurd."""
+"""The longest token (a run of spaces) of usual vocabularies; a count below a text's bytes divided by this is absurd."""
 MESSAGE_OVERHEAD_TOKENS = 16
-"""What a chat template adds to a message at most, about."""
+"""Approximate maximum of tokens that a chat template adds to a message."""
 
 _NUMBER = re.compile(r"\s*[0-9]{1,18}(\.[0-9]+)?\s*")
 _PROMPT = ("prompt_tokens", "input_tokens")
 _COMPLETION = ("completion_tokens", "output_tokens")
-# Anthropic counts what its cache took and gave beside input_tokens.
+# Anthropic counts cache writes and reads separately from input_tokens.
 _BESIDE_INPUT = ("cache_creation_input_tokens", "cache_read_input_tokens")
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens")
 
 
 class Bounds(NamedTuple):
-    """What a call may take at most, in tokens."""
+    """The most tokens that a call may use."""
 
     prompt: int
     completion: int
 
 
 def bounds(text_bytes: int, messages: int, max_tokens: int) -> Bounds:
-    """What a call asks for: tokens of byte-pair encodings hold a byte at least."""
+    """The bounds of a call; a token of a byte-pair encoding holds at least one byte."""
     return Bounds(text_bytes + MESSAGE_OVERHEAD_TOKENS * messages, max_tokens)
 
 
 class Settled(NamedTuple):
-    """What a call is taken to have used, in tokens."""
+    """The tokens that a call is settled on."""
 
     prompt: int
     cached: int
@@ -54,25 +54,25 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """An endpoint's own counts; None where it named none that can be meant."""
+    """An endpoint's own counts; None for a missing or invalid count."""
 
     prompt: int | None = None
     completion: int | None = None
     """Without thoughts, at some endpoints."""
     reasoning: int = 0
-    """Thoughts: within the completion, or beside it."""
+    """Thoughts: included in the completion, or in addition to it."""
     total: int | None = None
     cached: int = 0
-    """Prompt tokens that cost less."""
+    """Prompt tokens from the cache, which cost less."""
 
     def known(self) -> tuple[int, int]:
-        """Prompt and completion tokens as they were told; (0, 0) where one of them was not."""
+        """Prompt and completion tokens as reported; (0, 0) if either is missing."""
         return (self.prompt, self.completion) if self.prompt and self.completion is not None else (0, 0)
 
     def settled(self, asked: Bounds, most: Bounds, text_bytes: int = 0) -> Settled:
-        """The dearest reading.
+        """The most expensive plausible reading.
 
-        `asked`: what the call allowed; `most`: what was reserved for it; `text_bytes`: of the answer that came.
+        `asked`: what the call allowed; `most`: what was reserved for it; `text_bytes`: the size of the answer.
         """
         told, completion = self.prompt, self.completion
         if told is not None and told * LONGEST_TOKEN_BYTES < asked.prompt:
@@ -85,9 +85,9 @@ class Usage:
             completion += self.reasoning
         if self.total is not None:
             beyond = told is None and self.total > prompt + completion
-            # More than was reserved, and nobody says of what: all of it is taken for the dearer part.
+            # The total exceeds the reservation without a breakdown: count all of it as completion, the expensive part.
             completion = self.total if beyond else max(completion, self.total - prompt)
-        # More from the cache than there was: then who knows what was.
+        # A cached count above the prompt's is invalid.
         cached = self.cached if told is not None and self.cached <= told else 0
         return Settled(prompt, cached, completion)
 
@@ -96,7 +96,7 @@ UNKNOWN = Usage()
 
 
 def read_usage(usage: Any) -> Usage:
-    """The `usage` of a reply's body, which may be anything."""
+    """Read the `usage` of a reply's body, which may be any value."""
     if not isinstance(usage, dict):
         return UNKNOWN
     prompt = _most(usage, _PROMPT)
@@ -124,9 +124,9 @@ def _most(usage: dict[str, Any], names: Sequence[str]) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """A whole number of tokens, a fraction counting as one more; None where it cannot be one."""
+    """A number of tokens, rounded up. Returns None if it is invalid."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
-        value = float(value)  # some send every number as text
+        value = float(value)  # some endpoints send numbers as text
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
         return None
     return math.ceil(value)

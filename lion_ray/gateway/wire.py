@@ -1,8 +1,8 @@
-"""What a failure means: statuses, headers and errors' bodies. Answers are `reply`'s, and requests `request`'s.
+"""Interprets failed requests: statuses, headers and error bodies. `reply` parses answers; `request` builds requests.
 
 Invariants:
-- The kind of TransportError is the whole of the client's knowledge about what went wrong.
-- Plain functions of bytes, statuses and headers that know nothing of an HTTP library, so every transport agrees.
+- The type of TransportError is all that the client knows about a failure.
+- Plain functions of bytes, statuses and headers, independent of an HTTP library, so that all transports agree.
 
 This module opens no connection and knows no key.
 """
@@ -34,20 +34,20 @@ TOO_LARGE = "reply too large"
 REJECTED = "rejected by the endpoint"
 
 LOST_BEHIND = frozenset({408, 502, 504, *range(520, 528), 598, 599})
-"""Statuses by which a gateway says that it lost the server behind it, which may have done the work.
+"""Statuses with which a gateway reports that it lost the server behind it, which may have done the work.
 
 RFC 9110 has 408, 502 and 504, Cloudflare 520 to 527, and other proxies 598 and 599.
 """
 
 _DETAIL_CHARS = 300
 _READ_CHARS = 10_000
-"""Of a text that is shortened, so that one of many megabytes costs nothing."""
+"""How much of a text is read before it is shortened, so that a very long text is cheap."""
 _LIMIT, _REMAINING, _RESET = "x-ratelimit-limit-", "x-ratelimit-remaining-", "x-ratelimit-reset-"
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 class TransportError(Exception):
-    """Base of what `Transport.chat` raises. `detail` is one line for people."""
+    """Base of the errors of `Transport.chat`. `detail` is one line for people."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -55,7 +55,7 @@ class TransportError(Exception):
 
 
 class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mistake
-    """The endpoint asks for a pause: `retry_after_s` seconds, or None where it does not say how long."""
+    """The endpoint requests a pause of `retry_after_s` seconds, or None if it names no time."""
 
     def __init__(self, retry_after_s: float | None, detail: str = "", limits: Mapping[str, Told] | None = None) -> None:
         super().__init__(detail)
@@ -64,7 +64,7 @@ class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mis
 
 
 class Transient(TransportError):  # noqa: N818
-    """The same request may succeed later; `retry_after_s` where the endpoint said when."""
+    """A retry may succeed, after `retry_after_s` seconds if the endpoint named a time."""
 
     def __init__(
         self, reason: str, detail: str, retry_after_s: float | None = None, *, status: int | None = None
@@ -76,20 +76,20 @@ class Transient(TransportError):  # noqa: N818
 
     @property
     def uncertain(self) -> bool:
-        """Whether the endpoint may have done the work, and charge for it."""
+        """Whether the endpoint may have done the work, and may bill it."""
         return self.reason in (TIMED_OUT, CONNECTION_LOST, GARBLED) or self.status in LOST_BEHIND
 
 
 class Unreachable(Transient):
-    """No connection came about."""
+    """No connection was established."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(UNREACHABLE, detail)
 
 
 class Elsewhere(Transient):
-    """Something answered that is not the API: a web page, a redirect, nothing. Where no answer ever came, the address
-    is wrong; else a gateway in between may be in trouble."""
+    """A reply that is not from the API: a web page or a redirect. If the endpoint has never answered, the address is
+    wrong; otherwise a gateway in between may have a fault."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(GARBLED, detail)
@@ -100,10 +100,10 @@ class Elsewhere(Transient):
 
 
 class Rejected(TransportError):  # noqa: N818
-    """This request will never succeed; others may.
+    """This request can never succeed; others may.
 
-    `of_its_own`: for what it holds. Else the endpoint does not say why, and may reject all alike. `answered`: the
-    endpoint had done the work, and may charge for it.
+    `of_its_own`: because of its content. Otherwise the endpoint does not say why, and may reject every request.
+    `answered`: the endpoint did the work, and may bill it.
     """
 
     def __init__(self, reason: str, detail: str, *, of_its_own: bool = True, answered: bool = False) -> None:
@@ -116,7 +116,7 @@ class Rejected(TransportError):  # noqa: N818
 class Refused(TransportError):  # noqa: N818
     """The endpoint refuses every request, because of its `fault`.
 
-    `sure` is False where only a message's words say so, and they may be about this request after all.
+    `sure` is False if only the message's words say so, which may be about this request after all.
     """
 
     def __init__(self, fault: Fault, detail: str, *, sure: bool = True) -> None:
@@ -126,7 +126,7 @@ class Refused(TransportError):  # noqa: N818
 
 
 def status_error(status: int, headers: Mapping[str, str], text: str) -> TransportError:
-    """What a status other than 200 means. `headers` is case-insensitive; `text` is the body, free of the key."""
+    """The error for a status other than 200. `headers` is case-insensitive; `text` is the body without the key."""
     try:
         body: Any = loads(text.encode("utf-8", "replace"))
     except ValueError:
@@ -135,7 +135,7 @@ def status_error(status: int, headers: Mapping[str, str], text: str) -> Transpor
 
 
 def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "") -> TransportError:
-    """As `status_error`, of a body that was parsed; also of an error inside another answer, with its own status."""
+    """Like `status_error`, for a parsed body; also for an error inside another answer, with its own status."""
     if status < 400:
         where = headers.get("location")
         to = f" (redirects to {shorten(without_secrets(where))}, which is not followed)" if where else ""
@@ -154,19 +154,19 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
     if status in (408, 409, 425) or status >= 500:
         return Transient(SERVER_ERROR, detail, retry_after(headers), status=status)
     if status == 407:
-        return Unreachable(f"{detail or status}: the proxy on the way asks for a user and a password")
+        return Unreachable(f"{detail or status}: the HTTP proxy requires a user and a password")
     if status == 402 or (status == 429 and headers.get("retry-after") is None and is_quota(codes, message)):
         return Refused("quota", detail)
     if status in (403, 429) and is_quota(codes, ""):
         return Refused("quota", detail)
     if status == 429:
         if lower.startswith("request too large"):
-            # More tokens than a whole minute's limit: waiting would never end.
+            # More tokens than a whole minute's limit: waiting would not help.
             return Rejected(REJECTED, detail)
         return RateLimited(retry_after(headers), detail, told_limits(headers))
     if status in (401, 403):
         if status == 403 and ("moderation" in lower or "flagged" in lower):
-            # Some gateways answer so to one input, not to a key.
+            # Some gateways use 403 to refuse one input, not a key.
             return Rejected(REJECTED, detail)
         if is_quota(codes, message):
             return Refused("quota", detail)
@@ -178,14 +178,14 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
     fault = fault_of(codes, message, param if isinstance(param, str) else "")
     if fault is None:
         return Rejected(REJECTED, detail, of_its_own=False)
-    # An account runs dry in the middle of a run; that answers came before says nothing about it.
+    # An account's credit may end during a run, so earlier answers are no evidence against that.
     return Refused(fault, detail, sure=fault in ("key", "quota"))
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds the endpoint asks to wait (RFC 9110, 10.2.3; milliseconds in OpenAI's retry-after-ms), or None.
+    """Seconds that the endpoint asks to wait (RFC 9110, 10.2.3; milliseconds in OpenAI's retry-after-ms), or None.
 
-    A date is measured from the answer's own Date, as the endpoint's clock may differ from ours.
+    A date is relative to the answer's own Date, because the endpoint's clock may differ from ours.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -217,7 +217,7 @@ def told_limits(headers: Mapping[str, str]) -> dict[str, Told] | None:
 
 
 def duration(value: str | None) -> float | None:
-    """Seconds in a duration as Go writes it (``6m0s``, ``1h2m3.5s``, ``12ms``), or in a plain number; None for none."""
+    """Seconds in a duration in Go's format (``6m0s``, ``1h2m3.5s``, ``12ms``) or a plain number; None for others."""
     if value is None:
         return None
     seconds = _number(value)
@@ -229,7 +229,7 @@ def duration(value: str | None) -> float | None:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it: the largest unit of which there are two."""
+    """A duration for people, in the largest unit of which it has at least two."""
     for unit, length in (("years", 365 * 86_400), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
@@ -237,7 +237,7 @@ def in_words(seconds: float) -> str:
 
 
 def redact(data: bytes, key: str | None) -> bytes:
-    """`data` without the API key, should an endpoint echo it: as it is, or escaped as JSON, HTML or URLs allow."""
+    """`data` without the API key, which an endpoint may echo: plain, or escaped for JSON, HTML or URLs."""
     if not key:
         return data
     data = data.replace(key.encode(), b"***")
@@ -249,11 +249,11 @@ _ESCAPES = (b"\\u00", b"\\U00", b"\\/", b"&#", b"%", b"\\x")
 
 @lru_cache(maxsize=16)
 def _escaped(key: str) -> re.Pattern[bytes]:
-    """The key with any of its characters escaped; backslashes may be doubled, where JSON is quoted in JSON."""
+    """Matches the key with any of its characters escaped; backslashes may be doubled, as for JSON inside JSON."""
 
     def forms(byte: int) -> bytes:
-        # Each begins with a letter of its own, by which a search is quick, and repeats have an end: a body of nothing
-        # but backslashes must not take the square of its length.
+        # Each form begins with a different character, for a quick search, and repeats are bounded: a body of
+        # backslashes must not take quadratic time.
         digits = b"".join(b"[%c%c]" % (d, d - 32) if d >= 97 else b"%c" % d for d in b"%02x" % byte)
         found = [
             re.escape(bytes([byte])),
@@ -274,15 +274,15 @@ def redact_text(text: str, key: str | None) -> str:
 
 
 def shorten(text: str) -> str:
-    """One line of at most 300 characters, which can be stored: no half of a surrogate pair."""
+    """One line of at most 300 characters that can be stored: without lone surrogates."""
     line = " ".join(text[:_READ_CHARS].encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
     return line if len(line) <= _DETAIL_CHARS else line[: _DETAIL_CHARS - 1] + "…"
 
 
 def loads(data: bytes) -> Any:
-    """Parse JSON; ValueError where it is none, or nested too deep.
+    """Parse JSON. Raises ValueError if it is invalid or nested too deeply.
 
-    orjson refuses lone surrogates, which some endpoints send escaped; the text is still paid for.
+    orjson refuses lone surrogates, which some endpoints send escaped; such an answer was paid for too.
     """
     try:
         return orjson.loads(data)
@@ -290,16 +290,16 @@ def loads(data: bytes) -> Any:
         try:
             return json.loads(data)
         except RecursionError:
-            raise ValueError("nested too deep") from None
+            raise ValueError("nested too deeply") from None
 
 
 def excerpt(data: bytes) -> str:
-    """One line of a body that is not what it should be."""
+    """One line of an unexpected body."""
     return shorten(data[:_READ_CHARS].decode("utf-8", "replace"))
 
 
 def message_of(body: Any) -> str:
-    """The message in an error's body, in the shapes that endpoints use; "" where there is none."""
+    """The message in an error's body, in the formats that endpoints use; "" if there is none."""
     if not isinstance(body, dict):
         return ""
     error = body.get("error") or body
@@ -307,7 +307,7 @@ def message_of(body: Any) -> str:
         names = ("message", "detail", "msg", "error_msg", "status_msg", "error_description", "title")
         said = next((error[name] for name in names if error.get(name)), "")
         metadata = error.get("metadata")
-        # OpenRouter: what the provider behind it said.
+        # OpenRouter: the message of the provider behind it.
         raw = metadata.get("raw") if isinstance(metadata, dict) else None
         if isinstance(raw, str) and raw:
             said = f"{said}: {raw}"
@@ -317,7 +317,7 @@ def message_of(body: Any) -> str:
     try:
         return shorten(json.dumps(error))
     except (RecursionError, ValueError):
-        return "an error that is nested too deep"
+        return "an error that is nested too deeply"
 
 
 def _number(value: str | None) -> float | None:
@@ -331,7 +331,7 @@ def _number(value: str | None) -> float | None:
 def _date(value: str | None) -> float | None:
     try:
         moment = parsedate_to_datetime(value or "")
-        # HTTP dates are in UTC, also where they do not say so.
+        # HTTP dates are in UTC even if they do not say so.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, TypeError, IndexError):
         return None

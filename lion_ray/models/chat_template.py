@@ -1,13 +1,13 @@
-"""The chat template of a server: no message can write the model's control tokens.
+"""Escapes chat templates for servers, so that no message can inject the model's control tokens.
 
 Invariants:
-- A server renders messages into one text and reads control tokens out of it, so a text such as ``<|im_start|>`` in an
-  instruction would begin a turn. The template that a server is given puts an invisible character (U+200B) after the
-  first character of each such text in a message; the template's own control tokens stay. For training and engines
-  `tokens` does the same with token ids (contract: one way to token ids).
-- Whatever else the model's template does with messages, it does as before.
+- A server renders messages into one text and parses control tokens in it, so a text such as ``<|im_start|>`` in an
+  instruction would begin a turn. The escaping template puts an invisible character (U+200B) after the first character
+  of each such text in a message; the template's own control tokens stay. For training and engines `prompter` does the
+  same with token ids (contract: one way to token ids).
+- Otherwise the model's template treats messages as before.
 
-Knows a model's folder as files; loads neither transformers nor vLLM.
+Reads only the files in a model's folder; loads neither transformers nor vLLM.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any
 
 BREAK = "\u200b"
-"""What is put into the text of a control token: it is not shown, and no tokenizer has it in one."""
+"""Inserted into the text of a control token: invisible, and in no tokenizer's control tokens."""
 
 _MARKER = re.compile(r"<\|.+\|?>|<(?:start|end)_of_\w+>|<\|?\w*turn\w*\|?>|<｜.+｜>")
-"""Added tokens that are turns and their like, though their tokenizer does not call them special."""
+"""Added tokens that mark turns and the like although their tokenizer does not mark them as special."""
 _SPECIAL_KEY = re.compile(r"(?:bos|eos|pad|sep|cls|mask|unk|eot|eom|additional_special|extra_special)_tokens?")
 _LISTS_ONLY = re.compile(r"for\s+\w+\s+in\s+\w+(?:\.content|\[['\"]content['\"]\])")
 
 
 def escaping_template(model_dir: Path, template: str | None = None) -> str | None:
-    """`template`, or the model's own, with every message's control tokens broken first; None where there is no template
-    or no control token.
+    """`template`, or the model's own, with code that first breaks the control tokens in every message.
 
-    A message's content may be a text or a list of parts with a `text` each.
+    A message's content may be a text or a list of parts with a `text` each. Returns None if there is no template or no
+    control token.
     """
     template = own_template(model_dir) if template is None else template
     tokens = control_tokens(model_dir)
@@ -45,7 +45,7 @@ def escaping_template(model_dir: Path, template: str | None = None) -> str | Non
         "{% else %}{% set safe.parts = safe.parts + [part] %}{% endif %}{% endfor %}"
         "{% set safe.messages = safe.messages + [dict(message, content=safe.parts)] %}"
     )
-    # One line, so that nothing is printed before what the model's own template prints.
+    # In one line, so that nothing is printed before the model's own template.
     return (
         "{% set safe = namespace(messages=[], parts=[]) %}{% for message in messages %}"
         "{% if message['content'] is string %}"
@@ -57,14 +57,14 @@ def escaping_template(model_dir: Path, template: str | None = None) -> str | Non
 
 
 def takes_texts(template: str) -> bool:
-    """Whether a template takes a message's content as a text; some (of models that see) take lists of parts alone."""
+    """Whether a template accepts text as a message's content; some (of vision models) accept only lists of parts."""
     return _LISTS_ONLY.search(template) is None or "is string" in template
 
 
 def control_tokens(model_dir: Path) -> list[str]:
-    """The texts that the tokenizer in a folder reads as control tokens, longest first."""
+    """The texts that the tokenizer in a folder parses as control tokens, longest first."""
     found = {token for token in _named_tokens(model_dir) if len(token) > 1 and token.strip()}
-    # Longest first: of <|im_start|> and <|im_start|>assistant the whole goes before its beginning.
+    # Longest first: <|im_start|>assistant must be replaced before its prefix <|im_start|>.
     return sorted(found, key=lambda token: (-len(token), token))
 
 
@@ -87,19 +87,19 @@ def _named_tokens(model_dir: Path) -> Iterator[str]:
 
 
 def _is_named(value: Any) -> bool:
-    """Whether it is a mapping of names to tokens, and not one token with its settings."""
+    """Whether a value maps names to tokens, instead of being one token with its settings."""
     return isinstance(value, dict) and "content" not in value
 
 
 def own_template(model_dir: Path) -> str | None:
-    """The template in a model's folder, as Jinja; None where there is none."""
+    """The chat template (Jinja) in a model's folder. Returns None if there is none."""
     try:
         return (model_dir / "chat_template.jinja").read_text(encoding="utf-8")
     except FileNotFoundError:
         pass
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = _read(model_dir / name).get("chat_template")
-        if isinstance(template, list):  # named ones
+        if isinstance(template, list):  # named templates
             named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
             template = named.get("default")
         if isinstance(template, str):
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
-        return {}  # the server says what is wrong with it
+        return {}  # the server reports what is wrong with it
     return found if isinstance(found, dict) else {}
 
 
@@ -120,5 +120,5 @@ def _broken(token: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as a Jinja string: Jinja reads Python's escapes, not all of JSON's."""
+    """A text as a Jinja string; Jinja supports Python's escapes, not all of JSON's."""
     return json.dumps(text, ensure_ascii=True).replace("\\/", "/")

@@ -1,4 +1,4 @@
-"""A run's student, found in its folder: for whoever uses it after, or beside, the run."""
+"""Finds runs and their students' checkpoints, for use during or after the run."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import RunStore
 
 BASE = "base"
-"""The version of the base model; those after an iteration are ``iteration-N``."""
+"""The version of the base model; a checkpoint's version is ``iteration-N``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A checkpoint on this machine, and how it was trained to be asked."""
+    """A checkpoint on this machine, and the configuration that it was trained with."""
 
     config: RunConfig
     folder: Path
     base_dir: Path
-    """Where the configuration's own files are found."""
+    """The folder that the configuration's files are relative to."""
     version: str
     iteration: int
     """0 for the base model."""
 
 
 def find_run(run: str) -> RunStore | None:
-    """The store of a run named by its folder, its URL, or its name under ./runs; None where there is none."""
+    """The store of a run, given its folder, its URL, or its name under ./runs. Returns None if there is none."""
     for candidate in run_candidates(run):
         store = RunStore(candidate)
         if store.exists(layout.RUN):
@@ -41,27 +41,27 @@ def find_run(run: str) -> RunStore | None:
 
 
 def open_run(run: str) -> RunStore:
-    """As `find_run`.
+    """Like `find_run`, but raises an error.
 
     Raises:
         ConfigError: there is no run.
     """
     store = find_run(run)
     if store is None:
-        raise ConfigError(f"{run}: no run there (looked for {layout.RUN} in {', '.join(run_candidates(run))})")
+        raise ConfigError(f"{run}: no run found (looked for {layout.RUN} in {', '.join(run_candidates(run))})")
     return store
 
 
 def run_candidates(run: str) -> list[str]:
-    """Where a run of that name is looked for."""
+    """The places where a run of this name is looked for."""
     return [run] if "://" in run or "/" in run else [str(Path("runs") / run), run]
 
 
 def described_run(store: RunStore) -> tuple[RunConfig, Path]:
-    """A run's configuration, and the folder in which its own files are found.
+    """A run's configuration, and the folder that its files are relative to.
 
     Raises:
-        ConfigError: another version of lion-ray wrote it, and this one does not understand it.
+        ConfigError: another version of lion-ray wrote it, and this version cannot read it.
     """
     described = store.described()
     try:
@@ -69,20 +69,20 @@ def described_run(store: RunStore) -> tuple[RunConfig, Path]:
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_url=False))
         raise ConfigError(
-            f"{store.path(layout.RUN)}: its configuration is of another version of lion-ray ({keys}); use that version"
+            f"{store.path(layout.RUN)}: another version of lion-ray wrote its configuration ({keys}); use that version"
         ) from None
     return config, Path(described["base_dir"])
 
 
 def find_student(store: RunStore, iteration: int | None = None, say: Callable[[str], None] = print) -> Student:
-    """The student after an iteration; after the last one that is there, by default; the base model, with 0.
+    """The student after an iteration; by default after the last one that has a checkpoint; with 0 the base model.
 
     Args:
-        say: told of downloads, where the base model is not on this machine.
+        say: called with messages about a download of the base model.
 
     Raises:
         ConfigError: the run has no such checkpoint.
-        ModelError: the base model cannot be had.
+        ModelError: the base model cannot be loaded or fetched.
     """
     config, base_dir = described_run(store)
     if iteration == 0:

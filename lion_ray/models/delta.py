@@ -1,17 +1,17 @@
-"""Delta weights: what fine-tuning changed, for those who may not pass on the base model's weights.
+"""Delta weights: the changes of fine-tuning, for users who may not redistribute the base model's weights.
 
 Invariants:
-- A delta holds the difference of the weights' *bits*, modulo 2^16 (2^32 for float32, and so on), so the base and the
-  delta give back the tuned weights exactly, each tensor in the type it had; a difference of numbers would not, as
-  sums are rounded.
-- A wrong base is refused at its first tensor that is not the one the delta was made from (SHA-256 of its bits), and
-  what comes out is checked the same way.
-- Tensor by tensor, each mapped only while it is needed, into shards of `SHARD_BYTES`: memory is bounded by a shard and
-  a few copies of the largest tensor, however large the model and its files.
-- Only safetensors are read and written. An output folder is whole or not there.
+- A delta holds the difference of the weights' *bits*, modulo 2^16 (2^32 for float32, and so on), so base and delta
+  restore the tuned weights exactly, each tensor in its own type. A difference of numbers would not, because sums are
+  rounded.
+- A wrong base is refused at the first tensor that differs from the delta's base (SHA-256 of its bits), and the restored
+  tensors are checked in the same way.
+- Tensors are processed one by one, each mapped only while it is needed, into shards of `SHARD_BYTES`: memory is bounded
+  by a shard and a few copies of the largest tensor, whatever the model's size.
+- Only safetensors are read and written. An output folder is complete or absent.
 
-A tensor that the base lacks, and rows that the tuned embeddings have beyond the base's (new tokens), count as
-differences from zero: they are in the delta as they are, and `make` says which tensors these are.
+Tensors that the base lacks, and additional rows of the tuned embeddings (new tokens), are differences from zero: the
+delta holds them unchanged, and `make` reports these tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 2**30
-"""How large a shard may get, unless a single tensor is larger."""
+"""The largest size of a shard, unless a single tensor is larger."""
 ABOUT = "delta.json"
 INDEX = "model.safetensors.index.json"
 FORMAT = 2
@@ -44,13 +44,13 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            ModelError: a shard that the index names is missing, or a file is cut off or no safetensors file.
+            ModelError: a shard in the index is missing, or a file is truncated or not a safetensors file.
         """
         self.folder = folder
         self._where = _index(folder)
         files = sorted(set(self._where.values())) or sorted(path.name for path in folder.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{folder}: no .safetensors files there")
+            raise ModelError(f"{folder}: holds no .safetensors files")
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(files)} shards)")
@@ -61,13 +61,13 @@ class Weights:
         return name in self._where
 
     def names(self) -> list[str]:
-        """In the order of their names: the same on every machine."""
+        """Sorted, so that the order is the same on every machine."""
         return sorted(self._where)
 
     def get(self, name: str) -> torch.Tensor:
-        """A tensor; ModelError where its shard does not hold it.
+        """A tensor. Raises ModelError if its shard does not hold it.
 
-        Its file is mapped as long as the tensor is used: mapped pages of a whole model would push everything else out.
+        Its file is mapped only while the tensor is in use: the mapped pages of a whole model would evict all others.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -91,34 +91,33 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a delta says of one tensor."""
+    """A delta's description of one tensor."""
 
     shape: tuple[int, ...]
     dtype: str
-    """torch's name for it, of the tuned tensor."""
+    """The tuned tensor's type, by torch's name."""
     base: str
-    """SHA-256 of the bits that the base has, in that type and with zeros for the rows it lacks."""
+    """SHA-256 of the base's bits, in that type and with zeros for missing rows."""
     tuned: str
-    """SHA-256 of the bits that come back."""
+    """SHA-256 of the restored bits."""
 
 
 def make(base: Path, tuned: Path, out: Path, *, dtype: str | None = None, say: Callable[[str], None] = print) -> None:
-    """Write into `out` what `base` lacks to be `tuned`.
+    """Write the delta from `base` to `tuned` into the folder `out`.
 
     Args:
-        dtype: the type in which floating-point tensors come back: float16, bfloat16 or float32; by default each in the
-            tuned model's own.
+        dtype: the type of restored floating-point tensors: float16, bfloat16 or float32; by default the tuned model's.
 
     Raises:
-        ModelError: a model is not whole, or their shapes do not go together.
-        DataError: `out` is there already.
+        ModelError: a model is incomplete, or the shapes do not match.
+        DataError: `out` exists already.
     """
     import torch
 
     before, after = Weights(base), Weights(tuned)
     own = [name for name in after.names() if name not in before]
     if len(own) == len(after.names()):
-        raise ModelError(f"{base}: has no tensor that {tuned} has; is it the model that was tuned?")
+        raise ModelError(f"{base}: has no tensor in common with {tuned}; is it the model that was tuned?")
     entries: dict[str, Entry] = {}
 
     def differences() -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,17 +140,17 @@ def make(base: Path, tuned: Path, out: Path, *, dtype: str | None = None, say: C
         about = {"format": FORMAT, "tensors": tensors, "not_in_base": own}
         (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     types = ", ".join(sorted({one.dtype for one in entries.values()}))
-    say(f"{out}: {len(entries)} tensors, to come back in {types}")
+    say(f"{out}: {len(entries)} tensors, to be restored in {types}")
     if own:
-        say(f"  {len(own)} that the base has not are in it as they are: {', '.join(own[:3])}{' …' if own[3:] else ''}")
+        say(f"  {len(own)} that the base lacks are included unchanged: {', '.join(own[:3])}{' …' if own[3:] else ''}")
 
 
 def recover(base: Path, delta: Path, out: Path, *, say: Callable[[str], None] = print) -> None:
-    """Write into `out` the tuned model that `base` and `delta` make.
+    """Restore the tuned model from `base` and `delta` into the folder `out`.
 
     Raises:
-        ModelError: the delta is not whole, or `base` is not the model it was made from.
-        DataError: `out` is there already.
+        ModelError: the delta is incomplete, or `base` is not the model that it was made from.
+        DataError: `out` exists already.
     """
     import torch
 
@@ -166,23 +165,23 @@ def recover(base: Path, delta: Path, out: Path, *, say: Callable[[str], None] = 
             difference = change.get(name)
             kind = getattr(torch, entry.dtype)
             if tuple(difference.shape) != entry.shape or difference.element_size() != kind.itemsize:
-                raise ModelError(f"{delta}: {name} is not as {ABOUT} describes it")
+                raise ModelError(f"{delta}: {name} does not match its description in {ABOUT}")
             had = _grown(before, name, entry.shape, kind)
             if _digest(had) != entry.base:
                 raise ModelError(f"{base}: not the model that {delta} was made from: {name} differs")
             tensor = (_bits(had) + difference).view(kind)
             if _digest(tensor) != entry.tuned:
-                raise ModelError(f"{delta}: {name} is damaged: what comes out is not what was put in")
+                raise ModelError(f"{delta}: {name} is damaged: the restored tensor differs from the original")
             yield name, tensor
 
     with whole_folder(out) as folder:
         _write(folder, tuned(), say)
         _copy_rest(delta, folder)
-    say(f"{out}: {len(entries)} tensors, each as it was")
+    say(f"{out}: {len(entries)} tensors restored exactly")
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Tensor → file, as the index has it; empty without one."""
+    """The index, from tensor to file; empty without an index."""
     path = folder / INDEX
     if not path.is_file():
         return {}
@@ -190,9 +189,9 @@ def _index(folder: Path) -> dict[str, str]:
         where: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = set(where.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: no index of shards ({error})") from None
+        raise ModelError(f"{path}: not an index of shards ({error})") from None
     if odd := sorted(name for name in names if Path(name).name != name):
-        raise ModelError(f"{path}: names {odd[0]}, which is no file beside it")
+        raise ModelError(f"{path}: names {odd[0]}, which is not in its folder")
     return where
 
 
@@ -203,7 +202,7 @@ def _read_about(delta: Path) -> dict[str, Entry]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if (format_ := about["format"]) != FORMAT:
-            raise ModelError(f"{delta}: a delta of format {format_}; this version reads {FORMAT}: make it again")
+            raise ModelError(f"{delta}: a delta of format {format_}; this version reads {FORMAT}; make it again")
         entries = {
             name: Entry(tuple(one["shape"]), one["dtype"], one["base"], one["tuned"])
             for name, one in about["tensors"].items()
@@ -212,12 +211,12 @@ def _read_about(delta: Path) -> dict[str, Entry]:
         raise ModelError(f"{path}: not a delta's description ({type(error).__name__}: {error})") from None
     for name, entry in entries.items():
         if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
-            raise ModelError(f"{path}: {name} is of the unknown type {entry.dtype}")
+            raise ModelError(f"{path}: {name} has the unknown type {entry.dtype}")
     return entries
 
 
 def _grown(base: Weights, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """The base's tensor in a type, with rows of zeros for those that it lacks."""
+    """The base's tensor in a type, with zeros for missing rows."""
     import torch
 
     if name not in base:
@@ -230,7 +229,7 @@ def _grown(base: Weights, name: str, shape: tuple[int, ...], dtype: torch.dtype)
         grown = torch.zeros(shape, dtype=dtype)
         grown[: there[0]] = had
         return grown
-    raise ModelError(f"{base.folder}: {name} is {there} there and {shape} in the tuned model")
+    raise ModelError(f"{base.folder}: {name} has shape {there} there, but {shape} in the tuned model")
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -244,7 +243,7 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], say: Callable[[str], None]) -> None:
-    """Shards of at most `SHARD_BYTES`, and their index."""
+    """Write shards of at most `SHARD_BYTES`, and their index."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -284,7 +283,7 @@ def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], say: Calla
 
 
 def _copy_rest(source: Path, target: Path) -> None:
-    """Configuration and tokenizer: every file beside the weights, in whatever form, and what describes them."""
+    """Copy configuration and tokenizer: every file except weights in any format, their index and the delta's files."""
     for path in source.iterdir():
         if path.is_file() and path.suffix not in _OTHER_WEIGHTS and path.name not in (INDEX, ABOUT, "SHA256SUMS"):
             shutil.copy(path, target / path.name)

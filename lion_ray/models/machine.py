@@ -1,18 +1,17 @@
-"""What this machine's CPU computes well: its cores, its flags, and matrix products timed once.
+"""The speed of this machine's CPU: its cores, its flags, and a one-time benchmark of matrix products.
 
 Invariants:
-- One place decides which type `auto` means on a CPU. Engines, servers, fits, benches and `doctor` ask here.
-- The products are timed once per machine, in well under a second, and the figures are kept in the user's cache folder.
-  A file made by another CPU, another torch or under other settings is not used; one made on a busy machine is made
-  anew after a while.
-- An explicit type stays what it is; `slower_than_best` tells what it costs.
-- Importing this module imports no torch: the products are timed in a process of their own (``python -m
+- Only this module decides which type `auto` means on a CPU, for engines, servers, fits, benches and `doctor`.
+- The benchmark runs once per machine, in well under a second, and its results are kept in the user's cache folder.
+  Results of another CPU, another torch or other settings are not used; those of a busy machine expire.
+- An explicit type is not changed; `slower_than_best` gives its cost.
+- Importing this module does not import torch: the benchmark runs in a separate process (``python -m
   lion_ray.models.machine``), so that the command line starts quickly.
 
-Why it matters: bfloat16 is the fastest type of a CPU with AMX or AVX-512 BF16, and emulated by one with AVX2 alone,
-there five times slower than float32.
+Why it matters: bfloat16 is the fastest type on a CPU with AMX or AVX-512 BF16. A CPU with only AVX2 emulates it, five
+times slower than float32.
 
-This module knows nothing of models, beyond the number of their parameters, nor of vLLM and Ray.
+This module knows nothing of models, except their number of parameters, nor of vLLM and Ray.
 """
 
 from __future__ import annotations
@@ -38,46 +37,46 @@ from lion_ray.models.resolve import cache_folder
 
 TYPES: tuple[NumberType, ...] = ("float32", "bfloat16", "float16")
 INT8 = "int8"
-"""Of a served model's `quantization`; no type that `auto` chooses, as it costs accuracy."""
+"""A served model's `quantization`; `auto` never chooses it, because it costs accuracy."""
 
 _NATIVE_FLAGS: dict[NumberType, frozenset[str]] = {
     "bfloat16": frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert_bf16", "bf16"}),
     "float16": frozenset({"amx_fp16", "avx512_fp16", "asimdhp"}),
 }
-"""CPU flags (as Linux names them, x86-64 and Arm) of which one must be there for the type not to be emulated."""
+"""CPU flags (Linux names, x86-64 and Arm); without any of them the type is emulated."""
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 _CLEARLY = 1.25
 """A rounded type must beat float32 by this factor before it is chosen: rounding costs accuracy."""
 _VERSION = 4
-"""Of the cached file's content: raise it when what is measured changes."""
+"""Version of the cached file; increase it if the benchmark changes."""
 
-# The products: about a layer of a model with 1.5 billion parameters, which does not fit into a CPU's cache.
+# The size of the products: about a layer of a model with 1.5 billion parameters, too large for a CPU's cache.
 _INNER, _OUTER = 1536, 8960
 _CHOOSING_ROWS, _CHOOSING_OUTER = 64, 2240
 _ROWS = (1, 16, 64, 256)
 _TIMED_S = 0.06
 _BUSY_KEPT_S = 900.0
-"""So long what was measured on a busy machine is used, so that the processes of one run do not all measure."""
+"""How long results of a busy machine are used, in seconds, so that not every process of a run measures again."""
 _OWN_SHARE = 0.75
-"""The share of all cores' time that the products take where nothing else runs; what is less was shared."""
+"""The machine was busy if the benchmark got less than this share of all cores' time."""
 _LAYERS_EFFICIENCY = 0.7
-"""The part of a bare product's speed that a whole model reaches: attention, norms and sampling take the rest."""
+"""A whole model's speed as a share of a bare product's: attention, norms and sampling take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Billions of multiply-and-add operations, counted as two, per second (GFLOP/s), on all cores of this process."""
+    """Speeds in GFLOP/s (a multiply-add counts as two operations), on all cores of this process."""
 
     cpu: str
     cores: int
     native: tuple[str, ...]
-    """The types that the CPU's flags say it computes by itself."""
+    """The types that the CPU supports natively, by its flags."""
     by_type: Mapping[str, float]
-    """GFLOP/s of a product of 64 rows, by type; `int8` with weights rounded before and rows rounded on the way."""
+    """GFLOP/s of a product of 64 rows, by type; `int8` with weights quantized beforehand and rows dynamically."""
     by_rows: Mapping[int, float]
     """GFLOP/s of the fastest type by the product's rows: one row is limited by memory, many by arithmetic."""
     busy: bool = False
-    """Something else ran on the cores meanwhile: what is fastest is right, but the figures are too low."""
+    """Other processes used the cores during the benchmark: the ranking is right, but the figures are too low."""
 
     @property
     def fastest(self) -> NumberType:
@@ -90,11 +89,11 @@ class Speeds:
         return best
 
     def slower_than_best(self, dtype: str) -> float:
-        """How many times slower than the type that `auto` chooses `dtype` is; less than 1 where it is faster."""
+        """How many times slower `dtype` is than the type that `auto` chooses; less than 1 if it is faster."""
         return self.by_type[self.fastest] / self.by_type[dtype]
 
     def gflops(self, rows: float, dtype: str | None = None) -> float:
-        """GFLOP/s of a product of so many rows, between those measured on a logarithmic scale."""
+        """GFLOP/s of a product of `rows` rows, interpolated on a logarithmic scale."""
         known = sorted(self.by_rows)
         rows = min(max(rows, known[0]), known[-1])
         above = next(one for one in known if one >= rows)
@@ -104,18 +103,18 @@ class Speeds:
         return found / (1.0 if dtype is None else self.slower_than_best(dtype))
 
     def tokens_per_second(self, parameters: float, rows: float, dtype: str | None = None) -> float:
-        """Tokens per second that a model takes in, or writes, where so many are computed at once."""
+        """Tokens per second that a model reads or writes if `rows` tokens are computed at once."""
         return _LAYERS_EFFICIENCY * 1e9 * self.gflops(rows, dtype) / (2 * parameters)
 
     def sentence(self) -> str:
-        """For `doctor`: the types and their speeds, the best first."""
+        """For `doctor`: the types and their speeds, the fastest first."""
         ranked = sorted(self.by_type, key=lambda one: -self.by_type[one])
         speeds = ", ".join(f"{one} {self.by_type[one]:.0f}" for one in ranked)
         return f"{self.fastest} (GFLOP/s on {self.cores} cores: {speeds})"
 
 
 def cores() -> int:
-    """Cores that this process may use: the machine's, less what its affinity and a container's quota take away."""
+    """Cores that this process may use, limited by its affinity and a container's quota."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -129,7 +128,7 @@ def speeds() -> Speeds:
     """This machine's speeds, from the cache folder or measured now.
 
     Raises:
-        InfrastructureError: torch could not be run.
+        InfrastructureError: the benchmark failed, for example because torch could not be run.
     """
     path = cache_folder() / f"machine-{_fingerprint()}.json"
     try:
@@ -137,7 +136,7 @@ def speeds() -> Speeds:
         if not known.busy or time.time() - path.stat().st_mtime < _BUSY_KEPT_S:
             return known
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not measured yet, or a damaged file: measure
+        pass  # not measured yet, or the file is damaged: measure now
     try:
         done = subprocess.run(
             [sys.executable, "-m", "lion_ray.models.machine"], capture_output=True, text=True, timeout=300, check=True
@@ -148,15 +147,15 @@ def speeds() -> Speeds:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise InfrastructureError(
             f"this CPU's speed could not be measured ({said[-1] if said else type(error).__name__}); "
-            "`lion-ray doctor` tells what is missing"
+            "run `lion-ray doctor` to see what is missing"
         ) from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         aside.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        aside.replace(path)  # whole or not at all: other processes of this machine may be reading it
+        aside.replace(path)  # atomic, because other processes may be reading it
     except OSError:
-        pass  # a cache that cannot be written costs some seconds each time, and nothing else
+        pass  # without a writable cache every process measures, which only costs time
     return result
 
 
@@ -168,14 +167,14 @@ def resolve_type(dtype: Dtype, *, gpu: bool, on_gpu: NumberType) -> NumberType:
 
 
 def resolve_precision(precision: Precision, *, gpu: bool) -> Literal["bf16", "fp32"]:
-    """The arithmetic of a fit: as configured, or for `auto` bf16 on a GPU and where this CPU computes it fastest."""
+    """The precision of a fit: as configured; for `auto` bf16 on a GPU, or if it is the fastest type of this CPU."""
     if precision != "auto":
         return precision
     return "bf16" if gpu or speeds().fastest == "bfloat16" else "fp32"
 
 
 def _from_json(found: dict[str, Any]) -> Speeds:
-    """What `measure` gave; ValueError, KeyError or TypeError for anything else."""
+    """Parse the output of `measure`. Raises ValueError, KeyError or TypeError for anything else."""
     by_type, by_rows = dict(found["by_type"]), dict(found["by_rows"])
     return Speeds(
         cpu=str(found["cpu"]),
@@ -188,7 +187,7 @@ def _from_json(found: dict[str, Any]) -> Speeds:
 
 
 def multiplies_int8() -> bool:
-    """Whether the CPU adds products of 8-bit integers in 32 bits (VNNI, or Arm's dot product)."""
+    """Whether the CPU accumulates products of 8-bit integers in 32 bits (VNNI, or Arm's dot product)."""
     return bool(_cpu()[1] & _INT8_FLAGS)
 
 
@@ -204,12 +203,12 @@ def _cpu() -> tuple[str, frozenset[str]]:
             elif key.strip() in ("flags", "Features"):
                 return name, frozenset(value.split())
     except OSError:
-        pass  # not Linux: nothing is known to be native, and float32 is chosen
+        pass  # not Linux: no type is known to be native, so float32 is chosen
     return name, flags
 
 
 def native_types() -> tuple[NumberType, ...]:
-    """The types that this CPU computes without emulating them."""
+    """The types that this CPU computes without emulation."""
     flags = _cpu()[1]
     return ("float32", *(one for one in TYPES[1:] if flags & _NATIVE_FLAGS[one]))
 
@@ -226,13 +225,13 @@ def _fingerprint() -> str:
 
 
 def measure() -> Speeds:
-    """Time the products. Imports torch, and sets its number of threads."""
+    """Run the benchmark. Imports torch, and sets its number of threads."""
     import torch
     from torch.utils.mkldnn import to_mkldnn
 
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    # vLLM's own, or that of `inference.int8_kernel`.
+    # vLLM's own backend, or the one of `inference.int8_kernel`.
     torch.backends.quantized.engine = "onednn" if multiplies_int8() else "fbgemm"
 
     def rate(one: str, rows: int, outer: int) -> float:
@@ -243,19 +242,19 @@ def measure() -> Speeds:
         else:
             dtype = getattr(torch, one)
             layer, given = layer.to(dtype), given.to(dtype)
-            try:  # packed, as vLLM keeps weights on a CPU: several times faster at few rows
+            try:  # packed like vLLM's weights on a CPU, which is several times faster for few rows
                 packed, rows_packed = to_mkldnn(layer, dtype), given.to_mkldnn()
                 packed(rows_packed)
                 layer, given = packed, rows_packed
             except RuntimeError:
-                pass  # oneDNN cannot do it with this type here
+                pass  # oneDNN does not support this type here
         layer(given)  # the first product chooses and compiles its kernel
         best, until = math.inf, time.perf_counter() + _TIMED_S
         while True:
             began = time.perf_counter()
             layer(given)
             now = time.perf_counter()
-            best = min(best, now - began)  # what else runs here makes single ones slower, never faster
+            best = min(best, now - began)  # other processes make a product slower, never faster
             if now >= until:
                 return 2e-9 * rows * outer * _INNER / best
 

@@ -1,4 +1,4 @@
-"""Weights wherever they are, as something small that travels between processes."""
+"""A small reference to weights, which processes can exchange."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lion_ray.models.resolve import resolve_model
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Weights, wherever they are: a model source of the config, or a folder of the run."""
+    """A reference to weights: a model source of the configuration, or a folder of the run."""
 
     version: str
     """base, or the iteration that trained it."""
@@ -21,7 +21,7 @@ class ModelRef:
     folder: str = ""
 
     def fetch(self, store: RunStore, base_dir: Path) -> Path:
-        """The weights' folder on this machine."""
+        """The weights' folder on this machine; fetches or copies them if needed."""
         if self.folder:
             return store.local_folder(self.folder, cache=copies_folder())
         return Path(resolve_model(self.source, base_dir=base_dir, progress=tell))

@@ -1,14 +1,14 @@
-"""The one way from an instruction, or an answer, to token ids, in training and in inference (contract of that name).
+"""Turns instructions and answers into token ids, in training and in inference (contract: one way to token ids).
 
 Invariants:
-- The frame around an instruction is tokenized apart from the instruction, so the ids of a prompt do not depend on who
-  asks for them, and the instruction cannot change the frame.
+- The frame around an instruction is tokenized separately, so a prompt's ids are the same in training and inference, and
+  the instruction cannot change the frame.
 - Instructions and answers are data: a special token's text inside them (``<|im_end|>``, ``</s>``) becomes ordinary
   tokens, never the special one.
-- An answer ends with the end token if and only if it is complete. For a chat model that is the token its template
-  puts after an assistant's turn, else the tokenizer's end-of-sequence token.
-- The chat template decides about the beginning-of-sequence token. Text templates put it first wherever the tokenizer
-  has one distinct from end-of-sequence: Gemma babbles without it, and some converted tokenizers never add it.
+- An answer ends with the end token if and only if it is complete. For a chat model that is the token that its template
+  puts after an assistant's turn, otherwise the tokenizer's end-of-sequence token.
+- The chat template decides about the beginning-of-sequence token. Text templates begin with it if the tokenizer has one
+  that differs from end-of-sequence: Gemma writes nonsense without it, and some converted tokenizers never add it.
 
 This module knows tokenizers; it does not know models, lengths or labels.
 """
@@ -35,12 +35,12 @@ SLOT = "{instruction}"
 INSTRUCTION_FRAME = f"### Instruction:\n{SLOT}\n\n### Response:"
 """The frame of the paper's student, without a system text."""
 
-# Private-use characters: no template trims, splits or escapes them, and no template contains them.
+# Private-use characters, which templates do not contain, trim, split or escape.
 _USER = "\ue0f1u\ue0f2"
 _ASSISTANT = "\ue0f1a\ue0f2"
-# Templates that print today's date (Llama 3.1 and later) take this one: a prompt must not change overnight.
+# A fixed date for templates that print today's date (Llama 3.1 and later): a prompt must not change overnight.
 _TODAY = datetime.date(2024, 7, 26)
-# A template that can turn thinking off is asked to: nothing that is trained on or judged here holds thoughts.
+# Thinking is turned off if the template supports it: training data and judged answers hold no thoughts.
 _FIXED: dict[str, Any] = {
     "date_string": "26 Jul 2024",
     "strftime_now": _TODAY.strftime,
@@ -49,22 +49,22 @@ _FIXED: dict[str, Any] = {
 }
 
 _CHANGEABLE = re.compile(r"strftime_now|date_string|think|thought|reason|<\|channel", re.IGNORECASE)
-"""What a template holds that is affected by any of that."""
+"""Matches a template that these settings affect."""
 
 
 class Prompter:
-    """Token ids of prompts and answers, for one tokenizer and one way to prompt.
+    """Token ids of prompts and answers, for one tokenizer and one prompt format.
 
-    `prompt` is ``chat`` (the tokenizer's chat template, one user turn), ``instruction`` (the paper's frame) or a path
-    to a UTF-8 ``.txt`` file, relative to `base_dir`, that holds ``{instruction}`` exactly once and is otherwise taken
-    as it stands. Raises ConfigError for a prompt that is none of these, ModelError for a tokenizer that cannot do it.
+    `prompt` is ``chat`` (the tokenizer's chat template), ``instruction`` (the paper's frame) or a path to a UTF-8
+    ``.txt`` file, relative to `base_dir`, that holds ``{instruction}`` exactly once and is otherwise used unchanged.
+    Raises ConfigError for any other prompt, ModelError for a tokenizer that does not support it.
 
     `end_id` ends a complete answer; `stop_token_ids` are the ids on which generation should stop (it is among them).
     """
 
     @classmethod
     def load(cls, model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> Prompter:
-        """With the tokenizer in folder `model_dir`; ModelError where there is none that can be loaded."""
+        """Load the tokenizer in folder `model_dir`. Raises ModelError if none can be loaded."""
         from transformers import AutoTokenizer
 
         try:
@@ -85,7 +85,7 @@ class Prompter:
 
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= set(tokenizer.all_special_ids)
-        # Ordinary text may well be unknown to a tokenizer.
+        # Ordinary text may contain characters that are unknown to the tokenizer.
         special.discard(tokenizer.unk_token_id)
 
         end = next((i for i in self._encode(closing, split=False) if i in special), eos)
@@ -105,14 +105,14 @@ class Prompter:
         self._frames: dict[tuple[str, ...], list[list[int]]] = {}
 
     def prompt_ids(self, instruction: str, messages: Sequence[Message] = ()) -> list[int]:
-        """The ids to generate from: frame, instruction, frame. `messages`: the whole conversation, where it is more
-        than the instruction. Raises ModelError where the template cannot write it."""
+        """The ids to generate from: frame, instruction, frame. `messages` is the whole conversation if it has more than
+        one turn. Raises ModelError if the template cannot render it."""
         return self.conversation_ids(instruction, messages)[0]
 
     def conversation_ids(
         self, instruction: str, messages: Sequence[Message]
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """The same, and where each answer of the assistant's stands in it, its end token included: (from, up to)."""
+        """The ids of `prompt_ids`, and the span [start, end) of each answer of the assistant, with its end token."""
         if not messages:
             return self._before + self._data(instruction) + self._after, []
         frames = self._frame_ids(tuple(one["role"] for one in messages))
@@ -128,14 +128,14 @@ class Prompter:
         return ids, spans
 
     def check(self, roles: Sequence[str]) -> None:
-        """Raises ModelError where a conversation of these roles cannot be asked."""
+        """Raises ModelError if a conversation of these roles cannot be rendered."""
         self._frame_ids(tuple(roles))
 
     def _frame_ids(self, roles: tuple[str, ...]) -> list[list[int]]:
-        """What stands before, between and after the messages of a conversation, as ids."""
+        """The ids before, between and after the messages of a conversation."""
         if roles not in self._frames:
             if not self._chats:
-                raise ModelError("a text template asks a single turn; `student.prompt: chat` takes conversations")
+                raise ModelError("a text template supports a single turn; use `student.prompt: chat` for conversations")
             first, *others = _conversation_frame(self.tokenizer, roles)
             self._frames[roles] = [
                 self._start + self._encode(first, split=False),
@@ -151,7 +151,7 @@ class Prompter:
         ids = self._continue(text, split=True)
         if self._special.isdisjoint(ids):
             return ids
-        # A tokenizer that knows no better way: its special texts are cut after their first character.
+        # The tokenizer does not support split_special_tokens: cut each special text after its first character.
         cuts = [0, *(match.start() + 1 for match in self._special_text.finditer(text)), len(text)]
         ids = [i for a, b in itertools.pairwise(cuts) for i in self._continue(text[a:b], split=True)]
         if not self._special.isdisjoint(ids):
@@ -159,14 +159,14 @@ class Prompter:
         return ids
 
     def _encode(self, text: str, *, split: bool) -> list[int]:
-        # `split` is given every time: the fast tokenizers remember the last value.
+        # `split` is passed every time because fast tokenizers remember the last value.
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
 
     def _continue(self, text: str, *, split: bool) -> list[int]:
-        """Encodes text that follows other text.
+        """Encode text that follows other text.
 
-        SentencePiece-like tokenizers (Llama 2) put a space before whatever they are given. Given a newline as well,
-        they put it before that, and the newline's ids can be taken off again.
+        SentencePiece-like tokenizers (Llama 2) put a space before their input. With a newline before the text, the
+        space goes before the newline, and the newline's ids can be removed.
         """
         if self._spaced and text:
             lead = self._encode("\n", split=split)
@@ -181,7 +181,7 @@ class Prompter:
 
 
 def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
-    """The template's text before and after a user's words, and what it puts after an assistant's."""
+    """The template's texts before and after a user's message, and after an assistant's message."""
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -195,7 +195,7 @@ def _chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
         raise ModelError(f"the model's chat template fails on one user turn: {first_line(error)}") from error
     parts = str(opened).split(_USER)
     if len(parts) != 2:
-        raise ModelError(f"the model's chat template writes the user's words {len(parts) - 1} times, not once")
+        raise ModelError(f"the model's chat template writes the user's message {len(parts) - 1} times, not once")
     written, _, ending = str(closed).rpartition(_ASSISTANT)
     return parts[0], _answers_after(parts[1], written.rpartition(_USER)[2]), ending
 
@@ -212,21 +212,21 @@ def _conversation_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]
         answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
         closed = tokenizer.apply_chat_template(answered, tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
-        raise ModelError(f"the model's chat template takes no conversation of {said}: {first_line(error)}") from error
+        raise ModelError(f"the model's chat template refuses a conversation of {said}: {first_line(error)}") from error
     texts, rest = [], str(opened)
     for mark in marks:
         before, found, rest = rest.partition(mark)
         if not found or mark in rest:
-            raise ModelError(f"the model's chat template does not write a conversation of {said} in its order, once")
+            raise ModelError(f"the model's chat template does not write a conversation of {said} once and in order")
         texts.append(before)
     written = str(closed).rpartition(_ASSISTANT)[0].rpartition(marks[-1])[2]
     return [*texts, _answers_after(rest, written)]
 
 
 def _answers_after(opened: str, written: str) -> str:
-    """What stands between the user's words and an answer without thoughts.
+    """The text between the user's message and an answer without thoughts.
 
-    `opened` is what the template writes there for a model that is to go on, `written` before an answer it is given.
+    `opened` is the template's text there as a generation prompt, `written` its text before a given answer.
     """
     if written.startswith(opened) and (closing_of(opened) or "<|channel|>" in written[len(opened) :]):
         opened = written  # with empty thoughts, or in the channel of answers
@@ -236,20 +236,19 @@ def _answers_after(opened: str, written: str) -> str:
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text template begins with the beginning-of-sequence token."""
+    """Whether a text template must begin with the beginning-of-sequence token."""
     return tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
 
 
 def frame_template(model_dir: str | Path, prompt: str, base_dir: str | Path = ".") -> str | None:
-    """A chat template (Jinja) that asks the last message the way `prompt` does; None where the model's own does.
+    """A chat template (Jinja) that renders the last message like `prompt`. Returns None if the model's own does.
 
-    It does not where it prints today's date or opens thoughts: `Prompter` has a fixed date and closed thoughts.
-
-    For servers, which know chat templates only. Raises as `Prompter`.
+    The model's own does not if it prints today's date or opens thoughts: `Prompter` has a fixed date and closed
+    thoughts. For servers, which support only chat templates. Raises as `Prompter`.
     """
     if prompt == "chat":
         own = own_template(Path(model_dir))
-        # Most templates do neither, and a tokenizer takes seconds to load.
+        # Most templates do neither, and loading a tokenizer takes seconds.
         if own is None or _CHANGEABLE.search(own) is None:
             return None
         return _fixed_template(Prompter.load(model_dir, prompt, base_dir).tokenizer)
@@ -261,7 +260,7 @@ def frame_template(model_dir: str | Path, prompt: str, base_dir: str | Path = ".
 
 
 def _fixed_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's template with what `_FIXED` says and thoughts closed; None where that changes nothing."""
+    """The tokenizer's template with the `_FIXED` settings and closed thoughts. Returns None if that changes nothing."""
     own = str(tokenizer.get_chat_template())
     user = {"role": "user", "content": _USER}
     plain = str(tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **_FIXED))
@@ -288,7 +287,7 @@ def _text_frame(prompt: str, base_dir: Path) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the prompt template {path} cannot be read: {first_line(error)}") from error
     else:
-        raise ConfigError(f"prompt: '{prompt}' is neither chat nor instruction nor a .txt file")
+        raise ConfigError(f"prompt: '{prompt}' is neither chat, instruction nor a .txt file; give one of them")
     if text.count(SLOT) != 1:
         raise ConfigError(f"the prompt template {prompt} must hold {SLOT} exactly once, not {text.count(SLOT)} times")
     before, _, after = text.partition(SLOT)

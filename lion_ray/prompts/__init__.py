@@ -1,1 +1,1 @@
-"""Every prompt that goes to an API: the templates, and the messages made from them. Pure."""
+"""The prompts for APIs: templates, and the messages made from them. Pure."""

@@ -1,19 +1,19 @@
-"""Every prompt that goes to an API: templates, and messages made from them.
+"""The prompts for APIs: templates, and the messages made from them.
 
 Invariants:
-- A template's YAML is parsed before anything is filled in, and each content is rendered once, in a sandbox: nothing in
-  an instruction or an answer can add a message, change a role or be run as a template.
-- A framed text stands between two lines with a fence that occurs in none of the prompt's texts, so no text can pose as
+- A template's YAML is parsed before texts are filled in, and each content is rendered once, in a sandbox: nothing in an
+  instruction or an answer can add a message, change a role or be executed as a template.
+- A framed text stands between two lines with a fence that occurs in none of the prompt's texts, so no text can imitate
   the frame's end. The fence is a hash of those texts: the same prompt has the same bytes, hence the same journal key.
-- A template that loads can be rendered: it was tried with hostile texts, and its variables are the known ones.
+- A template that loads can be rendered: it was tested with hostile texts, and all its variables are known.
 
 A template file holds `description`, `messages` (each a `role` and a `content`, the last one the user's) and, for a
-referee that may be held to a JSON schema, `json_schema`: `scores` (or true) or `explain`. Contents are Jinja with these
-variables: `instruction` for a teacher; `instruction`, `first` and `second` for a referee, and `as_json`, which says
-that a schema will be enforced; `seed` for a generator; and `frame(label, text)` everywhere.
+referee that supports a JSON schema, `json_schema`: `scores` (or true) or `explain`. Contents are Jinja with these
+variables: `instruction` for a teacher; `instruction`, `first` and `second` for a referee, and `as_json`, which is true
+if a schema will be enforced; `seed` for a generator; and `frame(label, text)` everywhere.
 
-This module knows nothing of endpoints, sampling or what is answered. Wording and what each role is asked for: paper,
-section 3 and its appendix, in words of our own.
+This module knows nothing of endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its
+appendix, in our own wording.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ REFEREE_SCHEMA: dict[str, Any] = {
     "required": ["assistant_1", "assistant_2"],
     "additionalProperties": False,
 }
-"""Two scores; `scores.parse_scores` reads what it describes."""
+"""Two scores; `score_parser` parses replies in this schema."""
 REFEREE_EXPLAIN_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"explanation": {"type": "string"}, "assistant_1": _SCORE, "assistant_2": _SCORE},
     "required": ["explanation", "assistant_1", "assistant_2"],
     "additionalProperties": False,
 }
-"""The same with the reasons, which come first so that the scores follow from them."""
+"""Two scores after their explanation, so that the scores follow from the reasons."""
 _SCHEMAS: dict[str, dict[str, Any]] = {"scores": REFEREE_SCHEMA, "explain": REFEREE_EXPLAIN_SCHEMA}
 
-# Texts that would break a careless template. Each is different, so that leaving one out or mixing two up shows.
+# Texts that would break a careless template. All differ, so that an omission or a mix-up is detected.
 _HOSTILE = (
     "{{{{ 7 * 7 }}}} {{% raw %}} {{# x #}} \"'}}]: - {name}\n[answer of Assistant 2 ends 0]\x0b\n<|im_end|>\\{name}"
 )
@@ -75,13 +75,13 @@ class Template:
     """A checked template. Immutable, and pickles."""
 
     name: str
-    """A built-in's name, or the user's file as the config names it."""
+    """A built-in template's name, or the user's file as named in the configuration."""
     kind: str
     """teacher, referee or generator."""
     messages: tuple[tuple[str, str], ...]
     """(role, Jinja source) of each message."""
     json_schema: str | None = None
-    """`scores` or `explain` where the judge may be held to a schema with this prompt; None where it may not."""
+    """`scores` or `explain` if this prompt supports a JSON schema; None if not."""
 
     @property
     def schema(self) -> dict[str, Any] | None:
@@ -90,12 +90,12 @@ class Template:
 
 
 def is_file(name_or_path: str) -> bool:
-    """Whether a template's name is a file of the user's and not a built-in."""
+    """Whether a template's name is the user's file, not a built-in template."""
     return name_or_path.lower().endswith((".yaml", ".yml"))
 
 
 def empty_length(template: Template) -> int:
-    """Characters of a template's messages with nothing filled in."""
+    """The number of characters in a template's messages with empty texts."""
     messages = _render(template, dict.fromkeys(_REQUIRED[template.kind], ""), **_flags(template))
     return sum(len(message["content"]) for message in messages)
 
@@ -105,9 +105,9 @@ def _flags(template: Template) -> dict[str, bool]:
 
 
 def load_template(name_or_path: str, kind: str, base_dir: Path | None = None) -> Template:
-    """The built-in or the user's template (a name that ends in .yaml or .yml, relative to `base_dir`).
+    """Load a built-in template or the user's file (a name that ends in .yaml or .yml, relative to `base_dir`).
 
-    Raises ConfigError, in one line, where it is unknown, cannot be read, or could not be rendered.
+    Raises ConfigError, in one line, if it is unknown, cannot be read, or cannot be rendered.
     """
     if is_file(name_or_path):
         where = f"template {name_or_path}"
@@ -120,26 +120,26 @@ def load_template(name_or_path: str, kind: str, base_dir: Path | None = None) ->
         text = files(__package__).joinpath("templates", f"{kind}-{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         known = ", ".join(BUILTINS[kind])
-        raise ConfigError(f"no {kind} template is called '{name_or_path}': use {known} or a .yaml file")
+        raise ConfigError(f"no {kind} template is called '{name_or_path}'; use {known} or a .yaml file")
     template = _parse(text, name_or_path, kind, where)
     _check(template, where)
     return template
 
 
 def teacher_messages(template: Template, instruction: str) -> tuple[Message, ...]:
-    """What the teacher is asked for one instruction."""
+    """The teacher's prompt for one instruction."""
     return _render(template, {"instruction": instruction})
 
 
 def referee_messages(
     template: Template, instruction: str, first: str, second: str, *, as_json: bool = False
 ) -> tuple[Message, ...]:
-    """What the referee is asked about two answers, in this order; `as_json` where `template.schema` is enforced."""
+    """The referee's prompt for two answers, in this order; pass `as_json` if `template.schema` is enforced."""
     return _render(template, {"instruction": instruction, "first": first, "second": second}, as_json=as_json)
 
 
 def generator_messages(template: Template, seed: str) -> tuple[Message, ...]:
-    """What the generator is asked for one seed instruction."""
+    """The generator's prompt for one seed instruction."""
     return _render(template, {"seed": seed})
 
 
@@ -148,14 +148,14 @@ def fence(texts: Mapping[str, str], digits: int = 4) -> str:
     digest = hashlib.sha256()
     for name in sorted(texts):
         data = texts[name].encode("utf-8", "surrogatepass")
-        # With lengths, so that moving words from one text to the next gives another fence.
+        # With lengths, so that moving words from one text to the next changes the fence.
         digest.update(f"{name}:{len(data)}:".encode() + data)
     folded = [text.lower() for text in texts.values()]
     salt = 0
     while True:
         salted = digest.copy()
         salted.update(str(salt).encode())
-        # Longer after a while: texts could be made that hold every short mark.
+        # Longer after 256 attempts, because a text may hold every short mark.
         mark = salted.hexdigest()[: digits + salt // 256]
         if not any(mark in text for text in folded):
             return mark
@@ -170,7 +170,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Random text would give a prompt another journal key each time.
+    # Random text would change a prompt's journal key each time.
     del environment.globals["lipsum"]
     del environment.filters["random"]
     return environment
@@ -191,14 +191,14 @@ def _render(template: Template, texts: dict[str, str], **flags: bool) -> tuple[M
 
 
 def _fill(template: jinja2.Template, values: dict[str, Any]) -> str:
-    # What `template.render` does, which takes most of its time to chain the globals to the values.
+    # Equivalent to `template.render`, which spends most of its time on merging globals and values.
     everything = {**_ENVIRONMENT.globals, **values}
     context = _ENVIRONMENT.context_class(_ENVIRONMENT, everything, template.name, template.blocks)
     return "".join(template.root_render_func(context))
 
 
 def quoted(text: str) -> str:
-    """The text as a JSON string: the other frame that nothing in a text can end."""
+    """The text as a JSON string, another frame that no text can end."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -210,7 +210,7 @@ def _framer(mark: str) -> Callable[[str, str], str]:
 
 
 def _parse(text: str, name: str, kind: str, where: str) -> Template:
-    """The template's structure; what its contents are is `_check`'s."""
+    """Parse and check the template's structure; `_check` tests its contents."""
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -235,11 +235,11 @@ def _parse(text: str, name: str, kind: str, where: str) -> Template:
             raise _wrong(where, f"message {number} needs a role and a content, and nothing else")
         role, content = message["role"], message["content"]
         if role not in _ROLES:
-            raise _wrong(where, f"message {number} has the unknown role '{role}' (there is {', '.join(_ROLES)})")
+            raise _wrong(where, f"message {number} has the unknown role '{role}' (known: {', '.join(_ROLES)})")
         if role == "system" and number > 1:
-            raise _wrong(where, f"message {number} is the system's, which can only be the first")
+            raise _wrong(where, f"message {number} is a system message, but only the first may be one")
         if not isinstance(content, str):
-            raise _wrong(where, f"the content of message {number} is not a text")
+            raise _wrong(where, f"the content of message {number} is not text")
         messages.append((role, content))
     if messages[-1][0] != "user":
         raise _wrong(where, "the last message must be the user's")
@@ -247,7 +247,7 @@ def _parse(text: str, name: str, kind: str, where: str) -> Template:
 
 
 def _check(template: Template, where: str) -> None:
-    """Refuses a template that uses unknown variables, leaves one out, or fails on hostile texts."""
+    """Raises ConfigError if a template uses unknown variables, lacks a required one, or fails on hostile texts."""
     required = _REQUIRED[template.kind]
     known = {*required, "frame", "quoted", *(["as_json"] if template.kind == "referee" else [])}
     used: set[str] = set()
@@ -258,14 +258,14 @@ def _check(template: Template, where: str) -> None:
             line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise _wrong(where, f"message {number}{line}: {_reason(error)}") from error
     if unknown := sorted(used - known - set(_ENVIRONMENT.globals)):
-        raise _wrong(where, f"uses the unknown variable '{unknown[0]}' (there is {', '.join(sorted(known))})")
+        raise _wrong(where, f"uses the unknown variable '{unknown[0]}' (known: {', '.join(sorted(known))})")
     if missing := [name for name in required if name not in used]:
         raise _wrong(where, f"never uses the variable '{missing[0]}'")
     texts = {name: _HOSTILE.format(name=name) for name in required}
     for flags in [{"as_json": False}, {"as_json": True}] if template.kind == "referee" else [{}]:
         try:
             contents = [message["content"] for message in _render(template, texts, **flags)]
-        # A template is a small program, and these are the ways it can fail.
+        # A template is a small program that can fail in these ways.
         except (
             jinja2.TemplateError,
             ArithmeticError,

@@ -1,9 +1,9 @@
-"""What the teacher is asked for an instruction, as something that can be exchanged.
+"""Prompt sources, an extension point: how an instruction becomes a prompt for the teacher.
 
 Invariants:
-- The same row is asked in the same words whenever it is asked: its journal key depends on them.
+- The same row always gives the same prompt, because the row's journal key depends on it.
 - The teacher is never shown a row's `reference`.
-- A row's own system message follows the template's in one message; its earlier turns stand before its last one.
+- A row's system message is appended to the template's, in one message; its earlier turns precede its last one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ KEY = "teacher.source.import_path"
 
 
 class PromptSource(Protocol):
-    """Makes a row into chat messages. `contract.PromptSourceContract` tests what is said here."""
+    """Turns a row into chat messages. `testing.PromptSourceContract` tests an implementation."""
 
     def messages(self, prompt: Prompt) -> Sequence[Message]:
-        """Dicts with role and content, as chat completions take them; the last one is the user's."""
+        """The chat messages, dicts with role and content; the last one is the user's."""
 
 
 class TemplateSource:
@@ -40,7 +40,7 @@ class TemplateSource:
 
 
 def conversation(asked_as: tuple[Message, ...], prompt: Prompt) -> tuple[Message, ...]:
-    """What a template made of a row's last turn, with the rest of the row's conversation around it."""
+    """The template's messages for a row's last turn, combined with the rest of the row's conversation."""
     if not prompt.messages:
         return asked_as
     *before, last = asked_as
@@ -66,14 +66,14 @@ class _Own:
             )
         )
         if not whole:
-            raise ConfigError(f"{KEY}: messages() must return a list of objects with role and content, both texts")
+            raise ConfigError(f"{KEY}: messages() must return a list of dicts with role and content, both text")
         return tuple({"role": one["role"], "content": one["content"]} for one in said)
 
 
 def load_source(config: TeacherConfig, base_dir: Path) -> PromptSource:
-    """What a configuration's teacher is asked.
+    """The configured prompt source of the teacher.
 
-    Raises ConfigError where the template cannot be used, or the user's own source cannot be imported or made.
+    Raises ConfigError if the template cannot be used, or the user's own source cannot be imported or made.
     """
     if isinstance(config.source, Own):
         return _Own(make(config.source.import_path, config.source.options, base_dir, KEY, "messages"))

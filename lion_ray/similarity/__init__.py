@@ -1,1 +1,1 @@
-"""How alike two texts are: ROUGE-L, and whether a text is new. Pure."""
+"""Text similarity: ROUGE-L, and the novelty of a text. Pure."""

@@ -1,24 +1,24 @@
-"""Whether a text says something that no known text says: ROUGE-L F over tokens (`rouge`).
+"""An index of known texts that decides whether another text is novel, by ROUGE-L F over tokens (`rouge`).
 
 Invariants:
-- The decision is exact: a text is known where its F with a known text *exceeds* the threshold, in `rouge_score`'s
+- The decision is exact: a text is not novel if its F with a known text *exceeds* the threshold, in `rouge_score`'s
   floats.
-- A text without tokens resembles nothing, itself included, as in `rouge_score`: F is 0 and the text is novel.
-- Answers depend on the texts and their order alone. Asking changes nothing.
-- No comparison that could decide is left out. A text is a multiset of elements (token, k-th occurrence) in one fixed
-  order: rarest in the initial texts first, and before them the elements that came later, the youngest first. F > t
-  needs an LCS of at least l(m, n), so at least l shared elements, and two multisets that share l elements share one
-  within their first m - l + 1 and n - l + 1 (the prefix filter of set-similarity joins; Chaudhuri et al., ICDE 2006).
-  An element further back leaves fewer to share, which bounds how long the other text may be. Of the texts that are
-  met, those go first whose signature (a bit for each token's number modulo 64) lacks too many of the query's bits, or
-  has too many of its own: each such bit is a token that is not shared. The rest is compared.
+- A text without tokens is similar to no text, not even itself, as in `rouge_score`: F is 0 and the text is novel.
+- Results depend only on the texts and their order. Queries change nothing.
+- No comparison that could matter is skipped. A text is a multiset of elements (token, k-th occurrence) in a fixed
+  order: the rarest in the initial texts first, preceded by elements added later, the newest first. F > t needs an LCS
+  of at least l(m, n), so at least l shared elements, and two multisets that share l elements share one within their
+  first m - l + 1 and n - l + 1 (the prefix filter of set-similarity joins; Chaudhuri et al., ICDE 2006). An element at
+  a later position leaves fewer elements to share, which bounds the other text's length. Candidates are then filtered
+  by signature (a bit for each token's number modulo 64): a bit that only one text has is a token that is not shared,
+  and a candidate with too many such bits is dropped. The rest is compared.
 
-What it costs (`bench/novelty.py` measures it): a query meets only texts that share one of its rarer elements, so the
-time grows with how often those occur. A text like many known ones meets all of them, and its first true neighbour ends
-the search. A text of 10,000 tokens costs 10,000 times as much as one of ten to compare with its like, and
-nothing to compare with short ones. A text of no token or one costs next to nothing.
+Cost (measured by `bench/novelty.py`): a query visits only texts that share one of its rarer elements, so the time grows
+with the frequency of these. A text similar to many known ones has all of them as candidates, but the first true
+neighbour ends the search. Comparing a text of 10,000 tokens with similar ones costs 10,000 times as much as for one of
+ten; texts of very different lengths are not compared. A text of no token or one costs almost nothing.
 
-This module does not know what the texts are, where they are kept or what becomes of a text that is not novel.
+This module does not know what the texts are, where they are stored, or what happens to a text that is not novel.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from rapidfuzz.distance import LCSseq
 from lion_ray.similarity.rouge import f_measure, tokens
 
 _Encoded = str | list[int]
-"""One character for each token: rapidfuzz compares strings two to three times as fast as lists. Tokens past the last
-character are numbers, and so is then the whole text; rapidfuzz compares both kinds with each other."""
+"""One character per token: rapidfuzz compares strings two to three times as fast as lists. A text with a token beyond
+the last character is a list of numbers; rapidfuzz can compare both kinds with each other."""
 _LAST_CHARACTER = 0x10FFFF
 _REPEAT = 32
-"""An element is its token's number, and for the k-th occurrence k - 1 shifted left by this."""
+"""An element is its token's number, plus k - 1 shifted left by this for the k-th occurrence."""
 _FLAT = 64
-"""Postings of one element before they are kept apart by length."""
+"""The most postings of one element before they are grouped by length."""
 _ANY_LENGTH = 2**31
 _NEVER = 2**31
 _BLOCK = 64
 _FEW = 16
-"""Texts that are compared sooner than looked at."""
+"""Up to this many candidates are compared without the signature filter."""
 _CHUNK = 256
-"""Texts compared at once, so that one that is alike ends the search."""
+"""Texts compared at once; a similar one ends the search after its chunk."""
 
 _Postings = dict[int, "array[int] | dict[int, array[int]]"]
 Scores = npt.NDArray[np.float64]
 
 
 class NoveltyIndex:
-    """Known texts, and how close another text comes to any of them."""
+    """Known texts, and the similarity of another text to them."""
 
     def __init__(self, texts: Iterable[str] = (), threshold: float = 0.7) -> None:
-        """The order of elements is taken from `texts`; without any, from the order in which tokens are first added."""
+        """`texts` determine the order of elements; without any, it is the order in which tokens are first added."""
         self.threshold = threshold
         self._vocabulary: dict[str, int] = {}  # from 1 on; 0 stands for any token that no known text has
         self._rank: dict[int, int] = {}
@@ -67,7 +67,7 @@ class NoveltyIndex:
         self._lengths = array("I")
         self._signatures = array("Q")
         self._by_length: dict[int, array[int]] = {}
-        # For each element, the texts that have it among those that decide; of a frequent one by their lengths.
+        # For each element, the texts that have it in their prefix; grouped by length for a frequent element.
         self._postings: _Postings = {}
         self._reaches: dict[int, _Reach] = {}
         frequency: Counter[int] = Counter()
@@ -82,7 +82,7 @@ class NoveltyIndex:
         return len(self._encoded)
 
     def add(self, text: str) -> None:
-        """Make `text` known, novel or not."""
+        """Add `text` to the known texts, novel or not."""
         self._add(self._encode(text, grow=True))
 
     def is_novel(self, text: str) -> bool:
@@ -108,7 +108,7 @@ class NoveltyIndex:
         return True
 
     def _met(self, query: _Encoded, reach: _Reach) -> list[int]:
-        """The positions of the texts that may be above the threshold."""
+        """The positions of the candidates: texts whose F may be above the threshold."""
         found: list[array[int]] = []
         postings, shortest = self._postings, reach.shortest
         for element, longest in zip(self._ordered(query), reach.longest, strict=False):
@@ -137,7 +137,7 @@ class NoveltyIndex:
     def nearest(self, text: str, k: int = 10) -> list[tuple[int, float]]:
         """The `k` closest known texts: (position in the order of adding, F), best first, then in order of adding.
 
-        Compares with every text that can be among them.
+        Compares with every text that could be among them.
         """
         query = self._encode(text)
         m = len(query)
@@ -154,15 +154,15 @@ class NoveltyIndex:
         return best
 
     def scores(self, texts: Sequence[str]) -> Iterator[Scores]:
-        """F of each text with every known one: blocks of at most 64 rows, in the order of `texts`, a column for each
-        known text in the order of adding.
+        """F of each text with every known one: blocks of at most 64 rows, in the order of `texts`, with a column for
+        each known text in the order of adding.
 
-        For reports: it compares all with all. A block takes 512 bytes for each known text.
+        For reports only, because it compares all pairs. A block takes 512 bytes per known text.
         """
         lengths = np.fromiter(map(len, self._encoded), np.float64, len(self._encoded))
         for start in range(0, len(texts), _BLOCK):
             queries = [self._encode(text) for text in texts[start : start + _BLOCK]]
-            # Similar lengths side by side are compared fastest.
+            # Sorted by length, because rapidfuzz compares neighbours of similar length fastest.
             order = sorted(range(len(queries)), key=lambda row: len(queries[row]))
             lcs = np.empty((len(queries), len(self._encoded)))
             lcs[order] = process.cdist(
@@ -177,7 +177,7 @@ class NoveltyIndex:
     # --- texts as elements
 
     def _encode(self, text: str, *, grow: bool = False) -> _Encoded:
-        """A text's tokens as the vocabulary numbers them; with `grow` new ones are numbered."""
+        """A text's tokens as vocabulary numbers; with `grow` new tokens are added to the vocabulary."""
         vocabulary = self._vocabulary
         if grow:
             numbers = [vocabulary.setdefault(token, len(vocabulary) + 1) for token in tokens(text)]
@@ -188,7 +188,7 @@ class NoveltyIndex:
         return "".join(map(chr, numbers))
 
     def _ordered(self, encoded: _Encoded) -> list[int]:
-        """The elements' ranks, rarest first. One that the initial texts lack ranks below 1, a younger one lower."""
+        """The elements' ranks, rarest first. An element that the initial texts lack ranks below 1, newer ones lower."""
         rank = self._rank.get
         return sorted([rank(element, -element) for element in _elements(_numbers(encoded))])
 
@@ -218,7 +218,7 @@ class NoveltyIndex:
             by_length.setdefault(self._lengths[position], array("I")).append(position)
         return by_length
 
-    # --- what the threshold asks for
+    # --- the threshold's bounds on lengths and LCS
 
     def _reach(self, m: int) -> _Reach:
         found = self._reaches.get(m)
@@ -229,7 +229,7 @@ class NoveltyIndex:
     def _find_reach(self, m: int) -> _Reach:
         if not self._possible(m, m):
             return _Reach(m, m + 1, array("I"), np.array([_NEVER]))
-        # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which falls on both sides of n = m.
+        # F of texts of m and n tokens is at most 2 min(m, n) / (m + n), which decreases on both sides of n = m.
         shortest = longest = m
         while shortest > 1 and self._possible(m, shortest - 1):
             shortest -= 1
@@ -251,30 +251,30 @@ class NoveltyIndex:
         return f_measure(min(m, n), m, n) > self.threshold
 
     def _least_lcs(self, m: int, n: int) -> int:
-        """The smallest LCS whose F, as rounded, exceeds the threshold; more than both lengths where none does."""
-        # F = 2 lcs / (m + n) but for rounding, which is far smaller than the step to the next LCS.
+        """The smallest LCS whose F, as rounded, exceeds the threshold; more than both lengths if none does."""
+        # F = 2 lcs / (m + n), except for rounding, which is far smaller than the step to the next LCS.
         needed = max(1, int(self.threshold * (m + n) / 2) - 1)
         while needed <= max(m, n) and f_measure(needed, m, n) <= self.threshold:
             needed += 1
         return needed
 
     def _lengths_by_bound(self, m: int) -> Iterator[tuple[int, float]]:
-        """The lengths among the known texts, each with the highest F it allows, the most promising first."""
+        """The lengths of the known texts, each with its upper bound of F, the highest bound first."""
         bounds = ((n, f_measure(min(m, n), m, n)) for n in self._by_length)
         yield from sorted(bounds, key=lambda pair: (-pair[1], pair[0]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Reach:
-    """Which lengths can be above the threshold with a text of m tokens."""
+    """The lengths of texts whose F with a text of m tokens can be above the threshold."""
 
     shortest: int
     least: int
-    """The smallest LCS with any of them."""
+    """The smallest LCS that suffices for any of them."""
     longest: array[int]
-    """By place of an element among those that decide: the longest text that may share it and none before it."""
+    """By an element's position in the prefix: the longest text that may share it and no earlier element."""
     needed: npt.NDArray[np.int64]
-    """By length of the other text, the smallest LCS; what is past the end is as the last one."""
+    """By the other text's length, the smallest LCS that suffices; the last value also stands for longer texts."""
 
 
 def _signature(encoded: _Encoded) -> int:
@@ -289,7 +289,7 @@ def _numbers(encoded: _Encoded) -> Sequence[int]:
 
 
 def _elements(numbers: Sequence[int]) -> Sequence[int]:
-    """The multiset as a set: a token's k-th occurrence is an element of its own."""
+    """The multiset as a set: a token's k-th occurrence is a separate element."""
     if len(set(numbers)) == len(numbers):
         return numbers
     seen: dict[int, int] = {}

@@ -1,13 +1,13 @@
-"""ROUGE-L F over tokens, in the floats of the `rouge_score` package.
+"""ROUGE-L F over tokens, with the same floats as the `rouge_score` package.
 
 Invariants:
-- F is computed in that package's order and precision: P = lcs/n, R = lcs/m, F = 2PR/(P+R). Rounding decides the many
-  scores that are a threshold exactly.
-- On ASCII texts the tokens are that package's (runs of a-z and 0-9, lower case, no stemmer). On other texts it would
-  drop every other letter, so here they are kept: words where a script puts spaces between words, single characters
-  where it does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
+- F is computed in that package's order and precision: P = lcs/n, R = lcs/m, F = 2PR/(P+R). Rounding matters because
+  many scores equal a threshold exactly.
+- On ASCII texts the tokens are that package's (runs of a-z and 0-9, lower case, no stemmer). It drops all non-ASCII
+  letters; here they are kept, as words in scripts that put spaces between words, and as single characters in other
+  scripts (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
 
-This module compares nothing by itself (see `novelty`).
+This module compares no texts (see `novelty`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNSPACED = re.compile(
 
 
 def tokens(text: str) -> list[str]:
-    """The units that are compared, in order."""
+    """The text's tokens, in order."""
     if text.isascii():
         return _ASCII_TOKEN.findall(text.lower())
     return _unicode_tokens(unicodedata.normalize("NFKC", text).casefold())
@@ -38,7 +38,7 @@ def tokens(text: str) -> list[str]:
 
 def _unicode_tokens(text: str) -> list[str]:
     found: list[str] = []
-    # Whether the next letter continues the last token, and whether the next combining mark does.
+    # Whether a following letter continues the last token, and whether a following combining mark does.
     in_word = in_character = False
     for character in text:
         if character.isalnum():
@@ -62,7 +62,7 @@ def has_unspaced_script(text: str) -> bool:
 
 
 def f_measure(lcs: int, m: int, n: int) -> float:
-    """ROUGE-L F of texts of m and n tokens with a longest common subsequence of `lcs`, as `rouge_score` rounds it."""
+    """ROUGE-L F of texts of m and n tokens whose longest common subsequence is `lcs`, rounded as in `rouge_score`."""
     if lcs == 0:
         return 0.0
     precision, recall = lcs / n, lcs / m

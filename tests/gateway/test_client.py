@@ -383,7 +383,7 @@ async def test_text_that_has_no_canonical_form_is_a_failure_and_is_not_sent(stub
     [
         ("401", "refuses the key in LION_TEST_KEY"),
         ("404", "has no model 'stub-model': check endpoints.default.model"),
-        ("quota", "no credit left"),
+        ("quota", "account has no credit"),
     ],
 )
 async def test_a_refusal_is_one_line_that_says_what_to_do(
@@ -410,7 +410,7 @@ async def test_a_wrong_path_is_told_from_a_wrong_model(stub: StubAPI, connect: C
 
 async def test_an_endpoint_that_asks_for_a_key_it_was_not_given(stub: StubAPI, connect: Connect) -> None:
     stub.api_key = CANARY
-    with pytest.raises(EndpointError, match="asks for a key: name its environment variable"):
+    with pytest.raises(EndpointError, match="needs a key: name its environment variable"):
         await connect().complete(call("Hello?"))
 
 
@@ -460,13 +460,13 @@ async def test_an_endpoint_that_goes_away_costs_rows_not_the_run(stub: StubAPI, 
 
 
 async def test_an_address_that_is_none(connect: Connect) -> None:
-    with pytest.raises(EndpointError, match=r"'api\.example\.com/v1' is no address"):
+    with pytest.raises(EndpointError, match=r"'api\.example\.com/v1' is not a valid address"):
         connect(base_url="api.example.com/v1")
 
 
 async def test_a_served_endpoint_is_never_taken_for_the_public_one(journal: Journal) -> None:
     config = EndpointConfig.model_validate({"model": "m", "api_key_env": None, "serve": {"model": "m"}})
-    with pytest.raises(ValueError, match="base_url must say where"):
+    with pytest.raises(ValueError, match="base_url is required"):
         Client("default", config, journal)
 
 

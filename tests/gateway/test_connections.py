@@ -213,7 +213,7 @@ async def test_a_proxy_that_asks_for_a_password_and_one_that_is_not_there(
     async with ProxyServer(0, b"407 Proxy Authentication Required").running() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         client = connect({"max_attempts": 2}, base_url=f"http://{HOST}/v1", clock=time.clock, sleep=time.sleep)
-        with pytest.raises(EndpointError, match="proxy on the way asks for a user"):
+        with pytest.raises(EndpointError, match="HTTP proxy requires a user"):
             await client.complete(call("Hello?"))
         await client.close()
     with pytest.raises(EndpointError, match=f"through the proxy {proxy.url}"):
@@ -313,7 +313,7 @@ async def test_a_user_and_a_password_in_the_address(
     monkeypatch.setenv("LION_TEST_KEY", KEY)
     async with raw_api(lambda *_: error(401, "go away")) as api:
         address = api.base_url.replace("http://", "http://me:p%40ss-word@")
-        with pytest.raises(EndpointError, match="asks for a key") as refused:
+        with pytest.raises(EndpointError, match="needs a key") as refused:
             await connect(base_url=address).complete(call("Hello?"))
         assert api.headers[0]["Authorization"] == "Basic bWU6cEBzcy13b3Jk"
         # A key as well: only one of them can be sent, so nothing is.

@@ -167,7 +167,7 @@ async def test_thoughts_beyond_max_tokens_surprise_once(
     assert run.journaled >= billed(stub, each) * 0.999, "what is known is what was billed"
     assert sum(isinstance(outcome, BudgetError) for outcome in outcomes) == 60 - len(stub.requests)
     # A client that is so late that the budget is spent before it asks meets no surprise.
-    assert 1 <= sum("from now on a call like it is reserved $0.32" in line for line in run.said) <= clients
+    assert 1 <= sum("from now on such a call reserves $0.32" in line for line in run.said) <= clients
     again = await run.start(questions(60), clients=clients)
     assert sum(isinstance(one, Completion) and one.replayed for one in again) == len(stub.requests), "no more is bought"
 

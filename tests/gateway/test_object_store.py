@@ -173,7 +173,7 @@ def test_of_two_drivers_one_goes_on_and_the_other_says_so(bucket: str) -> None:
     second = driver(root)
     said: list[str] = []
     assert second.claim(said.append) == 2
-    assert "watching it for 6 s" in said[0]
+    assert "watching its heartbeat for 6 s" in said[0]
     with pytest.raises(RunConflictError, match="another attempt"):
         first.stage("pool-0").commit({"parts": 0})
     with pytest.raises(RunConflictError):

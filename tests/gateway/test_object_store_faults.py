@@ -113,8 +113,8 @@ def test_a_throttle_that_outlasts_arrow_is_waited_out(service: Moods, bucket: st
 
 
 LASTING = [
-    ("503", "it takes no more requests now; wait, or let fewer processes write to this bucket"),
-    ("cut", "it does not answer; see the network and the address"),
+    ("503", "it limits the request rate; wait, or let fewer processes write to this bucket"),
+    ("cut", "it does not answer; check the network and the address"),
 ]
 
 
@@ -183,7 +183,7 @@ def test_a_batch_that_cannot_be_noted_is_not_bought(
     monkeypatch.setattr(storage, "PATIENCE_S", 0.0)
     records = BatchRecords(f"{bucket}/journal")
     service.script = lambda method, path, number: "503" if method == "POST" else None
-    with pytest.raises(InfrastructureError, match=r"n\.json cannot be written: .* it takes no more requests now"):
+    with pytest.raises(InfrastructureError, match=r"n\.json cannot be written: .* it limits the request rate"):
         records.write(BatchRecord("n", "a", "default", ["k"], 0.0, 0.0))
     service.script = lambda *_: None
     assert records.load("a") == []
@@ -197,7 +197,7 @@ def test_what_an_object_store_refuses_for_good_is_not_asked_again(pauses: list[f
         asked.append(said)
         raise OSError(said)
 
-    assert "in trouble; wait for it" in storage.told(OSError("AWS Error INTERNAL_FAILURE during PutObject"))
+    assert "has a fault; wait for it" in storage.told(OSError("AWS Error INTERNAL_FAILURE during PutObject"))
     for said, local in (("AWS Error NO_SUCH_BUCKET", False), ("AWS Error ACCESS_DENIED", False), ("SLOW_DOWN", True)):
         with pytest.raises(OSError, match=said):
             storage.patiently(lambda said=said: work(said), local=local)  # type: ignore[misc]

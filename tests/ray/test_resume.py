@@ -132,7 +132,7 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
 
         def another_is_refused() -> None:
             assert job.end(RICH) == 7, "two drivers went on in one folder"
-            assert "another attempt at this run is under way" in job.words()
+            assert "another attempt at this run is running" in job.words()
 
         def forget() -> None:
             # A bucket has no locks: a driver that is gone is known by its silence, which need not be waited out here.

@@ -85,7 +85,7 @@ def test_what_cannot_be_rounded_is_said_and_leaves_nothing(tiny: Path) -> None:
     with pytest.raises(ModelError, match="quantized already"):
         quantize.quantize(made, tiny.parent / "twice")
     (tiny / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="cannot be rounded to 8 bits"):
+    with pytest.raises(ModelError, match="cannot be quantized to 8 bits"):
         served_folder(config, None, lambda _: None)
     assert [path for path in made.parent.iterdir() if path.is_dir()] == [made]
     shutil.rmtree(tiny)

@@ -353,7 +353,7 @@ def test_a_function_that_cannot_be_imported(tmp_path: Path, path: str, said: str
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "No such file"), ("{", "not JSON"), ('{"type": 3}', "no JSON Schema"), ("[]", "no JSON")],
+    [(None, "No such file"), ("{", "not JSON"), ('{"type": 3}', "not a JSON Schema"), ("[]", "not a JSON")],
 )
 def test_a_schema_file_that_is_none(tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:

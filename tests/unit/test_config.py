@@ -217,7 +217,7 @@ CHECKS = MINIMAL.replace("pool.jsonl\n", "pool.jsonl\n  heldout: 9\n") + "evalua
         ),
         (
             "type: json\n  - type: json",
-            "FILE:11: evaluation.checks: two are called 'json'; give each a `name` of its own",
+            "FILE:11: evaluation.checks: two are called 'json'; give each a different `name`",
         ),
         (
             "name: x",
@@ -288,7 +288,7 @@ def test_missing_sections_say_what_to_add(config_path: Path) -> None:
             b"data:\n\tpool: x\n",
             "FILE:2: found character '\\t' that cannot start any token; indent with spaces, not tabs",
         ),
-        (b"a: &x\n  b: *x\n", "FILE:1: an anchor that holds its own alias"),
+        (b"a: &x\n  b: *x\n", "FILE:1: an anchor contains its own alias; remove it"),
         (b"a: 1\n--- \nb: 2\n", "FILE:2: but found another document"),
         (b"a: !!python/object:os.system x\n", None),
     ],
@@ -490,8 +490,8 @@ def test_the_reference_in_the_docs_is_what_the_models_say() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: " + "[" * 2000 + "]" * 2000, "nested deeper"),
-        ("a: {" * 1500, "nested deeper"),
+        ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("a: {" * 1500, "nested too deeply"),
         ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)), "values"),
         ("seed: " + "1" * 5000, "seed: cannot be read"),
     ],
@@ -507,5 +507,5 @@ def test_a_file_that_would_never_end_is_told_in_one_line(tmp_path: Path, text: s
 
 
 def test_an_override_that_is_nested_too_deep_is_told(config_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nested deeper"):
+    with pytest.raises(ConfigError, match="nested too deeply"):
         load_config(config_path, ["imitation=" + "[" * 2000])

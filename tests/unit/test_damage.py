@@ -79,7 +79,7 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     store.write_table("t.parquet", TABLE)
     with pytest.raises(DamagedError, match=r"t\.parquet: damaged.*no column 'status'"):
         store.read_table("t.parquet", ("id", "status"))
-    with pytest.raises(DamagedError, match=r"gone\.parquet: damaged.*it is gone"):
+    with pytest.raises(DamagedError, match=r"gone\.parquet: damaged.*it is missing"):
         store.read_table("gone.parquet")
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(InfrastructureError, match=r"folder\.parquet: the storage refused to read it"):
@@ -194,5 +194,5 @@ def test_verify_proves_a_model_s_files(tmp_path: Path) -> None:
 def test_a_run_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     store.write_record("run.json", {"format": 2, "config": {}})
-    with pytest.raises(ConfigError, match=r"a newer lion-ray wrote this run \(format 2"):
+    with pytest.raises(ConfigError, match=r"a newer lion-ray wrote it \(format 2"):
         store.description()

@@ -82,7 +82,7 @@ def test_the_page_s_configuration_names_parts_that_are_there(beside: Path) -> No
         ("teacher.source", {"import_path": "my_judge:WhichIsBetter"}, "has no method messages"),
         ("referee.judge", {"import_path": "my_judge:WhichIsBetter", "options": {"x": 1}}, "cannot be made with its"),
         ("imitation.objective", {"import_path": "my_filter:NoApologies"}, "has no method loss"),
-        ("imitation.filters", [{"import_path": "my_judge:WORDS"}], "is no class"),
+        ("imitation.filters", [{"import_path": "my_judge:WORDS"}], "is not a class"),
     ],
 )
 def test_a_part_that_cannot_be_used_is_one_line_with_its_key(beside: Path, where: str, part: Any, said: str) -> None:

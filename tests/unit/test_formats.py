@@ -74,10 +74,10 @@ def test_a_row_of_every_format(row: dict[str, Any], text: str, messages: tuple[A
     [
         ({"messages": []}, "not a list of messages"),
         ({"messages": "hello"}, "not a list of messages"),
-        ({"messages": [SYSTEM]}, "no turn of the user's"),
-        ({"messages": [ANSWER]}, "no turn of the user's"),
+        ({"messages": [SYSTEM]}, "does not end with a turn of the user"),
+        ({"messages": [ANSWER]}, "does not end with a turn of the user"),
         ({"messages": [ANSWER, USER]}, "begins with the assistant's"),
-        ({"messages": [USER, AGAIN]}, "two turns of one side in a row"),
+        ({"messages": [USER, AGAIN]}, "two consecutive turns of one role"),
         ({"messages": [USER, SYSTEM, AGAIN]}, "system message that is not the first"),
         ({"messages": [USER, {"role": "tool", "content": "3"}]}, "message 2 has the role 'tool'"),
         ({"messages": [{"content": "x"}]}, "message 1 has the role none"),
@@ -86,10 +86,10 @@ def test_a_row_of_every_format(row: dict[str, Any], text: str, messages: tuple[A
         ({"messages": [{"role": "user", "content": 3}]}, "is not a string but int"),
         ({"messages": [{"role": "user", "content": "\ud83d"}]}, "half a character"),
         ({"messages": [{"role": "user", "content": "  "}]}, "the instruction is empty"),
-        ({"messages": [SYSTEM, USER], "system": "Be long."}, "has another beside it"),
+        ({"messages": [SYSTEM, USER], "system": "Be long."}, "has another one outside it"),
         ({"messages": [USER], "conversations": [USER]}, "both 'messages' and 'conversations'"),
         ({"instruction": "x", "system": "a", "system_prompt": "b"}, "and they differ"),
-        ({"messages": ["x"]}, "no object with role and content"),
+        ({"messages": ["x"]}, "not an object with role and content"),
     ],
 )
 def test_a_malformed_conversation_says_why(row: dict[str, Any], why: str) -> None:
@@ -165,10 +165,10 @@ def test_lines_of_a_plain_text_are_instructions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.csv", "instruction,instruction\nx,y\n", "a.csv:1: the column 'instruction' is there twice"),
+        ("a.csv", "instruction,instruction\nx,y\n", "a.csv:1: duplicate column 'instruction'"),
         ("a.csv", "task\nx\n", "no column 'instruction'"),
-        ("a.csv", 'instruction\n"x\n', "not a table in text"),
-        ("a.csv", "instruction\nx,y\n", "a.csv:2: 2 cells, and 1 columns"),
+        ("a.csv", 'instruction\n"x\n', "not a valid table"),
+        ("a.csv", "instruction\nx,y\n", "a.csv:2: 2 cells for 1 columns"),
         ("a.csv", "instruction,input\n,x\n", "a.csv:2: no 'instruction'"),
         ("a.jsonl.zst", "no zst", "cannot be read"),
     ],
@@ -186,7 +186,7 @@ def test_what_was_renamed_and_left_out_is_said_once(tmp_path: Path) -> None:
     lines = import_lines(taken.counts())
     assert lines[0] == "read system_prompt as system message (3 rows); question as instruction (3 rows)"
     assert lines[1].startswith(
-        "not read: output (3), id (3); what answers are to be compared with is called `reference`"
+        "not read: output (3), id (3); the key for the text that answers are compared with is `reference`"
     )
     assert import_lines({}) == []
 

@@ -282,7 +282,7 @@ def test_folders_are_found_beside_the_config(tmp_path: Path, monkeypatch: pytest
         ("empty", "holds no config.json"),
         ("pickled", "holds no .safetensors weights"),
         ("gemma3-270", r"did you mean bundled:gemma3-270m\?"),
-        ("a/b/c", r"no folder here, no hub name \(org/name\)"),
+        ("a/b/c", r"not a folder here, a hub name \(org/name\)"),
         ("bundled:smollm2-135m", r"did you mean smollm2-135m-instruct\?"),
         ("bundled:zzz", "there is smollm2-135m-instruct, qwen2.5-coder-1.5b-instruct, gemma3-270m"),
     ],

@@ -52,7 +52,7 @@ def test_a_run_of_a_newer_release_is_left_alone(run: Path, name: str) -> None:
     assert outcome.code == 2
     assert f"{name}: " in outcome.message
     assert "newer lion-ray" in outcome.message
-    assert "(format 2, this knows 1); use that one" in outcome.message
+    assert "(format 2; this version knows 1); use that version" in outcome.message
     assert whole(run / "runs") == before
 
 
@@ -71,7 +71,7 @@ def test_a_newer_release_that_took_a_run_over_is_told(run: Path) -> None:
     attempt = read_attempt(store)
     assert attempt is not None
     store.write_record("attempt.json", {**attempt, "format": ATTEMPT_FORMAT + 1})
-    with pytest.raises(ConfigError, match="an attempt of a newer lion-ray"):
+    with pytest.raises(ConfigError, match="a newer lion-ray wrote it"):
         store.stage("pool-0").commit({"parts": 0})
     assert store.stage("pool-0").manifest() is None
 

@@ -126,13 +126,13 @@ BAD_LINES = [
     ('{"instruction": null}', "no 'instruction'"),
     ('{"instruction": 7}', "'instruction' is not a string but int"),
     ('{"instruction": " \\u000b\\n"}', "the instruction is empty"),
-    ('{"instruction": "half \\ud83d"}', "'instruction' holds half a character"),
+    ('{"instruction": "half \\ud83d"}', "'instruction' holds a lone surrogate"),
     ('{"instruction": "fine", "input": ["a"]}', "'input' is not a string but list"),
-    ('{"instruction": "fine", "input": "\\udc00"}', "'input' holds half a character"),
+    ('{"instruction": "fine", "input": "\\udc00"}', "'input' holds a lone surrogate"),
     ('{"prompt": "a", "text": "b"}', "no 'instruction', but both 'prompt' and 'text'"),
     ("[" * 100_000, "not JSON"),
-    ('{"instruction": "a", "instruction": "b"}', "the key 'instruction' is there twice"),
-    ('{"instruction": "a", "reference": {"k": 1, "k": 2}}', "the key 'k' is there twice"),
+    ('{"instruction": "a", "instruction": "b"}', "duplicate key 'instruction'"),
+    ('{"instruction": "a", "reference": {"k": 1, "k": 2}}', "duplicate key 'k'"),
     ('{"instruction": "NaN", "input": "nan"}', "the instruction is 'NaN': there is none"),
     ('{"instruction": "a", "input": "b", "context": "c"}', "both 'input' and 'context'"),
 ]
@@ -255,7 +255,7 @@ def test_a_doubled_key_in_a_list_is_one_bad_row(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"instruction": "x", "input": "1", "input": "2"},\n{"instruction": "y"}]')
     result = read("a.json", tmp_path, "quarantine")
     assert texts_of(result.pool) == ["y"]
-    assert [(row.where, row.reason) for row in result.bad_rows] == [("a.json:1", "the key 'input' is there twice")]
+    assert [(row.where, row.reason) for row in result.bad_rows] == [("a.json:1", "duplicate key 'input'")]
 
 
 @pytest.mark.parametrize("key", ["context", "inputs", "passage"])
@@ -479,7 +479,7 @@ def test_a_reference_is_a_text_or_canonical_json(tmp_path: Path, given: str, exp
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [('"\\ud800"', "half a character"), ('["\\ud800"]', "half a character"), ("NaN", "no JSON value")],
+    [('"\\ud800"', "half a character"), ('["\\ud800"]', "half a character"), ("NaN", "not a JSON value")],
 )
 def test_a_reference_that_is_none(tmp_path: Path, given: str, said: str) -> None:
     (tmp_path / "p.jsonl").write_text(f'{{"instruction": "x", "reference": {given}}}\n')

@@ -195,7 +195,7 @@ def _messages(content: str) -> str:
         (GOOD + "json_schema: scores", "`json_schema` is for referees"),
         (GOOD.replace("role: user", "role: tool"), "message 1 has the unknown role 'tool'"),
         (GOOD.replace("role: user", "role: assistant"), "the last message must be the user's"),
-        (GOOD + "  - {role: system, content: x}", "message 2 is the system's"),
+        (GOOD + "  - {role: system, content: x}", "message 2 is a system message"),
         (GOOD + "  - {role: user, content: 3}", "the content of message 2 is not a text"),
         (GOOD + "  - {role: user}", "message 2 needs a role and a content"),
         (GOOD + "  - hello", "message 2 needs a role and a content"),

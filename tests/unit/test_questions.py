@@ -56,7 +56,7 @@ def test_rows_of_equal_text_are_two_questions(tmp_path: Path) -> None:
         ({"id": "b", "text": 3}, "own.jsonl:2: 'text' is not a string but int"),
         ({"id": "b", "text": "Why?", "category": 3}, "own.jsonl:2: category: a text is wanted"),
         ({"id": "b", "turns": ["Why?", "Really?"]}, "own.jsonl:2: 2 turns"),
-        ({"id": "b", "text": "\ud800"}, "own.jsonl:2: 'text' holds half a character"),
+        ({"id": "b", "text": "\ud800"}, "own.jsonl:2: 'text' holds a lone surrogate"),
         ([], "own.jsonl:2: not a JSON object"),
     ],
 )

@@ -55,7 +55,7 @@ def test_the_line_never_says_0_requests_while_a_server_works() -> None:
     rates.add(0.0, ServerCounts())
     stats = Stats(in_flight=64, served=rates.add(10.0, parse_counts(PAGE)))
     line = meter_line({"local": [stats]}, 0.0, None)
-    assert line == "local: reads 40 and writes 25 tokens/s, 23 answers finished, 41 under way, 7 waiting"
+    assert line == "local: reads 40 and writes 25 tokens/s, 23 answers finished, 41 running, 7 waiting"
     assert "requests/min" not in line
 
 
