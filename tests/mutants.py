@@ -1,7 +1,7 @@
 """Mutation testing: how many small faults, put into the code one at a time, the quick tests notice.
 
 ``make mutants SAMPLE=300`` tests so many, drawn from all with the same chance for each, and says how far the share in
-all may be from the share in the sample; ``SEED=2`` draws others. ``make mutants`` tests every one, which takes days;
+all may be from the share in the sample; ``SEED=2`` draws others. ``make mutants`` tests every one;
 ``make mutants MUTATE=lion_ray/gateway/ledger.py TESTED=tests/gateway/test_ledger.py`` looks at one module. It works in
 ``.mutants``, a copy of the files that git tracks. What is not sampled goes on there where it was cut off, and a mutant
 whose function has not changed is not tested again; a sample always is.
@@ -40,7 +40,7 @@ MUTATE = (
 )
 TESTED = ("tests/unit", "tests/gateway")
 LEFT_OUT = (
-    # They read the package's source files, which hold every mutant at once there: fifty times as much.
+    # They read the package's source files, which hold every mutant at once there: eleven times the text.
     "tests/unit/test_foreign_code.py",
     "tests/unit/test_imports.py",
     "tests/unit/test_layout.py",
