@@ -1,4 +1,4 @@
-"""What the cluster has, what a run waits for, and where its actors go."""
+"""Cluster resources: what is free, what a run waits for, and where its actors are placed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def scarce(wanted: Mapping[str, float]) -> str:
-    """What is waited for, and how much of it the cluster has now: ``1 GPU (0 free of 0 in the cluster)``."""
+    """The wanted resources with their availability, such as ``1 GPU (0 free of 0 in the cluster)``."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(
         f"{count:g} {name} ({free.get(name, 0):g} free of {total.get(name, 0):g} in the cluster)"
@@ -19,7 +19,7 @@ def scarce(wanted: Mapping[str, float]) -> str:
 
 
 def group_waits(bundle: Mapping[str, float], count: int) -> bool:
-    """Whether a placement group of `count` such bundles has no place yet."""
+    """Whether a placement group of `count` such bundles is still pending."""
     wanted = {name: amount for name, amount in bundle.items() if amount}
     return any(
         group["state"] == "PENDING" and list(group["bundles"].values()) == [wanted] * count
@@ -28,5 +28,5 @@ def group_waits(bundle: Mapping[str, float], count: int) -> bool:
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:
-    """On the driver's node: what is lost with it ends with the run anyway."""
+    """Place an actor on the driver's node: if that node is lost, the run ends anyway."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
