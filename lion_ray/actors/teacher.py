@@ -256,7 +256,7 @@ async def _lease(ledger: Any, proxy: str, wanted: float) -> float | None:
         leased: float | None = await ledger.lease.remote(proxy, wanted)
     except LOST:
         raise InfrastructureError(
-            "the run's ledger is lost (its process was killed, or its machine is gone), and no call is made without it: "
+            "the run's ledger is lost (its process was killed or its machine is gone), and no call is made without it; "
             "everything paid for is kept; run the same command again to resume"
         ) from None
     return leased

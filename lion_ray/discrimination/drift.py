@@ -8,8 +8,8 @@ Invariants:
 
 The test: for one pair in one order, the gaps score(good) - score(poor) of two iterations come from one distribution if
 the judge is unchanged, so their difference is equally likely to be negative or positive. Over all sign assignments of
-the differences (Fisher's randomisation test; exact up to `EXACT` of them), `p_gap` is the share whose sum is as far from
-zero as the observed sum. This assumes nothing about the noise; scores need not be normal. `p_agreement` is
+the differences (Fisher's randomisation test; exact up to `EXACT` of them), `p_gap` is the share whose sum is as far
+from zero as the observed sum. This assumes nothing about the noise; scores need not be normal. `p_agreement` is
 McNemar's sign test on the verdicts that were right before and are wrong now. At `ALPHA` each, an unchanged judge is
 reported as drifted in at most one iteration of fifty.
 
