@@ -1,7 +1,7 @@
-"""What every long-lived actor lets be seen of itself: that it answers, where it runs, and what it is doing.
+"""Base of every long-lived actor: a heartbeat, its node and process, and its stack traces.
 
-Invariant: a stack can be had of an actor that no longer answers: the process writes it on SIGUSR1, whatever its threads
-are at (`faulthandler`), and a task on its node sends the signal and reads what was written.
+Invariant: stacks are available even if an actor no longer answers. Its process writes them on SIGUSR1, whatever its
+threads do (`faulthandler`); a task on its node sends the signal and reads the file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lion_ray.core.errors import as_raised
 
 WRITING_S = 5.0
-"""How long a process may take to write its stack."""
+"""Timeout for a process to write its stack, in seconds."""
 RESTARTS = 5
-"""How often one actor of a role is started again in a run."""
+"""Maximum restarts of one actor in a run."""
 LONGEST = 20_000
-"""Characters of a stack that are kept."""
+"""Maximum length of a stack, in characters."""
 
 
 LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
-"""What Ray raises where an actor's process is gone; the second, which is not one of the first, where Ray ended it."""
+"""What Ray raises if an actor's process is gone; the second (not a subclass of the first) if Ray killed it."""
 TOLD = 300
-"""Characters of what Ray said."""
+"""Maximum length of Ray's message, in characters."""
 _SHORT = re.compile(r"running low on memory.*?\(IP: ([^,)]+).*?was ([0-9.]+ ?GB) used / ([0-9.]+ ?GB) limit", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Place(NamedTuple):
-    """Where an actor's process is."""
+    """An actor's node and process."""
 
     node: str
     pid: int
@@ -48,7 +48,7 @@ class BaseActor:
     """A base for actor classes."""
 
     def alive(self) -> Place:
-        """Where this actor runs; that it answers is the point. From the first answer on its stack can be had."""
+        """The heartbeat; returns where this actor runs. After the first call its stack is available."""
         if not hasattr(self, "_stack_file"):
             self._stack_file = _stack_path(os.getpid()).open("w")
             faulthandler.register(signal.SIGUSR1, file=self._stack_file, all_threads=True)
@@ -56,39 +56,38 @@ class BaseActor:
 
 
 def restartable(role: type, *, at_once: int) -> Any:
-    """A role's class as an actor that Ray starts again where its process or its machine went.
+    """A role's class as an actor that Ray restarts if its process or machine is lost.
 
-    What it was asked is asked again without end: as long as nobody has seen that a machine is gone, a call to it fails
-    within milliseconds, and any number of retries would be used up by then. An actor that dies `RESTARTS` times and
-    once more ends its callers all the same.
+    Its calls are retried without limit: until Ray notices that a machine is gone, a call to it fails within
+    milliseconds, so any limit would be used up. After more than `RESTARTS` restarts the calls fail.
     """
     return ray.remote(num_cpus=0, max_restarts=RESTARTS, max_task_retries=-1, max_concurrency=at_once)(role)
 
 
 def short_of_memory(error: BaseException, remedy: str) -> str:
-    """In a line, that Ray ended a process whose machine was short of memory, and what to do; "" where it did not."""
+    """One line if Ray killed a process because its machine was short of memory, with what to do; else ""."""
     said = str(as_raised(error))
     if not isinstance(as_raised(error), ray.exceptions.OutOfMemoryError) and "OOM" not in said:
         return ""
     found = _SHORT.search(said)
     where = f" {found[1]} was short of memory ({found[2]} of {found[3]} used)" if found else " was short of memory"
-    return f"Ray ended its process, as the machine{where}; {remedy}"
+    return f"Ray ended its process because the machine{where}; {remedy}"
 
 
 def why_lost(error: BaseException, remedy: str = "give the machine more, or let less run beside it") -> str:
-    """In a line, why an actor or a worker is gone. `remedy`: where its machine was short of memory."""
+    """One line: why an actor or a worker is gone. `remedy`: what to do if its machine was short of memory."""
     said = _COLOURS.sub("", str(as_raised(error)))
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return short_of_memory(error, remedy) or (lines[0] if lines else type(error).__name__)[:TOLD]
 
 
 async def get_within(reference: Any, seconds: float) -> Any:
-    """What `reference` comes to. Raises TimeoutError where that takes longer, and what it raises."""
+    """Await a Ray reference with a timeout. Raises TimeoutError, or the reference's own exception."""
     return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
 
 
 def stack(place: Place) -> ray.ObjectRef[str]:
-    """A reference to the stacks of all threads of an actor's process."""
+    """A Ray reference to the stacks of all threads of an actor's process."""
     here = NodeAffinitySchedulingStrategy(place.node, soft=False)
     return _read_stack.options(scheduling_strategy=here).remote(place.pid)
 
@@ -100,7 +99,7 @@ def _read_stack(pid: int) -> str:
     os.kill(pid, signal.SIGUSR1)
     until = time.monotonic() + WRITING_S
     text = ""
-    # It is whole when it has stopped growing.
+    # The stack is complete once the file stops growing.
     while time.monotonic() < until:
         time.sleep(0.1)
         now = path.read_text()[before:]

@@ -1,6 +1,6 @@
 """The run's Budget as an actor: one message leases money for many calls.
 
-It is not restarted: what it knows is in the journal, and the same command reads it there again.
+It is not restarted: its state is in the journal, from which the same command reads it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RunLedger(BaseActor):
         self._budget.report(proxy, spent, returned)
 
     def spent(self) -> float:
-        """US dollars, all attempts of the run together, with what may have been billed."""
+        """US dollars spent by all attempts of the run, including what may have been billed."""
         return self._budget.spent
 
 

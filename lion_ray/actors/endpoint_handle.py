@@ -1,4 +1,4 @@
-"""The way to an endpoint's proxies, for whoever sends calls: by name, so that Ray can restart either side.
+"""A client-side handle of an endpoint's proxies. It finds them by name, so that Ray can restart either side.
 
 Invariant: the same call always goes to the same proxy, so that two proxies never buy it twice.
 """
@@ -27,7 +27,7 @@ class EndpointHandle:
         self._proxies: list[Any] = [ray.get_actor(name) for name in names]
 
     async def complete(self, calls: Sequence[Call], *, patient: bool = True) -> list[Outcome]:
-        """Every call's outcome, in order; one message to each proxy that has a part in it. Raises what it raises."""
+        """Every call's outcome, in order, with one message to each proxy involved. Raises what a proxy raises."""
         parts: dict[int, list[int]] = {}
         for index, call in enumerate(calls):
             parts.setdefault(_place(call) % len(self._proxies), []).append(index)

@@ -1,12 +1,12 @@
 """Generator: writes new instructions from hard and easy ones, and keeps those that are new.
 
 Invariants:
-- What is accepted depends on the answers and on the order of requests, never on the order of arrival.
+- Acceptance depends on the answers and on the order of requests, never on the order of arrival.
 - Every candidate is either accepted or rejected with a reason that is counted.
-- Requests are bounded: a target that cannot be met ends the stage with what there is, and is reported.
-- Which requests are sent follows from the decisions before them, block by block in order, so a resumed stage sends the
-  same and finds their answers in the journal.
-- A part of the new pool is handed over as soon as it is full, so that the teacher can begin with it.
+- Requests are bounded: if the target cannot be met, the stage ends with fewer rows and reports it.
+- The requests follow from earlier decisions, block by block in order, so a resumed stage sends the same requests and
+  finds their answers in the journal.
+- A part of the new pool is yielded as soon as it is full, so that the teacher can start on it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from lion_ray.similarity.novelty import NoveltyIndex
 
 KINDS = ("hard", "easy")
 BLOCK = 64
-"""Requests in a message at most, decided together. No settings, these: what is accepted depends on them."""
+"""Maximum requests in one message; they are decided together. Not configurable, because acceptance depends on it."""
 AHEAD = {"live": 256, "batch": 4096}
-"""Requests of a kind that are sent and not yet decided, at most: a Batch API wants many at once."""
+"""Maximum requests of a kind that are sent and not yet decided: a Batch API needs many at once."""
 ORDINALS = 1_000_000
-"""Ordinals kept for one iteration, so that a seed drawn again is asked anew and not answered from the journal."""
+"""Ordinals reserved for one iteration, so that a seed drawn again is a new call and not answered from the journal."""
 
 
 class Generator(BaseActor):
-    """The writer, as an async actor."""
+    """The generator as an async actor."""
 
     def __init__(
         self, config: GeneratorConfig, limits: GenerationConfig, proxies: Sequence[str], base_dir: Path, seed: int
@@ -60,7 +60,7 @@ class Generator(BaseActor):
         self._stage: _Stage | None = None
 
     async def accepted(self) -> int:
-        """Instructions accepted so far in the stage under way."""
+        """Instructions accepted so far in the current stage."""
         return len(self._stage.accepted) if self._stage else 0
 
     async def create(
@@ -73,8 +73,8 @@ class Generator(BaseActor):
         iteration: int,
         shard_rows: int,
     ) -> AsyncIterator[Piece]:
-        """New instructions from `hard` and `easy` seeds (INSTRUCTION rows), none of them near `known` or `heldout`, or
-        near the `text` of `questions`, those of evaluation sets.
+        """New instructions from `hard` and `easy` seeds (INSTRUCTION rows). None is similar to `known`, to `heldout` or
+        to the `text` of `questions`, which come from evaluation sets.
 
         Yields:
             The accepted rows in order of acceptance, `shard_rows` at a time; then every candidate in order of request.
@@ -126,18 +126,18 @@ GeneratorActor: Any = restartable(Generator, at_once=10)
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One instruction asked for: its kind's `number`th, from the seed `parent`."""
+    """One requested instruction: number `number` of its kind, from the seed `parent`."""
 
     kind: str
     number: int
     parent: str
     text: str
-    """The seed's."""
+    """The seed's text."""
     ordinal: int
 
 
 class _Stage:
-    """One iteration's generation: what was asked, what was kept, and why the rest was not."""
+    """The state of one iteration's generation: requests, accepted rows, and all candidates with reasons."""
 
     def __init__(
         self,
@@ -164,8 +164,8 @@ class _Stage:
         self.candidates: list[dict[str, Any]] = []
 
     def next_blocks(self, kinds: Iterable[str], draw: Callable[[str, int], dict[str, Any]]) -> Iterator[list[_Request]]:
-        """The requests to send now, by what was decided so far; none where the targets are met, the attempts used up,
-        or enough is under way."""
+        """The requests to send now, given the decisions so far. Empty if the targets are met, the attempts are used up,
+        or enough requests are in flight."""
         requests = []
         for kind in kinds:
             wanted = self._decided[kind] + wave_size(
@@ -184,7 +184,7 @@ class _Stage:
             yield requests[start : start + BLOCK]
 
     def next_parts(self, rows: int, *, rest: bool = False) -> Iterator[Piece]:
-        """What was accepted and not handed over yet, `rows` at a time; with `rest` also what is left then."""
+        """The accepted rows not yielded yet, `rows` at a time; with `rest`, also the remainder."""
         while len(self.accepted) - self._handed >= (1 if rest else rows):
             start = self._handed
             part = self.accepted[start : start + rows]
@@ -202,7 +202,7 @@ class _Stage:
         return len(self._index)
 
     def take(self, request: _Request, outcome: Outcome) -> str | None:
-        """Decide on a candidate; requests come in the order in which they were asked. Returns why not, or None."""
+        """Decide on a candidate, in the order of requests. Returns None if accepted, else the reason."""
         kind = request.kind
         self._decided[kind] += 1
         row: dict[str, Any] = {

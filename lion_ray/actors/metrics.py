@@ -18,14 +18,14 @@ from lion_ray.core.progress import Stage
 from lion_ray.gateway.stats import Event, Stats
 
 AGAIN_S = 2.0
-"""How often standing values are set again; Ray exports every 10 s unless it is told otherwise."""
+"""Interval at which values are set again, in seconds; Ray exports every 10 s by default."""
 
 
 class Gauge(PassingGauge):
-    """A gauge whose values stand until they are set again.
+    """A gauge that keeps its values until they change.
 
-    Ray exports a gauge's value only for the interval in which it was set, so what is set once, such as an engine's
-    checkpoint, would be gone from Prometheus seconds later.
+    Ray exports a gauge's value only for the interval in which it was set, so a value set once, such as an engine's
+    checkpoint, would disappear from Prometheus seconds later.
     """
 
     _all: ClassVar[weakref.WeakSet[Gauge]] = weakref.WeakSet()
@@ -42,7 +42,7 @@ class Gauge(PassingGauge):
                 Gauge._thread.start()
 
     def set(self, value: float | None, tags: dict[str, str] | None = None) -> None:
-        """Set it, until it is set again."""
+        """Set the value; it is kept until the next call."""
         if value is not None:
             with Gauge._lock:
                 self._stands[tuple(sorted((tags or {}).items()))] = value
@@ -66,12 +66,12 @@ def _set_again() -> None:
 
 
 def own_name() -> str:
-    """The name of the actor that this process is; empty where it has none."""
+    """The name of this process's actor; "" if it has none."""
     return ray.get_runtime_context().get_actor_name() or ""
 
 
 def vllm_loggers() -> list[Any]:
-    """What vLLM shows its own metrics to Ray with, gauges standing as ours do; importing it imports vLLM."""
+    """The classes with which vLLM exports its metrics to Ray, with gauges like ours. Imports vLLM."""
     from vllm.v1.metrics.ray_wrappers import RayGaugeWrapper, RayPrometheusMetric, RayPrometheusStatLogger
 
     class StandingGauge(RayGaugeWrapper):
@@ -92,12 +92,12 @@ SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
 
 
 class EndpointMetrics:
-    """What one proxy of an endpoint counts."""
+    """The metrics of one endpoint proxy."""
 
     def __init__(self, endpoint: str, proxy: str) -> None:
         labels = {"endpoint": endpoint, "proxy": proxy}
         by_role = (*labels, "role")
-        self._calls = Counter("lion_calls", "Calls, by how they ended.", (*by_role, "status"))
+        self._calls = Counter("lion_calls", "Calls, by outcome.", (*by_role, "status"))
         self._tokens = Counter("lion_tokens", "Tokens bought.", (*by_role, "kind"))
         self._cost = Counter("lion_cost_usd", "US dollars spent.", by_role)
         self._limited = Counter("lion_rate_limited", "Answers with status 429.", by_role)
@@ -118,7 +118,7 @@ class EndpointMetrics:
             case "retried":
                 self._retried.inc(1, role)
             case "surprised":
-                return  # no outcome of a call, but what one has shown
+                return  # not the outcome of a call
             case status:
                 self._calls.inc(1, role | {"status": status})
         if event.kind == "completed":
@@ -136,7 +136,7 @@ class EndpointMetrics:
 
 
 class StageMetrics:
-    """How far the stages of a run are: a listener of its `Progress`."""
+    """The progress of a run's stages: a listener of its `Progress`."""
 
     def __init__(self, run: str) -> None:
         labels = ("run", "stage")
@@ -156,7 +156,7 @@ class StageMetrics:
 
 
 class PoolMetrics:
-    """The generator's: what it decided, and how large the pool grew."""
+    """The generator's metrics: its decisions, and the size of the pool."""
 
     def __init__(self) -> None:
         self._candidates = Counter("lion_candidates", "Generated instructions.", ("run", "kind", "outcome"))
@@ -165,13 +165,13 @@ class PoolMetrics:
             metric.set_default_tags({"run": own_name().rpartition("/")[0]})
 
     def decided(self, kind: str, outcome: str, pool: int) -> None:
-        """Count a candidate; `outcome` is accepted, or why not."""
+        """Count a candidate; `outcome` is accepted or the reason for its rejection."""
         self._candidates.inc(1, {"kind": kind, "outcome": outcome})
         self._pool.set(pool)
 
 
 class TrainingMetrics:
-    """The first training worker's."""
+    """The metrics of the first training worker."""
 
     def __init__(self, run: str, iteration: int) -> None:
         labels = {"run": run, "iteration": str(iteration)}
@@ -182,7 +182,7 @@ class TrainingMetrics:
                 ("loss", "Nats for each labelled token, in the last step."),
                 ("tokens_per_second", "Tokens trained on, in the last step."),
                 ("grad_norm", "The gradient's norm before clipping."),
-                ("learning_rate", "Of the last step."),
+                ("learning_rate", "Learning rate in the last step."),
             )
         }
         for gauge in self._now.values():
@@ -195,24 +195,24 @@ class TrainingMetrics:
 
 
 class EnginePoolMetrics:
-    """The student's engines together."""
+    """The metrics of all student engines together."""
 
     def __init__(self, run: str) -> None:
-        self._engines = Gauge("lion_engines", "Student engines, by what they do.", ("run", "state"))
+        self._engines = Gauge("lion_engines", "Student engines, by state.", ("run", "state"))
         self._engines.set_default_tags({"run": run})
 
     def show(self, ready: int, starting: int, waiting: int) -> None:
-        """Set the gauges; those that wait have no place in the cluster yet."""
+        """Set the gauges. `waiting` engines are not scheduled in the cluster yet."""
         for state, count in (("ready", ready), ("starting", starting), ("waiting", waiting)):
             self._engines.set(count, {"state": state})
 
 
 class EngineMetrics:
-    """One student engine's."""
+    """The metrics of one student engine."""
 
     def __init__(self) -> None:
         self._up = Gauge("lion_engine_up", "1 while the engine serves this checkpoint.", ("engine", "version"))
-        self._shards = Gauge("lion_engine_shards", "Shards that the engine is at.", ("engine",))
+        self._shards = Gauge("lion_engine_shards", "Shards in flight at the engine.", ("engine",))
         self._tokens = Counter("lion_engine_tokens", "Tokens that the engine has generated.", ("engine",))
         self._version = ""
         self._at = 0
@@ -220,14 +220,14 @@ class EngineMetrics:
             metric.set_default_tags({"engine": own_name()})
 
     def serves(self, version: str) -> None:
-        """From now on the engine serves this checkpoint."""
+        """Record that the engine now serves this checkpoint."""
         if self._version:
             self._up.set(0, {"version": self._version})
         self._version = version
         self._up.set(1, {"version": version})
 
     def answering(self, change: int) -> None:
-        """So many shards more, or fewer."""
+        """Add `change` to the number of shards in flight."""
         self._at += change
         self._shards.set(self._at)
 

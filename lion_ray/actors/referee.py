@@ -1,7 +1,7 @@
-"""Referee: judges the teacher's answer against the student's, and in each iteration a few pairs that anyone can decide.
+"""Referee: judges the teacher's answer against the student's, and re-judges the canary pairs in each iteration.
 
 Invariants:
-- What is asked and what is made of the replies is the judge's (`discrimination.judge`); this actor only carries it.
+- The judge (`discrimination.judge`) makes the questions and reads the replies; this actor only sends the calls.
 - Every call goes through a TeacherProxy; a shard costs one message per round of asking.
 """
 
@@ -23,12 +23,12 @@ from lion_ray.discrimination.pairwise import JUDGED, PairwiseJudge
 
 
 class Referee(BaseActor):
-    """The judge, as an async actor."""
+    """The judge as an async actor."""
 
     def __init__(
         self, config: RefereeConfig, proxies: Sequence[str], structured: bool, base_dir: Path, seed: int, tau: float
     ) -> None:
-        """`proxies`: the names of the endpoint's actors; `structured`: it can be held to a JSON schema.
+        """`proxies`: the names of the endpoint's actors; `structured`: it supports a JSON schema.
 
         Raises:
             ConfigError: the template or the canaries cannot be used.
@@ -44,8 +44,8 @@ class Referee(BaseActor):
     ) -> pa.Table:
         """Verdicts on a shard: INSTRUCTION, ANSWER and ANSWER rows of the same order in, VERDICT rows out.
 
-        Of the tables only the columns in JUDGED are used. `both_orders`: of every row, whatever the configuration
-        says; for what is measured and not split.
+        Only the columns in JUDGED are used. `both_orders`: judge every row in both orders, whatever the configuration
+        says; for rows that are measured and not split.
         """
         tables = (
             part.select([*columns, *({"messages"} & set(part.column_names))]).to_pylist()
@@ -57,7 +57,7 @@ class Referee(BaseActor):
     async def judge_canaries(self, iteration: int, stage: str) -> pa.Table:
         """Verdicts on the canary pairs, in both orders, the good answer in the teacher's place.
 
-        Asked anew in each iteration: another sample has another key, so the journal does not answer for the judge.
+        Each iteration is a new sample with its own journal key, so the calls are not answered from the journal.
         """
         rows: list[JudgedRow] = []
         for canary in self._canaries:

@@ -1,7 +1,8 @@
-"""What the cluster has, what a run waits for, and where its actors go.
+"""Cluster resources: what is free, what a run waits for, and where its actors are placed.
 
-Invariant: a role actor asks for no CPU, and Ray would put such an actor on any node: on a head that has no keys and is
-to run nothing, or on a GPU node, which the autoscaler then cannot take away. So none is started without `for_roles`.
+Invariant: no role actor is started without the options of `for_roles`. A role actor reserves no CPU, so Ray would place
+it on any node: on a head that has no keys and should run nothing, or on a GPU node, which the autoscaler then cannot
+remove.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def scarce(wanted: Mapping[str, float]) -> str:
-    """What is waited for, and how much of it the cluster has now: ``1 GPU (0 free of 0 in the cluster)``."""
+    """The wanted resources with their availability, such as ``1 GPU (0 free of 0 in the cluster)``."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return ", ".join(
         f"{count:g} {name} ({free.get(name, 0):g} free of {total.get(name, 0):g} in the cluster)"
@@ -24,7 +25,7 @@ def scarce(wanted: Mapping[str, float]) -> str:
 
 
 def group_waits(bundle: Mapping[str, float], count: int) -> bool:
-    """Whether a placement group of `count` such bundles has no place yet."""
+    """Whether a placement group of `count` such bundles is still pending."""
     wanted = {name: amount for name, amount in bundle.items() if amount}
     return any(
         group["state"] == "PENDING" and list(group["bundles"].values()) == [wanted] * count
@@ -48,5 +49,5 @@ def for_roles() -> dict[str, Any]:
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:
-    """On the driver's node: what is lost with it ends with the run anyway."""
+    """Place an actor on the driver's node: if that node is lost, the run ends anyway."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

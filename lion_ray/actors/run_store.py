@@ -1,12 +1,12 @@
 """The run store actor: reads, writes and computes in the run folder, so that the driver sees only summaries.
 
 Invariants:
-- What goes through the driver is references and summaries, never rows.
-- A part is written whole or not at all (`store`); writing it again writes the same, so an actor that died and was
-  restarted is simply asked again.
+- Only references and summaries pass through the driver, never rows.
+- A part is written completely or not at all (`store`). Writes are idempotent, so calls to a restarted actor are simply
+  retried.
 
-An actor and not Ray tasks: a node keeps no more idle workers than it has CPUs, and starting one costs more than a
-hundred parts. This module knows neither when something is due nor what it is for (`loop`, `stages`).
+An actor rather than Ray tasks: a node keeps no more idle workers than it has CPUs, and starting one costs more than a
+hundred parts. This module does not know when a stage is due or what its rows are for (`loop`, `stages`).
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ from lion_ray.models.resolve import resolve_model
 
 
 class RunStoreServer(BaseActor):
-    """Reads and writes of one run, several at once."""
+    """Reads and writes one run's folder, with several calls at once."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
 
     def load(self, *names: str) -> pa.Table:
-        """Some parts as one table; an empty INSTRUCTION table for none."""
+        """The named parts as one table; without names, an empty INSTRUCTION table."""
         if not names:
             return INSTRUCTION.empty_table()
         return as_instructions(self._store.read_table(name) for name in names)
 
     def load_each(self, *parts: tuple[str, Sequence[str]]) -> list[pa.Table]:
-        """Of each part these columns, and its conversations where it has any, a table each; ask for as many returns.
+        """One table for each part: these columns, and its conversations if it has any. Call it with as many returns.
 
-        One task is cheaper than several. Raises DamagedError where a column is missing.
+        One task is cheaper than several. Raises DamagedError if a column is missing.
         """
         found = []
         for name, columns in parts:
@@ -78,7 +78,7 @@ class RunStoreServer(BaseActor):
         return found
 
     def commit(self, stage: str, index: int, rows: pa.Table | None) -> Manifest:
-        """Write a part, or take the one that is there (`rows` None); returns its summary."""
+        """Write a part, or use the existing one (`rows` None). Returns its summary."""
         folder = self._store.stage(stage)
         if rows is None:
             rows = folder.read_part(index)
@@ -95,7 +95,7 @@ class RunStoreServer(BaseActor):
         if taken.contaminated:
             self._store.write_bytes(layout.CONTAMINATED, taken.contaminated_jsonl().encode())
         if taken.questions:
-            # The generator holds its candidates against the questions that the pool was held against.
+            # The generator checks its candidates against the same questions.
             self._store.write_table(layout.QUESTIONS, pa.table({"text": pa.array(taken.questions, pa.string())}))
         first, heldout = (
             write_pool(self._store, name, pool, config.rows_per_shard(pool.num_rows))
@@ -104,10 +104,10 @@ class RunStoreServer(BaseActor):
         return first | taken.counts(), heldout
 
     def commit_generated(self, iteration: int, piece: Piece) -> Manifest:
-        """Write what the generator came to: a part of the new pool, or at its end every candidate.
+        """Write a piece from the generator: a part of the new pool, or at the end every candidate.
 
         Returns:
-            ``part`` and ``rows`` of a part; of the candidates what to know of them, by kind.
+            For a part, ``part`` and ``rows``; for the candidates, their counts by kind.
         """
         if piece.part is not None:
             self._store.stage(layout.pool(iteration)).write_part(piece.part, piece.rows)
@@ -125,8 +125,8 @@ class RunStoreServer(BaseActor):
         return {"kinds": counts, **spent(piece.rows)}
 
     def split_verdicts(self, stage: str, instructions: list[str], tau: float, seed: int) -> Manifest:
-        """Split judged rows into hard.parquet and easy.parquet beside the verdicts; returns what to know of them."""
-        # By columns: the reviews are most of the verdicts, and a Cache Pool may have a million rows.
+        """Split judged rows into hard.parquet and easy.parquet beside the verdicts. Returns a summary."""
+        # Only these columns: the reviews are most of the data, and a Cache Pool may have a million rows.
         everything = self._store.stage(stage).read(len(instructions), split.COLUMNS, split.OWN_COLUMNS)
         verdicts = ok_rows(everything)
         lags = split.lags(verdicts, tau)
@@ -143,18 +143,18 @@ class RunStoreServer(BaseActor):
         }
 
     def filter_answers(self, config: RunConfig, base_dir: Path, instructions: str, answers: str) -> pa.Table:
-        """Which answers of a part are trained on: KEPT rows. Raises ConfigError where a filter cannot be used."""
+        """Which answers of a part to train on, as KEPT rows. Raises ConfigError if a filter cannot be used."""
         asked, given = self._store.read_table(instructions), self._store.read_table(answers)
         return kept(load_filters(config.imitation.filters, base_dir), asked, given)
 
     def check_answers(self, config: RunConfig, base_dir: Path, iteration: int | None) -> Manifest:
         """Score the held-out answers of an iteration's student, or the teacher's (None), by the configured checks.
 
-        Returns the manifest of what was written; a part of CHECKED rows.
+        Writes one part of CHECKED rows and returns its manifest.
 
         Raises:
             ConfigError: a check cannot be loaded here.
-            DataError: not one answer could be scored.
+            DataError: no answer could be scored.
         """
         heldout = self._store.stage(layout.pool(layout.HELDOUT))
         parts = (heldout.manifest() or {})["parts"]
@@ -168,8 +168,8 @@ class RunStoreServer(BaseActor):
         if (why := check_scores.nothing_scored(rows)) is not None:
             who = "the teacher's answers" if iteration is None else f"the answers of iteration {iteration}'s student"
             raise DataError(
-                f"evaluation.checks: not one of {who} to the held-out instructions could be scored: {why}. Correct the "
-                "checks or the references, and begin a run of another name"
+                f"evaluation.checks: none of {who} to the held-out instructions could be scored: {why}. Correct the "
+                "checks or the references, and start a run with another name"
             )
         self._store.stage(layout.checks(iteration)).write_part(0, rows)
 
@@ -187,7 +187,7 @@ class RunStoreServer(BaseActor):
         return check_scores.counts(rows) | {"parts": 1} | found
 
     def commit_canaries(self, iteration: int, verdicts: pa.Table) -> Manifest:
-        """Write an iteration's verdicts on the canary pairs; returns them held against the first iteration's."""
+        """Write an iteration's verdicts on the canary pairs. Returns a summary compared with the first iteration's."""
         stage = self._store.stage(layout.canaries(iteration))
         stage.write_part(0, verdicts)
         gaps = canary_gaps(verdicts)
@@ -210,13 +210,13 @@ RunStoreActor: Any = restartable(RunStoreServer, at_once=8)
 
 
 def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> None:
-    """See that the student can be asked every row that is more than one turn, before anything is bought.
+    """Check, before any call is paid, that the student's prompt format supports every row of several turns.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it does not.
     """
     found: dict[tuple[str, ...], tuple[Prompt, int]] = {}
-    """The roles of a conversation: the first row of that kind, and how many there are."""
+    """By sequence of roles: the first such row, and the number of such rows."""
     for pool in pools:
         for row in _conversations(pool).to_pylist():
             prompt = Prompt.of(row)
@@ -225,7 +225,7 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
             found[roles] = first, count + 1
     if not found:
         return
-    # Here, as it takes seconds and few pools need it.
+    # Imported here, because it takes seconds and few pools need it.
     from lion_ray.models.prompter import Prompter
 
     model = resolve_model(config.student.model, base_dir=base_dir, progress=tell)
@@ -235,8 +235,8 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
             prompter.check(roles)
         except ModelError as error:
             raise ConfigError(
-                f"data: {count} rows are conversations of {', '.join(roles)}, such as {first.text[:60]!r}, and the "
-                f"student cannot be asked them: {error}"
+                f"data: {count} rows are conversations of {', '.join(roles)}, such as {first.text[:60]!r}, but the "
+                f"student's prompt format cannot express them: {error}"
             ) from None
 
 
@@ -248,7 +248,7 @@ def _conversations(pool: pa.Table) -> pa.Table:
 
 
 def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:
-    """Write a pool's parts; a cut-off attempt may have left more of them, the manifest says how many count."""
+    """Write a pool's parts. An interrupted attempt may have left more; the manifest says how many count."""
     folder = store.stage(layout.pool(name))
     parts = 0
     for parts, shard in enumerate(shards(pool, shard_rows), start=1):
@@ -270,12 +270,12 @@ def summary(rows: pa.Table) -> Manifest:
 
 
 def _reasons(rows: Sequence[Mapping[str, Any]], status: str) -> dict[str, int]:
-    """How often each reason is there; what stands in parentheses is one row's detail, and not counted apart."""
+    """The number of rows for each reason, ignoring details in parentheses."""
     return dict(Counter(row["reason"].split(" (")[0] for row in rows if row["reason"] and row["status"] == status))
 
 
 def kept(filters: Sequence[RowFilter], instructions: pa.Table, answers: pa.Table) -> pa.Table:
-    """What the filters say of answered rows, as KEPT; a row without an answer stays what it is."""
+    """The filters' decisions as KEPT rows; a row without an answer keeps its status."""
     rows = []
     asked = zip(instructions.to_pylist(), answers.to_pylist(), strict=True)
     for question, answer in asked:
@@ -314,12 +314,12 @@ def spent(rows: pa.Table) -> Manifest:
 
 
 def counted(values: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value is there, nulls left out, the most frequent first."""
+    """The number of occurrences of each value except null, most frequent first."""
     return dict(Counter(value for value in values.to_pylist() if value is not None).most_common())
 
 
 def canary_gaps(verdicts: pa.Table) -> Gaps:
-    """score(good) - score(poor) of each canary and order that gave both; by a judge without scores, its gap."""
+    """score(good) - score(poor) of each canary and order with both scores; for a judge without scores, its gap."""
     if "gap" in verdicts.column_names:
         found = zip(verdicts["id"].to_pylist(), verdicts["gap"].to_pylist(), strict=True)
         return {(row, "gap"): gap for row, gap in found if gap is not None}

@@ -1,8 +1,8 @@
-"""One of the student's engines as a Ray actor.
+"""One student engine as a Ray actor.
 
 Invariants:
-- An answer carries the version of the weights that it was made with.
-- vLLM's core can die while its actor lives, so Ray's own restarts are off: the pool (`actors.student_pool`) replaces.
+- An answer carries the version of the weights that generated it.
+- vLLM's core can die while its actor lives, so Ray's restarts are off: the pool (`actors.student_pool`) replaces it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lion_ray.models.model_ref import ModelRef
 
 
 class StudentEngine(BaseActor):
-    """One vLLM engine; `tensor_parallel_size` GPUs where the build is for GPUs."""
+    """One vLLM engine; it takes `tensor_parallel_size` GPUs with the GPU build."""
 
     def __init__(self, config: StudentConfig, store: RunStore, base_dir: Path, seed: int) -> None:
         self._store = store
@@ -47,7 +47,7 @@ class StudentEngine(BaseActor):
 
     @ray.method(num_returns=2)
     async def answer(self, shard: pa.Table, iteration: int) -> tuple[pa.Table, int]:
-        """The answers, and their number: awaiting the number tells that they are there without moving them."""
+        """The answers and their number: awaiting the number waits for the answers without moving them."""
         self._metrics.answering(1)
         try:
             answers = await self._engine.answer(shard, iteration)

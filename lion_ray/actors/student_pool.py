@@ -1,12 +1,11 @@
-"""The student's engines: as many as the work asks for, each with the current checkpoint.
+"""The pool of student engines: it scales with the work, and each engine serves the current checkpoint.
 
 Invariants:
-- Every engine of the pool serves the pool's current checkpoint, or is on its way to it.
-- There are never fewer engines than `min_engines` while a checkpoint is loaded, nor more than `max_engines`; between
-  them, as many as the shards that are asked for can keep busy. One is enough to begin with: the others join when the
-  cluster has room for them.
-- An engine that dies is killed and replaced, with the *current* checkpoint; its shards go to the others.
-- A refresh whose canary disagrees is followed by a fresh boot; a fresh boot that disagrees is an error.
+- Every engine of the pool serves the pool's current checkpoint, or is loading it.
+- While a checkpoint is loaded there are `min_engines` to `max_engines` engines: as many as the requested shards keep
+  busy. The pool starts with one; the others join when the cluster has room for them.
+- An engine that dies is killed and replaced with the *current* checkpoint; its shards go to the others.
+- If the canary disagrees after a refresh, the engine is booted afresh; if it disagrees after that, an error is raised.
 - The pool holds references to shards, never their rows.
 """
 
@@ -32,39 +31,39 @@ from lion_ray.inference import wants_gpu
 from lion_ray.models.model_ref import ModelRef
 
 MAX_SHARD_ATTEMPTS = 3
-"""Engines that one shard may outlive; a shard that ends every engine it meets is the shard's fault."""
+"""Attempts for one shard; a shard whose every engine dies is probably the cause."""
 MAX_BOOTS = 3
-"""Machines that may go while one engine boots on them."""
+"""Attempts to boot one engine if its machine or process is lost meanwhile."""
 BATCHES_AHEAD = 3
-"""Batches of rows in flight at each engine beside the shard that ends next: a shard is over when its longest answer
-is, and its short ones leave room in the batch long before."""
+"""Batches of rows in flight at each engine besides the oldest shard: a shard ends with its longest answer, and its
+short answers leave free slots in the batch long before."""
 MAX_SHARDS_PER_ENGINE = 64
-"""In flight; an actor takes 100 calls at once."""
+"""Maximum shards in flight; an actor accepts 100 concurrent calls."""
 SHUTDOWN_S = 30.0
-"""For an engine to end by itself."""
+"""Timeout for an engine to shut down by itself, in seconds."""
 
 
 def shards_per_engine(max_num_seqs: int, shard_rows: int) -> int:
-    """How many shards to have in flight at an engine, so that its batch does not run dry between them."""
+    """How many shards to keep in flight at an engine, so that its batch stays full."""
     return min(MAX_SHARDS_PER_ENGINE, 1 + math.ceil(BATCHES_AHEAD * max_num_seqs / shard_rows))
 
 
 class _Slot:
-    """An engine's place in the pool: the actor may be replaced, the place stays."""
+    """A slot of the pool for one engine; the actor may be replaced, the slot stays."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.actor: Any = None
         self.placed = False
-        """Its actor runs somewhere."""
+        """The actor is scheduled on a node."""
         self.ready = False
-        """It answers shards."""
+        """The engine accepts shards."""
         self.booting: asyncio.Task[None] | None = None
         self.ending = False
         self.shards = 0
-        """Shards that it is at."""
+        """Shards in flight."""
         self.taken = 0
-        """Shards that it was ever given."""
+        """Shards ever assigned."""
 
     @property
     def used(self) -> bool:
@@ -90,9 +89,9 @@ class StudentPool:
         self._slots = [_Slot(number) for number in range(config.most_engines)]
         self._changed = asyncio.Condition()
         self._asked = 0
-        """Shards that somebody waits for."""
+        """Shards requested and not answered yet."""
         self._failed: BaseException | None = None
-        """Why no engine can be booted."""
+        """The error because of which no engine can be booted."""
         self._model: ModelRef | None = None
         self._progress: Progress | None = None
         self._loading = asyncio.Lock()
@@ -102,22 +101,22 @@ class StudentPool:
 
     @property
     def window(self) -> int:
-        """Shards that keep as many engines busy as there may be, when so many are asked for at once."""
+        """The number of concurrent shards that keeps the maximum number of engines busy."""
         return self._per_engine * len(self._slots)
 
     @property
     def running(self) -> dict[int, Any]:
-        """The actors of the engines that have a place in the cluster now, by their places in the pool."""
+        """The actors of the engines that are scheduled now, by slot number."""
         return {slot.number: slot.actor for slot in self._slots if slot.placed}
 
     @property
     def _answers(self) -> bool:
         return any(slot.ready for slot in self._slots)
 
-    # -- what stages ask for ----------------------------------------------------------------------------------------
+    # -- used by stages ---------------------------------------------------------------------------------------------
 
     async def load(self, model: ModelRef, progress: Progress) -> None:
-        """Have every engine serve `model`: refreshed in place where it runs, booted where it does not.
+        """Make every engine serve `model`: running engines are refreshed in place, others booted.
 
         Returns once one engine answers.
 
@@ -129,7 +128,7 @@ class StudentPool:
             if model != self._model:
                 self._model = model
                 self._failed = None
-                # Those on their way were told of another model.
+                # Engines that are booting load another model.
                 await asyncio.gather(*(self._off(slot) for slot in self._slots if slot.booting is not None))
                 await asyncio.gather(*(self._refresh(slot) for slot in self._slots if slot.ready))
             self._grow(at_least=1)
@@ -141,7 +140,7 @@ class StudentPool:
         """A reference to the answers to `shard`, once they exist. Engines that die on the way are replaced.
 
         Raises:
-            EngineError: every engine that took the shard died of it, or no engine can be booted any more.
+            EngineError: every engine that took the shard died, or no engine can be booted any more.
         """
         self._asked += 1
         try:
@@ -162,11 +161,11 @@ class StudentPool:
         raise AssertionError("unreachable")
 
     async def rest(self, keep: int | None = None) -> None:
-        """Nothing more will be asked for a while: give back the resources of all but `keep` (`min_engines`)."""
+        """Release the resources of all engines but `keep` (default `min_engines`): no shards are expected for now."""
         keep = self._config.min_engines if keep is None else keep
         async with self._loading:
             used = [slot for slot in self._slots if slot.used]
-            # Those on their way go first.
+            # Engines that are booting go first.
             used.sort(key=lambda slot: (not slot.ready, slot.number))
             gone = [slot for slot in used[keep:] if not slot.shards]
             await asyncio.gather(*map(self._off, gone))
@@ -174,7 +173,7 @@ class StudentPool:
                 self._say(f"{len(gone)} student engine{'s' if len(gone) > 1 else ''} ended: nothing to answer for now")
 
     async def stop(self) -> None:
-        """Shut every engine down and give its resources back."""
+        """Shut every engine down and release its resources."""
         await asyncio.gather(*(self._off(slot) for slot in self._slots))
         for task in self._aside:
             task.cancel()
@@ -183,7 +182,7 @@ class StudentPool:
     # -- shards and engines -----------------------------------------------------------------------------------------
 
     async def _take(self) -> tuple[_Slot, Any]:
-        """An engine with room for one more shard; the one with the fewest."""
+        """The engine with the fewest shards, once it has room for one more."""
 
         def roomy() -> list[_Slot]:
             return [slot for slot in self._slots if slot.ready and slot.shards < self._per_engine]
@@ -208,8 +207,8 @@ class StudentPool:
         asyncio.get_running_loop().call_later(self._config.idle_timeout_s, self._idle, slot, slot.taken)
 
     def _idle(self, slot: _Slot, taken: int) -> None:
-        """End an engine that has had nothing to do since, and those that never found a place and are not needed any
-        more; but not those that stay."""
+        """End an engine that has been idle since, and engines that were never scheduled and are no longer needed, but
+        keep at least as many as needed."""
         spare = sum(one.stays for one in self._slots) - max(self._needed(), self._config.min_engines)
         gone = [one for one in reversed(self._slots) if one.stays and not one.placed]
         if slot.ready and slot.taken == taken and not slot.shards:
@@ -225,18 +224,18 @@ class StudentPool:
     async def _retire(self, slot: _Slot) -> None:
         await self._off(slot)
         if self._asked:
-            self._grow()  # somebody asked meanwhile, and found its place taken
+            self._grow()  # a shard was requested meanwhile, while the slot was still taken
 
     def _check(self) -> None:
         if self._failed is not None:
             raise self._failed
 
     def _needed(self) -> int:
-        """How many engines the shards asked for can keep busy."""
+        """How many engines the requested shards can keep busy."""
         return min(len(self._slots), math.ceil(self._asked / self._per_engine))
 
     def _grow(self, at_least: int = 0) -> None:
-        """Boot as many engines more as the shards asked for can keep busy."""
+        """Boot as many more engines as the requested shards can keep busy."""
         wanted = max(self._needed(), at_least, self._config.min_engines)
         missing = wanted - sum(slot.stays for slot in self._slots)
         for slot in [slot for slot in self._slots if not slot.used][: max(0, missing)]:
@@ -248,21 +247,21 @@ class StudentPool:
         slot.booting = asyncio.create_task(self._boot(slot))
 
     async def _boot(self, slot: _Slot) -> None:
-        """Boot an engine into its place; what keeps it from it is told to whoever waits for engines."""
+        """Boot an engine into its slot. An error is raised in the callers that wait for engines."""
         try:
             for attempt in range(1, MAX_BOOTS + 1):
                 try:
                     await self._boot_once(slot)
                     break
                 except LOST as error:
-                    # Its machine went, or its process was killed: that says nothing of the engine.
+                    # The machine was lost or the process killed; the engine itself may be fine.
                     self._end(slot)
                     self._say(f"student engine {slot.number} died while it started ({_why(error)})")
                     if attempt == MAX_BOOTS:
                         raise EngineError(
                             f"student engine {slot.number} died {attempt} times while it started, last: {_why(error)}"
                         ) from None
-        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits for engines
+        except Exception as error:  # noqa: BLE001 - raised in the callers that wait for engines
             self._end(slot)
             self._failed = as_raised(error)
         finally:
@@ -321,14 +320,14 @@ class StudentPool:
         slot.ready = True
 
     def _replace(self, slot: _Slot, dead: Any, error: BaseException) -> None:
-        # Several shards were in flight at the dead engine: the first to notice boots, all go to who is ready first.
+        # Several shards were in flight at the dead engine: the first to notice boots a new one; each retries on any.
         if slot.actor is dead:
             self._say(f"student engine {slot.number} died ({_why(error)}); starting another")
             self._end(slot)
             self._start(slot)
 
     async def _off(self, slot: _Slot) -> None:
-        """Shut an engine down, wherever it is on its way, and give its resources back."""
+        """Shut an engine down in any state and release its resources."""
         if slot.booting is not None:
             slot.booting.cancel()
             await asyncio.gather(slot.booting, return_exceptions=True)
@@ -347,7 +346,7 @@ class StudentPool:
             ray.kill(actor)
         self._count()
 
-    # -- words ------------------------------------------------------------------------------------------------------
+    # -- metrics and log --------------------------------------------------------------------------------------------
 
     def _count(self) -> None:
         ready, placed = sum(slot.ready for slot in self._slots), sum(slot.placed for slot in self._slots)

@@ -1,9 +1,9 @@
-"""TeacherProxy: the only way to one endpoint, for teacher, referee and generator alike.
+"""TeacherProxy: the only access to one endpoint, for teacher, referee and generator alike.
 
 Invariants:
 - No other code of the run calls this endpoint's API, and no other process reads its key.
 - An answer leaves the proxy only after it is in the journal (contract: bought once), so the proxy may die at any
-  moment: the one that Ray starts in its place goes on from the journal.
+  moment: its replacement continues from the journal.
 - Messages carry shards, not single calls: one actor message costs as much as several calls.
 """
 
@@ -47,14 +47,14 @@ METRICS_S = 2.0
 
 @dataclass(frozen=True)
 class ProxySettings:
-    """What a proxy is told when it is made."""
+    """The settings of a proxy."""
 
     endpoint: str
     """The endpoint's name in the configuration."""
     name: str
-    """This proxy's name; those of one endpoint share its limits."""
+    """This proxy's name; the proxies of one endpoint share its limits."""
     run: str
-    """The run, in accounts."""
+    """The run's name for accounting."""
     config: EndpointConfig
     teacher: TeacherConfig
     journal: str
@@ -63,13 +63,13 @@ class ProxySettings:
     ledger: str
     """The name of the run's ledger actor."""
     keys: str | None = None
-    """The file with the driver's keys, where it started Ray (`gateway.keys`)."""
+    """The file with the driver's keys, if the driver started Ray (`gateway.keys`)."""
     siblings: tuple[str, ...] = ()
-    """The endpoint's other proxies: a 429 that one meets pauses them all, a bill that surprises one warns them all."""
+    """The endpoint's other proxies. A 429 at one pauses them all; a surprising bill at one is shared with all."""
     never_billed: tuple[str, ...] = ()
-    """The run's endpoints whose calls of unknown fate cost nothing."""
+    """The run's endpoints whose calls of unknown outcome cost nothing."""
     fallbacks: tuple[tuple[str, ...], ...] = ()
-    """The proxies of each endpoint that answers for the teacher while this one is down, in order."""
+    """The proxies of each fallback endpoint for the teacher, in order; used while this one is down."""
 
 
 class TeacherProxy(BaseActor):
@@ -88,16 +88,16 @@ class TeacherProxy(BaseActor):
         self._paused_until = 0.0
 
     async def ready(self) -> str:
-        """Open the journal, start the endpoint's server where the run serves it; returns the address.
+        """Open the journal, and start the endpoint's server if the run serves it. Returns the address.
 
         Raises:
-            EndpointError: no key, or the server did not come up.
+            EndpointError: no key, or the server did not start.
         """
         await self._client()
         return self._server.base_url if self._server else self._settings.config.base_url or "the package's default"
 
     async def _client(self) -> Client:
-        # A task, so that calls arriving together open once; and lazily, so that a restarted actor opens again.
+        # A task, so that concurrent calls open it once; lazy, so that a restarted actor opens it again.
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
@@ -144,18 +144,18 @@ class TeacherProxy(BaseActor):
                 ray.get_actor(name).expect.remote(self._opening.result().excess)
             return
         until = time.monotonic() + event.seconds
-        # A burst of 429s asks for one pause, and is told once.
+        # A burst of 429s causes one pause and one message.
         if event.kind == "rate_limited" and until > self._paused_until + 0.5:
             self._paused_until = until
             for name in self._settings.siblings:
                 ray.get_actor(name).pause.remote(event.seconds)
 
     async def pause(self, seconds: float) -> None:
-        """Send nothing for so long: a sibling met a 429."""
+        """Send nothing for this long, because a sibling got a 429."""
         (await self._client()).pause(seconds)
 
     async def expect(self, excess: Excess) -> None:
-        """Reserve as much for each call as a sibling has seen that it can take."""
+        """Reserve as much budget for each call as a sibling has observed that a call can cost."""
         (await self._client()).expect(excess)
 
     async def _keep_showing(self, client: Client) -> None:
@@ -167,7 +167,7 @@ class TeacherProxy(BaseActor):
             await asyncio.sleep(METRICS_S)
 
     async def complete(self, calls: list[Call], patient: bool = True) -> list[Outcome]:
-        """Every call's outcome, in order. With `patient` False a Failure for `DOWN` where the endpoint is down.
+        """Every call's outcome, in order. With `patient` False, a Failure with `DOWN` if the endpoint is down.
 
         Raises:
             EndpointError: the endpoint refuses every call.
@@ -183,7 +183,7 @@ class TeacherProxy(BaseActor):
         return table((answer_row(row.id, outcome) for row, outcome in zip(rows, outcomes, strict=True)), ANSWER)
 
     async def _from_anyone(self, calls: list[Call]) -> list[Outcome]:
-        """Outcomes from this endpoint, or where it is down or refuses, from the first fallback that answers."""
+        """Outcomes from this endpoint; if it is down or refuses, from the first fallback that answers."""
         if not self._settings.fallbacks:
             return await self.complete(calls)
         outcomes: dict[int, Outcome] = {}
@@ -204,18 +204,18 @@ class TeacherProxy(BaseActor):
                 return [outcomes[i] for i in range(len(calls))]
         if refused is not None:
             raise refused
-        # Everyone is down: this endpoint is the one to wait for.
+        # All endpoints are down: wait for this one.
         left = [i for i in range(len(calls)) if i not in outcomes]
         outcomes |= dict(zip(left, await self.complete([calls[i] for i in left]), strict=True))
         return [outcomes[i] for i in range(len(calls))]
 
     @cached_property
     def _fallbacks(self) -> list[EndpointHandle]:
-        # Looked up at the first need: when this proxy was made, the others may not have been.
+        # Looked up on first use: the other proxies may start after this one.
         return [EndpointHandle(names) for names in self._settings.fallbacks]
 
     def _call(self, prompt: Prompt, stage: str) -> Call:
-        # No iteration in the seed: the Cache Pool's answers must come out of the journal in every iteration.
+        # No iteration in the seed, so that the Cache Pool's answers come from the journal in every iteration.
         return Call(
             messages=tuple(self._source.messages(prompt)),
             max_tokens=self._teacher.max_tokens,
@@ -228,13 +228,13 @@ class TeacherProxy(BaseActor):
         )
 
     async def stats(self) -> Stats:
-        """Counts since this proxy started, and what it is doing now."""
+        """Counts since this proxy started, and its current state."""
         return replace((await self._client()).stats, served=self._served)
 
     async def close(self, for_good: bool = False) -> None:
-        """Let the calls that are out come home and be journaled, close the journal, stop the server.
+        """Wait until the calls in flight are journaled, close the journal, and stop the server.
 
-        `for_good`: the run is finished, and nobody will want what batches under way would answer.
+        `for_good`: the run is finished, so the results of pending batches are not needed.
         """
         if self._meter is not None:
             self._meter.cancel()
@@ -242,7 +242,7 @@ class TeacherProxy(BaseActor):
             closing = asyncio.create_task(self._opening.result().close(for_good=for_good))
             await asyncio.sleep(0)  # the client now knows that it is closing
             if self._server is not None:
-                # What a server of our own still writes costs nothing: it is not waited for.
+                # Unfinished answers of our own server cost nothing, so do not wait for them.
                 await asyncio.to_thread(self._server.stop)
             await closing
         elif self._server is not None:
@@ -256,20 +256,20 @@ async def _lease(ledger: Any, proxy: str, wanted: float) -> float | None:
         leased: float | None = await ledger.lease.remote(proxy, wanted)
     except LOST:
         raise InfrastructureError(
-            "the run's ledger is lost (its process was killed, or its machine went), and nothing is bought without it: "
-            "what was bought is kept, and the same command goes on"
+            "the run's ledger is lost (its process was killed or its machine is gone), and no call is made without it; "
+            "everything paid for is kept; run the same command again to resume"
         ) from None
     return leased
 
 
 async def _report(ledger: Any, proxy: str, spent: float, returned: float) -> None:
-    # An answer is kept whether or not anybody counts its price: the journal will have it, and no ledger is restarted.
+    # If the ledger is lost, the answer still counts: the journal has it, and the ledger is not restarted.
     with suppress(*LOST):
         await ledger.report.remote(proxy, spent, returned)
 
 
 def _passes_on(outcome: Outcome) -> bool:
-    """Whether another endpoint is to be asked."""
+    """Whether to try another endpoint."""
     return isinstance(outcome, Failure) and outcome.reason in (DOWN, UNREACHABLE)
 
 
@@ -277,7 +277,7 @@ TeacherActor: Any = restartable(TeacherProxy, at_once=1000)
 
 
 def answer_row(row_id: str, outcome: Outcome) -> dict[str, Any]:
-    """An outcome as a row of ANSWER. An empty or filtered text was paid for and is no answer: quarantined."""
+    """An outcome as a row of ANSWER. An empty or filtered text is quarantined, although it was paid for."""
     if isinstance(outcome, Failure):
         reason = f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason
         return {"id": row_id, "text": "", "status": QUARANTINED, "reason": reason, "call": outcome.key}

@@ -1,9 +1,9 @@
-"""Imitation under Ray Train: hands `imitation.training.fit` its rows, Ray Train's report and its last checkpoint.
+"""Imitation under Ray Train: gives `imitation.training.fit` its rows, Ray Train's report and the last checkpoint.
 
 Invariants:
-- A fit is named by the iteration, so a retried one is restored where it was, and a finished one is not run again.
-- The weights arrive in the run folder whole: written aside, moved, and counted only once the stage's manifest is there.
-- The fine-tuning itself knows no Ray; this file knows no torch beyond the number of its threads.
+- A fit is named by its iteration, so a retried fit resumes and a finished one is not repeated.
+- The weights reach the run folder atomically: written aside, then moved; they count only with the stage's manifest.
+- The fine-tuning itself does not know Ray; this file uses torch only to set its number of threads.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ CANARY_TOKENS = 16
 
 
 def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
-    """The Ray Train job of one fit; `job` is what each of its workers is told."""
+    """The Ray Train job of one fit; `job` is passed to each worker."""
     config: ImitationConfig = job["config"]
     gpu = wants_gpu(config.use_gpu)
     resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
     return TorchTrainer(
         _worker,
         train_loop_config=job,
-        # With the CPU build a GPU is a number that Ray counts, and nothing that NCCL could use.
+        # With the CPU build, a GPU is only a number that Ray counts; NCCL cannot use it.
         torch_config=TorchConfig(
             backend="nccl" if gpu and gpu_build() else "gloo", timeout_s=math.ceil(config.collective_timeout_s)
         ),
@@ -74,15 +74,15 @@ def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
 
 
 def in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
-    """Run `work` in a thread that nobody waits for when the run is stopped: a fit cannot be told to end, but it ends
+    """Run `work` in a daemon thread, so that a stopped run does not wait for it: a fit cannot be cancelled, but it ends
     with Ray."""
     done: Future[None] = Future()
-    done.set_running_or_notify_cancel()  # whoever stops waiting leaves it alone
+    done.set_running_or_notify_cancel()  # cancelling the awaiter does not cancel the work
 
     def thread() -> None:
         try:
             work()
-        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits
+        except BaseException as raised:  # noqa: BLE001 - passed to the awaiter
             done.set_exception(raised)
         else:
             done.set_result(None)
@@ -92,7 +92,7 @@ def in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
 
 
 def fit(trainer: TorchTrainer) -> None:
-    """Run it to its end. Raises TrainingError, or what a worker raised, as the user is told it."""
+    """Run the fit to its end. Raises TrainingError, or a worker's own LionError."""
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -123,7 +123,7 @@ def _worker(job: dict[str, Any]) -> None:
     leads = context.get_world_rank() == 0
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, cores() // job["workers"]))
-    # Beside its final place where that is a local folder, so that adopting it is one rename.
+    # In a local run folder, write beside the final place, so that adopting it is one rename.
     scratch = None if store.is_local else scratch_folder("lion-ray-fit-")
     output = Path(store.path(job["target"])) if scratch is None else scratch / "model"
     spec = TrainSpec.of(
@@ -145,7 +145,7 @@ def _worker(job: dict[str, Any]) -> None:
         if leads and "step" in metrics:
             shown.show(metrics)
             store.write_json(layout.progress(layout.checkpoint(job["iteration"])), metrics)
-            # Before a checkpoint is: a fit restored from it does not come back to the steps before.
+            # Flush before a checkpoint: a fit restored from it does not repeat the earlier steps.
             steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
             return
@@ -176,13 +176,13 @@ def _worker(job: dict[str, Any]) -> None:
 def read_rows(
     store: RunStore, parts: list[tuple[str, str]], kept: Sequence[str] = (), columns: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Instructions joined with their answers; what was quarantined or filtered is never trained on.
+    """Instructions joined with their answers, without quarantined or filtered rows.
 
-    `kept`: of each part the KEPT rows of the filters, where there are filters. `columns`: of INSTRUCTION or ANSWER, for
-    the objective.
+    `kept`: for each part the filters' KEPT rows, if there are filters. `columns`: columns of INSTRUCTION or ANSWER that
+    the objective needs.
 
     Raises:
-        ConfigError: a column is in neither.
+        ConfigError: a column is in neither table.
         TrainingError: parts do not belong together.
     """
     rows: list[dict[str, Any]] = []
@@ -191,7 +191,7 @@ def read_rows(
         given: pa.Table = store.read_table(answers)
         whole = {**dict.fromkeys(given.column_names, given), **dict.fromkeys(asked.column_names, asked)}
         if unknown := [name for name in columns if name not in whole]:
-            raise ConfigError(f"imitation.objective: it wants the column {unknown[0]!r}; there is {', '.join(whole)}")
+            raise ConfigError(f"imitation.objective: it needs the column {unknown[0]!r}; there are {', '.join(whole)}")
         others = [whole[name][name].to_pylist() for name in columns]
         statuses = (store.read_table(kept[place]) if kept else given)["status"].to_pylist()
         for row, (question, answer) in enumerate(zip(asked.to_pylist(), given.to_pylist(), strict=True)):

@@ -1,13 +1,13 @@
-"""Checks: an answer's quality as a number from 0 to 1, without a judge. Pure: no model, no file but a schema's.
+"""Checks: an answer's quality as a number from 0 to 1, without a judge. Pure: no model; reads no file except a schema.
 
 Invariants:
-- Nothing that a model may answer raises: what cannot be read as what a check wants (nested too deep, NaN, half a
-  character, numbers without end) scores 0.
-- A score is measured or it is None. A row whose reference cannot be used, or on which a user's function fails, has no
-  score by that check and says why.
-- The same arguments give the same scores, in every process. (A function of the user's own has to see to that itself.)
+- No answer of a model makes a check raise: an answer that the check cannot parse (nested too deep, NaN, half a
+  character, endless numbers) scores 0.
+- A score is measured or it is None. If a reference cannot be used, or a user's function fails on a row, the score is
+  None with a reason.
+- The same arguments give the same scores in every process. (A user's function must ensure this itself.)
 
-The whole interface is `load_checks` and `apply_checks`. This module does not know what the answers are measured for.
+The whole interface is `load_checks` and `apply_checks`. This module does not know what the scores are used for.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from lion_ray.core.plugins import load_attribute
 from lion_ray.core.values import EXACT, NOTHING, agree, json_value, last_number
 
 Measure = Callable[[str, str, str | None], float]
-"""(instruction, answer, reference) to a score; raises `_UnusableError` where it cannot say."""
+"""(instruction, answer, reference) to a score; raises `_UnusableError` if the row cannot be scored."""
 
 NO_REFERENCE = "no reference"
 
 
 class Score(NamedTuple):
-    """What one check says of one answer."""
+    """One check's score of one answer."""
 
     check: str
     """Its name."""
     value: float | None
-    """From 0 to 1; None where it could not be measured."""
+    """From 0 to 1; None if it could not be measured."""
     problem: str | None = None
-    """Why not. What stands in parentheses is this row's detail."""
+    """The reason for a None; details of this row are in parentheses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Check:
     name: str
     measure: Measure
     problem: Callable[[str | None], str | None]
-    """Why a reference cannot be used; None where it can."""
+    """Why a reference cannot be used. Returns None if it can."""
 
 
 class _UnusableError(Exception):
@@ -75,28 +75,28 @@ def load_checks(configured: Sequence[CheckConfig], base_dir: Path, where: str = 
     """The checks that a configuration names.
 
     Args:
-        base_dir: schemas are found relative to it, and modules in it too.
-        where: the key that holds them, for errors.
+        base_dir: schema paths are relative to it, and modules are also imported from it.
+        where: the configuration key of the checks, for errors.
 
     Raises:
-        ConfigError: a schema is none or cannot be read, or a function cannot be imported; with the key.
+        ConfigError: a schema is invalid or cannot be read, or a function cannot be imported; names the key.
     """
     return [_load(one, base_dir, f"{where}.{number}") for number, one in enumerate(configured)]
 
 
 def apply_checks(checks: Iterable[Check], instruction: str, answer: str, reference: str | None) -> list[Score]:
-    """What each check says of an answer to an instruction."""
+    """Each check's score of an answer to an instruction."""
     return [_apply(check, instruction, answer, reference) for check in checks]
 
 
 def unusable(checks: Iterable[Check], reference: str | None) -> str | None:
-    """Why a row with this reference cannot be scored by some check, whatever the answer; None where it can."""
+    """Why some check cannot score any answer for this reference. Returns None if all can."""
     found = ((check.name, check.problem(reference)) for check in checks)
     return next((f"check {name}: {why}" for name, why in found if why), None)
 
 
 def mean_score(scores: Sequence[Score]) -> float | None:
-    """A row's score: the mean over its checks; None where one of them could not be measured, or there is none."""
+    """A row's score: the mean over its checks. Returns None if a check could not be measured or there are no checks."""
     values = [score.value for score in scores if score.value is not None]
     return math.fsum(values) / len(values) if values and len(values) == len(scores) else None
 
@@ -109,7 +109,7 @@ def _apply(check: Check, instruction: str, answer: str, reference: str | None) -
     except _UnusableError as error:
         return Score(check.name, None, f"check {check.name}: {error}")
     except RecursionError:
-        return Score(check.name, 0.0)  # an answer that is nested so deep is not what anybody asked for
+        return Score(check.name, 0.0)  # an answer nested this deep cannot be right
 
 
 def _load(config: CheckConfig, base_dir: Path, key: str) -> Check:
@@ -142,7 +142,7 @@ def _needed(also: Callable[[str], str | None] = lambda _: None) -> Callable[[str
 def _optional(
     own: str | None, also: Callable[[str], str | None] = lambda _: None
 ) -> Callable[[str | None], str | None]:
-    """A check that brings its text with it needs no reference."""
+    """A check with its own text needs no reference."""
     return _needed(also) if own is None else lambda _: None
 
 
@@ -196,7 +196,7 @@ def _number(config: NumberCheck) -> Measure:
     tolerance = Decimal(str(config.tolerance))
 
     def close(one: Decimal, other: Decimal) -> bool:
-        # NaN, where a difference is beyond all exponents, is not within anything.
+        # A difference beyond the exponent range is NaN, which is within no tolerance.
         return one == other or bool(EXACT.abs(EXACT.subtract(one, other)) <= tolerance)
 
     def measure(_: str, answer: str, reference: str | None) -> float:
@@ -205,7 +205,7 @@ def _number(config: NumberCheck) -> Measure:
             return 0.0
         if close(said[0], wanted[0]):
             return 1.0
-        # 12 % may be written as 0.12: where only one of the two has the sign, it is read both ways.
+        # 12 % may be written as 0.12: if only one of the two has a percent sign, compare both readings.
         hundredth = Decimal("0.01")
         if said[1] and not wanted[1]:
             return float(close(EXACT.multiply(said[0], hundredth), wanted[0]))
@@ -239,7 +239,7 @@ def _fits(schema: dict[str, Any], key: str) -> Measure:
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
-    # A registry of its own: by default jsonschema fetches what a schema refers to.
+    # An empty registry, because by default jsonschema fetches remote references.
     registry: Any = Registry()
     validator = validators.validator_for(schema, default=validators.Draft202012Validator)(schema, registry=registry)
     resource: Any = Resource.from_contents(schema, default_specification=DRAFT202012)
@@ -249,7 +249,7 @@ def _fits(schema: dict[str, Any], key: str) -> Measure:
             resolver.lookup(reference)
         except (Unresolvable, ValueError, KeyError):
             raise ConfigError(
-                f"{key}: $ref {reference!r} leads nowhere; only what is in the schema itself can be referred to"
+                f"{key}: $ref {reference!r} cannot be resolved; refer only to parts of the schema itself"
             ) from None
 
     def measure(_: str, answer: str, __: str | None) -> float:
@@ -260,7 +260,7 @@ def _fits(schema: dict[str, Any], key: str) -> Measure:
 
 
 def _references(schema: Any, *, outermost: bool = True) -> Iterable[str]:
-    """Every `$ref` of a schema but those below an `$id` of their own, which are relative to that."""
+    """Every `$ref` of a schema, except those below a nested `$id`, which are relative to it."""
     if isinstance(schema, list):
         for item in schema:
             yield from _references(item, outermost=False)
@@ -277,7 +277,7 @@ def _json_fields(config: JsonFieldsCheck) -> Measure:
         wanted, given = json_value(reference or ""), json_value(answer)
         if not isinstance(given, dict):
             return 0.0
-        # A field that was made up costs as much as one that is missing, or to say everything would pay.
+        # An invented field costs as much as a missing one; otherwise listing every field would pay off.
         compared = (wanted.keys() | given.keys()) if config.fields is None else set(config.fields)
         counted = [field for field in compared if field in wanted or field in given]
         if not counted:
@@ -295,7 +295,7 @@ def _imported(import_path: str, base_dir: Path, key: str) -> Callable[..., Any]:
     found = load_attribute(import_path, base_dir, f"{key}.import_path")
     if not callable(found):
         raise ConfigError(
-            f"{key}.import_path: {import_path} is no function; name one that takes (instruction, answer, reference) "
+            f"{key}.import_path: {import_path} is not a function; name one that takes (instruction, answer, reference) "
             "and returns a number from 0 to 1"
         )
     function: Callable[..., Any] = found
@@ -313,7 +313,7 @@ def _own(function: Callable[..., Any]) -> Measure:
             raise _UnusableError(f"raised {type(error).__name__}{f' ({detail})' if detail else ''}") from None
         if score is None:
             shown = f" ({value:g})" if isinstance(value, float) else ""
-            raise _UnusableError(f"returned {type(value).__name__}, no number from 0 to 1{shown}")
+            raise _UnusableError(f"returned {type(value).__name__}, not a number from 0 to 1{shown}")
         return score
 
     return measure

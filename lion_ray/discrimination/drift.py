@@ -1,19 +1,19 @@
-"""Canary pairs: a few questions with a good and a poor answer, asked anew in every iteration to see the judge drift.
+"""Canary pairs: questions with a good and a poor answer, re-judged in every iteration to detect judge drift.
 
 Invariants:
-- A pair is decided by anyone, and its answers are about as long as one another, so that length does not decide it.
-- Each iteration's answers are other samples of the same questions, under the same template and temperature; that they
-  differ at all is no drift. `drift` says how likely such a difference is from an unchanged judge.
-- A verdict that could not be read is left out on both sides, never counted as a wrong one.
+- A pair is easy to decide, and its two answers have about the same length, so that length does not decide it.
+- Each iteration samples new verdicts on the same questions, with the same template and temperature, so some difference
+  is expected. `drift` computes how likely a difference is if the judge has not changed.
+- A verdict that could not be read is left out on both sides and never counted as wrong.
 
-The test: for one pair in one order the gaps score(good) - score(poor) of two iterations come from one distribution, as
-long as the judge is the same, so their difference is as likely to be negative as positive. Under all ways to give the
-differences signs (Fisher's randomisation test; exact up to `EXACT` of them) `p_gap` is the share whose sum is as far
-from zero as the one seen. It needs no assumption on the noise, and scores need not be normal. `p_agreement` is the sign
-test of McNemar on the verdicts that were right before and are wrong now. At `ALPHA` each, an unchanged judge is called
-adrift in at most one iteration of fifty.
+The test: for one pair in one order, the gaps score(good) - score(poor) of two iterations come from one distribution if
+the judge is unchanged, so their difference is equally likely to be negative or positive. Over all sign assignments of
+the differences (Fisher's randomisation test; exact up to `EXACT` of them), `p_gap` is the share whose sum is as far
+from zero as the observed sum. This assumes nothing about the noise; scores need not be normal. `p_agreement` is
+McNemar's sign test on the verdicts that were right before and are wrong now. At `ALPHA` each, an unchanged judge is
+reported as drifted in at most one iteration of fifty.
 
-This module knows nothing of iterations, calls or tables.
+This module does not know iterations, calls or tables.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from lion_ray.data.sources import rows_of
 
 ALPHA = 0.01
 EXACT = 16
-"""So many differences are tried with all signs; more with `DRAWN` random ones, always the same."""
+"""Up to this many differences, all sign assignments are tried; above it, `DRAWN` random ones from a fixed seed."""
 DRAWN = 100_000
 
 Gaps = Mapping[tuple[str, str], float]
-"""score(good) - score(poor) by canary and order, where the judge gave both scores."""
+"""score(good) - score(poor) by canary and order, if the judge gave both scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A question that anybody can decide."""
+    """A question with an obviously better answer."""
 
     instruction: str
     good: str
@@ -49,10 +49,10 @@ class Canary:
 
 
 def load_canaries(name: str | None, count: int, base_dir: Path) -> list[Canary]:
-    """The first `count` pairs of a user's .jsonl file, relative to `base_dir`, or of the built-in ones (None).
+    """The first `count` pairs of a user's .jsonl file, relative to `base_dir`, or of the built-in set (None).
 
     Raises:
-        ConfigError: the file cannot be read, a line is not a pair, or there are fewer than wanted.
+        ConfigError: the file cannot be read, a line is not a pair, or there are fewer than `count` pairs.
     """
     if not count:
         return []
@@ -64,11 +64,11 @@ def load_canaries(name: str | None, count: int, base_dir: Path) -> list[Canary]:
         if len(texts) < len(_KEYS):
             raise ConfigError(f"{row.where}: {row.problem or 'no canary pair'}; a line is {_FORM}")
         if texts[0] in found:
-            raise ConfigError(f"{row.where}: this instruction is there twice; take one of them out")
+            raise ConfigError(f"{row.where}: this instruction appears twice; remove one of them")
         found[texts[0]] = Canary(*texts)
     if len(found) < count:
         where = name or "the built-in set"
-        raise ConfigError(f"referee.canary_pairs: {count} are wanted and {where} has {len(found)}; lower it")
+        raise ConfigError(f"referee.canary_pairs is {count}, but {where} has {len(found)} pairs; lower it")
     return list(found.values())[:count]
 
 
@@ -78,12 +78,12 @@ _FORM = '{"instruction": ..., "good": ..., "poor": ...}, none of them empty'
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Two iterations' canaries against one another; only the verdicts that both have."""
+    """Comparison of two iterations' canary verdicts, restricted to those that both have."""
 
     n: int
-    """Verdicts: a canary in one order is one."""
+    """Verdicts compared; a canary in one order is one verdict."""
     changed: int
-    """Of them with another gap."""
+    """Verdicts with a different gap."""
     right_before: int
     """Verdicts for the good answer."""
     right_now: int
@@ -91,9 +91,9 @@ class Drift:
     """Mean score(good) - score(poor)."""
     gap_now: float
     p_gap: float
-    """How likely an unchanged judge moves the mean gap as far as this, in either direction."""
+    """Probability that an unchanged judge moves the mean gap at least this far, in either direction."""
     p_agreement: float
-    """How likely an unchanged judge turns as many right verdicts wrong."""
+    """Probability that an unchanged judge turns at least as many right verdicts wrong."""
 
     @property
     def drifted(self) -> bool:
@@ -112,7 +112,7 @@ class Drift:
 
 
 def drift(before: Gaps, now: Gaps) -> Drift | None:
-    """Whether the judge of `now` is that of `before`; None where they have no verdict in common."""
+    """Compare the judge's verdicts `now` with those `before`. Returns None if they have no verdict in common."""
     both = sorted(before.keys() & now.keys())
     if not both:
         return None
@@ -131,15 +131,15 @@ def drift(before: Gaps, now: Gaps) -> Drift | None:
 
 
 def sign_flip_p(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """The share of all ways to sign `differences` whose sum is as far from zero as theirs; 1.0 where all are zero."""
+    """The share of sign assignments whose sum is at least as far from zero as observed; 1.0 if all are zero."""
     moved = differences[differences != 0]
     if len(moved) <= EXACT:
         signs = 1 - 2 * (np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved)) & 1)
         at_least = 0
     else:
         signs = np.random.default_rng(0).choice((-1, 1), size=(DRAWN, len(moved)))
-        at_least = 1  # the one that was seen is one of them, so that p is never 0
+        at_least = 1  # count the observed assignment too, so that p is never 0
     sums = np.abs(signs @ moved)
-    # A little less than the sum itself, because signs in another order round differently.
+    # A small tolerance, because another order of signs rounds differently.
     far = int((sums >= abs(moved.sum()) - 1e-9).sum()) + at_least
     return far / (len(signs) + at_least)

@@ -1,12 +1,11 @@
-"""How a judge is plugged in: what it is asked about two answers, and what it makes of the replies.
+"""The judge interface: the questions about two answers, and the verdict from the replies.
 
 Invariants:
-- A judge's object holds no state of a row: rows of one judge are open side by side, and asked again after a crash.
-- A question has the same bytes, hence the same journal key, whenever it is asked.
-- No verdict is made up: a judge that can make nothing of the replies says why, and the row is asked again, then
-  quarantined.
+- A judge object keeps no state of a row: many rows are open at once, and are asked again after a crash.
+- A question always has the same bytes, hence the same journal key.
+- No verdict is invented: if a judge cannot use the replies it returns a reason; the row is retried, then quarantined.
 
-The pairwise judge (`pairwise`) and a user's own (`OwnJudge`) open rows for whoever carries the calls.
+The pairwise judge (`pairwise`) and a user's own (`OwnJudge`) open rows; the caller sends the calls.
 """
 
 from __future__ import annotations
@@ -30,57 +29,57 @@ KEY = "referee.judge.import_path"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One call that a judge wants made."""
+    """One call that a judge requests."""
 
     messages: Sequence[Mapping[str, str]]
-    """role and content, as chat completions take them; texts of models belong in fences (`prompts.messages.fence`)."""
+    """role and content, as in chat completions. Put models' texts in fences (`prompts.messages.fence`)."""
     json_schema: Mapping[str, Any] | None = None
-    """What the reply must fit, where the endpoint can be held to it (`endpoints.NAME.json_schema`)."""
+    """Schema of the reply, if the endpoint supports structured output (`endpoints.NAME.json_schema`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a judge makes of one comparison."""
+    """A judge's verdict on one comparison."""
 
     gap: float
-    """By how much the teacher's answer is better, in the judge's own points; negative where the student's is."""
+    """How much better the teacher's answer is, in the judge's own points; negative if the student's is better."""
     hard: bool | None = None
-    """Whether the student lags here; None: where the gap is at least `discrimination.tau`."""
+    """Whether the row is hard; None: hard if the gap is at least `discrimination.tau`."""
     teacher_score: float | None = None
-    """Above 0, where the judge scores; relative quality rests on these."""
+    """Greater than 0, if the judge gives scores; relative quality is computed from these."""
     student_score: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else is worth keeping, as JSON."""
+    """Other data to keep, as JSON."""
 
 
 class Judge(Protocol):
-    """A judge of the user's own. `contract.JudgeContract` tests what is said here."""
+    """A user's judge. `contract.JudgeContract` tests these rules."""
 
     def questions(self, comparison: Comparison) -> Sequence[Question]:
-        """The calls to make about two answers to one instruction; one at least."""
+        """The calls to make about two answers to one instruction; at least one."""
 
     def read(self, comparison: Comparison, replies: Sequence[str]) -> Judgement | str:
-        """The verdict from the replies, in the order of the questions; or why there is none, in countable words."""
+        """The verdict from the replies (in the order of the questions), or a short reason that can be counted."""
 
 
 class JudgedRow(Protocol):
     """One row on its way to a verdict."""
 
     def wanted(self) -> Sequence[str]:
-        """Names of the calls to make now; none where the row is done."""
+        """Names of the calls to make now; empty if the row is done."""
 
     def call(self, name: str, stage: str, *, sample: int = 0) -> Call:
-        """The call to make for a name; `sample` tells wanted repetitions from one another."""
+        """The call for a name; `sample` numbers intended repetitions."""
 
     def take(self, name: str, outcome: Outcome) -> None:
-        """What became of it."""
+        """Record the outcome of a call."""
 
     def verdict(self) -> dict[str, Any]:
-        """The row as VERDICT has it, or OWN_VERDICT."""
+        """The row in the schema VERDICT or OWN_VERDICT."""
 
 
 class OwnJudge:
-    """A user's judge, asked by this project's rules."""
+    """Runs a user's judge with this project's retry and quarantine rules."""
 
     def __init__(self, config: RefereeConfig, judge: Judge, *, structured: bool, seed: int) -> None:
         self.config = config
@@ -114,7 +113,7 @@ class _OwnRow:
         if not self._over:
             self._questions = list(asked(judge.judge.questions, self._comparison, key=KEY))
             if not self._questions:
-                raise ConfigError(f"{KEY}: questions() returned none; wanted one at least")
+                raise ConfigError(f"{KEY}: questions() returned none; return at least one")
 
     def wanted(self) -> list[str]:
         if self._over:
@@ -154,7 +153,9 @@ class _OwnRow:
             self._attempt += 1
             self._replies = self._replies if self._over else {}
         else:
-            raise ConfigError(f"{KEY}: read() returned {type(found).__name__}; wanted a Judgement, or why not as text")
+            raise ConfigError(
+                f"{KEY}: read() returned {type(found).__name__}; expected a Judgement or a reason as text"
+            )
 
     def verdict(self) -> dict[str, Any]:
         found = self._found
@@ -177,9 +178,9 @@ class _OwnRow:
 
 
 def load_judge(config: RefereeConfig, *, structured: bool, base_dir: Path, seed: int) -> PairwiseJudge | OwnJudge:
-    """The judge that a configuration names; `structured`: its endpoint can be held to a JSON schema.
+    """The judge that a configuration names. `structured`: its endpoint supports a JSON schema.
 
-    Raises ConfigError where the template cannot be used, or the user's own judge cannot be imported or made.
+    Raises ConfigError if the template cannot be used, or a user's judge cannot be imported or constructed.
     """
     if isinstance(config.judge, Own):
         own = make(config.judge.import_path, config.judge.options, base_dir, KEY, "questions", "read")

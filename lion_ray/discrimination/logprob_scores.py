@@ -1,14 +1,14 @@
-"""Scores weighted by the judge's own probabilities: the mean over the numbers that it might have said in their place.
+"""Probability-weighted scores: the expected score under the judge's own token probabilities.
 
 Invariants:
-- Only where the place of both numbers is certain: the whole reply is two numbers, or it holds each of the forms that a
-  template asks for exactly once, and the numbers there are those that the parser read. Else there is no weighted
-  score, and the plain one stands.
-- Nothing is guessed about what the judge might have gone on to say: a number that is not one token has no weight, and
-  a "1" that may be the beginning of "10" either weighs less than `UNSURE` or makes the score unweighable.
+- A score is weighted only if the position of both numbers is certain: the whole reply is two numbers, or it contains
+  each form that a template asks for exactly once, with the numbers that the parser read. Otherwise the plain score is
+  used.
+- Continuations are never guessed: a number of several tokens has no weight, and a "1" that may begin "10" either has a
+  share below `UNSURE` and is left out, or the score is not weighted.
 
-An endpoint gives the alternatives to each token (OpenAI's API reference, chat completions, `top_logprobs`); AlpacaEval
-weighs a judge's preference in the same way. This module knows nothing of endpoints.
+The endpoint returns alternatives to each token (OpenAI's API reference, chat completions, `top_logprobs`). AlpacaEval
+weights a judge's preference in the same way. This module does not know endpoints.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from lion_ray.discrimination.scores import HIGHEST, LOWEST, Pair
 
 Token = tuple[int, str, Sequence[tuple[str, float]]]
-"""Where it begins in the text, in characters; itself; and (token, log-probability) of what might have stood there."""
+"""Start in the text (characters), the token, and its alternatives as (token, log-probability)."""
 
 ALTERNATIVES = 20
-"""What is asked for at each token: the most that OpenAI's API gives."""
+"""Alternatives requested for each token: the maximum of OpenAI's API."""
 LEAST_NUMBERS = 0.5
-"""Where numbers have less of the probability than this, the judge was about to say something else."""
+"""Minimum total probability of numbers; below it the judge was about to say something else."""
 UNSURE = 0.01
-"""The share of the numbers' probability that a "1" of unknown continuation may have and be left out."""
+"""The largest share of the numbers' probability at which a "1" of unknown continuation may be left out."""
 
 _NUMBER = r"([0-9]{1,2})"
 _FORMS = tuple(
@@ -43,11 +43,11 @@ _ONE_NUMBER = re.compile(r"\W*([0-9]+)\W*")
 
 
 def weighted_pair(text: str, tokens: Sequence[Token] | None, pair: Pair) -> Pair | None:
-    """Both scores of `text`, weighted; None where that cannot be done with confidence.
+    """Both scores of `text`, weighted. Returns None if that cannot be done reliably.
 
     Args:
-        tokens: of the reply, those that are numbers; None where the endpoint gave none.
-        pair: what `scores.parse_scores` reads from `text`.
+        tokens: the number tokens of the reply; None if the endpoint returned none.
+        pair: the result of `scores.parse_scores` for `text`.
     """
     if tokens is None or (places := _places(text, pair)) is None:
         return None
@@ -56,7 +56,7 @@ def weighted_pair(text: str, tokens: Sequence[Token] | None, pair: Pair) -> Pair
 
 
 def expectation(text: str, start: int, tokens: Sequence[Token]) -> float | None:
-    """The mean over the whole numbers 1 to 10 that might have stood at `start`, where a number stands in `text`."""
+    """The expected value of the number at `start` in `text`, over the whole numbers 1 to 10."""
     number = re.compile("[0-9]+").match(text, start)
     found = _token_at(start, tokens)
     if number is None or found is None:
@@ -66,7 +66,7 @@ def expectation(text: str, start: int, tokens: Sequence[Token]) -> float | None:
     if (said := _ONE_NUMBER.fullmatch(token)) is None or (total := sum(mass.values())) < LEAST_NUMBERS:
         return None
     if said[1] != number[0]:
-        # "10" as two tokens: how likely the second one was tells 10 from 1.
+        # "10" as two tokens: the probability of the second token separates 10 from 1.
         rest = _token_at(start + 1, tokens)
         if (said[1], number[0]) != ("1", "10") or rest is None or 10 in mass:
             return None
@@ -74,7 +74,7 @@ def expectation(text: str, start: int, tokens: Sequence[Token]) -> float | None:
         one = mass.pop(1)
         mass |= {10: one * ten, 1: one * (1 - ten)}
     elif 1 in mass and 10 not in mass:
-        # This tokenizer may write 10 as two tokens, and nobody knows what would have followed this "1".
+        # This tokenizer may write 10 as two tokens, so the continuation of this "1" is unknown.
         if int(number[0]) == 1 or mass[1] > UNSURE * total:
             return None
         mass.pop(1)
@@ -82,7 +82,7 @@ def expectation(text: str, start: int, tokens: Sequence[Token]) -> float | None:
 
 
 def _by_number(alternatives: Sequence[tuple[str, float]]) -> dict[int, float]:
-    """The probability of each whole number from 1 to 10, however it is spaced."""
+    """The probability of each whole number from 1 to 10, with any spacing."""
     mass: dict[int, float] = {}
     for token, log in alternatives:
         if (match := _ONE_NUMBER.fullmatch(token)) and len(match[1]) <= 2 and LOWEST <= int(match[1]) <= HIGHEST:
@@ -100,7 +100,7 @@ def _token_at(start: int, tokens: Sequence[Token]) -> Token | None:
 
 
 def _places(text: str, pair: Pair) -> tuple[int, int] | None:
-    """Where both numbers begin; None where that is not certain."""
+    """Where both numbers begin. Returns None if that is not certain."""
     for form in _FORMS:
         match = form.search(text)
         if match is not None and (float(match[1]), float(match[2])) == pair:

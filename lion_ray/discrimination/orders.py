@@ -1,12 +1,12 @@
-"""Which order a row is judged in first, when the second is asked too, and what it saves to ask it less often.
+"""The order in which a row is judged first, when the second order is judged too, and what skipping it saves.
 
 Invariants:
-- The first order depends on the row's id alone: the same in every attempt, and by halves over a pool, so that what is
-  decided by one order carries the judge's position bias once in each direction.
-- A row whose first order is near tau is asked in both; a row that is far from it rests on one order and says so.
+- The first order depends on the row's id alone: it is the same in every attempt, and each order comes first for half of
+  a pool, so that the judge's position bias cancels over rows judged in one order.
+- A row whose first verdict is near tau is judged in both orders. A row far from tau uses one order and records that.
 
-The paper judges every row in both orders (section 3.2): `replay` tells, from such verdicts, what asking less would have
-changed. This module knows nothing of judges, calls or tables.
+The paper judges every row in both orders (section 3.2). From such verdicts, `replay` computes what skipping would have
+changed. This module does not know judges, calls or tables.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lion_ray.core.records import ORDERS, derive_seed
 from lion_ray.discrimination.scores import Pair, combine, is_hard
 
 MARGINS = (0.0, 0.5, 1.0, 2.0, 3.0)
-"""Those that a replay tells of."""
+"""The margins that a replay reports."""
 
 
 def first_order(row_id: str) -> str:
-    """The one of ORDERS that a row is judged in first."""
+    """The one of ORDERS in which a row is judged first."""
     return ORDERS[derive_seed("first order", row_id) % len(ORDERS)]
 
 
 def needs_second(pair: Pair, tau: float, margin: float) -> bool:
-    """Whether a row whose first order gave (teacher, student) is so near to `tau` that the second must be asked."""
+    """Whether the first order's (teacher, student) scores are so near to `tau` that the second order is needed."""
     return abs(pair[0] - pair[1] - tau) <= margin
 
 
@@ -38,10 +38,10 @@ class BothOrders:
 
     id: str
     teacher_first: Pair
-    """(teacher, student), as `student_first` is."""
+    """(teacher, student), like `student_first`."""
     student_first: Pair
     calls: int = 2
-    """Those that it took, verdicts that could not be read among them."""
+    """Calls made, including verdicts that could not be read."""
     cost_usd: float | None = None
 
     @property
@@ -58,20 +58,20 @@ class BothOrders:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What `near_threshold` with one margin would have come to."""
+    """What `near_threshold` with one margin would have saved and changed."""
 
     margin: float
     rows: int
     asked_second: int
     calls_saved: int
     calls_share: float
-    """Of all calls."""
+    """Calls saved as a share of all calls."""
     usd_saved: float | None
-    """About: a row's calls cost much the same. None where the verdicts have no price."""
+    """An estimate that assumes equal cost of a row's calls. None if a verdict has no price."""
     hard: int
     hard_always: int
     became_hard: int
-    """Easy by both orders, hard by the one."""
+    """Easy by both orders, hard by one order."""
     became_easy: int
 
     @property
@@ -84,7 +84,7 @@ class Replayed:
 
 
 def replay(rows: Sequence[BothOrders], tau: float, margins: Iterable[float] = MARGINS) -> list[Replayed]:
-    """What each margin would have saved on rows that were judged in both orders, and which decisions would change."""
+    """What each margin would have saved on rows judged in both orders, and how many decisions would change."""
     return [_replay(rows, tau, margin) for margin in margins]
 
 

@@ -1,13 +1,13 @@
-"""Judging a teacher's answer against a student's: what is asked, and what is read off the replies.
+"""Pairwise judging of a teacher's and a student's answer: the calls, and the scores from the replies.
 
 Invariants:
-- A verdict without readable scores is asked again, then its row is quarantined: it is neither hard nor easy, and no
-  number is made up for it (contract: failures are rows).
+- A verdict without readable scores is retried, then its row is quarantined: it is neither hard nor easy, and no score
+  is invented for it (contract: failures are rows).
 - A row whose teacher or student answer failed is never judged.
-- A question has the same bytes, hence the same journal key, whoever asks it: a run, a resumed run, a calibration.
-- With `second_order: near_threshold` a row that is far from tau rests on one order, and its verdict shows which.
+- A question has the same bytes, hence the same journal key, in a run, a resumed run and a calibration.
+- With `second_order: near_threshold`, a row far from tau is judged in one order, and its verdict shows which.
 
-Knows neither Ray nor how a call is sent: `actors.referee` and `evaluation.calibration.run` do that.
+This module does not know Ray or how calls are sent: `actors.referee` and `evaluation.calibration.run` do that.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.prompts.messages import Template, load_template, referee_messages
 
 RESAMPLED = 1000
-"""Ordinals from one sample of a question to the next; those between are verdicts asked again."""
+"""Ordinals reserved for each sample of a question; those in between number retries of unreadable verdicts."""
 
 _OF_AN_ANSWER = ("id", "text", "status", "reason")
 JUDGED = (("id", "text"), _OF_AN_ANSWER, (*_OF_AN_ANSWER, "version"))
-"""The columns that judging needs of instructions, teacher's and student's answers."""
+"""The columns that judging needs: of instructions, teacher answers and student answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two answers to one instruction; in a calibration and among canaries, whoever gave them."""
+    """Two answers to one instruction. In calibrations and canaries, `teacher` and `student` are just the two sides."""
 
     id: str
     instruction: str
-    """The user's text; of a longer conversation all of it, turn by turn."""
+    """The user's text; a longer conversation is given turn by turn."""
     teacher: str
     student: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one reply of the judge says."""
+    """The scores in one reply of the judge."""
 
     pair: Pair | None
-    """(teacher, student), whoever was shown first; None where it says nothing that can be used."""
+    """(teacher, student) in either order of presentation; None if the reply cannot be used."""
     failure: str = ""
-    """Why not."""
+    """The reason for a None."""
     weighted: bool = False
 
 
@@ -61,7 +61,7 @@ def ask(
 ) -> Call:
     """The call that asks for two scores; `swapped`: the second of the answers is shown first.
 
-    `structured`: the reply is held to the template's JSON schema, where it has one. `rest`: as Call.
+    `structured`: the reply must follow the template's JSON schema, if it has one. `rest`: as Call.
     """
     schema = template.schema if structured else None
     first, second = answers[::-1] if swapped else answers
@@ -70,9 +70,9 @@ def ask(
 
 
 def read_scores(completion: Completion) -> Pair | str:
-    """The scores of the first and the second answer, each from 1 to 10; or why there are none, in countable words."""
+    """The scores of the first and second answer, each from 1 to 10, or a short reason that can be counted."""
     if ending(completion.finish_reason) is not Ending.COMPLETE and completion.text[-1:].isdigit():
-        return "verdict cut off"  # perhaps within its last number: a 10 that ends as a 1
+        return "verdict cut off"  # the cut may be inside the last number: a 10 that reads as 1
     pair = parse_scores(completion.text)
     if pair is None:
         return "verdict without readable scores"
@@ -80,10 +80,10 @@ def read_scores(completion: Completion) -> Pair | str:
 
 
 class PairwiseJudge:
-    """How one referee asks, and how it is read."""
+    """Builds one referee's calls and reads its replies."""
 
     def __init__(self, config: RefereeConfig, *, structured: bool, base_dir: Path, seed: int) -> None:
-        """`structured`: its endpoint can be held to a JSON schema.
+        """`structured`: its endpoint supports a JSON schema.
 
         Raises:
             ConfigError: the template is unknown, unreadable or cannot be rendered.
@@ -100,7 +100,7 @@ class PairwiseJudge:
         return Row(self, instruction, teacher, student, tau=tau)
 
     def call(self, comparison: Comparison, order: str, stage: str, *, attempt: int = 0, sample: int = 0) -> Call:
-        """The question about `comparison` in one of ORDERS; `sample` tells wanted repetitions from one another."""
+        """The question about `comparison` in one of ORDERS; `sample` numbers intended repetitions."""
         ordinal = sample * RESAMPLED + attempt
         return ask(
             self._template,
@@ -119,7 +119,7 @@ class PairwiseJudge:
         )
 
     def read(self, order: str, outcome: Outcome) -> Reading:
-        """What the judge said about a comparison in this order."""
+        """The judge's scores for a comparison in this order."""
         if isinstance(outcome, Failure):
             return Reading(None, f"referee: {outcome.reason}")
         pair = read_scores(outcome)
@@ -142,10 +142,10 @@ class Row:
         *,
         tau: float | None = None,
     ) -> None:
-        """A row of INSTRUCTION and two of ANSWER. With `tau` the second order is asked only near it.
+        """A row of INSTRUCTION and two of ANSWER. With `tau`, the second order is judged only near it.
 
         Raises:
-            ValueError: an answer is to another instruction.
+            ValueError: an answer belongs to another instruction.
         """
         self.comparison = Comparison(
             instruction["id"], Prompt.of(instruction).as_text(), teacher["text"], student["text"]
@@ -167,7 +167,7 @@ class Row:
                 self._failure = f"{who}: {answer['reason']}"
 
     def wanted(self) -> list[str]:
-        """The orders to ask now: those that are due and have no scores yet, as long as they may be asked again."""
+        """The orders to judge now: those that are due, have no scores yet and have retries left."""
         if not self._judgeable:
             return []
         often = self._judge.config.parse_retries + 1
@@ -178,7 +178,7 @@ class Row:
         return self._judge.call(self.comparison, order, stage, attempt=self._asked[order], sample=sample)
 
     def take(self, order: str, outcome: Outcome) -> None:
-        """What became of it."""
+        """Record the outcome of a call."""
         self._asked[order] += 1
         if isinstance(outcome, Completion):
             self._answered.append(outcome)
@@ -187,7 +187,7 @@ class Row:
         self._failure = self._readings[order].failure or self._failure
 
     def verdict(self) -> dict[str, Any]:
-        """The row as VERDICT has it."""
+        """The row in the schema VERDICT."""
         one_order = len(self._due()) == 1 and self._pair(self._due()[0]) is not None
         means = combine(self._pair(ORDERS[0]), self._pair(ORDERS[1]), one_order=one_order)
         weighs = self._judge.config.weighted and self._answered
@@ -210,18 +210,18 @@ class Row:
         return self._readings[order].pair if order in self._readings else None
 
     def _due(self) -> Sequence[str]:
-        """The orders that the verdict rests on, as far as is known."""
+        """The orders that the verdict needs, as far as is known."""
         if self._tau is None:
             return ORDERS
         first = first_order(self.comparison.id)
         pair = self._pair(first)
-        # Where the first could not be read there is nothing to say how near it was, and the row fails with it.
+        # If the first verdict could not be read, its distance from tau is unknown, and the row fails.
         near = pair is not None and needs_second(pair, self._tau, self._judge.config.second_order_margin)
         return ORDERS if near else (first,)
 
 
 def account(answered: Sequence[Completion]) -> dict[str, Any]:
-    """Who answered, the tokens and the cost, by VERDICT's names; nothing where nobody did."""
+    """Model, endpoint, tokens and cost of the calls, by VERDICT's names; empty if no call was answered."""
     if not answered:
         return {}
     costs = [completion.cost_usd for completion in answered]

@@ -1,15 +1,15 @@
-"""Relative quality: what a judge's scores of a candidate and a reference come to. Pure arithmetic.
+"""Relative quality of a candidate against a reference, from a judge's scores. Pure arithmetic.
 
 Invariants:
-- A question counts in a setting where the setting has a readable score in each of its orders; otherwise it is counted
-  as unparsed and has no score. One order alone would carry the judge's position bias.
+- A question counts in a setting if it has a readable score in each of the setting's orders; otherwise it is counted as
+  unparsed and has no score. One order alone would carry the judge's position bias.
 - Intervals are percentile bootstraps over questions, paired: a question's two scores are drawn together.
 - The mean of the settings that were run (the paper's figure) is a mean of ratios, over the same draws of questions.
 
-Sources: the paper, section 5.1; Setting 2 is FairEval's (arXiv 2305.17926). The paper does not say who stands first in
-Setting 1; here it is the reference, as in the reviews that Vicuna's authors published (answer_gpt35 before the others).
+Sources: the paper, section 5.1; Setting 2 is FairEval's (arXiv 2305.17926). The paper does not say which answer comes
+first in Setting 1; here it is the reference, as in the reviews that Vicuna's authors published (answer_gpt35 first).
 
-This module knows nothing of endpoints, prompts or files.
+This module does not know endpoints, prompts or files.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ PAPER = {
     "Vicuna-13B": 92.6,
     "Lion-13B": 98.4,
 }
-"""Vicuna-80, per cent of ChatGPT's score by GPT-4, mean of both settings, as the paper has it."""
+"""The paper's results: Vicuna-80, per cent of ChatGPT's score by GPT-4, mean of both settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelativeQuality:
-    """A candidate's summed score over the reference's, with a confidence interval."""
+    """A candidate's summed score divided by the reference's, with a confidence interval."""
 
     ratio: float
     low: float
     high: float
     n: int
-    """Rows it rests on."""
+    """Number of rows."""
 
 
 def relative_quality(
     teacher: Sequence[float] | npt.NDArray[np.float64], student: Sequence[float] | npt.NDArray[np.float64], *, seed: int
 ) -> RelativeQuality | None:
-    """sum(student) / sum(teacher), with a percentile bootstrap over rows; None where there are no rows.
+    """sum(student) / sum(teacher), with a percentile bootstrap over rows. Returns None without rows.
 
     Row i of both sequences is the same instruction. The same arguments give the same interval on every machine.
-    Raises ValueError where the lengths differ or a reference score is not positive.
+    Raises ValueError if the lengths differ or a reference score is not positive.
     """
     if len(teacher) != len(student):
         raise ValueError(f"{len(teacher)} reference scores for {len(student)} candidate scores")
@@ -71,11 +71,11 @@ def relative_quality(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a judge is asked about a pair."""
+    """How a pair is judged."""
 
     number: int
     orders: tuple[str, ...]
-    """Who stands first."""
+    """Which answer comes first."""
     samples: int
     """Verdicts in each order."""
     temperature: float
@@ -85,7 +85,7 @@ def settings(which: str, samples: int, temperature: float) -> list[Setting]:
     """The paper's settings: ``1``, ``2`` or ``both``.
 
     Args:
-        samples: of Setting 2, in each order; the paper and FairEval take 3.
+        samples: of Setting 2, in each order; the paper and FairEval use 3.
         temperature: of Setting 1; Setting 2's is 1.
     """
     one = Setting(1, (REFERENCE_FIRST,), 1, temperature)
@@ -95,7 +95,7 @@ def settings(which: str, samples: int, temperature: float) -> list[Setting]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said to one question, once."""
+    """One verdict of a judge on one question."""
 
     question: str
     """Its id."""
@@ -103,7 +103,7 @@ class Verdict:
     order: str
     sample: int
     scores: Pair | None
-    """(reference, candidate), each from 1 to 10, whoever stood first; None where none could be read."""
+    """(reference, candidate), each from 1 to 10, in either order of presentation; None if unreadable."""
     reason: str | None = None
     """Why there are no scores."""
     review: str = ""
@@ -113,7 +113,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class SettingResult:
-    """How a candidate did in one setting."""
+    """A candidate's result in one setting."""
 
     setting: Setting
     quality: RelativeQuality | None
@@ -121,21 +121,21 @@ class SettingResult:
     """Questions with both answers that have no score here."""
     verdicts: int
     unread: int
-    """Verdicts without readable scores, after asking again."""
+    """Verdicts without readable scores, after all retries."""
     order_flips: int | None
-    """Questions whose two orders name different winners; None with one order."""
+    """Questions whose two orders have different winners; None with one order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """How a candidate did against a reference."""
+    """A candidate's result against a reference."""
 
     settings: tuple[SettingResult, ...]
     quality: RelativeQuality | None
     """The mean of the settings."""
     by_category: dict[str, RelativeQuality | None]
     outcomes: dict[str, str]
-    """``win``, ``tie`` or ``loss`` of the candidate, by question id, in the last setting that was run."""
+    """The candidate's ``win``, ``tie`` or ``loss`` by question id, in the last setting that ran."""
     scores: dict[int, dict[str, Pair]]
     """By setting and question id: (reference, candidate)."""
     win_rate: tuple[float, float, float] | None
@@ -146,11 +146,11 @@ class Relative:
     """Questions that lack a score in some setting."""
 
     def count(self, outcome: str) -> int:
-        """How many questions ended so."""
+        """The number of questions with this outcome."""
         return sum(one == outcome for one in self.outcomes.values())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it but the rows."""
+        """Everything except the rows."""
         rate = None if self.win_rate is None else dict(zip(("rate", "low", "high"), self.win_rate, strict=True))
         return {
             "relative": as_json(self.quality),
@@ -168,11 +168,11 @@ class Relative:
 def summarise(
     verdicts: Iterable[Verdict], ran: Sequence[Setting], categories: Mapping[str, str], seed: int
 ) -> Relative:
-    """What the verdicts come to.
+    """Summarise the verdicts.
 
     Args:
-        verdicts: one for each question, setting, order and sample that was asked for.
-        categories: of every judged question, by id; the order of the questions.
+        verdicts: one for each question, setting, order and sample.
+        categories: the category of every judged question, by id; also gives the order of the questions.
     """
     by_slot: dict[int, dict[str, dict[str, list[Pair]]]] = {one.number: {} for one in ran}
     said: Counter[int] = Counter()
@@ -212,7 +212,7 @@ def summarise(
 def row_scores(row: Mapping[str, Sequence[Pair]], setting: Setting) -> Pair | None:
     """(reference, candidate) of one question: the mean over the orders of each order's mean over its readable samples.
 
-    So each order counts alike, however many of its verdicts could be read. None where an order has none.
+    Each order has equal weight, however many of its verdicts could be read. Returns None if an order has none.
     """
     if any(not row.get(order) for order in setting.orders):
         return None
@@ -226,14 +226,14 @@ def mean_quality(
 ) -> RelativeQuality | None:
     """The mean over the settings of sum(candidate) / sum(reference), with a 95 % bootstrap interval over questions.
 
-    A question counts in the settings that have a score of it; `n` counts those with one in every setting. None where a
-    setting has no score at all.
+    A question counts in the settings that have a score for it; `n` counts questions with a score in every setting.
+    Returns None if a setting has no score at all.
     """
     grid = np.array([[known.get(question, (0.0, 0.0)) for question in questions] for known in scores], np.float64)
     if not len(questions) or not (grid[:, :, 0].sum(axis=1) > 0).all():
         return None
     sums = resampled_sums(np.concatenate([setting.T for setting in grid]), seed).reshape(len(grid), 2, -1)
-    # A draw of questions none of which a setting could score says nothing of it.
+    # A draw without any scored question in a setting has no ratio there.
     ratios = np.divide(sums[:, 1], sums[:, 0], out=np.full_like(sums[:, 0], np.nan), where=sums[:, 0] > 0).mean(axis=0)
     low, high = percentiles(ratios)
     ratio = float(np.mean(grid[:, :, 1].sum(axis=1) / grid[:, :, 0].sum(axis=1)))

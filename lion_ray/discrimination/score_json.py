@@ -1,11 +1,11 @@
-"""A judge's two scores out of JSON, in whatever shape it chose.
+"""Read a judge's two scores from JSON of any shape.
 
 Invariants:
-- Only names and numbers count, never what a string in the JSON says: an explanation may quote anything.
-- Two scores are read only where each belongs to one assistant beyond doubt. Pairs that contradict one another, a key
-  that is there twice, and a scale other than ten are no verdict.
+- Only keys and numbers count, never the text of strings: an explanation may quote anything.
+- Two scores are read only if each clearly belongs to one assistant. Contradictory pairs, duplicate keys and a scale
+  other than ten give no verdict.
 
-This module knows no other text than JSON (see `verdicts`).
+This module reads only JSON; `score_parser` reads other text.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 Pair = tuple[float, float]
-"""The first and the second assistant's."""
+"""The scores of the first and the second assistant."""
 
 NO_VERDICT = "no verdict"
-"""A text is JSON, and no two scores can be read from it."""
+"""The text is JSON, but two scores cannot be read from it."""
 
 MOST_OBJECTS = 50
-"""Places in a text where JSON may begin that are tried, the last ones: each may take as long as the text."""
+"""Only this many of the last possible starts of JSON in a text are tried: each may take time linear in the text."""
 
 _MARK = r"(?:scores?|ratings?|grades?|marks?|points|overall|total|value)"
 _NOUN = (
@@ -49,8 +49,8 @@ class _RefusedError(ValueError):
 
 
 def pair_of_json(text: str) -> Pair | str | None:
-    """The scores in a text that is JSON, a line of JSON each or begins with JSON; NO_VERDICT where that holds none,
-    None where the text is no JSON."""
+    """The scores in a text that is JSON, JSON Lines or begins with JSON. Returns NO_VERDICT if the JSON has no two
+    scores, None if the text is not JSON."""
     values: list[Any] = []
     for form in (text, _TRAILING_COMMA.sub("", text)):
         end = _after_space(form, 0)
@@ -66,7 +66,7 @@ def pair_of_json(text: str) -> Pair | str | None:
 
 
 def first_pair(text: str) -> Pair | None:
-    """The scores in the JSON that stands within a text; None where there are none, or contradictory ones."""
+    """The scores in JSON within a text. Returns None if there are none, or contradictory ones."""
     begins = [match.start() for match in _BEGINS.finditer(text)][-MOST_OBJECTS:]
     pairs, end = set(), 0
     for start in begins:
@@ -79,7 +79,7 @@ def first_pair(text: str) -> Pair | None:
 
 
 def _decoded(text: str, start: int) -> tuple[Any, int] | None:
-    """A JSON value and where it ends; a `_RefusedError` in its place where it must not be read."""
+    """A JSON value and its end; a `_RefusedError` as the value if it must not be read."""
     try:
         return _DECODER.raw_decode(text, start)
     except _RefusedError as refused:
@@ -118,7 +118,7 @@ def _pair(value: Any) -> Pair | None:
 
 
 def _pairs(value: Any) -> set[Pair]:
-    """The pairs that a value gives, those of its own before those of what is in it."""
+    """The pairs of a value: its own if it has any, else those of nested values."""
     own: set[Pair] = set()
     if isinstance(value, dict):
         own = _of_object({_plain(key): below for key, below in value.items()})
@@ -132,7 +132,7 @@ def _pairs(value: Any) -> set[Pair]:
 
 
 def _of_object(value: dict[str, Any]) -> set[Pair]:
-    """By keys that name an assistant each, or by a list of two numbers that are called scores."""
+    """From keys that each name an assistant, or from a list of two numbers under a key such as `scores`."""
     if any(map(_THIRD.fullmatch, value)):
         return set()
     scores: dict[int, set[float]] = {1: set(), 2: set()}
@@ -143,13 +143,13 @@ def _of_object(value: dict[str, Any]) -> set[Pair]:
     if all(len(found) == 1 for found in scores.values()):
         return {(scores[1].pop(), scores[2].pop())}
     if any(scores.values()) and all(scores.values()):
-        return {(one, two) for one in scores[1] for two in scores[2]}  # contradictory, and so none
+        return {(one, two) for one in scores[1] for two in scores[2]}  # contradictory: no verdict
     lists = [below for key, below in value.items() if _SCORE.fullmatch(key) or key in ("tuple", "output", "verdict")]
     return set().union(*(_of_list(below) for below in lists if isinstance(below, list)))
 
 
 def _of_list(value: list[Any]) -> set[Pair]:
-    """Two numbers, or two objects that say whose each is, or come in order."""
+    """From two numbers, or two objects that name their assistant or come in order."""
     if len(value) != 2:
         return set()
     numbers = [_number(one) for one in value]
@@ -168,7 +168,7 @@ def _of_list(value: list[Any]) -> set[Pair]:
 
 
 def _named(value: dict[str, Any]) -> int | None:
-    """Which assistant an object is about, by a key such as `assistant` or `id`; -1 where that is none of the two."""
+    """The assistant of an object, from a key such as `assistant` or `id`; -1 if it is neither of the two."""
     for key, below in value.items():
         if _NAMES.fullmatch(key) and isinstance(below, str | int) and not isinstance(below, bool):
             if below == 0 or below == "0":

@@ -1,29 +1,28 @@
 """Reading a judge's scores out of its text.
 
 Invariants:
-- No score is ever made up: a text from which two scores cannot be read with confidence gives None. Asking again costs
-  less than a wrong verdict.
-- The parser takes 0 to 10, because real judges write 0; `scores.combine` takes 1 to 10, because that is what they are
-  asked.
+- No score is invented: a text from which two scores cannot be read reliably gives None. A retry costs less than a
+  wrong verdict.
+- The parser accepts 0 to 10, because real judges write 0. `scores.combine` accepts 1 to 10, the scale in the prompt.
 - Time is linear in the text: every pattern is bounded, so a hostile answer that the judge repeats cannot stall a run.
 
 How a text is read, in this order:
-0. What the judge thought (`<think>` and its like) is no part of it; a text that says that it marks on another scale
-   than ten gives nothing, unless it writes its scores as "/10".
-1. A first line that is nothing but two numbers (or a number on each of the first two lines) is the verdict.
-2. A text that is JSON is read by its keys and by nothing else (`verdict_json`).
+0. The judge's thoughts (`<think>` and the like) are removed. A text that names a scale other than ten gives None,
+   unless it writes its scores as "/10".
+1. A first line of just two numbers (or one number on each of the first two lines) is the verdict.
+2. A text that is JSON is read only by its keys (`score_json`).
 3. Otherwise each *announced* score counts: a label with the word score or a scale of ten, or under a heading such as
    "Scores:"; a score line under an assistant's heading; a tuple or pair called scores; a JSON key.
 4. Without those, scores in running text: "I would give Assistant 1 a score of 8 and …".
 5. Without those, bare labels: "Assistant 1: 8". They come last, as they may be the answers' results.
-6. Where all that finds nothing: JSON within the text; then the text with other labels ("Response A"), words of other
-   languages and numbers in words put into the judge's usual ones (`verdict_words`).
-Of several scores for one assistant the last holds, since a judge explains before it decides. Text in quotation marks
-or quoted lines ("> …") is no verdict in 3 to 5. A verdict in a fence, in indented code, in JSON within a sentence or
-under "the answer ends with:" may be a quotation too: where it comes after another one and differs, neither is believed.
-A score on another scale than ten is none.
+6. If all that finds nothing: JSON within the text; then the text with other labels ("Response A"), other languages and
+   numbers in words translated into the usual form (`score_words`).
+If an assistant has several scores, the last one counts, since a judge explains before it decides. Rules 3 to 5 ignore
+text in quotation marks and quoted lines ("> …"). A verdict in a fence, in indented code, in JSON within a sentence or
+under "the answer ends with:" may be a quotation too: if it follows a different verdict, both are rejected. Scores on a
+scale other than ten are rejected.
 
-This module knows nothing of prompts, models or tables.
+This module does not know prompts, models or tables.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from lion_ray.discrimination.score_words import MARK, on_another_scale, plain_te
 HIGHEST = 10.0
 
 _Score = tuple[int, float]
-"""Which assistant, 1 or 2, and its score; NaN where a score stands that cannot be read."""
+"""The assistant (1 or 2) and its score; NaN if a score is present but unreadable."""
 
 _NUM = r"(?<![\w.,/-])([0-9]{1,3}(?:\.[0-9]{1,3})?)(?![\w%]|\.[0-9])"
 _OF_TEN = r"(?: ?/ ?10(?:\.0)?(?![\w.]*[0-9])| out of (?:10|ten)\b)"
 _SCALE = rf"{_OF_TEN}?(?: ?points?\b)?"
-# What may stand behind a score. An operator, a unit or one more number means that it was something else.
+# What may follow a score. After an operator, a unit or another number it is not a score.
 _END = (
     r"(?= ?$| ?[;.!\]}\"|]| ?\((?![0-9])|,(?! ?[0-9])| ?[-–—:] ?(?![0-9 ])|"
     r" (?:and|but|because|due|for|while|with|assistant|score)\b)"
@@ -64,7 +63,7 @@ _LABEL = re.compile(
     rf"{_WHO}{_NOUN}(?: \(?{_MARK}\)?)?){_IS}{_VALUE}",
     re.I,
 )
-# A line whose label says "score" and whose number is not one out of ten: no verdict can be read from it.
+# A line labelled "score" whose number is not a score out of ten: no verdict can be read from it.
 _UNREADABLE = re.compile(
     rf"^(?:the )?(?:final |overall |total )?(?:{_MARK} (?:of|for) {_WHO}|{_WHO}{_NOUN} {_MARK}){_IS}-?[0-9]", re.I
 )
@@ -86,8 +85,8 @@ _KEY = r"(?<!\\)[\"'](?:score_?(?:of_?)?)?assistant[_ ]?{n}(?:_?(?:score|rating)
 _KEYS = [re.compile(_KEY.format(n=n, value=r"(-?[0-9]{1,3}(?:\.[0-9]{1,3})?)(?: ?/ ?10)?"), re.I) for n in (1, 2)]
 _ABOUT_POINTS = re.compile(r"\b(?:points?|endpoints?|coordinates?|vert(?:ex|ices))\b", re.I)
 
-# Running text. Between an assistant and its score only these words may stand: "than", "if" or another clause may
-# make the score another's, or no score at all.
+# Running text. Only these words may come between an assistant and its score: after "than", "if" or another clause the
+# number may belong to the other assistant, or not be a score.
 _FILLER = (
     r"(?: ?\(|,| (?:would|will|gets?|receives?|received|earns?|earned|is|was|be|given|awarded|assigned|as|at|with|"
     r"to|the|a|an|overall|final|total|higher|lower|slightly|perfect|high|low|full|also|answer|response|submission|solution|"
@@ -117,7 +116,7 @@ _BULLET = re.compile(r"^(?:[#•+-]+ |[0-9]{1,2}[.)] (?=(?:the |overall |final )
 _QUOTED = re.compile(r"(?<!\w)\"[^\"\n]{0,400}\"|“[^“”\n]{0,400}”|`([^`\n]{0,400})`")
 _BRACKETED = re.compile(r"\[(assistant ?#?[12])\]", re.I)
 _SPAN = re.compile(r"(?<=[\s:(])\"(?=\S)[^\"]{1,600}(?<=\S)\"(?=[\s.,;:)!?]|\Z)|“[^“”]{0,600}”")
-# "Note that the second answer ended with:" and its like: what follows is somebody else's.
+# "Note that the second answer ended with:" and the like: what follows is a quotation.
 _ATTRIBUTES = re.compile(
     r"\b(?:answers?|responses?|assistants?|submissions?|texts?|it|student|candidate|user|message|sentence|lines?|that|which|"
     r"[12])\b[^.:]{0,60}\b(?:end(?:s|ed|ing)?|sa(?:ys|id|ying)|wr(?:ote|ites?)|written|contain\w*|include[sd]?|including|"
@@ -133,17 +132,17 @@ _ORDINAL = re.compile(r"\b(?:the )?(first|second) (?=assistant\b)assistant\b", r
 
 
 def parse_scores(text: str) -> Pair | None:
-    """The scores of the first and the second assistant, each in 0..10; None where `text` does not give both.
+    """The scores of the first and the second assistant, each in 0..10. Returns None if `text` does not give both.
 
-    A text that was cut off gives None unless both scores are there. Numbers outside 0..10 and scores on another scale
-    ("5/5", "85/100") are not read. Never raises.
+    A truncated text gives None unless both scores are there. Numbers outside 0..10 and scores on another scale
+    ("5/5", "85/100") are ignored. Never raises.
     """
     text = plain_text(without_thoughts(text))
     if on_another_scale(text):
         return None
     scores, pair = _parsed(text)
     if pair is None and not any(math.isnan(value) for _, value in scores):
-        # A score that was found stands for what the judge wrote: then only numbers are looked at again.
+        # If a score was found, the labels were already in the usual form: then only normalise numbers.
         usual = usual_numbers(text) if scores else usual_words(text)
         if usual != text:
             _, pair = _parsed(usual)
@@ -151,7 +150,7 @@ def parse_scores(text: str) -> Pair | None:
 
 
 _Found = tuple[list[_Score], Pair | None]
-"""Every score that was read, and the verdict that they make."""
+"""Every score that was read, and the resulting verdict."""
 
 
 def _parsed(text: str) -> _Found:
@@ -171,7 +170,7 @@ def _parsed(text: str) -> _Found:
 
 
 def _read(lines: Sequence[str]) -> _Found:
-    """What lines say by rules 1 to 5."""
+    """Read lines by rules 1 to 5."""
     if not lines:
         return [], None
     bare = [line.strip("\"'` ") for line in lines[:2]]
@@ -193,7 +192,7 @@ def _found(pair: Pair) -> _Found:
 
 
 def _json(text: str) -> _Found | None:
-    """What a text that begins as JSON says; None where it only begins so."""
+    """Read a text that begins like JSON. Returns None if it is not JSON after all."""
     unreadable: _Found = [(1, float("nan"))], None
     for form in (
         text,
@@ -206,19 +205,19 @@ def _json(text: str) -> _Found | None:
             return unreadable
     if text[0] == "[":
         return None
-    # Malformed or cut off: by its keys, which need a comma or a bracket behind their values.
+    # Malformed or truncated JSON is read by its keys, whose values must be followed by a comma or a bracket.
     keyed = _json_scores(text.replace("\n", " "))
     return (keyed, _last_of_each(keyed, cut_off=False)) if keyed else unreadable
 
 
 _OWN, _MAYBE, _FOREIGN = range(3)
-"""Whose words a line is: the judge's; perhaps a quotation, as it is fenced or indented; surely one."""
+"""The kind of a line: the judge's own words; possibly a quotation (fenced or indented); certainly a quotation."""
 
 
 def _marked(text: str) -> list[tuple[str, int]]:
-    """The text's lines that say something, without markdown, quoted lines and doubled spaces, and whose each is.
+    """The text's non-empty lines, without markdown, quoted lines and repeated spaces, each with its kind.
 
-    Split at newlines only: answers hold other separators (vertical tabs), which splitlines would take for line ends.
+    Split at newlines only: answers contain other separators (vertical tabs) that splitlines would treat as line ends.
     """
     text = _SPAN.sub(lambda match: "" if "\n" in match[0] else match[0], text)
     marked: list[tuple[str, int]] = []
@@ -230,7 +229,7 @@ def _marked(text: str) -> list[tuple[str, int]]:
             continue
         if line.startswith(("```", "~~~")):
             fenced = not fenced
-            # A fence on one line is none.
+            # A fence that opens and closes on one line is not a block.
             fenced = fenced and not (len(line) > 3 and line.endswith(line[:3]))
         if not line:
             # A quotation may begin after a blank line, and ends with one.
@@ -253,7 +252,7 @@ def _marked(text: str) -> list[tuple[str, int]]:
 
 
 def _plain(raw: str) -> str:
-    """A line without markdown; "" where it is a rule or a quotation."""
+    """A line without markdown; "" if it is a rule or a quotation."""
     if raw.startswith(">") or _RULE.fullmatch(raw):
         return ""
     line = _SPACES.sub(" ", raw.replace("’", "'"))
@@ -267,7 +266,7 @@ def _plain(raw: str) -> str:
 
 
 def _unquoted(line: str) -> str:
-    """The line without what stands in quotation marks; backticks around bare numbers are only the judge's style."""
+    """The line without text in quotation marks. Backticks around bare numbers are only style and are kept."""
     return _QUOTED.sub(lambda match: match[1] if match[1] and not re.search(r"[a-z]", match[1], re.I) else "", line)
 
 
@@ -300,7 +299,7 @@ def _written(lines: Sequence[str]) -> tuple[list[_Score], list[_Score]]:
         elif '"' in raw and (keyed := _json_scores(raw + ("" if last else lines[index + 1][:1]))):
             scores += keyed
         elif _HEADING.search(line) and not _LABEL_ABOVE.match(line) and not _ATTRIBUTES.search(line[-200:]):
-            # The verdict starts here: what was labelled above was about something else, and a cut leaves nothing.
+            # The verdict starts here: labels above were about something else and must not count if the text is cut off.
             announced = True
             scores.clear()
             bare.clear()
@@ -308,7 +307,7 @@ def _written(lines: Sequence[str]) -> tuple[list[_Score], list[_Score]]:
 
 
 def _labelled(line: str) -> Iterator[_Score]:
-    """Scores behind an assistant's name, where the line begins with one or is announced as scores."""
+    """Scores after an assistant's name, if the line begins with a name or announces scores."""
     chained = False
     for match in _LABEL.finditer(line):
         before = line[: match.start()]
@@ -316,15 +315,15 @@ def _labelled(line: str) -> Iterator[_Score]:
             chained or re.search(rf"\b{_MARK}\b|\bassistant 1\b|\bscale\b|\bverdict\b", before[-200:], re.I)
         ):
             return
-        # A label that begins the line, then the other's: whichever comes first.
+        # Once a label begins the line, further labels count.
         chained = True
         yield int(match[1] or match[2]), float(match[3])
 
 
 def _pair_alone(line: str, above: str, judged: bool, last: bool) -> re.Match[str] | None:
-    """A line of two numbers, where a verdict can stand: under "scores", or once the assistants were `judged`.
+    """A line of two numbers that can be a verdict: under "scores", or after the assistants were `judged`.
 
-    The same line in a derivation (the point ``(10, 4)``) is not one.
+    The same line in a derivation (the point ``(10, 4)``) is not a verdict.
     """
     match = _BARE_PAIR.fullmatch(line)
     if match is None or (_ABOUT_POINTS.search(above) and not match[1]):
@@ -335,7 +334,7 @@ def _pair_alone(line: str, above: str, judged: bool, last: bool) -> re.Match[str
 
 
 def _json_scores(text: str) -> list[_Score]:
-    # By key rather than with a JSON parser: judges also leave a bracket open or put text around the object.
+    # By key rather than with a JSON parser: judges also leave brackets open or put text around the object.
     return [(n, float(match[1])) for n, key in enumerate(_KEYS, 1) for match in key.finditer(text)]
 
 
@@ -359,7 +358,7 @@ def _told(lines: Sequence[str]) -> list[_Score]:
 
 
 def _last_of_each(scores: Sequence[_Score], *, cut_off: bool) -> Pair | None:
-    """The last score of each assistant. With `cut_off`, None where the text seems to end inside a second verdict."""
+    """The last score of each assistant. With `cut_off`, None if the text seems to end inside a second verdict."""
     last = dict(scores)
     if not last.keys() >= {1, 2}:
         return None
@@ -371,5 +370,5 @@ def _last_of_each(scores: Sequence[_Score], *, cut_off: bool) -> Pair | None:
 
 
 def _checked(first: float, second: float) -> Pair | None:
-    """The pair, where both are numbers in 0..10."""
+    """The pair if both scores are in 0..10, else None."""
     return (first, second) if 0 <= first <= HIGHEST and 0 <= second <= HIGHEST else None

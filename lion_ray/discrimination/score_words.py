@@ -1,10 +1,10 @@
-"""Other words for what a judge's verdict usually says, put into the usual ones: pure texts in, texts out.
+"""Normalise the wording of a judge's verdict: other names, languages and number formats become the usual ones.
 
 Invariants:
-- Only words and the form of numbers change, never which number belongs to whom.
-- A text in the usual words comes back as it is.
+- Only words and number formats change, never which number belongs to which assistant.
+- A text in the usual form is returned unchanged.
 
-The usual words are those of `verdicts`: "Assistant 1", "score", "/10", numbers in ASCII digits with a decimal point.
+The usual form is that of `score_parser`: "Assistant 1", "score", "/10", ASCII digits with a decimal point.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ _SAYS_TEN = re.compile(r"(?:/ ?|out of |to |[01] ?[-–—] ?)10\b")
 
 
 def plain_text(text: str) -> str:
-    """Digits of any script and wide punctuation as ASCII, and HTML's line breaks as newlines."""
+    """Convert digits of any script and wide punctuation to ASCII, and HTML line breaks to newlines."""
     text = _BREAK.sub("\n", text)
     if text.isascii():
         return text
@@ -108,26 +108,26 @@ def plain_text(text: str) -> str:
 
 
 def on_another_scale(text: str) -> bool:
-    """Whether the judge says that it marks on a scale that does not end at ten, and marks nothing "/10"."""
+    """Whether the judge names a scale that does not end at ten and marks nothing "/10"."""
     sizes = [match["size"].lower() for pattern in _SCALES for match in pattern.finditer(text)]
     other = any((_SIZES.get(size) or int(size)) != 10 for size in sizes)
     return other and not _SAYS_TEN.search(text)
 
 
 def usual_numbers(text: str) -> str:
-    """A comma between a score's digits as a point, and numbers in words as digits."""
+    """Convert decimal commas in scores to points, and numbers in words to digits."""
     text = _BRACKETED.sub(r"\1", text)
     text = _COMMA.sub(lambda match: f"{match[1] or match[3]}.{match[2] or match[4]}", text)
     return _IN_WORDS.sub(lambda match: str(_WORDS.index((match[1] or match[2]).lower())), text)
 
 
 def usual_words(text: str) -> str:
-    """Other names of the two assistants, and other languages' words for a score, as the usual ones."""
+    """Convert other names of the two assistants, and words for "score" in other languages, to the usual ones."""
     text = _BOXED.sub(r"\1", text)
     text = _IN_HAN.sub(lambda match: str(_HAN.index(match[1])), text)
     text = _FULL_MARKS.sub("", text)
     if _THIRD.search(text):
-        return text  # of three or more, and which two are meant nobody knows
+        return text  # three or more assistants: it is unknown which two are meant
     text = _NAMED.sub(lambda match: f"Assistant {1 if match[1] else 2}", text)
     text = _ORDINAL.sub(lambda match: f"Assistant {1 if match[1] or match[3] else 2}", text)
     text = _LETTER.sub(lambda match: f"Assistant {1 if match[1] else 2}", text)

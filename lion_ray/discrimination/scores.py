@@ -1,9 +1,9 @@
-"""What follows from a judge's scores; `verdicts` reads them.
+"""Combine a judge's scores; `score_parser` reads them.
 
 Invariants:
-- No score is ever made up: a row that lacks an order which was asked has none.
+- No score is invented: if an order was judged but has no scores, the row has none.
 
-This module knows nothing of prompts, models or tables.
+This module does not know prompts, models or tables.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from lion_ray.discrimination.score_parser import HIGHEST as HIGHEST
 from lion_ray.discrimination.score_parser import parse_scores as parse_scores
 
 LOWEST = 1.0
-"""With HIGHEST: what a judge is asked for."""
+"""LOWEST to HIGHEST is the scale in the judge's prompt."""
 
 
 def in_range(pair: Pair | None) -> bool:
-    """Whether a verdict's two scores are there and within what the judge is asked for, 1 to 10."""
+    """Whether both scores are present and within the judge's scale, 1 to 10."""
     return pair is not None and all(LOWEST <= score <= HIGHEST for score in pair)
 
 
 def combine(teacher_first: Pair | None, student_first: Pair | None, *, one_order: bool = False) -> Pair | None:
-    """(teacher, student) means over both orders; each order's pair is (teacher, student) too, whoever stood first.
+    """(teacher, student) means over both orders; each argument is a (teacher, student) pair too.
 
-    None unless both orders are there and within 1 to 10: one order alone carries the judge's position bias, and an
-    order that could not be read says nothing. With `one_order` the other was never asked (see `orders`), and the one
-    that is there stands alone.
+    Returns None unless both orders are present and within 1 to 10: one order alone carries the judge's position bias.
+    With `one_order`, only one order was judged (see `orders`), and its pair is returned.
     """
     given = [pair for pair in (teacher_first, student_first) if pair is not None]
     if len(given) != (1 if one_order else 2) or not all(map(in_range, given)):

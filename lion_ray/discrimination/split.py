@@ -1,6 +1,7 @@
-"""Hard and easy rows (paper, section 3.2): where the student lags, and where it keeps up.
+"""The split into hard and easy rows (paper, section 3.2).
 
-A row is hard where the judge says so itself, else where the teacher's answer is better by at least tau. Pure.
+A row is hard if the judge says so itself; without such a decision, if the teacher's answer is better by at least tau.
+Pure.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from lion_ray.discrimination.quality import relative_quality
 from lion_ray.discrimination.scores import is_hard
 
 COLUMNS = ("id", "status", "teacher_score", "student_score", "model", *ORDERS)
-"""What a split needs of VERDICT rows."""
+"""The VERDICT columns that a split needs."""
 OWN_COLUMNS = ("gap", "hard")
-"""What it takes beside them, where a judge of the user's own wrote it."""
+"""Further columns that it uses if a user's judge wrote them."""
 
 
 def gaps(verdicts: pa.Table) -> npt.NDArray[np.float64]:
-    """By how much the teacher's answer is better in each row, NaN where that is not known."""
+    """How much better the teacher's answer is in each row; NaN if unknown."""
     found = [np.subtract(*(numbers(verdicts[name]) for name in ("teacher_score", "student_score")))]
     if "gap" in verdicts.column_names:
         own = numbers(verdicts["gap"])
@@ -41,7 +42,7 @@ def lags(verdicts: pa.Table, tau: float) -> npt.NDArray[np.bool_]:
 
 
 def quality(verdicts: pa.Table, *, seed: int, stage: str) -> dict[str, float] | None:
-    """Relative quality with its interval, over the rows with two scores; None where there are none."""
+    """Relative quality with its interval, over the rows with two scores. Returns None without such rows."""
     scored = verdicts.filter(pc.and_(verdicts["teacher_score"].is_valid(), verdicts["student_score"].is_valid()))
     found = relative_quality(
         numbers(scored["teacher_score"]), numbers(scored["student_score"]), seed=derive_seed(seed, stage)
@@ -50,18 +51,18 @@ def quality(verdicts: pa.Table, *, seed: int, stage: str) -> dict[str, float] | 
 
 
 def leads(verdicts: pa.Table) -> list[npt.NDArray[np.float64]]:
-    """The teacher's score less the student's, in each order of the answers; NaN where that order was not asked."""
+    """The teacher's score minus the student's, in each order of the answers; NaN if that order was not judged."""
     orders = [verdicts[order] for order in ORDERS]
     return [np.subtract(*(pc.list_element(order, place).to_numpy() for place in (0, 1))) for order in orders]
 
 
 def order_flips(verdicts: pa.Table) -> dict[str, Any]:
-    """Rows with a score in both orders, and of them those with different winners."""
+    """The number of rows with scores in both orders, and of those with different winners."""
     first, second = leads(verdicts)
-    both = first * second  # NaN is neither more nor less than anything
+    both = first * second  # comparisons with NaN are false
     return {"order_flips": int((both < 0).sum()), "both_orders": int((~np.isnan(both)).sum())}
 
 
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """A column of numbers, NaN where it is null."""
+    """A column of numbers; null becomes NaN."""
     return np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(), np.float64)

@@ -1,13 +1,12 @@
-"""Which seeds to draw, which candidates to keep, and how many to ask for.
+"""Which seeds to draw, which candidates to keep, and how many to request.
 
 Invariants:
-- A draw depends on the pool and on what it is for (run seed, iteration, kind, request number), never on order, time
-  or process: a resumed run draws what the first would have drawn.
-- A candidate is cleaned of thoughts and formatting first and then kept or rejected as it stands, with a reason that
-  can be counted.
-- No more requests are sent than the limit allows, however few candidates pass.
+- A draw depends only on the pool and on (run seed, iteration, kind, request number), never on order, time or process:
+  a resumed run draws what the first attempt would have drawn.
+- A candidate is first cleaned of thoughts and formatting, then kept or rejected with a reason that can be counted.
+- The number of requests never exceeds the limit, however few candidates pass.
 
-This module does not know prompts, models or the texts that are already there (see `novelty`).
+This module does not know prompts, models or existing texts (see `novelty`).
 """
 
 from __future__ import annotations
@@ -91,11 +90,11 @@ def draw_seed(pool: pa.Table, *, seed: int, iteration: int, kind: str, request: 
 
 
 def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | None:
-    """Why a cleaned candidate is rejected, or None. The rules and their strictness are the published code's, but that
-    a letter or a digit of any script may come first.
+    """Why a cleaned candidate is rejected, or None. The rules are as strict as in the published code, except that the
+    text may begin with a letter or digit of any script.
 
-    `finish_reason` is the endpoint's; a text that its content filter cut is no more whole than a long one. Words are
-    counted between spaces, as there; in scripts without spaces, as ROUGE tokens.
+    `finish_reason` is the endpoint's; a text that its content filter cut counts as incomplete. Words are separated by
+    spaces, as in the published code; in scripts without spaces they are ROUGE tokens.
     """
     match ending(finish_reason):
         case Ending.CUT:
@@ -113,7 +112,7 @@ def filter_candidate(text: str, finish_reason: str, *, min_words: int) -> str | 
     first = text.lstrip()[0]
     if first in string.punctuation:
         return STARTS_WITH_PUNCTUATION
-    # The published code takes ASCII letters alone, and so rejects whatever is written in another script, paid for.
+    # The published code accepts only ASCII letters, and so rejects paid candidates in any other script.
     kind = unicodedata.category(first)
     if kind[0] not in "LNM" and first not in _OPENS_SENTENCE:
         return STARTS_WITH_PUNCTUATION if kind[0] == "P" else STARTS_WITH_SYMBOL
@@ -125,11 +124,11 @@ def _words(text: str) -> int:
 
 
 def clean_candidate(text: str) -> str:
-    """The candidate without thoughts before it, or a preamble, a label, a list marker, a fence or quotation marks
-    around it; "" where the model only thought.
+    """The candidate without thoughts, preamble, label, list marker, fence or quotation marks; "" if the model only
+    thought.
 
-    The published code rejects such texts for their first character or for the word in the label; they are good
-    otherwise, and paid for.
+    The published code rejects such texts for their first character or for the word in the label. They are otherwise
+    good, and already paid for.
     """
     text = without_thoughts(text)
     while True:
@@ -145,7 +144,7 @@ def _without_label(text: str) -> str:
 
 
 def _without_fence(text: str) -> str:
-    """Without one fence around the whole text; a program in a fence is no such text."""
+    """Remove one fence around the whole text, unless it marks a program."""
     fenced = _FENCED.fullmatch(text)
     return fenced[2].strip() if fenced else text
 
@@ -154,19 +153,19 @@ def _without_marker(text: str) -> str:
     marker = _LIST_MARKER.match(text)
     if marker is None:
         return text
-    # The first of several items is part of a list, and a list without its first marker is spoilt.
+    # If there are several items, keep the list intact.
     items = _NUMBERED_LINE if text[0].isdigit() else _BULLET_LINE
     return text if items.search(text, marker.end()) else text[marker.end() :]
 
 
 def _without_quotes(text: str) -> str:
-    """Without one pair of marks around the whole text; `"A" or "B"` is not such a pair."""
+    """Remove one pair of marks around the whole text; `"A" or "B"` is not such a pair."""
     if bold := _BOLD.fullmatch(text):
         return bold.group(2)
     for opening, closing in _PAIRS:
         if len(text) > 2 and text[0] == opening and text[-1] == closing:
             inner = text[1:-1]
-            # An apostrophe between letters closes nothing.
+            # An apostrophe between letters is not a closing quote.
             marks = re.sub(r"(?<=\w)['’](?=\w)", "", inner)
             if opening not in marks and closing not in marks:
                 return inner.strip()
@@ -174,17 +173,17 @@ def _without_quotes(text: str) -> str:
 
 
 def wave_size(*, wanted: int, accepted: int, attempted: int, max_attempts: int, ceiling: int, floor: int = 8) -> int:
-    """How many requests to send next; 0 when there is enough or nothing more may be sent.
+    """How many requests to send next; 0 if there are enough candidates or no request is left.
 
-    As many as should yield what is missing, by the acceptance seen so far, within [floor, ceiling] and never beyond
-    `max_attempts` in total. The rate is smoothed by one imagined request that was accepted, (accepted + 1) /
-    (attempted + 1): before anything was rejected, no more is bought than is wanted.
+    The number is expected to yield what is missing at the acceptance rate so far, within [floor, ceiling] and never
+    beyond `max_attempts` in total. The rate is smoothed by one imaginary accepted request, (accepted + 1) /
+    (attempted + 1): before the first rejection, no more are requested than are wanted.
     """
     missing, allowed = wanted - accepted, max_attempts - attempted
     if missing <= 0 or allowed <= 0:
         return 0
     if ceiling < 1:
         raise ValueError("ceiling must be at least 1")
-    # In whole numbers, rounded up: the same on every machine.
+    # Integer arithmetic, rounded up: the same on every machine.
     expected = -(-missing * (attempted + 1) // (accepted + 1))
     return min(max(expected, floor), ceiling, allowed)

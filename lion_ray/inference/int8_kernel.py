@@ -1,12 +1,12 @@
-"""The products of a model with 8-bit weights on a CPU without VNNI: a linear kernel of vLLM, and its output head.
+"""Matrix products with 8-bit weights on a CPU without VNNI: a linear kernel for vLLM, and its output head.
 
 Invariants:
-- Rows are rounded one by one to 8 bits, so an answer does not depend on what else is in the batch.
+- Each row is quantized to 8 bits on its own, so an answer does not depend on the rest of the batch.
 - Weights lie within ±63 (`models.quantize.levels`): this CPU adds two products in 16 bits, and 255 * 63 * 2 still fits.
-- Where vLLM's own kernel is the faster one, nothing of this is used.
+- Where vLLM's own kernel is faster, this module is not used.
 
-vLLM's kernel multiplies by oneDNN, which on a CPU with AVX2 alone lays the weights out anew at every call. FBGEMM
-(PyTorch's) keeps them laid out: for 64 rows five times faster here, and twice as fast as float32.
+vLLM's kernel uses oneDNN, which repacks the weights at every call on a CPU that has only AVX2. FBGEMM (in PyTorch)
+packs them once: five times faster for 64 rows here, and twice as fast as float32.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     import torch
 
 REPLACES = "CPUInt8ScaledMMLinearKernel"
-"""The kernel of vLLM that ``VLLM_DISABLED_KERNELS`` has to name for this one to be chosen."""
+"""The vLLM kernel that ``VLLM_DISABLED_KERNELS`` must name so that vLLM chooses this one."""
 _ZERO = 128
-"""What stands for 0 among the unsigned integers of the rows."""
+"""The zero point of the rows' unsigned integers."""
 
 
 def multiply(rows: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    """``rows`` [n, in] times the weights of `pack`, plus `bias` [out]; [n, out] in the rows' type."""
+    """``rows`` [n, in] times the weights from `pack`, plus `bias` [out]; returns [n, out] in the rows' type."""
     import torch
 
     scale = rows.float().abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    # It rounds the scaled rows to integers and gives their product in float32.
+    # The operator rounds the scaled rows to integers and returns their product in float32.
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows / scale, 1.0, _ZERO, packed)
     product *= scale
     return (product if bias is None else product + bias).to(rows.dtype)
 
 
 def pack(weight: torch.Tensor, scale: torch.Tensor) -> Any:
-    """int8 weights [out, in] and their scales [out] as FBGEMM wants them laid out."""
+    """Pack int8 weights [out, in] and their scales [out] for FBGEMM."""
     import torch
 
     zeros = torch.zeros(weight.shape[0], dtype=torch.long)
@@ -44,15 +44,15 @@ def pack(weight: torch.Tensor, scale: torch.Tensor) -> Any:
 
 
 def wanted() -> bool:
-    """Whether this process is to multiply so."""
+    """Whether this process should use the kernel."""
     return REPLACES in os.environ.get("VLLM_DISABLED_KERNELS", "")
 
 
 def lay_out_head(layer: Any) -> None:
-    """Keep an output head, which is not rounded to 8 bits, in float16 for products in float32.
+    """Keep an output head, which is not quantized to 8 bits, in float16; its products are float32.
 
-    It is half as large as vLLM's copy in float32 (0.5 GB less for a vocabulary of 150,000), and its product of few rows
-    waits half as long for memory.
+    It is half as large as vLLM's float32 copy (0.5 GB less for a vocabulary of 150,000), and for few rows the product,
+    which is limited by memory bandwidth, takes half as long.
     """
     import torch
 
@@ -67,7 +67,7 @@ def lay_out_head(layer: Any) -> None:
 
 
 def register() -> None:
-    """Offer the kernel to vLLM."""
+    """Register the kernel with vLLM."""
     import torch
     from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (
@@ -78,7 +78,7 @@ def register() -> None:
     from vllm.platforms.interface import PlatformEnum
 
     class FbgemmInt8LinearKernel(Int8ScaledMMLinearKernel):
-        """Weights with a scale per output channel, rows with one each, found as they come."""
+        """Weights have one scale per output channel; each row has its own scale, computed at run time."""
 
         @classmethod
         def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
@@ -89,14 +89,14 @@ def register() -> None:
         @classmethod
         def can_implement(cls, c: Int8ScaledMMLinearLayerConfig) -> tuple[bool, str | None]:
             if c.is_static_input_scheme or not c.input_symmetric or not c.is_channelwise:
-                return False, "only symmetric rows rounded as they come, and weights by channel"
+                return False, "only symmetric dynamic quantization of rows, and weights with a scale per channel"
             return True, None
 
         def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
             weight_name, scale_name = self.layer_param_names[:2]
             torch.backends.quantized.engine = "fbgemm"
             self.packed = pack(getattr(layer, weight_name).data, getattr(layer, scale_name).data.flatten())
-            setattr(layer, weight_name, None)  # they are laid out in the packed ones
+            setattr(layer, weight_name, None)  # the packed copy replaces them
 
         def apply_weights(
             self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None

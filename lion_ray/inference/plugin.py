@@ -2,7 +2,7 @@
 
 Invariants:
 - Nothing is changed on a GPU.
-- What is computed stays the same to the bit, except by `int8_kernel`, which is used only where it is wanted.
+- Results stay the same to the bit, except with `int8_kernel`, which is used only if it is requested.
 
 Named in ``pyproject.toml`` as ``vllm.general_plugins``.
 """
@@ -26,10 +26,10 @@ def register() -> None:
 
 
 def lay_out_embeddings() -> None:
-    """Keep no copy of an embedding, laid out for products, that nothing multiplies by.
+    """Do not keep a packed copy of an embedding that is never used in a matrix product.
 
-    vLLM makes one for each embedding as for each output head. In the 1.5B model whose head is tied to its embedding it
-    takes 0.9 GB. Where a model does multiply by its embedding, it is made then.
+    vLLM makes a packed copy for each embedding, as for each output head. In the 1.5B model, whose head is tied to its
+    embedding, the copy takes 0.9 GB. If a model does multiply by its embedding, the copy is made at the first product.
     """
     import torch
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod

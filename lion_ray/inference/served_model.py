@@ -1,9 +1,9 @@
 """The model of an endpoint that a run, or an evaluation, serves itself (`endpoints.NAME.serve`).
 
 Invariants:
-- What answers is told apart by its weights: their hash is part of each call's journal key.
-- Nobody asks a server of one's own again for what it is still writing: on a slow CPU an answer may take longer than
-  any API's would, and whether the server works is seen from its metrics.
+- Models are distinguished by their weights: the hash of the weights is part of each call's journal key.
+- A request to our own server is not retried while the server still generates the answer: on a slow CPU that may take
+  longer than any API would need. The server's metrics show whether it works.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from lion_ray.models.quantize import served_folder
 from lion_ray.models.weights import fingerprint
 
 TIMEOUT_S = 4 * 3600.0
-"""The least time for an answer of a server of one's own, in seconds."""
+"""Minimum request timeout for a server that the run itself started, in seconds."""
 
 
 class ServedModel:
-    """What `serve` names: found, converted and hashed when that is needed, and once."""
+    """The model that `serve` names. It is resolved, converted and hashed on first use, and only once."""
 
     def __init__(self, model: str, serve: ServeConfig, base_dir: Path, say: Callable[[str], None]) -> None:
-        """`model`: the name under which it answers."""
+        """`model`: the name under which the server offers it."""
         self._model, self._serve, self._base_dir, self._say = model, serve, base_dir, say
         self._folder: Path | None = None
         self._weights: str | None = None
 
     async def folder(self) -> Path:
-        """Where its weights are, as they are served. Raises ModelError where they cannot be had."""
+        """The folder with the weights as they are served. Raises ModelError if they cannot be obtained."""
         if self._folder is None:
             self._folder = Path(await asyncio.to_thread(served_folder, self._serve, self._base_dir, self._say))
         return self._folder
 
     async def weights(self) -> str:
-        """The hash of its files. Raises ModelError as `folder`."""
+        """The hash of its files. Raises ModelError like `folder`."""
         if self._weights is None:
             self._weights = await asyncio.to_thread(fingerprint, await self.folder())
         return self._weights
 
     async def server(self) -> ModelServer:
-        """A server for it, not started: whoever starts it stops it. Raises ModelError as `folder`."""
+        """A server for the model, not started. The caller starts and stops it. Raises ModelError like `folder`."""
         return ModelServer(self._serve, str(await self.folder()), self._model)
 
 
 def patient(config: EndpointConfig) -> EndpointConfig:
-    """The settings of an endpoint whose server is one's own."""
+    """The endpoint's settings with timeouts long enough for a server that the run itself started."""
     return config.model_copy(update={"timeout_s": max(config.timeout_s, TIMEOUT_S), "first_byte_timeout_s": None})

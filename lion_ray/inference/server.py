@@ -1,10 +1,10 @@
 """A vLLM OpenAI-compatible server, started and stopped by a run, or by `lion-ray serve`.
 
 Invariants:
-- It binds to 127.0.0.1, on a port that was free, unless it is told otherwise.
-- No message can write the model's control tokens (see `chat_template`).
-- It does not outlive the process that started it, however that process ends (see `guard`).
-- `start` returns only once the server answers; if it cannot, the error quotes the log's last words.
+- By default it binds to 127.0.0.1, on a free port.
+- No message can inject the model's control tokens (see `chat_template`).
+- It does not outlive the process that started it, however that process ends (see `process_guard`).
+- `start` returns only once the server answers. If the server does not start, the error quotes the end of its log.
 """
 
 from __future__ import annotations
@@ -32,34 +32,35 @@ from lion_ray.models.machine import cores, multiplies_int8, resolve_type, speeds
 from lion_ray.models.resolve import count_parameters
 
 PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": None}
-"""What a generation_config.json may hold and a call of the gateway never says, set so that it changes nothing."""
+"""Neutral values for sampling options that a generation_config.json may set and the gateway never sends."""
 
 
 METRICS_TIMEOUT_S = 10.0
 MOST_AT_ONCE = 64
-"""Requests that a server computes together, unless the configuration or a slow CPU says otherwise."""
+"""Concurrent requests of a server, unless the configuration or a slow CPU limits them further."""
 CPU_STEP_TOKENS = 512
 """Tokens that a server computes in one step on a CPU: enough for full speed, and a step still ends within seconds."""
 WAVE_S = 300.0
-"""On a CPU, so many requests at once that the first of them have their answer after about this long..."""
+"""On a CPU, limit the concurrent requests so that the first answers arrive after about this many seconds..."""
 USUAL_ANSWER = 100
-"""...if they write so many tokens."""
+"""...for answers of this many tokens."""
 
 
 def server_type(config: ServeConfig) -> NumberType:
-    """The weights' type in a server on this machine."""
+    """The number type of the weights in a server on this machine."""
     return resolve_type(config.dtype, gpu=config.num_gpus > 0, on_gpu="bfloat16")
 
 
 def arithmetic(config: ServeConfig) -> str:
-    """What a server computes with, as `machine.Speeds` names it."""
+    """The number type that a server computes with, as `machine.Speeds` names it."""
     return config.quantization or server_type(config)
 
 
 def requests_at_once(config: ServeConfig, parameters: float | None) -> int:
-    """How many requests a server computes together, of a model with so many parameters (None: not known).
+    """How many requests a server runs at once, for a model with `parameters` parameters (None: not known).
 
-    More of them are written faster in all, and each more slowly: on a slow CPU nobody would get an answer for minutes.
+    More concurrent requests raise the throughput but slow down each one: on a slow CPU, the first answer would take
+    many minutes.
     """
     if config.max_num_seqs is not None:
         return config.max_num_seqs
@@ -91,11 +92,11 @@ class ModelServer:
     ) -> None:
         """
         Args:
-            port: a free one by default.
-            key: what callers must give; it goes to the server in its environment.
-            chat_template: a file, where it is not the model's own.
-            plain_sampling: what a call does not say of its sampling is off, whatever the model's generation_config.json
-                has there.
+            port: default: a free port.
+            key: the API key that callers must send; the server gets it in its environment.
+            chat_template: a file; default: the model's own template.
+            plain_sampling: ignore the sampling options of the model's generation_config.json; an option that a call
+                does not set is off.
         """
         self._plain_sampling = plain_sampling
         self._host, self._port, self._key, self._chat_template = host, port, key, chat_template
@@ -127,14 +128,14 @@ class ModelServer:
             written.write_text(template, encoding="utf-8")
             arguments["--chat-template"] = str(written)
             if takes_texts(given):
-                # Else vLLM takes the loop over parts for a sign that the template wants lists.
+                # Otherwise vLLM sees a loop over content parts and concludes that the template needs lists.
                 arguments["--chat-template-content-format"] = "string"
         elif self._chat_template is not None:
             arguments["--chat-template"] = str(self._chat_template)
         if self._plain_sampling:
             arguments["--override-generation-config"] = json.dumps(PLAIN_SAMPLING)
         if not config.num_gpus:
-            # vLLM's blocks on a CPU are 128 tokens, too coarse for what two prompts of a role share.
+            # vLLM's default block on a CPU has 128 tokens, too coarse to share the common prefix of a role's prompts.
             arguments["--block-size"] = "32"
             arguments["--kv-cache-memory-bytes"] = str(int(config.kv_cache_gib * GIB))
             at_once = int(arguments["--max-num-seqs"])
@@ -151,7 +152,7 @@ class ModelServer:
         """Start the server and wait for its first answer; returns its base URL.
 
         Raises:
-            EndpointError: it ended, or did not answer in time.
+            EndpointError: the server exited, or did not answer in time.
         """
         port = self._port or free_port()
         environment = dict(os.environ)
@@ -195,7 +196,7 @@ class ModelServer:
             return False
 
     async def counts(self) -> ServerCounts | None:
-        """What the server has done and does, by its own metrics; None where it does not answer now."""
+        """The server's counters from its metrics page. Returns None if it does not answer now."""
         timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_S)
         try:
             page = f"{self.base_url.removesuffix('/v1')}/metrics"
@@ -207,7 +208,7 @@ class ModelServer:
     def _last_words(self) -> str:
         lines = [line for line in self.log_path.read_text(errors="replace").split("\n") if line.strip()]
         errors = [line for line in lines if "Error" in line]
-        return f"{(errors or lines or ['it said nothing'])[-1].strip()[:300]} (log: {self.log_path})"
+        return f"{(errors or lines or ['the log is empty'])[-1].strip()[:300]} (log: {self.log_path})"
 
     @property
     def pid(self) -> int:
@@ -220,9 +221,9 @@ class ModelServer:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """End the server and what it started, and wait until they are gone."""
+        """Stop the server and its child processes, and wait until they have exited."""
         if self._process is not None:
-            # The server's own processes outlive it where it is ended by force.
+            # The server's child processes outlive it if it has to be killed.
             self._guard.watch(*descendants(self._process.pid))
             self._process.terminate()
             try:
@@ -234,7 +235,7 @@ class ModelServer:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
+    """A TCP port on loopback that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

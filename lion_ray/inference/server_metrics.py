@@ -1,8 +1,8 @@
-"""What a vLLM server says of its work: its Prometheus counters, and rates made of them.
+"""A vLLM server's Prometheus counters, and rates computed from them.
 
-Invariant: a rate is of work that was done: prompt tokens that came out of the prefix cache are not counted as read.
+Invariant: rates count only computed tokens; prompt tokens from the prefix cache are left out.
 
-Source: vLLM's metrics (``GET /metrics``, names under ``vllm:``). This module knows no HTTP and no server processes.
+Source: vLLM's metrics (``GET /metrics``, names under ``vllm:``). This module does not know HTTP or server processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lion_ray.gateway.stats import ServedStats
 
 WINDOW_S = 20.0
-"""Rates are means over so many seconds: a slow server moves in steps of some seconds."""
+"""Rates are averaged over this many seconds: one step of a slow server takes several seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,19 @@ class ServerCounts:
     """A server's counters since it started, and its queue now."""
 
     read: float = 0.0
-    """Prompt tokens that it computed."""
+    """Prompt tokens computed."""
     written: float = 0.0
-    """Tokens of answers, also of those that are not finished."""
+    """Tokens generated, including those of unfinished answers."""
     finished: float = 0.0
-    """Answers, however they ended."""
+    """Finished requests, successful or not."""
     running: float = 0.0
-    """Requests that it computes now."""
+    """Requests in progress now."""
     queued: float = 0.0
-    """Requests that wait for one of those to end."""
+    """Requests waiting in the queue now."""
 
 
 def parse_counts(text: str) -> ServerCounts:
-    """The counts in a server's /metrics page, summed over its engines; 0 for what the page does not hold."""
+    """The counts on a server's /metrics page, summed over its engines. A count missing from the page is 0."""
     from prometheus_client.parser import text_string_to_metric_families
 
     found: dict[str, float] = {}
@@ -55,13 +55,13 @@ def parse_counts(text: str) -> ServerCounts:
 
 
 class ServerRates:
-    """Counts of the last `WINDOW_S` seconds as rates."""
+    """Rates over the last `WINDOW_S` seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, ServerCounts]] = deque()
 
     def add(self, now: float, counts: ServerCounts) -> ServedStats:
-        """Take the counts of `now` (seconds, of a clock that only goes on); returns what to show."""
+        """Add the counts at `now` (seconds of a monotonic clock). Returns the current rates."""
         seen = self._seen
         seen.append((now, counts))
         while len(seen) > 2 and seen[1][0] <= now - WINDOW_S:

@@ -1,8 +1,9 @@
-"""Serving a run's student: a vLLM OpenAI server in the foreground.
+"""Serve a run's student: a vLLM OpenAI server in the foreground.
 
 Invariants:
-- Loopback by default; anywhere else only with a key. The key comes from the environment and is on no command line.
-- The server asks the student the way it was trained to be asked, also where its tokenizer has no chat template.
+- The server binds to loopback by default, and to other addresses only with an API key. The key comes from the
+  environment and never appears on a command line.
+- The server formats prompts as in training, even if the student's tokenizer has no chat template.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def serve(store: RunStore, *, iteration: int | None, host: str, port: int | None
     """Serve until a signal ends it.
 
     Raises:
-        ConfigError: no such checkpoint, no key where one is needed, or an empty one.
-        EndpointError: the server did not start, or ended by itself.
+        ConfigError: no such checkpoint; or a required key is missing or empty.
+        EndpointError: the server did not start, or exited by itself.
     """
     key = api_key(host, key_env)
     student = find_student(store, iteration)
@@ -38,16 +39,16 @@ def serve(store: RunStore, *, iteration: int | None, host: str, port: int | None
 
 
 def api_key(host: str, key_env: str | None) -> str | None:
-    """The key that callers must have; None on loopback where none is named.
+    """The API key that callers must send. Returns None if `host` is loopback and no key was named.
 
     Raises:
-        ConfigError: there is none, and `host` is not loopback.
+        ConfigError: the key is missing and `host` is not loopback, or the variable `key_env` is not set.
     """
     if key_env is None:
         if not is_loopback(host):
             raise ConfigError(
-                f"--host {host} can be reached by others: name the environment variable that holds the key they must "
-                "have (--api-key-env NAME)"
+                f"--host {host} can be reached from other machines: name the environment variable that holds the API "
+                "key for callers (--api-key-env NAME)"
             )
         return None
     key = os.environ.get(key_env, "")
@@ -57,7 +58,7 @@ def api_key(host: str, key_env: str | None) -> str | None:
 
 
 def serving(student: Student) -> ServeConfig:
-    """The server's settings: those of the student's engines."""
+    """The server's settings, the same as those of the student's engines."""
     config = student.config.student
     return ServeConfig(
         model=str(student.folder),
@@ -82,17 +83,17 @@ def model_server(
     port: int | None = None,
     key: str | None = None,
 ) -> Iterator[ModelServer]:
-    """A server, not started, of the model in the folder `config.model`, which asks it as `prompt` does.
+    """A server, not started, for the model in the folder `config.model`, with prompts formatted as `prompt` says.
 
-    What it writes follows from a call's own sampling alone: a repetition penalty in the model's generation_config.json
-    does not hold, as it does not in the student's engines. Whoever starts it stops it.
+    Only a call's own sampling options apply: the server ignores a repetition penalty in the model's
+    generation_config.json, as the student's engines do. The caller starts and stops the server.
 
     Args:
-        name: under which the model answers.
-        prompt: as ``student.prompt``; a file is found relative to `base_dir`.
+        name: the model name that the server offers.
+        prompt: as ``student.prompt``; a file path is relative to `base_dir`.
 
     Raises:
-        ConfigError, ModelError: as `models.prompter.frame_template`.
+        ConfigError, ModelError: like `models.prompter.frame_template`.
     """
     from lion_ray.models.prompter import frame_template
 
@@ -134,7 +135,7 @@ async def _serve(student: Student, host: str, port: int | None, key: str | None,
             )
             while not ended.is_set():
                 if not server.alive():
-                    raise EndpointError(f"the server ended by itself; its log is {server.log_path}")
+                    raise EndpointError(f"the server exited by itself; its log is {server.log_path}")
                 await asyncio.wait((stopping,), timeout=1.0)
         finally:
             await asyncio.to_thread(server.stop)

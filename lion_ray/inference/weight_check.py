@@ -1,12 +1,12 @@
-"""Does an engine answer with the weights it should? Its greedy tokens against the trainer's own.
+"""Check that an engine runs the right weights: compare its greedy tokens with the trainer's.
 
 Invariants:
-- Tokens must agree up to the first near-tie: where the trainer's two best tokens are closer than an engine's
-  arithmetic can tell apart, either is right and what follows may differ.
-- Log-probabilities of the agreeing tokens must agree too: a short fine-tune often changes no greedy token, so equal
-  tokens alone would let yesterday's weights pass.
+- Tokens must agree up to the first near-tie. If the trainer's two best logits are closer than the engine's arithmetic
+  can resolve, either token is right and the rest may differ.
+- Log-probabilities of the agreeing tokens must agree too: a short fine-tuning often changes no greedy token, so equal
+  tokens alone would not detect old weights.
 
-This module knows nothing of engines; it compares numbers.
+This module does not know engines; it compares numbers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Largest differences that two right implementations of one model were seen to have, with room to spare.
+# The largest differences observed between two correct implementations of one model, with a margin.
 TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
-"""By dtype: a near-tie in logits, and the mean difference of log-probabilities (nats) that is still agreement."""
+"""By dtype: the largest gap of a near-tie (logits), and the largest accepted mean log-probability difference (nats)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
     """A greedy continuation: token ids, their log-probabilities (nats), and their lead over the runner-up (logits).
 
-    `margins` is empty where it was not measured.
+    `margins` is empty if it was not measured.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,15 +38,15 @@ class Agreement:
     compared: int
     """Tokens that could be compared."""
     mean_difference: float
-    """Of the log-probabilities of those tokens, in nats."""
+    """Mean absolute difference of those tokens' log-probabilities, in nats."""
     detail: str
 
 
 def compare(expected: Sequence[Greedy], got: Sequence[Greedy], *types: str) -> Agreement:
     """Compare an engine's continuations with the trainer's, prompt by prompt.
 
-    `types`: those of the engine and of the trainer's rounding, which may be another where they run on different
-    machines and the type is `auto`; the coarser one decides what is agreement.
+    `types`: the number types of the engine and of the trainer's rounding. They can differ if the type is `auto` and
+    the two run on different machines. The coarser type sets the tolerance.
     """
     tie, tolerance = max(TOLERANCE[dtype] for dtype in types)
     differences: list[float] = []

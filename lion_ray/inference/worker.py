@@ -1,4 +1,4 @@
-"""What this project adds to vLLM's worker (``worker_extension_cls``): taking a checkpoint's weights in place, whole."""
+"""An extension of vLLM's worker (``worker_extension_cls``) that loads all of a checkpoint's weights in place."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 class WeightsInPlace:
-    """Mixed into vLLM's worker, whose `model_runner` it uses."""
+    """A mixin for vLLM's worker; it uses the worker's `model_runner`."""
 
     model_runner: Any
 
     def take_weights(self, folder: str) -> None:
-        """Load the weights in `folder` over those that are served.
+        """Replace the served weights by those in `folder`.
 
-        vLLM's `reload_weights` leaves an output head alone that a checkpoint does not name since it is tied to the
-        embedding; but on a CPU the head is a laid-out copy of the embedding, and would stay as it was.
+        A checkpoint does not store an output head that is tied to the embedding, so vLLM's `reload_weights` does not
+        update it. On a CPU the head is a packed copy of the embedding and would keep its old weights.
         """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 

@@ -84,7 +84,7 @@ async def test_a_chat_streams(engine: Engine) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_weights_that_are_not_there_are_an_error_of_ours(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="could not take lost"):
+    with pytest.raises(EngineError, match="could not load lost"):
         await engine.refresh(tmp_path / "lost", "lost")
 
 

@@ -40,7 +40,7 @@ def test_the_ledger_killed(tmp_path: Path, cluster: Machines) -> None:
             kill(process)
         line = the_line(job)
         assert "ledger" in line
-        assert "the same command goes on" in line
+        assert "run the same command again" in line
         first = journaled(job.store)
         assert sum(first.values()) == fetch_stats(base_url)["completed"], "every answer that was paid for is kept"
         job.log.unlink()

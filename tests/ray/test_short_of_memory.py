@@ -24,7 +24,7 @@ from tests.ray.machines import Machines, machines
 from tests.ray.test_student_pool import BASE, CONFIG
 from tests.tiny import make_tiny_model
 
-SHORT = r"Ray ended its process, as the machine [0-9.]+ was short of memory \([0-9.]+GB of [0-9.]+GB used\); "
+SHORT = r"Ray ended its process because the machine [0-9.]+ was short of memory \([0-9.]+GB of [0-9.]+GB used\); "
 
 
 @pytest.fixture(scope="module")

@@ -89,5 +89,5 @@ def test_an_objective_s_missing_column_is_told(tmp_path: Path) -> None:
     store.write_table("a.parquet", table([{"id": "1", "text": "a", "status": "ok"}], ANSWER))
     (row,) = read_rows(store, [("q.parquet", "a.parquet")], columns=("source",))
     assert row["source"] == "hard"
-    with pytest.raises(ConfigError, match="it wants the column 'colour'"):
+    with pytest.raises(ConfigError, match="it needs the column 'colour'"):
         read_rows(store, [("q.parquet", "a.parquet")], columns=("colour",))

@@ -94,7 +94,7 @@ def test_a_pickle_planted_among_the_optimizer_s_settings_does_not_run(saved: Pat
 @pytest.mark.parametrize("name", [tuple(path.rsplit(".", 1)) for path in PATHS] + [DOTTED])
 def test_no_other_name_is_looked_up(saved: Path, name: tuple[str, str]) -> None:
     (saved / ".metadata").write_bytes(global_name(*name))
-    with pytest.raises(TrainingError, match="which no checkpoint of a fit does"):
+    with pytest.raises(TrainingError, match="which no checkpoint of a fit contains"):
         state.load(saved, *trained(1), World())
 
 
@@ -103,7 +103,7 @@ def test_only_files_of_the_folder_are_read(saved: Path, place: str) -> None:
     metadata = pickle.loads((saved / ".metadata").read_bytes())
     next(iter(metadata.storage_data.values())).relative_path = place
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(TrainingError, match="names a file outside it"):
+    with pytest.raises(TrainingError, match="names a file outside the checkpoint"):
         state.load(saved, *trained(1), World())
 
 

@@ -42,7 +42,7 @@ def test_paths_of_the_page_are_there(path: str) -> None:
 
 
 def test_a_row_s_walk_crosses_few_borders() -> None:
-    walk = PAGE.partition("## One walk of a row")[2].partition("\n## ")[0]
+    walk = PAGE.partition("## The path of a row")[2].partition("\n## ")[0]
     rooms = [name.split(".")[0] for step in re.findall(r"^\d+\. .*(?:\n   .*)*", walk, re.M) for name in dotted(step)]
     borders = {frozenset(pair) for pair in itertools.pairwise(rooms) if len(set(pair)) > 1}
     assert 8 < len(borders) <= MOST_BORDERS, sorted(map(sorted, borders))

@@ -29,7 +29,7 @@ def test_length_does_not_decide_a_built_in_pair() -> None:
 def test_as_many_as_wanted_are_taken() -> None:
     assert load_canaries(None, 3, Path()) == BUILT_IN[:3]
     assert load_canaries("absent.jsonl", 0, Path()) == []
-    with pytest.raises(ConfigError, match=r"canary_pairs: 99 .* has 12"):
+    with pytest.raises(ConfigError, match=r"canary_pairs is 99, .* has 12"):
         load_canaries(None, 99, Path())
 
 

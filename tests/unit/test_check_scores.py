@@ -166,9 +166,7 @@ def test_rows_without_a_reference_in_an_older_runs_parts(tmp_path: Path) -> None
     store = folder(tmp_path, GIVEN, references=False)
     found = RunStoreServer(store).check_answers(configured({"type": "json"}), tmp_path, None)
     assert found["mean"]["value"] == 1
-    with pytest.raises(
-        DataError, match=r"not one of the teacher's answers .*: 4 × check exact: no reference\. Correct"
-    ):
+    with pytest.raises(DataError, match=r"none of the teacher's answers .*: 4 × check exact: no reference\. Correct"):
         RunStoreServer(store).check_answers(configured({"type": "exact"}), tmp_path, None)
 
 

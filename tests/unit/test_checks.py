@@ -179,7 +179,7 @@ def test_json_schema(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["https://example.com/schema.json", "#/$defs/absent", "other.json"])
 def test_a_schema_that_refers_elsewhere_is_refused_and_nothing_is_fetched(reference: str) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.checks\.0\.schema: \$ref .* leads nowhere"):
+    with pytest.raises(ConfigError, match=r"evaluation\.checks\.0\.schema: \$ref .* cannot be resolved"):
         loaded(type="json_schema", schema={"properties": {"a": {"$ref": reference}}})
 
 
@@ -312,10 +312,10 @@ def test_a_users_function(tmp_path: Path) -> None:
     wanted = {
         "longer": (1.0, None),
         "broken": (None, "check broken: raised ZeroDivisionError (division by zero)"),
-        "text": (None, "check text: returned str, no number from 0 to 1"),
-        "nan": (None, "check nan: returned float, no number from 0 to 1 (nan)"),
-        "two": (None, "check two: returned float, no number from 0 to 1 (2)"),
-        "huge": (None, "check huge: returned int, no number from 0 to 1"),
+        "text": (None, "check text: returned str, not a number from 0 to 1"),
+        "nan": (None, "check nan: returned float, not a number from 0 to 1 (nan)"),
+        "two": (None, "check two: returned float, not a number from 0 to 1 (2)"),
+        "huge": (None, "check huge: returned int, not a number from 0 to 1"),
         "leaves": (None, "check leaves: raised SystemExit (3)"),
         "half": (0.5, None),
         "Inner.check": (0.25, None),
@@ -333,7 +333,7 @@ def test_a_users_function(tmp_path: Path) -> None:
     [
         ("no_such_module_x:f", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module_x')"),
         ("own_checks_b:absent", "has no attribute 'absent'"),
-        ("own_checks_b:value", "is no function"),
+        ("own_checks_b:value", "is not a function"),
         ("own_checks_c:f", "cannot be imported (RuntimeError: at import)"),
         ("own_checks_d:f", "cannot be imported (SystemExit: 4)"),
         ("own_checks_e:f", "cannot be imported (SyntaxError"),

@@ -43,7 +43,7 @@ def test_who_can_reach_a_host(host: str, expected: bool) -> None:
 
 def test_others_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api_key("127.0.0.1", None) is None
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 can be reached by others"):
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 can be reached from other machines"):
         api_key("192.0.2.1", None)
     monkeypatch.delenv("SERVE_KEY", raising=False)
     with pytest.raises(ConfigError, match="--api-key-env SERVE_KEY: the variable is not set"):

@@ -17,7 +17,7 @@ KEY = "imitation.objective"
 def load_objective(config: ObjectiveConfig, base_dir: Path) -> Objective:
     """The objective that a configuration names.
 
-    Raises ConfigError where the user's own cannot be imported or made.
+    Raises ConfigError if a user's objective cannot be imported or constructed.
     """
     if isinstance(config, Own):
         found = make(config.import_path, config.options, base_dir, f"{KEY}.import_path", "loss", "count")

@@ -1,11 +1,11 @@
-"""What a fit minimises, as something that can be exchanged.
+"""The interface of a training objective (loss).
 
 Invariants:
-- An objective gives the sum of a batch's losses, and how many there are in a step; neither packing, nor micro-batches,
-  nor the number of processes may change what a step does.
-- It sees logits at labelled positions only: most of a small model's time and memory would go into the others.
+- An objective returns the sum of a batch's losses, and the number of losses in a step. Neither packing, nor
+  micro-batches, nor the number of processes may change what a step does.
+- It sees logits at labelled positions only: the other positions would take most of a small model's time and memory.
 
-`contract.ObjectiveContract` tests what is said here, of any objective.
+`contract.ObjectiveContract` tests these rules for any objective.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from lion_ray.imitation.training.data import Batch, Sample
 
 Logits = Callable[["Batch"], "torch.Tensor"]
-"""The model on a batch: [N, vocabulary] in float32, in the order of `Batch.targets`."""
+"""The model's logits for a batch: [N, vocabulary] in float32, in the order of `Batch.targets`."""
 
 
 class Objective(Protocol):
-    """A loss, and what it needs of the rows beside their tokens."""
+    """A loss, and the columns that it needs besides the tokens."""
 
     columns: tuple[str, ...]
     """Columns of INSTRUCTION or ANSWER rows that come with each sample (`Batch.columns`), such as `source`."""
@@ -32,7 +32,7 @@ class Objective(Protocol):
     no such attribute: it does not."""
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
-        """A scalar with gradient: the sum of the losses of a batch, in nats where that has a meaning."""
+        """A scalar with gradient: the sum of the losses of a batch, in nats if that applies."""
 
     def count(self, samples: Iterable[Sample]) -> float:
-        """By how much a step's sum is divided, given all samples of the step; more than 0."""
+        """The divisor for a step's sum of losses, given all samples of the step; greater than 0."""

@@ -12,7 +12,7 @@ from lion_ray.imitation.training.data import Batch, Sample
 
 
 class CrossEntropy:
-    """-log p(token | what is before it), over the labelled tokens."""
+    """-log p(token | preceding tokens), over the labelled tokens."""
 
     columns: tuple[str, ...] = ()
     min_gap: float | None = None

@@ -1,9 +1,9 @@
 """One fit without Ray: ``python -m lion_ray.imitation.training SPEC.json``, or the same under torchrun.
 
 Invariants:
-- Run again after a kill, it goes on from the last whole checkpoint in ``<output_dir>.progress/``; run again after
-  success, it does nothing. The checkpoints go when the result is there.
-- Under torchrun on several machines, `output_dir` must lie on storage that all of them see.
+- After a kill, the same command resumes from the last complete checkpoint in ``<output_dir>.progress/``; after success
+  it does nothing. The checkpoints are deleted once the result is written.
+- Under torchrun on several machines, `output_dir` must be on shared storage.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def latest(progress: Path) -> Path | None:
-    """The newest whole checkpoint."""
+    """The newest complete checkpoint."""
     return max(progress.glob("step-*"), default=None)
 
 
@@ -78,7 +78,7 @@ def _report(metrics: dict[str, Any], folder: Path | None, progress: Path) -> Non
         tell(_line(metrics))
     if folder is None:
         return
-    # Every process moves its part; only then does the checkpoint get its name.
+    # The checkpoint gets its name only after every process has moved its part.
     partial = progress / "partial"
     if _rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,13 +1,13 @@
 """From rows to batches of token ids.
 
 Invariants:
-- Every row becomes a sample or is counted under the reason it was dropped for; nothing is lost silently.
-- A sample ends with the end token if and only if its answer is complete. An answer is cut off where its writer said
-  so, or where it would not fit here.
+- Every row becomes a sample or is counted under the reason for which it was dropped; nothing is lost silently.
+- A sample ends with the end token if and only if its answer is complete. An answer is cut off if its finish reason says
+  so, or if it does not fit into the maximum length.
 - The order of samples depends on (seed, epoch) alone. A step takes `batch_size` samples, whatever the packing.
-- Packing changes no loss and no gradient: it decides which row of a batch a sample lies in, and nothing else.
+- Packing changes no loss and no gradient: it only decides in which row of a batch a sample lies.
 
-This module knows nothing of models or devices.
+This module does not know models or devices.
 """
 
 from __future__ import annotations
@@ -42,38 +42,38 @@ class Row(NamedTuple):
     answer: str
     finish_reason: str | None = "stop"
     messages: Sequence[Message] = ()
-    """The whole conversation, where it is more than the instruction."""
+    """The whole conversation, if it is more than the instruction."""
     columns: Mapping[str, Any] = {}
-    """What else an objective needs of the row, by name."""
+    """Further columns that an objective needs, by name."""
     rejected: str | None = None
-    """A worse answer, for an objective that compares."""
+    """A worse answer, for an objective that compares two."""
     rejected_finish_reason: str | None = "stop"
 
 
 AnyRow = Mapping[str, Any] | Sequence[Any]
-"""A row as callers may give it: a mapping with Row's names, or its fields in order."""
+"""A row as callers may pass it: a mapping with Row's names, or its fields in order."""
 
 
 class Sample(NamedTuple):
-    """Token ids of prompt and answer; the answer's, from index `prompt` on, carry labels, and those in `spans`."""
+    """Token ids of prompt and answer. Labels are on the answer (from index `prompt` on) and on `spans`."""
 
     ids: list[int]
     prompt: int
     columns: Mapping[str, Any] = {}
-    """What an objective needs beside the tokens, by name."""
+    """Columns that an objective needs besides the tokens, by name."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Earlier answers that carry labels too: (from, up to), before `prompt`, in order."""
+    """Earlier answers that carry labels too: (begin, end) before `prompt`, in order."""
     rejected: Sample | None = None
-    """The same prompt with the worse answer, where the row is a pair: both lie in one packed row."""
+    """For a pair: the same prompt with the worse answer. Both lie in one packed row."""
 
     @property
     def size(self) -> int:
-        """Tokens, with those of the worse answer."""
+        """The number of tokens, including those of the worse answer."""
         return len(self.ids) + (len(self.rejected.ids) if self.rejected is not None else 0)
 
     @property
     def labels(self) -> list[int]:
-        """The places of the tokens that carry labels, in order."""
+        """The indices of the tokens that carry labels, in order."""
         return [i for begin, end in (*self.spans, (self.prompt, len(self.ids))) for i in range(begin, end)]
 
     @property
@@ -86,19 +86,19 @@ class Batch:
     """Packed rows as tensors: B rows of L positions, N of them labelled."""
 
     input_ids: torch.Tensor
-    """[B, L]; 0 where padded."""
+    """[B, L]; padding is 0."""
     position_ids: torch.Tensor
-    """[B, L]; restarts at 0 with every sample, which is how the model tells samples apart, and with the padding."""
+    """[B, L]; restarts at 0 with every sample, so that the model can separate samples, and with the padding."""
     positions: torch.Tensor
-    """[N]: the places, in the flattened [B * L], whose next token carries a label."""
+    """[N]: indices into the flattened [B * L] whose next token carries a label."""
     targets: torch.Tensor
     """[N]: those next tokens."""
     sample: torch.Tensor
-    """[N]: the number of the sample that each of them belongs to, in the batch's order."""
+    """[N]: for each target, the number of its sample, in the batch's order."""
     rejected: torch.Tensor
     """[N]: 1 for a token of a pair's worse answer, else 0."""
     columns: list[Mapping[str, Any]] = field(default_factory=list)
-    """Of each sample, what the objective asked for."""
+    """For each sample, the columns that the objective requested."""
 
     def to(self, device: torch.device) -> Batch:
         names = ("input_ids", "position_ids", "positions", "targets", "sample", "rejected")
@@ -106,7 +106,7 @@ class Batch:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a JSON Lines file; DataError, with file and line, where one cannot be read."""
+    """Rows of a JSON Lines file. Raises DataError with file and line if a row cannot be read."""
     rows = []
     with Path(path).open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -119,7 +119,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def as_row(row: AnyRow) -> Row:
-    """A tuple or a mapping as a Row; KeyError or TypeError where a text is missing."""
+    """A tuple or a mapping as a Row. Raises KeyError or TypeError if a text is missing."""
     if isinstance(row, Mapping):
         others = {name: value for name, value in row.items() if name not in Row._fields}
         messages = tuple(row.get("messages") or ())
@@ -127,7 +127,7 @@ def as_row(row: AnyRow) -> Row:
         row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others, *worse)
     result = Row(*row)
     if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
-        raise TypeError("instruction and answer must be texts")
+        raise TypeError("instruction and answer must be strings")
     return result
 
 
@@ -138,7 +138,7 @@ def encode(
     truncated: Literal["drop", "keep"],
     loss_on: Literal["answer", "assistant_turns"] = "answer",
 ) -> tuple[list[Sample], dict[str, int]]:
-    """Samples of at most `max_length` tokens, in the order of `rows`, and how many rows were dropped for what.
+    """Samples of at most `max_length` tokens, in the order of `rows`, and the number of dropped rows by reason.
 
     `loss_on`: whether only the answer carries labels, or the assistant's earlier turns too.
     """
@@ -162,7 +162,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
         return reason
     prompt, spans = prompter.conversation_ids(row.instruction, row.messages)
     if not prompt:
-        return EMPTY_PROMPT  # nothing to predict the first token from
+        return EMPTY_PROMPT  # the first token needs a token before it
     if len(prompt) >= max_length:
         return PROMPT_TOO_LONG
     complete = CutOff().reason(as_text) is None
@@ -172,7 +172,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     room = max_length - len(prompt)
     if truncated == "drop" and (not complete or len(answer) > room):
         return CUT_OFF
-    # Cutting takes the end token off with it.
+    # Truncation also removes the end token.
     return Sample(prompt + answer[:room], len(prompt), row.columns, tuple(spans))
 
 
@@ -188,7 +188,7 @@ def _with_rejected(sample: Sample, row: Row, prompter: Prompter, max_length: int
 
 
 def digest(samples: Iterable[Sample]) -> str:
-    """Hex digits that name these samples in this order."""
+    """A hex digest that identifies these samples in this order."""
     state = hashlib.sha256()
     for sample in samples:
         more = [place for span in sample.spans for place in span]  # none in a row of a single turn
@@ -199,7 +199,7 @@ def digest(samples: Iterable[Sample]) -> str:
 
 
 def count_steps(n_samples: int, epochs: int, batch_size: int) -> int:
-    """Optimizer steps of a fit: epochs follow one another without a gap, as the paper counts them."""
+    """Optimizer steps of a fit. A step may span two epochs, as in the paper's count."""
     return -(-n_samples * epochs // batch_size)
 
 
@@ -221,17 +221,18 @@ def step_batches(n_samples: int, epochs: int, batch_size: int, seed: int, start:
 
 
 def pack(samples: Sequence[Sample], max_length: int) -> list[list[Sample]]:
-    """Rows of samples, at most `max_length` tokens in each: first fit, longest sample first. A longer pair has a row to
-    itself.
+    """Pack samples into rows of at most `max_length` tokens: first fit, longest sample first.
 
-    Of as few rows as that takes, then as short as that many can be: a batch is padded to its longest row.
+    A pair that is longer than that gets a row of its own.
+
+    Minimises the number of rows, then the length of the longest row, since a batch is padded to it.
     """
     ordered = sorted(samples, key=lambda sample: -sample.size)
     max_length = max([max_length, *(sample.size for sample in ordered[:1])])
     rows = _first_fit(ordered, max_length)
     if not rows:
         return rows
-    # Below this nothing fits; what is found above it need not be the least, as first fit is only a good guess.
+    # No packing is shorter than this. The search may miss the optimum, because first fit is a heuristic.
     shortest = max(ordered[0].size, -(-sum(sample.size for sample in ordered) // len(rows)))
     longest = max_length
     while shortest < longest:
@@ -260,7 +261,7 @@ def _first_fit(ordered: Sequence[Sample], length: int) -> list[list[Sample]]:
 
 
 def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
-    """One batch of packed rows, padded to the longest; no rows at all make a batch of one padding token."""
+    """One batch of packed rows, padded to the longest. Without rows: a batch of one padding token."""
     width = max((sum(sample.size for sample in row) for row in rows), default=1)
     ids: list[list[int]] = []
     places: list[list[int]] = []

@@ -1,12 +1,12 @@
-"""Files of torch.distributed.checkpoint, read as data.
+"""Read files of torch.distributed.checkpoint (DCP) as data only.
 
 Invariants:
-- Nothing in a checkpoint runs code. DCP's metadata is a pickle, and it is unpickled with the few classes that DCP
-  itself writes there; everything else goes through `torch.load(weights_only=True)`, which has such a list too.
-- Only files of the checkpoint's own folder are read, whatever its metadata names.
+- Nothing in a checkpoint runs code. DCP's metadata is a pickle; unpickling allows only the few classes that DCP itself
+  writes there. Everything else goes through `torch.load(weights_only=True)`, which has such an allow-list too.
+- Only files in the checkpoint's own folder are read, whatever its metadata names.
 
-Why not another format: DCP saves and loads shards on any number of processes, and these are its files. Whoever can
-write a run folder could otherwise run code on the machines that fine-tune, which hold keys.
+Why DCP: it saves and loads shards on any number of processes, and these are its files. Why the allow-list: otherwise
+anyone with write access to a run folder could run code on the training machines, which hold keys.
 
 This module does not know what a checkpoint holds.
 """
@@ -42,19 +42,19 @@ _CLASSES = frozenset(
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # By whole names: a dotted one would lead from a class to its modules.
+        # Compare whole names: a dotted name could lead from a class to its module.
         if (module, name) in _CLASSES:
             return super().find_class(module, name)
         found = getattr(torch, name, None) if module == "torch" else None
         if isinstance(found, torch.dtype):
             return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of a fit does")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of a fit contains")
 
 
 class Reader(FileSystemReader):
-    """Reads a checkpoint's folder without running anything in it.
+    """Reads a checkpoint's folder without running code from it.
 
-    Raises pickle.UnpicklingError where the folder asks for more, and whatever damaged data makes of itself.
+    Raises pickle.UnpicklingError if the folder needs a class that is not allowed; damaged data may raise other errors.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -64,7 +64,7 @@ class Reader(FileSystemReader):
         _check_memo(data)
         metadata = _Unpickler(io.BytesIO(data)).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError("its metadata is something else")
+            raise pickle.UnpicklingError("its metadata has the wrong type")
         for info in metadata.storage_data.values():
             _check_place(info)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -73,23 +73,23 @@ class Reader(FileSystemReader):
 
 
 class Planner(DefaultLoadPlanner):
-    """As DCP's own, which would unpickle what is no tensor (the optimizer's settings) with all classes there are."""
+    """DCP's own planner would unpickle non-tensors (the optimizer's settings) with any class; this one restricts it."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         again = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), again)
         again.seek(0)
-        super().load_bytes(read_item, again)  # knows where it goes, and gets only what was just made here
+        super().load_bytes(read_item, again)  # receives only the bytes that were written here
 
 
 def _check_memo(data: bytes) -> None:
-    """Each place in the memo is memory, and the number of one may be anything. Raises what a damaged pickle does."""
+    """Raise UnpicklingError if a memo index is too large: the unpickler allocates memory up to it."""
     for operation, number, _ in pickletools.genops(data):
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and number is not None and int(number) > len(data):
-            raise pickle.UnpicklingError("its metadata wants more memory than it can need")
+            raise pickle.UnpicklingError("its metadata would allocate more memory than it can need")
 
 
 def _check_place(info: Any) -> None:
     place = PurePath(info.relative_path) if isinstance(info, _StorageInfo) else None
     if place is None or len(place.parts) != 1 or place.name == "..":
-        raise pickle.UnpicklingError("its metadata names a file outside it")
+        raise pickle.UnpicklingError("its metadata names a file outside the checkpoint")

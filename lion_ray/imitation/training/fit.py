@@ -1,15 +1,15 @@
 """Fine-tuning: the loop.
 
 Invariants:
-- A step's loss is the sum of its losses over their number (the objective's; for cross-entropy, of labelled tokens),
-  across all processes and micro-batches: neither packing, nor micro-batches, nor the number of processes changes what
-  a step does.
-- Every process takes the same number of micro-batches, empty ones if need be, so no collective waits for ever; and
-  where a process hangs or is gone, the others say which (`roll`).
-- Everything random in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
-- Nothing collective happens after the weights are gathered, so no process waits while the first one writes.
+- A step's loss is the sum of its losses divided by their number (the objective's count; for cross-entropy, the labelled
+  tokens), over all processes and micro-batches: neither packing, nor micro-batches, nor the number of processes changes
+  what a step does.
+- Every process takes the same number of micro-batches, some of them empty, so no collective waits forever. If a process
+  hangs or is gone, the others report which one (`roll`).
+- All randomness in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
+- No collective runs after the weights are gathered, so no process waits while the first one writes.
 
-This module does not know who runs it: Ray Train, torchrun or nobody, checkpoints go to a plain callable.
+This module does not know its launcher (Ray Train, torchrun or none): checkpoints go to a plain callable.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
 
 Report = Callable[[dict[str, Any], Path | None], None]
-"""Called on every process after every step with the step's metrics, and with a folder where there is a checkpoint.
+"""Called on every process after every step with the step's metrics, and with a folder if the step has a checkpoint.
 
-The folder is this process's part of the checkpoint. It is the callable's to move or copy until it returns.
+The folder is this process's part of the checkpoint. The callable may move or copy it before it returns.
 """
 
 
@@ -67,15 +67,15 @@ def train(
     device: torch.device | None = None,
     heldout_before: float | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune as `spec` says and leave the result in ``spec.output_dir``; a finished fit is not done again.
+    """Fine-tune as `spec` says and write the result to ``spec.output_dir``; a finished fit is not repeated.
 
-    Every process of the fit calls this with the same arguments, but for `device`. Rows are what `data.as_row` takes.
-    `restore` is a folder with a whole checkpoint. `heldout_before` is the held-out loss of the model as it comes,
-    where the fit that made it has measured it; else it is measured here. Returns the fit's metrics as in training.json;
-    on processes other than the first, without those measured on the result.
+    Every process of the fit calls this with the same arguments except `device`. Rows are what `data.as_row` takes.
+    `restore` is a folder with a complete checkpoint. `heldout_before` is the held-out loss of the initial model, if the
+    fit that made this model has measured it; otherwise it is measured here. Returns the fit's metrics as in
+    training.json; processes other than the first lack those measured on the result.
 
-    Raises DataError where no row can be trained on, ModelError for a model that cannot be used, TrainingError where a
-    checkpoint belongs to another fit, the loss is no longer a number, or a process does not come.
+    Raises DataError if no row can be trained on, ModelError if the model cannot be used, and TrainingError if a
+    checkpoint belongs to another fit, the loss is not finite, or a process does not arrive within the timeout.
     """
     device = device or default_device()
     if device.type == "cuda":
@@ -109,7 +109,7 @@ def _train(
         raise DataError(why)
     heldout, heldout_dropped = encode(heldout_rows, prompter, spec.max_length, spec.truncated)
     fingerprint = spec.fingerprint(digest(samples))
-    # After the fingerprint: a fit that the machine chose the arithmetic of may go on on another.
+    # After the fingerprint: with `auto`, a fit may resume on a machine that chooses another precision.
     chosen = world.from_first(resolve_precision(spec.precision, gpu=device.type == "cuda") if world.rank == 0 else None)
     spec = dataclasses.replace(spec, precision=chosen)
 
@@ -165,9 +165,9 @@ def _train(
 
 
 def learning_rate(spec: TrainSpec, step: int, steps: int) -> float:
-    """The rate of step `step` of `steps`, counted from 0, as transformers' schedules with warm-up have it.
+    """The learning rate of step `step` of `steps`, counted from 0, as in transformers' schedules with warm-up.
 
-    But a fit of a single step is all peak: the schedules' first rate is 0, and it would learn nothing.
+    Exception: a fit of a single step uses the peak rate; the schedules start at 0, so it would learn nothing.
     """
     warmup = min(math.ceil(steps * spec.warmup_ratio), steps - 1)
     if step < warmup:
@@ -208,7 +208,7 @@ def _run(
     roll: Roll,
     device: torch.device,
 ) -> float:
-    """The steps that are left. Returns the seconds spent in them, without checkpoints."""
+    """Run the remaining steps. Returns the seconds spent in them, without checkpoints."""
     world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
     logits = LabelledLogits(model)
@@ -246,7 +246,7 @@ def _run(
             report(metrics, None)
         else:
             folder = Path(f"{spec.output_dir}.checkpoint-{world.rank}")
-            shutil.rmtree(folder, ignore_errors=True)  # a killed attempt's
+            shutil.rmtree(folder, ignore_errors=True)  # left by a killed attempt
             folder.mkdir(parents=True)
             state.save(folder, model, optimizer, progress, world)
             report(metrics, folder)
@@ -266,7 +266,7 @@ def _step(
     """One optimizer step: mean loss (nats per token, of cross-entropy), gradient norm before clipping, positions."""
     sharded = world.size > 1 and spec.sharding == "full"
     count = objective.count(sample for row in packed for sample in row)
-    # fully_shard averages gradients over the processes; the loss wants their sum.
+    # fully_shard averages gradients over the processes; the loss needs their sum.
     scale = (world.size if sharded else 1) / count
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in micro_batches(packed, spec.micro_batch_rows, world):
@@ -288,7 +288,7 @@ def _step(
 def _sum_gradients(parameters: list[nn.Parameter]) -> None:
     pending = []
     for parameter in parameters:
-        if parameter.grad is None:  # an expert that no token of this process chose
+        if parameter.grad is None:  # an expert to which no token of this process was routed
             parameter.grad = torch.zeros_like(parameter)
         pending.append(dist.all_reduce(parameter.grad, async_op=True))
     for work in pending:
@@ -302,7 +302,7 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
 
 
 def _gather(model: nn.Module, spec: TrainSpec) -> dict[str, torch.Tensor]:
-    """The trained weights, whole, on the first process's CPU."""
+    """The trained weights, unsharded, on the first process's CPU."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=spec.lora is not None)

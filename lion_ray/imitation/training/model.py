@@ -1,13 +1,13 @@
-"""A causal language model that learns from packed rows: loading, loss, adapters, sharding.
+"""A causal language model that trains on packed rows: loading, loss, adapters, sharding.
 
 Invariants:
-- Weights are float32, whatever the arithmetic: bfloat16 weights swallow the updates of a short fine-tune.
+- Weights are float32, whatever the arithmetic: bfloat16 weights lose the small updates of a short fine-tuning.
 - Samples in one row cannot see one another. The model makes the attention mask itself, from position ids that restart
-  with every sample, so that sliding windows and other kinds of layers keep their own masks; `check_packing` proves
-  that it did.
-- Logits exist at labelled positions only: most of a small model's time and memory would go into the others.
+  with every sample, so that sliding windows and other kinds of layers keep their own masks. `check_packing` verifies
+  this.
+- Logits exist at labelled positions only: the other positions would take most of a small model's time and memory.
 
-This module knows nothing of steps, optimizers or files other than the model's own.
+This module does not know steps, optimizers or files other than the model's own.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a fit, and which one this is."""
+    """The rank of this process and the number of processes in a fit."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> World:
-        """As torch.distributed has it, or this process alone."""
+        """From torch.distributed, or this process alone."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -53,7 +53,7 @@ class World:
         return value
 
     def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+        """Broadcast the first process's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -62,14 +62,14 @@ class World:
 
 
 def default_device() -> torch.device:
-    """The CUDA device that is current in this process, or the CPU."""
+    """This process's current CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_model(model_dir: str | Path, device: torch.device) -> Any:
     """The model in a folder, in float32, from safetensors and without running code from the folder.
 
-    Raises ModelError where it cannot be loaded, or its architecture cannot take packed rows.
+    Raises ModelError if the model cannot be loaded.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -78,7 +78,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
         with file.open("rb") as opened:
             if (what := told(opened.read(HEAD), binary=True)) is not None:
                 raise ModelError(f"{file}: {what}")
-    # Straight to the GPU, so that the workers of one machine need no copy each in its memory.
+    # Load straight to the GPU, so that each worker of a machine does not need a copy in main memory.
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
         both: Any = AutoModelForCausalLM.from_pretrained(
@@ -93,7 +93,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
         model, loaded = both
     except SafetensorError as error:
         raise ModelError(
-            f"{model_dir}: its weights are damaged or cut off ({first_line(error)}); fetch them again"
+            f"{model_dir}: its weights are damaged or truncated ({first_line(error)}); download them again"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"no model can be loaded from {model_dir}: {first_line(error)}") from error
@@ -103,10 +103,10 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
 
 
 def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) -> None:
-    """Raise ModelError where weights are not those of this model: what is not in the files would be random."""
+    """Raise ModelError if the weights do not belong to this model. Weights missing from the files would be random."""
     for found, what in (
-        ("missing_keys", "its files lack {}, which would be random; fetch the model again"),
-        ("mismatched_keys", "its weights are another model's: {} has another shape than config.json says"),
+        ("missing_keys", "its files lack {}, which would be random; download the model again"),
+        ("mismatched_keys", "its weights belong to another model: {} has another shape than config.json says"),
     ):
         names = sorted(name if isinstance(name, str) else str(name[0]) for name in loaded.get(found) or ())
         if names:
@@ -114,22 +114,20 @@ def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) ->
             raise ModelError(f"{model_dir}: {what.format(names[0] + more)}")
     layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)
     for name in sorted(loaded.get("unexpected_keys") or ()):
-        # Other extras (a vision tower, rotary tables of old versions) change nothing; a layer more is another model.
+        # Other extra weights (a vision tower, rotary tables of old versions) do not matter; an extra layer does.
         if (layer := re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]+)\.", name)) and layers <= int(
             layer[1]
         ) < 10 * layers:
             raise ModelError(
-                f"{model_dir}: its weights are another model's: {name}, and config.json says {layers} layers"
+                f"{model_dir}: its weights belong to another model: {name}, but config.json says {layers} layers"
             )
     for name, weights in model.named_parameters():
         if not torch.isfinite(weights).all():
-            raise ModelError(
-                f"{model_dir}: {name} holds numbers that are none (NaN or infinite); fetch the model again"
-            )
+            raise ModelError(f"{model_dir}: {name} contains NaN or infinite values; download the model again")
 
 
 def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None:
-    """Raise ModelError where a sample is longer than the model has positions."""
+    """Raise ModelError if a sample has more tokens than the model has positions."""
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(one.ids) for sample in samples for one in (sample, sample.rejected) if one), default=0)
     if isinstance(known, int) and longest > known > 0:
@@ -142,9 +140,9 @@ def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None
 class LabelledLogits:
     """The model's logits at a batch's labelled positions.
 
-    The model's own head is called, on the hidden states at labelled positions alone, so that whatever an architecture
-    does to its logits (scaling, capping) stays as it is. `head_rows` counts what went into the head. Logits are
-    float32, whatever autocast does before.
+    The model's own head is called on the hidden states at labelled positions only, so the architecture's own changes to
+    logits (scaling, capping) still apply. `head_rows` counts the rows passed to the head. Logits are float32, also
+    under autocast.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -164,7 +162,7 @@ class LabelledLogits:
         """[N, vocabulary], in the batch's order. `batch` must be on the model's device."""
         self._positions = batch.positions
         try:
-            # No attention mask: then the model makes it from the position ids.
+            # Without an attention mask, the model derives it from the position ids.
             logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
         finally:
             self._positions = None
@@ -176,17 +174,17 @@ class LabelledLogits:
 
 
 LEAK = 5e-4
-"""Nats by which a token's loss may move when words change that it must not see. Dense models move by exactly 0, as the
-kernels are the same; grouping by experts rounds anew (2e-5 measured on an H100); OPT's and Falcon's leaks were 0.1 and
-more."""
+"""The largest accepted change of a token's loss (nats) when tokens change that it must not see. In dense models the
+change is exactly 0, because the kernels are the same. Grouping by experts changes the rounding (2e-5 measured on an
+H100). The leaks of OPT and Falcon were 0.1 and more."""
 
 
 @torch.no_grad()
 def check_packing(model: nn.Module, samples: list[Sample], device: torch.device) -> None:
-    """Raise ModelError where a token's loss depends on what it must not see.
+    """Raise ModelError if a token's loss depends on tokens that it must not see.
 
-    That is the words of another sample in its row (recurrent models, or masks that are made from a padding mask), that
-    anything is packed before it at all, or later words of its own sample (encoders such as BERT).
+    These are tokens of another sample in its row (recurrent models, or masks made from a padding mask), and later
+    tokens of its own sample (encoders such as BERT). The loss must not depend on the place in the row either.
     """
     single = [sample._replace(rejected=None) for sample in samples]
     first, second = (sorted(single, key=lambda s: len(s.ids)) * 2)[:2]
@@ -204,18 +202,18 @@ def check_packing(model: nn.Module, samples: list[Sample], device: torch.device)
         if not torch.allclose(packed.sum(), apart, rtol=2e-5, atol=1e-3):
             raise ModelError(f"{name} cannot be fine-tuned here: packed samples would see one another")
         mine, others = packed[: first.labelled], packed[first.labelled :]
-        # The same shapes with other words: even a leak too small for the sums shows.
+        # Same shapes with other tokens: this detects even a leak too small to change the sums.
         swapped = each(_other_words(first, vocabulary), second)[first.labelled :]
         later = each(first, _other_words(second, vocabulary))[: first.labelled]
         if _apart(swapped, others) > LEAK or _apart(later, mine) > LEAK:
             raise ModelError(f"{name} cannot be fine-tuned here: packed samples would see one another")
-        # The last word is nobody's input, only a target: another in its place changes no loss.
+        # The last token is only a target, never context: as input it must not change any loss.
         batch = collate([[first, second]]).to(device)
         ids = batch.input_ids.clone()
         ids[0, -1] = (ids[0, -1] + 1) % vocabulary
         if _apart(logits.losses(replace(batch, input_ids=ids)), packed) > LEAK:
             raise ModelError(
-                f"{name} is no causal language model: what it says of a word depends on the words after it"
+                f"{name} is not a causal language model: its prediction of a token depends on later tokens"
             )
     except (TypeError, IndexError) as error:
         raise ModelError(f"{name} cannot take packed rows: {first_line(error)}") from error
@@ -230,7 +228,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
-    """Freeze the weights and add low-rank adapters, float32 too; ModelError where no layer fits."""
+    """Freeze the weights and add low-rank adapters in float32. Raises ModelError if no layer matches."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -249,7 +247,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
 
 
 def shard(model: nn.Module, spec: TrainSpec, world: World, device: torch.device) -> None:
-    """Split weights, gradients and optimizer over all processes: every decoder layer by itself, then the rest.
+    """Shard weights, gradients and optimizer state over all processes: each decoder layer by itself, then the rest.
 
     On GPUs with bf16, layers are gathered and computed in bfloat16; gradients are always reduced in float32.
     """

@@ -1,13 +1,13 @@
-"""What a fit leaves behind: a model folder, and the numbers measured on it.
+"""The result of a fit: a model folder, and metrics measured on it.
 
 Invariants:
-- The folder is written whole or not at all: beside its place, flushed to disk, then renamed.
-- The weights in it are float32, so that the next iteration starts from what was learned; what the engines serve is
-  measured beside it, from the same weights rounded to the serving type.
-- What is measured is the folder itself, read back, not the weights in memory.
-- Measurements compute in float32: bfloat16 arithmetic would round the weights, which is what is to be measured.
+- The folder is written completely or not at all: in a temporary folder, flushed to disk, then renamed.
+- Its weights are float32, so the next iteration starts from exactly what was learned. The loss of what the engines
+  serve is measured too, with the same weights rounded to the serving type.
+- Metrics are measured on the folder, read back, not on the weights in memory.
+- Measurements use float32 arithmetic: bfloat16 arithmetic would itself round, and hide the effect of rounded weights.
 
-This module knows nothing of steps and processes; it runs in one.
+This module does not know steps or other processes; it runs in one process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lion_ray.models.prompter import Prompter
 
 
 def finished(output_dir: str | Path) -> dict[str, Any] | None:
-    """The metrics in a finished fit's folder; None where there is none."""
+    """The metrics in a finished fit's folder. Returns None if the fit is not finished."""
     path = Path(output_dir) / layout.TRAINING
     return json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.exists() else None
 
@@ -46,13 +46,13 @@ def write(
     device: torch.device,
     started: float,
 ) -> dict[str, Any]:
-    """Make ``spec.output_dir`` of the trained `weights` (with LoRA: the adapters') and measure it.
+    """Write ``spec.output_dir`` from the trained `weights` (with LoRA: the adapters' weights) and measure it.
 
     `started` is the fit's start on time.monotonic()'s clock. Returns `metrics` with the measurements.
     """
     target = Path(spec.output_dir)
     partial = Path(f"{spec.output_dir}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed attempt's
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed attempt
     make_folder(partial.parent)
     partial.mkdir()
     _write_model(spec, weights, partial)
@@ -61,7 +61,7 @@ def write(
 
     model = load_model(partial, device)
     after = served = evaluate_loss(model, heldout, spec, device)
-    if spec.serve_dtype != "float32":  # rounding to what they are changes nothing
+    if spec.serve_dtype != "float32":  # float32 weights need no rounding
         round_weights(model, spec.serve_dtype)
         served = evaluate_loss(model, heldout, spec, device)
     metrics = metrics | {
@@ -124,8 +124,8 @@ def canary_for(
     """The content of canary.json for a model that was not trained here, such as the base model.
 
     ``{"dtype": …, "prompts": [{"prompt", "prompt_ids", "tokens", "logprobs", "margins"}, …]}``: for each instruction
-    the greedy token ids, at most `tokens` of them and none after a stop token, each with its log-probability (nats)
-    and its lead over the runner-up (in logits). Weights rounded to `serve_dtype`, arithmetic in float32.
+    the greedy token ids (at most `tokens`, none after a stop token), each with its log-probability (nats) and its lead
+    over the runner-up (logits). Weights are rounded to `serve_dtype`; arithmetic is float32.
     """
     device = device or default_device()
     model = load_model(model_dir, device)
@@ -138,7 +138,7 @@ def _canary(
     model: Any, prompter: Prompter, prompts: Sequence[str], tokens: int, dtype: str, device: torch.device
 ) -> dict[str, Any]:
     model.eval()
-    # An engine stops at these as well.
+    # An engine also stops at the model's own end tokens.
     also = model.generation_config.eos_token_id
     stops = {*prompter.stop_token_ids, *(also if isinstance(also, list) else [also])}
     entries = []
@@ -165,13 +165,13 @@ def _write_model(spec: TrainSpec, weights: dict[str, torch.Tensor], folder: Path
         model.load_state_dict(weights)
     else:
         adapted = add_adapters(model, spec.lora)
-        adapted.load_state_dict(weights, strict=False)  # the frozen weights are there already
-        # Told so, peft does not ask a model hub whether the vocabulary has grown.
+        adapted.load_state_dict(weights, strict=False)  # the frozen weights are already loaded
+        # With False, peft does not ask a model hub whether the vocabulary has grown.
         adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
         model = adapted.merge_and_unload()
     own = Path(spec.model_dir) / "generation_config.json"
     if own.exists():
-        # Kept byte for byte: transformers refuses to write some that are published (a temperature without sampling).
+        # Copied byte for byte: transformers refuses to write some published ones (a temperature without sampling).
         model.generation_config = transformers.GenerationConfig()
     model.save_pretrained(folder)
     if own.exists():

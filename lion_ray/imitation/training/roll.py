@@ -1,12 +1,12 @@
-"""Who of a fit's processes is still there, and who is not where the others wait.
+"""Detect which process of a fit hangs or is gone when a collective times out.
 
 Invariants:
-- No process waits for another longer than a fit's `collective_timeout_s`; then it says who did not come.
-- Who is absent is found by asking each by itself, in a group of its own: what failed in the fit's own group says only
-  that somebody did not come.
-- An error of this process alone (its memory, its data) is raised as it is.
+- No process waits for another longer than a fit's `collective_timeout_s`; then it reports which process is missing.
+- Missing processes are found by pinging each one separately, in a separate process group: the failed collective only
+  shows that some process did not arrive.
+- An error of this process alone (its memory, its data) is raised unchanged.
 
-This module does not know what the processes do together.
+This module does not know what the processes compute.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from lion_ray.core.errors import TrainingError
 from lion_ray.imitation.training.model import World
 
 LONGEST_ASKING_S = 60.0
-"""Those who wait in one place give up within so many seconds of each other."""
+"""Processes that wait at the same collective time out within this many seconds of each other."""
 
 
 class Roll:
-    """The processes of one fit, by their names."""
+    """The processes of one fit, with their names."""
 
     def __init__(self, world: World, timeout_s: float) -> None:
-        """Every process of the fit makes one, at the same place."""
+        """Collective: every process of the fit must construct it at the same point."""
         self.world = world
         self._timeout_s, self._asking_s = timeout_s, min(LONGEST_ASKING_S, timeout_s)
         self.names = [f"process {world.rank} ({socket.gethostname()}, pid {os.getpid()})"]
         if world.size > 1:
-            # Not NCCL's: it ends a process that waits too long, and names nobody.
+            # Not NCCL: it kills a process that waits too long and does not report which peer is missing.
             self._meeting = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             self._asking = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + 2 * self._asking_s))
             everyone: list[str] = [""] * world.size
@@ -49,10 +49,10 @@ class Roll:
 
     @contextmanager
     def called(self) -> Iterator[None]:
-        """Around all that the processes do together.
+        """Wraps all collective work of the processes.
 
         Raises:
-            TrainingError: in place of whatever is raised where another process did not come.
+            TrainingError: another process did not arrive; replaces the original exception.
         """
         try:
             yield
@@ -60,23 +60,23 @@ class Roll:
             if self.world.size == 1 or not _by_waiting(error):
                 raise
             absent = [self.names[rank] for rank in self._absent()]
-            who = " and ".join(absent) if absent else "another process, which has come back since,"
+            who = " and ".join(absent) if absent else "another process, which answers again now,"
             raise TrainingError(
-                f"{who} did not come within {self._timeout_s:g} s to where {len(self.names)} processes of the fit meet "
+                f"{who} did not reach a collective of {len(self.names)} processes within {self._timeout_s:g} s "
                 "(imitation.collective_timeout_s): it hangs or is gone. The last checkpoint is kept"
             ) from None
 
     def meet(self) -> None:
-        """Wait until everyone is here."""
+        """Barrier: wait until all processes are here."""
         if self.world.size > 1:
             dist.barrier(group=self._meeting)
 
     def _absent(self) -> list[int]:
-        """Ask each of the others whether it is there; the ranks of those that do not answer."""
+        """Ping each other process. Returns the ranks that do not answer."""
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]
         there: queue.Queue[int] = queue.Queue()
         for rank in others:
-            # In threads, as gloo closes every connection of a group as soon as one wait in it has timed out.
+            # In threads, because gloo closes all connections of a group once one wait in it has timed out.
             threading.Thread(target=self._greet, args=(rank, there), daemon=True).start()
         until = time.monotonic() + self._asking_s
         answered: set[int] = set()
@@ -94,14 +94,14 @@ class Roll:
             assert sent is not None
             assert came is not None
             came.wait()
-            sent.wait()  # whoever ends before is not heard
+            sent.wait()  # if this process exits earlier, its message is lost
             there.put(rank)
 
 
 _WAITING = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Socket closed", "Broken pipe")
-"""Words in which torch says that a process waited in vain, or that the other one is gone."""
+"""Parts of torch's messages for a timeout or a lost peer."""
 
 
 def _by_waiting(error: BaseException) -> bool:
-    """Whether an error came of waiting for another process."""
+    """Whether an error was caused by waiting for another process."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _WAITING)

@@ -1,11 +1,11 @@
-"""What one fit needs to know, as plain data.
+"""The settings of one fit, as plain data.
 
 Invariants:
 - Frozen; pickles; `load(save(spec))` is the same spec.
-- `fingerprint` covers what decides the weights that come out, and nothing else: a checkpoint may be resumed by
-  another number of workers, never by another spec.
+- `fingerprint` covers exactly what determines the resulting weights: a checkpoint can be resumed with another number of
+  workers, but never with another spec.
 
-This module knows no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TrainSpec:
     model_dir: str
     """A Hugging Face folder with safetensors and a fast tokenizer."""
     output_dir: str
-    """The folder to be made; its parent must be on a file system that renames atomically."""
+    """The folder to create; its parent must be on a file system with atomic rename."""
     rows: str = ""
     """A .jsonl file of {"instruction", "answer", "finish_reason"}, for callers that pass no rows."""
     heldout: str = ""
@@ -48,7 +48,7 @@ class TrainSpec:
     base_dir: str = "."
     seed: int = 0
     serve_dtype: NumberType = "float32"
-    """The type in which the weights will be served: the second held-out loss and the canary are measured in it."""
+    """The type in which the weights will be served. The second held-out loss and the canary use it."""
     canary_prompts: tuple[str, ...] = ()
     """Instructions whose greedy answers go into canary.json."""
     canary_tokens: int = 16
@@ -80,15 +80,15 @@ class TrainSpec:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainSpec:
-        """Read what `save` wrote; ConfigError where the file is missing, no JSON, or holds other fields."""
+        """Read what `save` wrote. Raises ConfigError if the file is missing, not JSON, or holds other fields."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is no training spec: {first_line(error)}") from error
+            raise ConfigError(f"{path} is not a training spec: {first_line(error)}") from error
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> TrainSpec:
-        """What `to_json` made; ValueError or TypeError where it holds other fields."""
+        """The inverse of `to_json`. Raises ValueError or TypeError if there are other fields."""
         fields = dict(given)
         if "objective" in fields:
             fields["objective"] = TypeAdapter(ObjectiveConfig).validate_python(fields["objective"])
@@ -109,10 +109,10 @@ class TrainSpec:
         return fields
 
     def fingerprint(self, *extra: str) -> str:
-        """Hex digits that name this fit, given what else decides it (`extra`: the samples)."""
+        """A hex digest that identifies this fit. `extra`: other inputs that decide it, such as the samples."""
         fields = {name: value for name, value in self.to_json().items() if name not in _NOT_DECISIVE}
         if self.objective == _CROSS_ENTROPY:
-            del fields["objective"]  # so that fits of before there was a choice go on
+            del fields["objective"]  # so that fits from older versions can resume
         if self.loss_on == "answer":
             del fields["loss_on"]
         # Runs move between machines; the folder's name holds the checkpoint's version.

@@ -1,9 +1,9 @@
-"""Checkpoints within a fit, so that a fit that was killed goes on where it was.
+"""Checkpoints within a fit, so that a killed fit can resume.
 
 Invariants:
 - A checkpoint holds everything that the rest of the fit depends on: trained weights, optimizer, and `Progress`. The
   learning rate, the data's order and every random number are functions of the step and the seed, so the step is
-  their state. A fit that was killed and restored ends with the same bits on the same number of processes.
+  their state. A killed and restored fit ends with bit-identical weights on the same number of processes.
 - Every process saves into a folder of its own; the union of these folders is the checkpoint. A checkpoint loads on
   any number of processes.
 - A checkpoint is data: nothing in its folder runs code (see `dcp_files`).
@@ -35,13 +35,13 @@ _PROGRESS = "progress.json"
 
 @dataclass
 class Progress:
-    """How far a fit has come."""
+    """The progress of a fit."""
 
     fingerprint: str
     step: int = 0
     """Optimizer steps taken."""
     tokens: int = 0
-    """Tokens that went through the model, without padding, all processes together."""
+    """Tokens processed, without padding, over all processes."""
     positions: int = 0
     """The same with padding."""
     first_loss: float = 0.0
@@ -60,10 +60,10 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-    """Take weights and optimizer from a whole checkpoint; every process must call it.
+    """Load weights and optimizer from a complete checkpoint; every process must call it.
 
     Raises:
-        TrainingError: it is damaged, or holds what no fit saves.
+        TrainingError: the checkpoint is damaged, or holds something that no fit saves.
     """
     weights, moments = get_state_dict(model, optimizer, options=_options())
     state = {"model": weights, "optimizer": moments}
@@ -71,14 +71,14 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
         dcp.load(state, storage_reader=Reader(folder), planner=Planner(), no_dist=world.size == 1)
     except _DAMAGE as error:
         raise TrainingError(
-            f"the checkpoint {folder} cannot be used: {_reason(error)}; without it (a run keeps its own under "
-            f"{layout.FITS}/) the fit begins anew"
+            f"the checkpoint {folder} cannot be used: {_reason(error)}; remove it (a run keeps its checkpoints "
+            f"under {layout.FITS}/) to start the fit again"
         ) from None
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_options())
 
 
 def read_progress(folder: Path, fingerprint: str) -> Progress:
-    """How far the checkpoint's fit had come; TrainingError where it is another fit's, or damaged."""
+    """The progress in a checkpoint. Raises TrainingError if it belongs to another fit or is damaged."""
     try:
         progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -89,7 +89,7 @@ def read_progress(folder: Path, fingerprint: str) -> Progress:
 
 
 _DAMAGE = (
-    # What unpickling and tensors of another shape raise, alone and in a group of processes.
+    # What unpickling and tensors of another shape raise, in one process and in a process group.
     *(pickle.UnpicklingError, CheckpointException, OSError, EOFError, RuntimeError, ValueError, TypeError),
     *(LookupError, ArithmeticError, AttributeError, AssertionError, ImportError, MemoryError),
 )
@@ -103,5 +103,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _options() -> StateDictOptions:
-    # Frozen weights come from the model's folder; strict would miss them.
+    # Frozen weights come from the model's folder; strict loading would report them as missing.
     return StateDictOptions(ignore_frozen_params=True, strict=False)
