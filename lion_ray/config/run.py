@@ -276,8 +276,8 @@ class RunConfig(Section):
     """A hard cap on spending; null for none."""
     seed: int = 0
     """Every random choice derives from it."""
-    iterations: int = Field(3, ge=1)
-    """Rounds of imitation, discrimination and generation; a last imitation follows on the last new rows."""
+    iterations: int = Field(3, ge=0)
+    """Rounds of imitation, discrimination and generation; a last imitation follows. 0: your own rows are imitated alone."""
     data: DataConfig
     """The user's instructions."""
     endpoints: dict[str, EndpointConfig] = Field(min_length=1)
