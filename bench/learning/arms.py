@@ -1,4 +1,4 @@
-"""The arms: ways to spend the same number of the teacher's answers, each a name and what it changes in one configuration.
+"""The arms: ways to spend the same number of the teacher's answers, each what it changes in one configuration.
 
 A new arm is one entry of `ARMS`: an objective, say, is ``Arm("preference", "…", ("imitation.objective={type: …}",))``.
 """
@@ -62,22 +62,19 @@ class Arm:
     """What the generator writes: see `Nature.families`."""
 
 
+_BOTH = ("generation.hard={half}", "generation.easy={half}")
 _NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
 """No row is hard, so that seeds of new rows are drawn from all: the judge's verdicts decide nothing."""
 
 ARMS = (
-    Arm("seed_only", "the seed rows alone, as many optimizer steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
+    Arm("seed_only", "the seed rows alone, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
     Arm("random_rows", "new rows of random families", _NO_JUDGE, families="random"),
     Arm("unjudged", "new rows like any that are there (Self-Instruct)", _NO_JUDGE),
-    Arm("lion", "half like hard rows, half like easy ones, tau 1", ("generation.hard={half}", "generation.easy={half}")),
+    Arm("lion", "half like hard rows, half like easy ones; tau 1", _BOTH),
     Arm("hard_only", "new rows like hard ones", ("generation.hard={new}", "generation.easy=0")),
     Arm("easy_only", "new rows like easy ones", ("generation.hard=0", "generation.easy={new}")),
-    Arm(
-        "lion_tau_0.5",
-        "as lion, tau 0.5",
-        ("generation.hard={half}", "generation.easy={half}", "discrimination.tau=0.5"),
-    ),
-    Arm("lion_tau_2", "as lion, tau 2", ("generation.hard={half}", "generation.easy={half}", "discrimination.tau=2")),
+    Arm("lion_tau_0.5", "as lion; tau 0.5", (*_BOTH, "discrimination.tau=0.5")),
+    Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
@@ -95,7 +92,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Its run's and its file's. Ends in a hash of all that its result depends on."""
-        whole = json.dumps([VERSION, asdict(self), asdict(BY_NAME[self.arm]), config(self, "")], sort_keys=True)
+        what = (VERSION, asdict(self), self.overrides, asdict(self.nature), STUDENT_PROMPT, config(self, ""))
+        whole = json.dumps(what, sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
         return f"{self.arm}-seed{self.seed}-error{self.error:g}-noise{self.noise:g}-{digest}"
 
@@ -125,7 +123,10 @@ def config(cell: Cell, base_url: str) -> dict[str, Any]:
     return {
         "seed": cell.seed,
         "iterations": size.iterations,
-        "data": {"pool": f"pool-{cell.seed}-{size.seed_rows}.jsonl", "heldout": f"heldout-{size.heldout_per_family}.jsonl"},
+        "data": {
+            "pool": f"pool-{cell.seed}-{size.seed_rows}.jsonl",
+            "heldout": f"heldout-{size.heldout_per_family}.jsonl",
+        },
         "endpoints": {
             "world": {
                 "model": "world",
@@ -161,4 +162,4 @@ def config(cell: Cell, base_url: str) -> dict[str, Any]:
         "generation": {"hard": 0, "easy": size.new_rows, "max_similarity": 0.95},
         "placement": "dedicated",
         "shard_rows": 64,
-    }  # fmt: skip
+    }

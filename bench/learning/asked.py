@@ -1,7 +1,7 @@
 """What lion-ray's prompts ask: the role that is spoken to, and the texts that it is shown. Pure.
 
-Only the package's own templates are read. What is none of them raises `UnreadError`, so that a template that has changed
-is noticed and not answered at random.
+Only the package's own templates are read. What is none of them raises `UnreadError`, so that a template that has
+changed is noticed and not answered at random.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from aiohttp import web
 
 from bench.harness import ROOT
 from bench.learning.asked import Asked, ToGenerator, ToReferee, UnreadError, asked
-from bench.learning.world import Task, judged, read, rng_of, taught, tasks
+from bench.learning.world import Task, judged, read, rng_of, tasks, taught
 
 START_S = 60.0
 

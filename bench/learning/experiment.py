@@ -1,8 +1,8 @@
 """One cell of the experiment: a real run, and what its students know by the truth.
 
 Invariants:
-- A cell's result is a file that is written whole, after the run: where it is there, nothing is run again. A run that was
-  killed goes on as its folder does.
+- A cell's result is a file that is written whole, after the run: where it is there, nothing is run again. A run that
+  was killed goes on as its folder does.
 - The first line is about the cell; then there is a line for each checkpoint, and one for each of its held-out answers.
 
 `python -m bench.learning.experiment FOLDER CELL URL` runs one, in a process of its own.
@@ -43,7 +43,8 @@ def ensure(folder: Path, cell: Cell) -> Path:
     if not file.exists():
         # Here and not in the run's process: Ray ends all children of a process that it leaves.
         with endpoint(cell.nature) as served:
-            command = [sys.executable, "-m", "bench.learning.experiment", str(folder), json.dumps(asdict(cell)), served.url]
+            what = (str(folder), json.dumps(asdict(cell)), served.url)
+            command = [sys.executable, "-m", "bench.learning.experiment", *what]
             done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
         if done.returncode or not file.exists():
             raise BenchError(f"{cell.name} ended with {done.returncode}; the same command goes on with it")

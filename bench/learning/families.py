@@ -1,11 +1,12 @@
-"""The world's families of tasks: each writes instances without end, and each answer follows from the instruction's text.
+"""The world's families of tasks: each writes instances without end, whose answers follow from the instruction's text.
 
 Invariants:
 - An instance depends on the random generator alone, and the answer on the instruction alone.
 - No two families read the same instruction.
 - Instructions pass a generator's filter as they stand: four words at least, nothing around them to be cleaned away.
 
-Families differ in how hard they are for a small student: some copy (JSON, titles), some calculate, some look into words.
+Families differ in how hard they are for a small student: some copy (JSON, titles), some calculate, some look into
+words.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ from random import Random
 
 Fields = Mapping[str, str]
 
-WORDS = (
-    "apple bag ball bank bean bed bell bird boat book box bread bridge brush cake camp candle card castle cat chair "
-    "cheese circle city clock cloud coat coin corn cup desk dog door dream drum duck eagle egg engine farm field fire "
-    "fish flag flower forest fork game garden gate glass goat gold grape grass hammer hat hill honey horse house island "
-    "jacket kettle key king kite ladder lake lamp leaf lemon letter light lion map market milk mirror moon mountain "
-    "mouse needle nest night ocean onion orange paper pencil piano picture planet plate pocket pond potato queen rabbit "
-    "rain ribbon ring river road rocket roof rope rose salt sand school sea ship shoe silver sky snow spoon star stone "
-    "storm street sugar summer sun table tent tiger tower train tree turtle valley village wagon wall water wheel "
-    "whistle wind window winter wolf"
-).split()
-NAMES = (
-    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tina Victor".split()
+
+def _words(*lines: str) -> list[str]:
+    return " ".join(lines).split()
+
+
+WORDS = _words(
+    "apple bag ball bank bean bed bell bird boat book box bread bridge brush cake camp candle card castle cat",
+    "chair cheese circle city clock cloud coat coin corn cup desk dog door dream drum duck eagle egg engine farm",
+    "field fire fish flag flower forest fork game garden gate glass goat gold grape grass hammer hat hill honey",
+    "horse house island jacket kettle key king kite ladder lake lamp leaf lemon letter light lion map market milk",
+    "mirror moon mountain mouse needle nest night ocean onion orange paper pencil piano picture planet plate",
+    "pocket pond potato queen rabbit rain ribbon ring river road rocket roof rope rose salt sand school sea ship",
+    "shoe silver sky snow spoon star stone storm street sugar summer sun table tent tiger tower train tree turtle",
+    "valley village wagon wall water wheel whistle wind window winter wolf",
 )
-CITIES = "Athens Berlin Cairo Dublin Florence Geneva Hanoi Lima Madrid Nairobi Oslo Paris Quito Rome Tokyo".split()
-MONTHS = "January February March April May June July August September October November December".split()
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+NAMES = _words(
+    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tina Victor"
+)
+CITIES = _words("Athens Berlin Cairo Dublin Florence Geneva Hanoi Lima Madrid Nairobi Oslo Paris Quito Rome Tokyo")
+MONTHS = _words("January February March April May June July August September October November December")
+SMALL = _words(
+    "zero one two three four five six seven eight nine ten",
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen",
+)
+TENS = _words("zero ten twenty thirty forty fifty sixty seventy eighty ninety")
 UNITS = {
     ("kilometres", "metres"): 1000,
     ("kilograms", "grams"): 1000,
@@ -183,7 +189,8 @@ def _draw_pair(rng: Random) -> dict[str, str]:
 
 def _draw_title(rng: Random) -> dict[str, str]:
     first, second, third = rng.sample(WORDS, 3)
-    return {"title": rng.choice((f"the {first} and the {second}", f"a {first} of {second}", f"{first} {second} {third}"))}
+    title = rng.choice((f"the {first} and the {second}", f"a {first} of {second}", f"{first} {second} {third}"))
+    return {"title": title}
 
 
 def _draw_filter(rng: Random) -> dict[str, str]:

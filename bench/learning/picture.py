@@ -24,6 +24,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> st
     top = 30 + 16 * len(arms)
     across = Scale(0, max(answers for answers, _ in points) or 1, 56, WIDTH - 20)
     marks = ticks(0, max(figure.high for _, figure in points))
+    counts = ticks(0, across.high, 8)[:-1]
     up = Scale(marks[0], marks[-1], top + PLOT, top)
     colours = {f"c{number}": colour for number, colour in enumerate(COLOURS)}
     classes = {name: f"c{number % len(COLOURS)}" for number, name in enumerate(arms)}
@@ -37,7 +38,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> st
         text(4, 14, title, class_="name", limit=110),
         legend([(classes[name], name) for name in arms], 64, 34),
         left_axis(up, marks, 50, WIDTH - 8, lambda value: f"{value:.0%}"),
-        bottom_axis(across, ticks(0, across.high, 8)[:-1], top + PLOT, lambda value: f"{value:.0f}", "teacher's answers"),
+        bottom_axis(across, counts, top + PLOT, lambda value: f"{value:.0f}", "teacher's answers"),
     ]
     for place, (name, curve) in enumerate(arms.items()):
         aside = (place - (len(arms) - 1) / 2) * 4
@@ -48,5 +49,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> st
             parts.append(
                 marker(place, x, y, f"mark {classes[name]}", f"{name}, {answers:.0f} answers: {figure.said()}")
             )
-    told = "; ".join(f"{name}: " + ", ".join(f"{figure.value:.1%}" for _, figure in curve) for name, curve in arms.items())
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{figure.value:.1%}" for _, figure in curve) for name, curve in arms.items()
+    )
     return str(picture("learning", title, told, WIDTH, top + PLOT + 42, *parts)) + "\n"

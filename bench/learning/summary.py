@@ -1,8 +1,8 @@
 """What the results come to: exact match by arm and checkpoint with intervals, differences, tables, a picture.
 
 Invariants:
-- Held-out tasks are the same for every arm and seed, so arms are compared task by task: a bootstrap draws tasks, and all
-  arms' figures are of the same draw. The spread over seeds is told apart from it.
+- Held-out tasks are the same for every arm and seed, so arms are compared task by task: a bootstrap draws tasks, each
+  with what all arms and seeds made of it. The spread over seeds is told apart from it.
 - An arm is compared over the seeds that both have.
 """
 
@@ -122,17 +122,15 @@ def by_settings(outcomes: Iterable[Outcome]) -> dict[Settings, dict[str, list[Ou
 def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
     """Markdown: a line for each arm and settings."""
     lines = [
-        "| teacher's error | judge's noise | arm | seeds | teacher's answers | base | by checkpoint | last, exact match "
-        f"| sd of seeds | against {BASELINE} | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| teacher's error | judge's noise | arm | seeds | teacher's answers | by checkpoint "
+        f"| last, exact match | sd of seeds | against {BASELINE} | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (error, noise), arms in sorted(by_settings(outcomes).items()):
         baseline = {one.cell.seed: one for one in arms.get(BASELINE, [])}
         for name, runs in arms.items():
             lasts = [one.last for one in runs]
-            path = " → ".join(
-                f"{mean_right(students).value:.1%}" for students in zip(*(one.checkpoints for one in runs), strict=False)
-            )
+            path = " → ".join(f"{figure.value:.1%}" for _, figure in curve(runs))
             pairs = [(one.last, baseline[one.cell.seed].last) for one in runs if one.cell.seed in baseline]
             against = "–"
             if pairs and name != BASELINE:
@@ -142,7 +140,7 @@ def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
             minutes = statistics.median(one.seconds for one in runs) / 60
             lines.append(
                 f"| {error:g} | {noise:g} | {name} | {len(runs)} | {_range(one.answers for one in lasts)} "
-                f"| {mean_right([one.checkpoints[0] for one in runs]).value:.1%} | {path} | {mean_right(lasts).said()} "
+                f"| {path} | {mean_right(lasts).said()} "
                 f"| {spread} | {against} | {minutes:.1f} |"
             )
     return lines
@@ -152,8 +150,9 @@ def families_table(outcomes: Iterable[Outcome], settings: Settings) -> list[str]
     """Markdown: exact match of the last students by family, and how many new rows of it each arm was taught."""
     arms = by_settings(outcomes).get(settings, {})
     lines = ["| family | base | " + " | ".join(arms) + " |", "| --- |" + " --- |" * (len(arms) + 1)]
-    for family in FAMILIES:
-        every = [one.checkpoints[0] for runs in arms.values() for one in runs]
+    every = [one.checkpoints[0] for runs in arms.values() for one in runs]
+    measured = {family for one in every for family in one.family.values()}
+    for family in (one for one in FAMILIES if one.name in measured):
         cells = [f"{mean_right(every, family.name).value:.0%}"]
         for runs in arms.values():
             new = statistics.fmean(new_rows(one).get(family.name, 0) for one in runs)

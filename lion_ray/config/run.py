@@ -277,7 +277,7 @@ class RunConfig(Section):
     seed: int = 0
     """Every random choice derives from it."""
     iterations: int = Field(3, ge=0)
-    """Rounds of imitation, discrimination and generation; a last imitation follows. 0: your own rows are imitated alone."""
+    """Rounds of imitation, discrimination and generation; a last imitation follows. 0: that alone, of the pool."""
     data: DataConfig
     """The user's instructions."""
     endpoints: dict[str, EndpointConfig] = Field(min_length=1)
