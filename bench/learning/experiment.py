@@ -30,8 +30,6 @@ from bench.learning.endpoint import Endpoint, endpoint
 if TYPE_CHECKING:
     from lion_ray import RunResult
 
-RESAMPLING_SEED = 0
-
 
 def result_file(folder: Path, cell: Cell) -> Path:
     return folder / "results" / f"{cell.name}.jsonl"
