@@ -23,10 +23,10 @@ class Size:
     """How much an arm takes."""
 
     seed_rows: int = 80
-    new_rows: int = 40
+    new_rows: int = 80
     """In an iteration."""
-    iterations: int = 2
-    epochs: int = 4
+    iterations: int = 1
+    epochs: int = 3
     batch_size: int = 8
     heldout_per_family: int = 20
 
@@ -47,7 +47,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(seed_rows=30, new_rows=16, iterations=1, epochs=1, heldout_per_family=2)
+QUICK = Size(seed_rows=16, new_rows=8, epochs=1, heldout_per_family=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,6 @@ def config(cell: Cell, base_url: str) -> dict[str, Any]:
             "max_length": 256,
             "micro_batch_rows": 2,
             "learning_rate": 2e-4,
-            "later_learning_rate": 1e-4,
         },
         "discrimination": {"judge_heldout": "never"},
         "evaluation": {"checks": [{"type": "exact", "ignore_whitespace": True}]},
