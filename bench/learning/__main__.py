@@ -36,6 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--noise", type=float, action="append", help="the judge's noise (repeatable); default 0")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="of runs and results")
     parser.add_argument("--picture", type=Path, help="an SVG file for the learning curves; default FOLDER/curves.svg")
+    parser.add_argument("--alone", action="store_true", help="take over no other run's first imitation")
     parser.add_argument("--show", action="store_true", help="run nothing, show what there is")
     return parser.parse_args(arguments)
 
@@ -56,7 +57,7 @@ def main() -> int:
     failed = []
     for cell in [] if given.show else wanted:
         try:
-            ensure(folder, cell)
+            ensure(folder, cell, alone=given.alone)
         except BenchError as error:
             print(f"learning: {error}", file=sys.stderr, flush=True)
             failed.append(cell)

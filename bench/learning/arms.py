@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.learning.endpoint import Nature
@@ -78,6 +78,9 @@ ARMS = (
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
+AFTER_STEM = ("discrimination.", "generation.", "generator.", "iterations=")
+"""Changes that tell only once the first student has answered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -96,6 +99,13 @@ class Cell:
         whole = json.dumps(what, sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
         return f"{self.arm}-seed{self.seed}-error{self.error:g}-noise{self.noise:g}-{digest}"
+
+    @property
+    def stem(self) -> str:
+        """A hash of all that the first imitation, and the student's answers after it, depend on."""
+        early = [change for change in self.overrides if not change.startswith(AFTER_STEM)]
+        what = (VERSION, self.seed, self.error, early, STUDENT_PROMPT, config(replace(self, noise=0.0), ""))
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     @property
     def nature(self) -> Nature:

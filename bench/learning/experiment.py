@@ -3,7 +3,8 @@
 Invariants:
 - A cell's result is a file that is written whole, after the run: where it is there, nothing is run again. A run that
   was killed goes on as its folder does.
-- The first line is about the cell; then there is a line for each checkpoint, and one for each of its held-out answers.
+- The first line is about the cell: seconds and calls are the last attempt's, and without a stem's. Then there is a line
+  for each checkpoint, and one for each of its held-out answers.
 
 `python -m bench.learning.experiment FOLDER CELL URL` runs one, in a process of its own.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -26,20 +28,41 @@ from bench.harness import ROOT, BenchError
 from bench.learning import world
 from bench.learning.arms import STUDENT_PROMPT, Cell, config
 from bench.learning.endpoint import Endpoint, endpoint
+from lion_ray.core import layout
 
 if TYPE_CHECKING:
     from lion_ray import RunResult
+
+
+STEM = (
+    layout.pool(0),
+    layout.pool(layout.HELDOUT),
+    layout.answers(0),
+    layout.answers(layout.HELDOUT),
+    layout.iteration(0),
+    layout.checkpoint(1),
+    layout.student_answers(1),
+    layout.judged(1, heldout=True),
+)
+"""The stages of a run up to where its first student has answered: nothing in them depends on a judge."""
+STEM_FROM = "stem.json"
+"""In a run's folder: whose these are."""
 
 
 def result_file(folder: Path, cell: Cell) -> Path:
     return folder / "results" / f"{cell.name}.jsonl"
 
 
-def ensure(folder: Path, cell: Cell) -> Path:
-    """The cell's result, from a run in a process of its own where it is not there yet. Raises BenchError."""
+def ensure(folder: Path, cell: Cell, *, alone: bool = False) -> Path:
+    """The cell's result, from a run in a process of its own where it is not there yet. Raises BenchError.
+
+    `alone`: it takes over nothing of another run's.
+    """
     file = result_file(folder, cell)
     if not file.exists():
         # Here and not in the run's process: Ray ends all children of a process that it leaves.
+        if not alone:
+            take_stem(folder, cell)
         with endpoint(cell.nature) as served:
             what = (str(folder), json.dumps(asdict(cell)), served.url)
             command = [sys.executable, "-m", "bench.learning.experiment", *what]
@@ -47,6 +70,40 @@ def ensure(folder: Path, cell: Cell) -> Path:
         if done.returncode or not file.exists():
             raise BenchError(f"{cell.name} ended with {done.returncode}; the same command goes on with it")
     return file
+
+
+def take_stem(folder: Path, cell: Cell) -> str | None:
+    """Begin a run with the first imitation of one that is done, where that is the same; the other run's name.
+
+    All arms with the same pool, teacher and fit have the same first student: it need not be made for each of them.
+    """
+    target = run_folder(folder, cell)
+    if target.exists():
+        return None
+    for file in sorted((folder / "results").glob("*.jsonl")):
+        other = Cell.of({name: read_result(file)[0][name] for name in asdict(cell)})
+        source = run_folder(folder, other)
+        if other.name == file.stem and other.stem == cell.stem and all((source / one).is_dir() for one in STEM):
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            for one in STEM:
+                shutil.copytree(source / one, partial / one, copy_function=_link_or_copy)
+            (partial / STEM_FROM).write_text(json.dumps(other.name))
+            partial.rename(target)
+            return other.name
+    return None
+
+
+def run_folder(folder: Path, cell: Cell) -> Path:
+    return folder / "runs" / cell.name
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Weights are never changed once they are written, and large."""
+    if source.endswith(".safetensors"):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def _environment() -> dict[str, str]:
@@ -69,7 +126,8 @@ def run(folder: Path, cell: Cell, served: Endpoint) -> None:
         **asdict(cell),
         "answers": cell.size.answers,
         "seconds": round(time.monotonic() - began, 1),
-        "attempt": _attempt(Path(result.root)),
+        "attempt": int(_read(Path(result.root) / "attempt.json")["attempt"]),
+        "stem_of": _read(stem) if (stem := Path(result.root) / STEM_FROM).exists() else None,
         "calls": served.counts(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
@@ -77,10 +135,8 @@ def run(folder: Path, cell: Cell, served: Endpoint) -> None:
     write_result(result_file(folder, cell), [about, *measured(result)])
 
 
-def _attempt(root: Path) -> int:
-    """How many attempts the run took; its seconds and calls are the last one's."""
-    found: dict[str, Any] = json.loads((root / "attempt.json").read_text())
-    return int(found.get("attempt", 1))
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 def write_inputs(inputs: Path, cell: Cell) -> None:
