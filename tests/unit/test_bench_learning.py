@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +20,16 @@ from bench.learning.__main__ import cells, parse
 from bench.learning.arms import ARMS, FULL, QUICK, Cell, config
 from bench.learning.asked import ToGenerator, ToReferee, ToTeacher, UnreadError, asked
 from bench.learning.endpoint import Nature, Roles, endpoint
-from bench.learning.experiment import ensure, read_result, result_file, write_inputs, write_result
+from bench.learning.experiment import (
+    STEM,
+    ensure,
+    read_result,
+    result_file,
+    run_folder,
+    take_stem,
+    write_inputs,
+    write_result,
+)
 from bench.learning.families import BY_NAME, FAMILIES, Family, from_words, in_words, roman
 from bench.learning.picture import curves
 from bench.learning.summary import arms_table, curve, difference, families_table, mean_right, outcome
@@ -233,9 +243,35 @@ def test_a_cells_name_tells_it_from_every_other() -> None:
 
 
 def _values(cell: Cell) -> Any:
-    from dataclasses import asdict
-
     return asdict(cell)
+
+
+def test_arms_share_a_first_imitation_unless_it_is_another() -> None:
+    stem = Cell("lion").stem
+    assert {Cell(arm.name).stem for arm in ARMS if arm.name != "seed_only"} == {stem}
+    assert Cell("lion", noise=3.0).stem == stem, "a judge's noise comes later"
+    others = [Cell("seed_only"), Cell("lion", seed=1), Cell("lion", error=0.1), Cell("lion", size=QUICK)]
+    assert stem not in {cell.stem for cell in others}
+
+
+def test_a_run_begins_with_the_first_imitation_of_one_that_is_done(tmp_path: Path) -> None:
+    done, cell = Cell("lion"), Cell("hard_only")
+    for one in STEM:
+        (run_folder(tmp_path, done) / one).mkdir(parents=True)
+    weights = Path("iteration-1/checkpoint/model/model.safetensors")
+    for name in (weights, Path("iteration-0/result.json"), Path("iteration-1/verdicts/part-00000.parquet")):
+        file = run_folder(tmp_path, done) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("as it was")
+    assert take_stem(tmp_path, cell) is None, "the other run is not done"
+    write_result(result_file(tmp_path, done), result(done, (0.0, 0.5)))
+    assert take_stem(tmp_path, cell) == done.name
+    taken = run_folder(tmp_path, cell)
+    assert (taken / weights).samefile(run_folder(tmp_path, done) / weights)
+    assert not (taken / "iteration-0/result.json").samefile(run_folder(tmp_path, done) / "iteration-0/result.json")
+    assert not (taken / "iteration-1/verdicts").exists()
+    assert take_stem(tmp_path, cell) is None, "it has begun, and goes on as its folder does"
+    assert take_stem(tmp_path, Cell("hard_only", seed=1)) is None
 
 
 def test_the_inputs_are_rows_that_lion_ray_takes_all_of(tmp_path: Path) -> None:
