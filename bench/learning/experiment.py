@@ -217,5 +217,16 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def main() -> int:
+    from lion_ray import LionError
+
+    try:
+        run(Path(sys.argv[1]), Cell.of(json.loads(sys.argv[2])), Endpoint(sys.argv[3]))
+    except LionError as error:
+        print(f"learning: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), Cell.of(json.loads(sys.argv[2])), Endpoint(sys.argv[3]))
+    sys.exit(main())
