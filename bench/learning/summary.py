@@ -123,7 +123,7 @@ def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
     """Markdown: a line for each arm and settings."""
     lines = [
         "| teacher's error | judge's noise | arm | seeds | teacher's answers | by checkpoint "
-        f"| last, exact match | sd of seeds | against {BASELINE} | minutes |",
+        f"| last, exact match | sd of seeds | against {BASELINE} | minutes, last attempt |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (error, noise), arms in sorted(by_settings(outcomes).items()):
