@@ -24,7 +24,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> st
     top = 30 + 16 * len(arms)
     across = Scale(0, max(answers for answers, _ in points) or 1, 56, WIDTH - 20)
     marks = ticks(0, max(figure.high for _, figure in points))
-    counts = ticks(0, across.high, 8)[:-1]
+    counts = [one for one in ticks(0, across.high, 8) if one <= across.high]
     up = Scale(marks[0], marks[-1], top + PLOT, top)
     colours = {f"c{number}": colour for number, colour in enumerate(COLOURS)}
     classes = {name: f"c{number % len(COLOURS)}" for number, name in enumerate(arms)}
