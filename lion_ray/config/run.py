@@ -278,8 +278,8 @@ class RunConfig(Section):
     """A hard cap on spending; null: none."""
     seed: int = 0
     """The seed of every random choice."""
-    iterations: int = Field(3, ge=1)
-    """Rounds of imitation, discrimination and generation; a final imitation on the last new rows follows."""
+    iterations: int = Field(3, ge=0)
+    """Rounds of imitation, discrimination and generation; a final imitation follows. 0: imitation of the pool alone."""
     data: DataConfig
     """The user's instructions."""
     endpoints: dict[str, EndpointConfig] = Field(min_length=1)

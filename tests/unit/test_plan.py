@@ -62,6 +62,12 @@ def test_the_worst_case_and_the_cap_say_what_they_assume(tmp_path: Path) -> None
     assert not any("at most $' assumes" in note for note in free)
 
 
+def test_without_iterations_the_pool_is_imitated_alone(tmp_path: Path) -> None:
+    config = configured(tmp_path).model_copy(update={"iterations": 0})
+    planned = {(stage.iteration, stage.stage) for stage in make_plan(config, tmp_path).stages if stage.iteration}
+    assert planned == {(1, "teacher answers the Train Pool"), (1, "fine-tuning")}
+
+
 def test_a_batch_costs_its_share(tmp_path: Path) -> None:
     prices = {"prices": {"input": 1.0, "output": 10.0, "batch": 0.5}}
     live = configured(tmp_path, **prices)

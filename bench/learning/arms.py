@@ -1,0 +1,174 @@
+"""The arms: ways to spend the same number of the teacher's answers, each what it changes in one configuration.
+
+A new arm is one entry of `ARMS`: an objective, say, is ``Arm("preference", "…", ("imitation.objective={type: …}",))``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bench.learning.endpoint import Nature
+
+VERSION = 1
+"""Of the world and of the configuration below; raise it with either, so that old results are not taken for new ones."""
+STUDENT = "bundled:smollm2-135m-instruct"
+STUDENT_PROMPT = "Task: {instruction}\nAnswer:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much an arm takes."""
+
+    seed_rows: int = 80
+    new_rows: int = 80
+    """In an iteration."""
+    iterations: int = 1
+    epochs: int = 3
+    batch_size: int = 8
+    heldout_per_family: int = 20
+
+    @property
+    def answers(self) -> int:
+        """The teacher's, to rows that are trained on."""
+        return self.seed_rows + self.iterations * self.new_rows
+
+    @property
+    def epochs_alone(self) -> int:
+        """Passes over the seed rows that are as many optimizer steps as all the imitations of another arm."""
+        steps = -(-self.seed_rows // self.batch_size) + self.iterations * -(-self.new_rows // self.batch_size)
+        return round(self.epochs * steps / -(-self.seed_rows // self.batch_size))
+
+    def numbers(self) -> dict[str, int]:
+        """What an arm's changes may name."""
+        return {"new": self.new_rows, "half": self.new_rows // 2, "epochs_alone": self.epochs_alone}
+
+
+FULL = Size()
+QUICK = Size(seed_rows=16, new_rows=8, epochs=1, heldout_per_family=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to teach."""
+
+    name: str
+    about: str
+    changes: tuple[str, ...]
+    """Of the configuration, as on the command line; ``{new}``, ``{half}`` and ``{epochs_alone}`` are the size's."""
+    families: str = "seed"
+    """What the generator writes: see `Nature.families`."""
+
+
+_BOTH = ("generation.hard={half}", "generation.easy={half}")
+_NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
+"""No row is hard, so that seeds of new rows are drawn from all: the judge's verdicts decide nothing."""
+
+ARMS = (
+    Arm("seed_only", "the seed rows alone, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
+    Arm("random_rows", "new rows of random families", _NO_JUDGE, families="random"),
+    Arm("unjudged", "new rows like any that are there (Self-Instruct)", _NO_JUDGE),
+    Arm("lion", "half like hard rows, half like easy ones; tau 1", _BOTH),
+    Arm("hard_only", "new rows like hard ones", ("generation.hard={new}", "generation.easy=0")),
+    Arm("easy_only", "new rows like easy ones", ("generation.hard=0", "generation.easy={new}")),
+    Arm("lion_tau_0.5", "as lion; tau 0.5", (*_BOTH, "discrimination.tau=0.5")),
+    Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
+)
+BY_NAME = {arm.name: arm for arm in ARMS}
+
+AFTER_STEM = ("discrimination.", "generation.", "generator.", "iterations=")
+"""Changes that tell only once the first student has answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the experiment: an arm, a seed, and a world."""
+
+    arm: str
+    seed: int = 0
+    error: float = 0.0
+    noise: float = 0.0
+    size: Size = FULL
+
+    @property
+    def name(self) -> str:
+        """Its run's and its file's. Ends in a hash of all that its result depends on."""
+        what = (VERSION, asdict(self), self.overrides, asdict(self.nature), STUDENT_PROMPT, config(self, ""))
+        whole = json.dumps(what, sort_keys=True)
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
+        return f"{self.arm}-seed{self.seed}-error{self.error:g}-noise{self.noise:g}-{digest}"
+
+    @property
+    def stem(self) -> str:
+        """A hash of all that the first imitation, and the student's answers after it, depend on."""
+        early = [change for change in self.overrides if not change.startswith(AFTER_STEM)]
+        what = (VERSION, self.seed, self.error, early, STUDENT_PROMPT, config(replace(self, noise=0.0), ""))
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def nature(self) -> Nature:
+        return Nature(self.seed, self.error, self.noise, BY_NAME[self.arm].families)
+
+    @property
+    def overrides(self) -> list[str]:
+        numbers = {f"{{{name}}}": str(number) for name, number in self.size.numbers().items()}
+        return [_filled(change, numbers) for change in BY_NAME[self.arm].changes]
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Cell:
+        return cls(**values | {"size": Size(**values["size"])})
+
+
+def _filled(change: str, numbers: dict[str, str]) -> str:
+    for name, number in numbers.items():
+        change = change.replace(name, number)
+    return change
+
+
+def config(cell: Cell, base_url: str) -> dict[str, Any]:
+    """The configuration that all arms share; files are named as `experiment` writes them."""
+    size = cell.size
+    return {
+        "seed": cell.seed,
+        "iterations": size.iterations,
+        "data": {
+            "pool": f"pool-{cell.seed}-{size.seed_rows}.jsonl",
+            "heldout": f"heldout-{size.heldout_per_family}.jsonl",
+        },
+        "endpoints": {
+            "world": {
+                "model": "world",
+                "base_url": base_url or "http://127.0.0.1:1/v1",
+                "api_key_env": None,
+                "max_concurrency": 32,
+                "send_seed": True,  # the generator's next instance depends on it
+            }
+        },
+        "teacher": {"endpoint": "world", "temperature": 0, "max_tokens": 64},
+        "referee": {"endpoint": "world", "canary_pairs": 0},  # the canary pairs are of another world
+        "generator": {"endpoint": "world", "min_tokens": 64},
+        "student": {
+            "model": STUDENT,
+            "prompt": "student.txt",
+            "temperature": 0,
+            "dtype": "float32",
+            "max_tokens": 32,
+            "max_model_len": 256,
+            "kv_cache_gib": 0.1,
+        },
+        "imitation": {
+            "epochs": size.epochs,
+            "batch_size": size.batch_size,
+            "max_length": 256,
+            "micro_batch_rows": 2,
+            "learning_rate": 2e-4,
+        },
+        "discrimination": {"judge_heldout": "never"},
+        "evaluation": {"checks": [{"type": "exact", "ignore_whitespace": True}]},
+        # Tasks of a family differ in a word or two: only what is all but the same is no new row.
+        "generation": {"hard": 0, "easy": size.new_rows, "max_similarity": 0.95},
+        "placement": "dedicated",
+        "shard_rows": 64,
+    }
