@@ -65,6 +65,7 @@ class Arm:
 _BOTH = ("generation.hard={half}", "generation.easy={half}")
 _NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
 """No row is hard, so that seeds of new rows are drawn from all: the judge's verdicts decide nothing."""
+_REPLAY = "imitation.replay=1"
 
 ARMS = (
     Arm("seed_only", "the seed rows alone, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
@@ -75,10 +76,13 @@ ARMS = (
     Arm("easy_only", "new rows like easy ones", ("generation.hard=0", "generation.easy={new}")),
     Arm("lion_tau_0.5", "as lion; tau 0.5", (*_BOTH, "discrimination.tau=0.5")),
     Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
+    Arm("lion_replay", "as lion, each new row beside an earlier one", (*_BOTH, _REPLAY)),
+    Arm("random_replay", "as random_rows, each beside an earlier one", (*_NO_JUDGE, _REPLAY), families="random"),
+    Arm("preference", "as lion, and pairs out of its verdicts", (*_BOTH, "imitation.objective.type=preference")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
-AFTER_STEM = ("discrimination.", "generation.", "generator.", "iterations=")
+AFTER_STEM = ("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay=")
 """Changes that tell only once the first student has answered."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, LionError, TrainingError, as_raised
 from lion_ray.core.leftovers import scratch_folder
-from lion_ray.core.records import OK
+from lion_ray.core.records import OK, derive_seed
 from lion_ray.core.step_log import StepLog
 from lion_ray.core.store import RunStore
 from lion_ray.imitation.objectives import load_objective
@@ -156,6 +157,9 @@ def _worker(job: dict[str, Any]) -> None:
     with last.as_directory() if last else nullcontext() as restore:
         objective = load_objective(job["config"].objective, job["base_dir"])
         rows = read_rows(store, job["rows"], job.get("kept", ()), objective.columns)
+        if wanted := round(job["config"].replay * len(rows)):
+            earlier = read_rows(store, job["earlier"], job["earlier_kept"], objective.columns)
+            rows += drawn(earlier, wanted, job["seed"])
         if objective.min_gap is not None:
             rows += read_pairs(store, job.get("judged", ()), objective.min_gap)
         train(
@@ -208,6 +212,11 @@ def read_rows(
                     }
                 )
     return rows
+
+
+def drawn(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` of the rows, or all of them if there are fewer, in an order that depends on `seed` alone."""
+    return random.Random(derive_seed(seed, "replay")).sample(rows, min(count, len(rows)))
 
 
 def read_pairs(store: RunStore, parts: Sequence[tuple[str, str, str, str]], min_gap: float) -> list[dict[str, Any]]:

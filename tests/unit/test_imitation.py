@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lion_ray.actors.trainer import read_rows
+from lion_ray.actors.trainer import drawn, read_rows
 from lion_ray.config import RunConfig
 from lion_ray.core.errors import TrainingError
 from lion_ray.core.progress import Progress
@@ -69,6 +69,21 @@ async def test_every_imitation_goes_on_from_the_one_before(run: Run, monkeypatch
     for iteration in (1, 2, 3):
         await imitation(run, iteration)
     assert len(jobs) == 3
+
+
+def test_earlier_rows_are_those_of_the_pools_before(run: Run) -> None:
+    jobs = [job_of(run, iteration) for iteration in (1, 2, 3)]
+    assert [len(job["earlier"]) for job in jobs] == [0, 2, 5]
+    assert jobs[2]["earlier"] == [*jobs[0]["rows"], *jobs[1]["rows"]]
+
+
+def test_replayed_rows_are_drawn_by_the_seed_alone() -> None:
+    rows = [{"instruction": str(number)} for number in range(20)]
+    once = drawn(rows, 5, seed=3)
+    assert once == drawn(rows, 5, seed=3)
+    assert once != drawn(rows, 5, seed=4)
+    assert len({row["instruction"] for row in once}) == 5, "none twice"
+    assert len(drawn(rows, 50, seed=3)) == 20
 
 
 def write(store: RunStore, asked: list[str], given: list[dict[str, Any]]) -> list[tuple[str, str]]:

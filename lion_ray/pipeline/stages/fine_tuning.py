@@ -88,6 +88,8 @@ class FineTuning(Stage):
         # How many verdicts are clear enough nobody knows before they are there: half of them is a guess.
         paired = isinstance(config.objective, PreferenceConfig) and iteration > 1
         pairs = planner.cache_rows(iteration - 1) // 2 if paired else 0
+        if iteration > 1:
+            rows += min(round(config.replay * rows), planner.cache_rows(iteration - 1))
         steps = math.ceil((rows + pairs) / config.batch_size) * config.epochs
         seconds = planner.local.fit(rows + 2 * pairs, planner.pool.mean) if planner.local else None
         return replace(planner.stage(self, iteration, rows), steps=steps, local_s=seconds)
@@ -120,10 +122,12 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "base_dir": run.base_dir,
         "start": student_after(run, iteration - 1),
         "target": layout.model(iteration),
-        "rows": [(shard.instructions, shard.answers) for shard in run.pool(train_pool(iteration))],
+        "rows": _rows(run, train_pool(iteration)),
         "kept": _kept(run, train_pool(iteration)),
+        "earlier": [part for k in range(1, iteration) for part in _rows(run, train_pool(k))],
+        "earlier_kept": [part for k in range(1, iteration) for part in _kept(run, train_pool(k))],
         "judged": judged_parts(run, iteration - 1),
-        "heldout": [(shard.instructions, shard.answers) for shard in run.pool(layout.HELDOUT)],
+        "heldout": _rows(run, layout.HELDOUT),
         "config": config,
         "prompt": run.config.student.prompt,
         "serve_dtype": run.config.student.dtype,
@@ -147,6 +151,11 @@ def judged_parts(run: Run, iteration: int) -> list[tuple[str, str, str, str]]:
         (shard.instructions, shard.answers, student.part_name(index), verdicts.part_name(index))
         for index, shard in enumerate(run.cache(iteration))
     ]
+
+
+def _rows(run: Run, pool: int | str) -> list[tuple[str, str]]:
+    """For each part of a pool: its instructions and the teacher's answers."""
+    return [(shard.instructions, shard.answers) for shard in run.pool(pool)]
 
 
 def _kept(run: Run, pool: int) -> list[str]:
