@@ -163,7 +163,7 @@ class ImitationConfig(Section):
     later_learning_rate: float | None = Field(None, gt=0)
     """The peak from the second imitation on, when a few new rows could undo earlier learning; null: the same."""
     replay: float = Field(0.0, ge=0)
-    """Earlier rows to train on again from the second imitation on, as a multiple of the new rows; the paper has none."""
+    """Earlier rows to train on again from the second imitation on, as a multiple of the new rows; the paper: none."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The learning rate schedule after warm-up."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)

@@ -217,5 +217,13 @@ def test_a_fingerprint_covers_what_decides_the_weights(make_spec):
 
 def test_rows_of_a_file_and_rows_in_memory_are_the_same(make_spec):
     assert [row._asdict() for row in read_rows(make_spec().rows)] == [
-        {**row, "finish_reason": "stop", "messages": (), "columns": {}} for row in ROWS
+        {
+            **row,
+            "finish_reason": "stop",
+            "messages": (),
+            "columns": {},
+            "rejected": None,
+            "rejected_finish_reason": "stop",
+        }
+        for row in ROWS
     ]
