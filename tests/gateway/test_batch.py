@@ -435,7 +435,7 @@ async def test_results_that_someone_deleted_are_bought_again(world: World) -> No
     await queue.settled(key(1))
     await ask(queue, 2, 1)
     await queue.close()
-    assert any("go again" in line for line in world.said)
+    assert any("are retried" in line for line in world.said)
     assert world.records == []
 
 
