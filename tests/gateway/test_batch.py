@@ -247,7 +247,7 @@ async def test_leftovers_go_again_in_a_new_batch(world: World, faults: dict[str,
     left = len(next(iter(value for value in faults.values())))
     assert world.stub.stats()["batch"]["sizes"] == [10, left]
     assert world.stub.stats()["repeated"] == {}
-    assert any(f"left {left} of its 10 calls undone" in line for line in world.said)
+    assert any(f"left {left} of its 10 calls unfinished" in line for line in world.said)
     world.nothing_is_left()
 
 
