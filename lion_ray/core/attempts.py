@@ -151,9 +151,7 @@ class Fence:
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                     raise
-                raise RunConflictError(
-                    f"{path} is not a lock file; check what it is and remove it"
-                ) from None
+                raise RunConflictError(f"{path} is not a lock file; check what it is and remove it") from None
             taken = lock(descriptor)
             if taken and _is_file_of(descriptor, path):
                 self._lock = descriptor

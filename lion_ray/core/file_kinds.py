@@ -44,9 +44,7 @@ def told(head: bytes, *, binary: bool = False) -> str | None:
         return "is a git-annex pointer, not the data; run `git annex get` in the clone"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<!-- ")):
-        return (
-            "is an HTML page (a sign-in or an error page, saved instead of the data?); download the file itself"
-        )
+        return "is an HTML page (a sign-in or an error page, saved instead of the data?); download the file itself"
     if text.startswith((b"<?xml", b"<error>")):
         return "is XML (an error message of the storage, saved instead of the data?); download the file itself"
     if binary:

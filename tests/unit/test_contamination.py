@@ -111,7 +111,9 @@ def test_the_users_own_instructions_are_left_out_and_counted(tmp_path: Path) -> 
     assert taken.counts()["contaminated"] == {SIMILAR: 2}
     assert [json.loads(line)["text"] for line in taken.contaminated_jsonl().splitlines()] == ["Name a river!", QUESTION]
     (tmp_path / "pool.json").write_text(json.dumps(rows[:1]))
-    with pytest.raises(DataError, match="no instruction is left to train on \\(1 are too similar to an evaluation question"):
+    with pytest.raises(
+        DataError, match="no instruction is left to train on \\(1 are too similar to an evaluation question"
+    ):
         import_data(data, tmp_path, 0)
 
 
