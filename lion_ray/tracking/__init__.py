@@ -1,11 +1,11 @@
-"""Experiment trackers: where a run's numbers go beside its own folder.
+"""Experiment trackers, which receive a run's metrics.
 
 Invariants:
-- The run's folder is the truth. A tracker is told what stands there, and what it lacks it can be told again.
-- No tracker ends a run or slows it, whatever it does: `fan_out` sees to it.
-- A tracker's package is imported when the tracker is used, by nobody else, and is an extra of this one.
+- The run's folder is the source of truth. A tracker gets its data from there, and can get missing data again.
+- No tracker stops or slows a run, whatever it does: `fan_out` ensures that.
+- A tracker's package is an optional extra, imported only when the tracker is used.
 
-`base` says what a tracker is; `lion_ray.testing.trackers` holds the tests that every one has to pass.
+`base` defines the interface of a tracker; `lion_ray.testing.trackers` holds the tests that every tracker has to pass.
 """
 
 from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep

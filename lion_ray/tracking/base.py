@@ -1,9 +1,9 @@
-"""What a tracker is told, and when.
+"""The interface of a tracker.
 
 Invariants:
-- Steps are numbered from 1 over the whole run: an iteration's first step follows the last one of the iteration before.
-- A tracker is told of every step once, in order, and of an iteration's result after its steps. What comes after a
-  resume follows on what the tracker says it holds (`begin`), whichever attempt made it.
+- Steps are numbered from 1 over the whole run: an iteration's first step follows the previous iteration's last one.
+- A tracker gets every step once, in order, and an iteration's result after its steps. After a resume it gets what
+  follows the data that `begin` returned, whichever attempt wrote it.
 - All calls to one tracker come from one thread, one after another.
 
 This module knows no tracker and no file.
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """How much of a run somebody has."""
+    """How much of a run a tracker has."""
 
     step: int = 0
     """The number of the last step; 0 before the first."""
     iteration: int = -1
-    """The last iteration whose result is there; -1 before iteration 0, which is the base model's."""
+    """The last iteration with a result; -1 before iteration 0, which is the base model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """The run that a tracker is to follow."""
+    """The run that a tracker follows."""
 
     id: str
-    """Names this run alone: one that is made anew under the same name has another."""
+    """Unique: a run that is recreated under the same name has another id."""
     name: str
     root: str
-    """Its folder, or the URL of it."""
+    """Its folder or URL."""
     attempt: int
     """From 1; a higher one resumes."""
     began: float
     """When its first attempt began, in Unix seconds."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Its configuration, as plain values; it holds no keys."""
+    """Its configuration, as plain values; it holds no secrets."""
     done: Held = field(default_factory=Held)
-    """What earlier attempts have done. A tracker that wants to hear of news alone returns it from `begin`."""
+    """What earlier attempts have done. A tracker that only wants new data returns it from `begin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +52,26 @@ class TrainingStep:
     """One optimizer step."""
 
     number: int
-    """Over the whole run, from 1."""
+    """Its number in the whole run, from 1."""
     iteration: int
     in_iteration: int
     """Its number within the iteration's fine-tuning, from 1."""
     time: float
-    """When it was done, in Unix seconds."""
+    """When it finished, in Unix seconds."""
     metrics: Mapping[str, float]
     """loss (nats per labelled token), learning_rate, grad_norm, tokens (so far in this fit), tokens_per_second."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageEvent:
-    """A stage has begun or has ended; these are told as they happen, and never again."""
+    """A stage has begun or ended; reported once, when it happens."""
 
     name: str
-    """As the log has it, such as "iteration 1: fine-tuning"."""
+    """As in the log, for example "iteration 1: fine-tuning"."""
     state: Literal["began", "ended"]
     done: int
     total: int
-    """0 where nobody knows yet."""
+    """0 if not known yet."""
     unit: str
     seconds: float
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -80,18 +80,18 @@ class StageEvent:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What the endpoints have cost and done by now; told twice a minute at most, and at the end."""
+    """The endpoints' cost and calls so far; reported at most twice a minute, and at the end."""
 
     time: float
     """In Unix seconds."""
     usd: float
-    """All attempts together, with what is uncertain; 0 where no endpoint has prices."""
+    """The cost of all attempts, including uncertain costs; 0 if no endpoint has prices."""
     uncertain_usd: float
-    """Of it what may have been billed without an answer."""
+    """The part of it that may have been billed without an answer."""
     completed: int
     """Calls of this attempt that were answered."""
     replayed: int
-    """Calls that the journal knew."""
+    """Calls answered from the journal."""
     failed: int
     prompt_tokens: int
     """Bought by this attempt."""
@@ -104,39 +104,39 @@ class Outcome:
     """How an attempt ended."""
 
     results: tuple[IterationResult, ...] = ()
-    """Of a run that is finished: every iteration's; empty where it is not."""
+    """Every iteration's result if the run is finished, else empty."""
     error: BaseException | None = None
-    """What ended it otherwise; the same command resumes it."""
+    """The error that stopped the run; the same command resumes it."""
 
 
 class Tracker:
-    """Where a run's numbers go. Inherit from it and write the methods that you need: each does nothing of itself.
+    """Receives a run's metrics. Inherit from it and override the methods that you need; by default they do nothing.
 
-    What a method raises is told once in the run's log, and is tried again a little later.
+    The first error of a tracker is logged; a failed call is retried shortly after.
     """
 
     def begin(self, run: RunInfo) -> Held | None:
-        """An attempt begins. Returns what the tracker has of this run already, so that it is told what follows; None:
-        nothing, so it is told everything from the run's beginning on, also what earlier attempts did."""
+        """An attempt begins. Returns what the tracker already has of this run, so that it gets what follows; with None
+        it gets everything from the run's beginning, including earlier attempts."""
         return None
 
     def step(self, step: TrainingStep) -> None:
-        """An optimizer step was done."""
+        """An optimizer step is done."""
 
     def iteration(self, result: IterationResult) -> None:
-        """An iteration is done; number 0 is the base model's. `tracking.numbers.numbers` makes it flat."""
+        """An iteration is done; number 0 is the base model's. `tracking.numbers.numbers` flattens the result."""
 
     def stage(self, event: StageEvent) -> None:
         """A stage began or ended."""
 
     def spend(self, spend: Spend) -> None:
-        """What the endpoints have cost by now."""
+        """The endpoints' cost so far."""
 
     def flush(self) -> None:
-        """Nothing more waits to be told just now."""
+        """No more data is waiting at the moment."""
 
     def end(self, outcome: Outcome) -> None:
-        """The attempt is over; nothing follows."""
+        """The attempt has ended; no call follows."""
 
 
 METHODS = ("begin", "step", "iteration", "stage", "spend", "flush", "end")

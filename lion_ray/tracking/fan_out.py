@@ -1,12 +1,12 @@
-"""Tells a run's trackers, each in a thread of its own.
+"""Sends a run's metrics to its trackers, each in its own thread.
 
 Invariants:
-- A tracker that raises or hangs ends nothing and slows nothing. The first time it is told in one line; what it raised
-  over is tried again, then passed over.
-- Steps and results are no events: each thread reads them from the run's folder, from where its tracker stands, when it
-  is woken. So a tracker that is slow, was down, or was added later misses none, and nothing waits in memory for it.
-- Stages and spending are events, at most `WAITING` of them wait; a tracker that is slower than that misses the oldest.
-- At the end each tracker has `END_S` to be told what is left, all of them at the same time; then it is left alone.
+- A tracker that raises or hangs does not stop or slow a run. Its first error is logged in one line; a failed call is
+  retried, then skipped.
+- Steps and results are not queued: when woken, each thread reads them from the run's folder, from its tracker's
+  position. So a tracker that is slow, was down, or was added later misses none, and nothing accumulates in memory.
+- Stages and spending are queued events, at most `WAITING`; a tracker that is too slow misses the oldest.
+- At the end all trackers have `END_S`, concurrently, to receive the rest; then they are abandoned.
 
 This module does not know how a run's folder is read (`History`), nor what a tracker does.
 """
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
     from lion_ray.pipeline.results import IterationResult
 
 WAITING = 1000
-"""Stages and spending that wait for one tracker, at most."""
+"""The most queued events of one tracker."""
 PAUSES_S = (1.0, 10.0)
-"""Before a call that raised is tried again; after that it is passed over."""
+"""Pauses before the retries of a failed call; after the last it is skipped."""
 END_S = 30.0
 """How long the end of a run waits for its trackers, in seconds."""
 SPEND_S = 30.0
-"""Between two tellings of what was spent, in seconds."""
+"""Interval of reports of the spending, in seconds."""
 
 History = Callable[[Held], "Iterator[TrainingStep | IterationResult]"]
-"""What stands in a run's folder after what somebody holds, in order; it may raise, and is then asked again later."""
+"""Reads the data in a run's folder after a position, in order; if it raises, it is called again later."""
 
 
 class Named(NamedTuple):
-    """A tracker, and what it is called in the run's log."""
+    """A tracker, and its name in the run's log."""
 
     name: str
     tracker: Tracker
 
 
 class Trackers:
-    """All trackers of an attempt; of none, everything here does nothing."""
+    """All trackers of an attempt; without any, every method does nothing."""
 
     def __init__(self, trackers: Sequence[Named] = (), *, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._named = tuple(trackers)
         self._pauses_s = pauses_s
         self._threads: list[_Teller] = []
         self._spend: Spend | None = None
-        """The last one that was heard of."""
+        """The latest one."""
         self._spend_told: Spend | None = None
         self._spend_told_at = 0.0
         self._say: Callable[[str], None] = lambda _: None
@@ -66,21 +66,21 @@ class Trackers:
         return bool(self._named)
 
     def begin(self, run: RunInfo, history: History, say: Callable[[str], None]) -> None:
-        """Begin to tell of an attempt; returns at once. `say`: told of what fails, in a line."""
+        """Start the trackers' threads; returns at once. `say` is called with a line for each problem."""
         self._say = say
         self._threads = [_Teller(one, run, history, say, self._pauses_s) for one in self._named]
 
     def wake(self) -> None:
-        """There is something new in the run's folder."""
+        """Signal new data in the run's folder."""
         for one in self._threads:
             one.wake()
 
     def stage(self, stage: Stage) -> None:
-        """A listener of `Progress`: tells when a stage begins and when it ends."""
+        """A listener of `Progress`: reports when a stage begins and ends."""
         if not self._threads:
             return
         began = id(stage) not in self._seen
-        if began == stage.ended:  # nothing new, or it began before anybody was told of anything
+        if began == stage.ended:  # no change of state, or it began before the trackers did
             return
         (self._seen.add if began else self._seen.remove)(id(stage))
         event = StageEvent(
@@ -95,13 +95,13 @@ class Trackers:
         self._tell("stage", event)
 
     def spend(self, spend: Spend) -> None:
-        """What the endpoints have cost by now; told now and then."""
+        """The endpoints' cost so far; reported every `SPEND_S` seconds."""
         self._spend = spend
         if time.monotonic() - self._spend_told_at > SPEND_S:
             self._tell_spend()
 
     def end(self, outcome: Outcome, within_s: float = END_S) -> None:
-        """Tell what is left, and that the attempt is over; returns after `within_s` at the latest."""
+        """Send the rest, and the end of the attempt; returns after `within_s` at the latest."""
         self._tell_spend()
         for one in self._threads:
             one.finish(outcome)
@@ -109,7 +109,7 @@ class Trackers:
         for one in self._threads:
             one.join(max(0.0, until - time.monotonic()))
             if one.is_alive():
-                self._say(f"tracker {one.name}: it has not come to its end within {within_s:.0f} s and is left alone")
+                self._say(f"tracker {one.name}: it did not finish within {within_s:.0f} s and is abandoned")
         self._threads = []
 
     def _tell_spend(self) -> None:
@@ -124,7 +124,7 @@ class Trackers:
 
 
 class _Teller(threading.Thread):
-    """One tracker's thread; it begins at once."""
+    """One tracker's thread; it starts at once."""
 
     def __init__(
         self, named: Named, run: RunInfo, history: History, say: Callable[[str], None], pauses_s: Sequence[float]
@@ -140,9 +140,9 @@ class _Teller(threading.Thread):
         self._ending = threading.Event()
         self._outcome: Outcome | None = None
         self._told = False
-        """Whether a failure was told."""
+        """Whether a failure was logged."""
         self._well = True
-        """Whether the last call went well: of one that does not, every call is tried but once."""
+        """Whether the last call succeeded; after a failed one, calls are not retried."""
         self._missed = 0
         self.wake()
         self.start()
@@ -167,7 +167,7 @@ class _Teller(threading.Thread):
             held = self._tracker.begin(self._run) or Held()
 
         if not self._call(begin):
-            self._say(f"tracker {self.name}: it did not begin, and is left out of this attempt")
+            self._say(f"tracker {self.name}: it did not begin, and is not used in this attempt")
             return
         while True:
             self._woken.wait()
@@ -185,7 +185,7 @@ class _Teller(threading.Thread):
             self._say(f"tracker {self.name}: {self._missed} of the calls to it failed")
 
     def _catch_up(self, held: Held) -> Held:
-        """Tell what stands in the run's folder after what the tracker holds; returns what it holds then."""
+        """Send the data in the run's folder that the tracker lacks; returns its new position."""
         try:
             for one in self._history(held):
                 if isinstance(one, TrainingStep):
@@ -194,12 +194,12 @@ class _Teller(threading.Thread):
                 else:
                     self._call(self._tracker.iteration, one)
                     held = held._replace(iteration=one.iteration)
-        except Exception as error:  # noqa: BLE001 - a storage that refuses, files that are damaged: later, or never
+        except Exception as error:  # noqa: BLE001 - the storage refuses, or files are damaged: tried again later
             self._fail(error)
         return held
 
     def _call(self, what: Callable[..., Any], *arguments: Any) -> bool:
-        """Whether it went well, at the latest in the last of its tries."""
+        """Make a call, with retries; returns whether it succeeded."""
         for pause_s in (*self._pauses_s, None) if self._well else (None,):
             try:
                 what(*arguments)
@@ -217,4 +217,4 @@ class _Teller(threading.Thread):
     def _fail(self, error: BaseException) -> None:
         if not self._told:
             self._told = True
-            self._say(f"tracker {self.name}: {in_one_line(error)}; the run goes on without waiting for it")
+            self._say(f"tracker {self.name}: {in_one_line(error)}; the run continues without waiting for it")

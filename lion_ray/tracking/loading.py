@@ -1,4 +1,4 @@
-"""From a configuration's `tracking` to trackers, before anything is started or spent."""
+"""Creates the trackers of a configuration's `tracking`, before anything is started or spent."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def load_trackers(
     """The trackers of a configuration, ready to begin; nothing is opened or sent.
 
     Args:
-        base_dir: the configuration file's folder, in which a user's own modules are looked for.
-        key: where the list stands, for what is wrong with it.
+        base_dir: the configuration file's folder, where the user's own modules are looked for.
+        key: the configuration key of the list, for errors.
         root: the run's folder.
 
     Raises:
-        ConfigError: a package is missing, a key is not set, a class cannot be imported or made.
+        ConfigError: a package is missing, a key is not set, or a class cannot be imported or made.
     """
     return [
         Named(tracker_name(one), _load(one, base_dir, f"{key}.{number}", root)) for number, one in enumerate(tracking)
@@ -71,5 +71,5 @@ def _want(key: str, module: str, extra: str) -> None:
         found = None
     if found is None:
         raise ConfigError(
-            f"{key}: the package {module} is not installed; pip install 'lion-ray[{extra}]', or take the tracker out"
+            f"{key}: the package {module} is not installed; pip install 'lion-ray[{extra}]', or remove the tracker"
         )

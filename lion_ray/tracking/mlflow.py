@@ -1,12 +1,12 @@
 """MLflow.
 
 Invariants:
-- A run is one run there too, whichever attempt logs to it: it is found by a tag with the run's id.
-- What is there already is asked of the server and is not logged again.
-- Many steps go in one request, so a server that is far away does not hold the tracker up.
-- Nothing of MLflow's state in this process is touched (no active run, no global address).
+- All attempts log to one MLflow run, which is found by a tag with the run's id.
+- The server is asked what it has already, and that is not logged again.
+- One request carries many steps, so that a distant server does not slow the tracker.
+- MLflow's state in this process is not changed (no active run, no global address).
 
-The server's user, password or token come from the environment (MLFLOW_TRACKING_USERNAME, …), as MLflow has it.
+The server's user, password or token come from MLflow's environment variables (MLFLOW_TRACKING_USERNAME, …).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 TAG = "lion_ray.run"
 BATCH = 1000
-"""Numbers in one request: MLflow takes no more."""
+"""The most metrics in one request, MLflow's limit."""
 PARAMETERS = 100
-"""Parameters in one request."""
+"""The most parameters in one request."""
 LONGEST = 500
-"""Characters of a parameter; any MLflow takes so many."""
+"""The most characters of a parameter that every version of MLflow accepts."""
 
 
 class Mlflow(Tracker):
-    """Logs a run's numbers to an MLflow tracking server."""
+    """Logs a run's metrics to an MLflow tracking server."""
 
     def __init__(self, tracking_uri: str, experiment: str = "lion-ray") -> None:
         self._uri, self._experiment = tracking_uri, experiment
@@ -55,7 +55,7 @@ class Mlflow(Tracker):
         if there:
             self._id = there[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
-            # Asked again, as a search may answer with a state of a moment ago.
+            # Read again, because a search may return a slightly older state.
             last = self._client.get_run(self._id).data.metrics
             return Held(int(last.get(STEP, 0)), int(last.get(ITERATION, -1)))
         made = self._client.create_run(experiment, run_name=run.name, tags={TAG: run.id, "lion_ray.folder": run.root})
@@ -87,10 +87,10 @@ class Mlflow(Tracker):
         from mlflow.entities import Metric
 
         if len(self._waiting) >= BATCH:
-            self.flush()  # before, as a step is told again where this raises
+            self.flush()  # before adding, because the step is sent again if this raises
         moment = int((at or time.time()) * 1000)
         metrics = [Metric(name, value, moment, step) for name, value in numbers.items()]
-        # What counts as held goes last, so that a request that is cut off is made again.
+        # The position metrics go last, so that an interrupted request is repeated.
         metrics.sort(key=lambda metric: metric.key in (STEP, ITERATION))
         self._waiting += metrics
 

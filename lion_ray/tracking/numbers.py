@@ -1,6 +1,6 @@
-"""An iteration's result, a step and the spending as flat numbers: the same names in every tracker.
+"""An iteration's result, a step and the spending as flat metrics, with the same names in every tracker.
 
-Invariant: no name is the beginning of another one's path (a, and a/b), as file stores make folders of them.
+Invariant: no name is a path prefix of another (a, and a/b), because file stores turn them into folders.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 STEP = "training/step"
 ITERATION = "iteration/number"
 SPENT_AT = "spend/seconds"
-"""The names of what the others are counted by: steps, iterations, seconds since the run began."""
+"""The names of the x-axes: steps, iterations, seconds since the run began."""
 SPENT = ("usd", "uncertain_usd", "completed", "replayed", "failed", "prompt_tokens", "completion_tokens", "in_flight")
 SUMMED = ("seconds", "calls", "prompt_tokens", "completion_tokens", "cost_usd")
-"""Of an iteration's stages, added up."""
+"""Figures summed over an iteration's stages."""
 
 
 def step_numbers(step: TrainingStep) -> dict[str, float]:
-    """A step's metrics, by the names that trackers show."""
+    """A step's metrics, with the trackers' names."""
     return {f"training/{name}": float(value) for name, value in step.metrics.items()} | {STEP: float(step.number)}
 
 
 def result_numbers(result: IterationResult) -> dict[str, float]:
-    """An iteration's numbers, by the names that trackers show."""
+    """An iteration's metrics, with the trackers' names."""
     return {f"iteration/{name}": value for name, value in numbers(result).items()} | {ITERATION: result.iteration}
 
 
 def spend_numbers(spend: Spend, began: float) -> dict[str, float]:
-    """What was spent, by the names that trackers show."""
+    """The spending, with the trackers' names."""
     return {f"spend/{name}": float(getattr(spend, name)) for name in SPENT} | {
         SPENT_AT: float(max(0, int(spend.time - began)))
     }
 
 
 def numbers(result: IterationResult) -> dict[str, float]:
-    """Everything in an iteration's result that is a number; what was not measured is left out."""
+    """All numbers in an iteration's result, except those that were not measured."""
     return {name: float(value) for name, value in _numbers(result) if value is not None}
 
 

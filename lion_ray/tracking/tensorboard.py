@@ -1,11 +1,11 @@
 """TensorBoard's event files.
 
 Invariants:
-- A run has one folder and every attempt adds a file to it; TensorBoard shows them as one curve.
-- What is in those files already is read when an attempt begins, and is not written again.
-- A step's or an iteration's numbers are one record, so a file that was cut off lacks the whole of it.
+- A run has one folder, to which every attempt adds a file; TensorBoard shows them as one curve.
+- Existing files are read when an attempt begins, and their data is not written again.
+- A step's or an iteration's metrics are one record, so a truncated file never holds a part of them.
 
-This module neither needs nor imports TensorFlow or torch.
+This module does not import TensorFlow or torch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Tracker):
-    """Writes a run's numbers for TensorBoard.
+    """Writes a run's metrics for TensorBoard.
 
-    Training is shown over steps, iterations over their numbers, spending over the seconds since the run began.
+    The x-axis is the step for training, the number for iterations, and the seconds since the run began for spending.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -69,7 +69,7 @@ class TensorBoard(Tracker):
 
 
 def folder_of(run: RunInfo, folder: str | None) -> Path:
-    """Where the event files of a run are."""
+    """The folder of a run's event files."""
     if folder is None:
         return Path(run.root) / layout.TENSORBOARD
     return Path(folder).expanduser().absolute() / f"{run.name}-{run.id}"

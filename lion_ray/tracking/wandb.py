@@ -1,11 +1,10 @@
 """Weights & Biases.
 
 Invariants:
-- A run is one run there too, whichever attempt logs to it: its id is the run's name and id, and it is resumed.
-- What is there already is asked of the server, and of a note beside W&B's own files, which offline runs need; it is
-  not logged again.
-- Only numbers and the configuration are sent: no console output, no code, nothing of the machine or of git.
-- The key comes from WANDB_API_KEY. Where W&B keeps its files, WANDB_DIR says.
+- All attempts log to one W&B run, which is resumed; its id is the run's name and id.
+- Existing data is not logged again: it is known from the server and, for offline runs, from a note beside W&B's files.
+- Only metrics and the configuration are sent: no console output, no code, no data about the machine or git.
+- The key comes from WANDB_API_KEY, and the folder of W&B's files from WANDB_DIR.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Wandb(Tracker):
-    """Logs a run's numbers to Weights & Biases."""
+    """Logs a run's metrics to Weights & Biases."""
 
     def __init__(self, project: str = "lion-ray", entity: str | None = None, mode: str = "online") -> None:
         """As in the configuration (`config.tracking.WandbTracking`)."""
@@ -34,7 +33,7 @@ class Wandb(Tracker):
         self._began = 0.0
 
     def begin(self, run: RunInfo) -> Held | None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # crash reports to W&B's own vendor
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no crash reports to W&B's vendor
         import wandb
 
         self._began = run.began
@@ -45,9 +44,9 @@ class Wandb(Tracker):
             id=f"{run.name}-{run.id}",
             name=run.name,
             resume="allow",
-            dir=os.environ.get("WANDB_DIR"),  # as it is now; W&B itself looks but once in a program
+            dir=os.environ.get("WANDB_DIR"),  # the current value; W&B itself reads it only once per process
             config=dict(run.config),
-            # A program of its own may have a run open; this one must not become its run, nor end it.
+            # The user's program may have its own W&B run open, which must be neither used nor ended.
             reinit="create_new",
             settings=wandb.Settings(
                 host="",

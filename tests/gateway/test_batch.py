@@ -247,7 +247,7 @@ async def test_leftovers_go_again_in_a_new_batch(world: World, faults: dict[str,
     left = len(next(iter(value for value in faults.values())))
     assert world.stub.stats()["batch"]["sizes"] == [10, left]
     assert world.stub.stats()["repeated"] == {}
-    assert any(f"left {left} of its 10 calls undone" in line for line in world.said)
+    assert any(f"left {left} of its 10 calls unfinished" in line for line in world.said)
     world.nothing_is_left()
 
 
@@ -435,7 +435,7 @@ async def test_results_that_someone_deleted_are_bought_again(world: World) -> No
     await queue.settled(key(1))
     await ask(queue, 2, 1)
     await queue.close()
-    assert any("go again" in line for line in world.said)
+    assert any("are retried" in line for line in world.said)
     assert world.records == []
 
 

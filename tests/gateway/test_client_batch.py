@@ -148,7 +148,7 @@ async def test_a_role_that_is_switched_to_live_buys_nothing_twice(stub: StubAPI,
     assert (stub.stats()["batch"]["creations"], stub.stats()["batch"]["ends"]) == (1, ["cancelled"])
     assert not stub.stats()["repeated"]
     assert client.stats.sent == 40 - done
-    assert sum("its calls go live now" in line for line in said) == 1
+    assert sum("its calls are to be sent live now" in line for line in said) == 1
     prices = [round((one.cost_usd or 0) * 1000 / one.completion_tokens, 3) for one in answers]
     assert prices.count(0.5) == done, "at the price of a batch"
     await client.close()

@@ -113,7 +113,7 @@ async def test_a_journal_by_which_a_newer_version_buys_is_not_bought_by(
     assert survey(folder).foreign == 1
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        ConfigError, match=r"a newer lion-ray has bought calls by it \(version [23], this knows 1\)"
+        ConfigError, match=r"a newer lion-ray has written to it \(version [23]; this version knows 1\)"
     ) as said:
         Journal.open(str(tmp_path))
     assert "\n" not in str(said.value)

@@ -19,12 +19,12 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_left_alone(tmp_path: Pa
     (tmp_path / "precious").write_text("all that I have")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(RunConflictError, match=r"\.lock is no lock file"):
+    with pytest.raises(RunConflictError, match=r"\.lock is not a lock file"):
         RunStore(str(tmp_path / "run")).claim()
     assert (tmp_path / "precious").read_text() == "all that I have"
     (tmp_path / "run" / ".lock").unlink()
     (tmp_path / "run" / ".lock").mkdir()
-    with pytest.raises(RunConflictError, match=r"\.lock is no lock file"):
+    with pytest.raises(RunConflictError, match=r"\.lock is not a lock file"):
         RunStore(str(tmp_path / "run")).claim()
 
 

@@ -203,12 +203,12 @@ CHECKS = MINIMAL.replace("pool.jsonl\n", "pool.jsonl\n  heldout: 9\n") + "evalua
         ),
         (
             "type: regex\n    pattern: '('",
-            "FILE:13: evaluation.checks.0.pattern: no regular expression: missing ), unterminated subpattern at "
+            "FILE:13: evaluation.checks.0.pattern: not a regular expression: missing ), unterminated subpattern at "
             "position 0; correct it",
         ),
         (
             "type: json_schema\n    schema: {type: 3}",
-            "FILE:13: evaluation.checks.0.schema: no JSON Schema: 3 is not valid under any of the given schemas (at "
+            "FILE:13: evaluation.checks.0.schema: not a JSON Schema: 3 is not valid under any of the given schemas (at "
             "['type'])",
         ),
         (
@@ -280,8 +280,8 @@ def test_missing_sections_say_what_to_add(config_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "FILE: the file is empty; configs/demo.yaml is one to start from"),
-        (b"# nothing\n", "FILE: the file is empty; configs/demo.yaml is one to start from"),
+        (b"", "FILE: the file is empty; start from configs/demo.yaml"),
+        (b"# nothing\n", "FILE: the file is empty; start from configs/demo.yaml"),
         (b"- 1\n", "FILE:1: wanted keys with values, such as run_name: demo"),
         (b"run_name: \xff\n", "FILE: not UTF-8 text (byte 10); save it as UTF-8"),
         (

@@ -105,7 +105,7 @@ def test_a_template_that_refuses_a_system_message_is_told() -> None:
     tokenizer.chat_template = refuse + tokenizer.chat_template
     prompter = Prompter(tokenizer, "chat")
     prompter.check(["user", "assistant", "user"])
-    with pytest.raises(ModelError, match="takes no conversation of system, user: no system messages here"):
+    with pytest.raises(ModelError, match="refuses a conversation of system, user: no system messages here"):
         prompter.check(["system", "user"])
 
 

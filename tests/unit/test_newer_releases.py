@@ -80,7 +80,9 @@ def test_a_batch_of_a_newer_release_is_not_bought_again(tmp_path: Path) -> None:
     records = BatchRecords(str(tmp_path))
     records.write(BatchRecord("n", "http://there", "default", ["k"], 0.0, 0.0, version=VERSION + 1))
     for look in (lambda: records.load("http://there"), lambda: records.reread("n")):
-        with pytest.raises(ConfigError, match=r"n\.json: a newer lion-ray wrote it \(version 2, this knows 1\)"):
+        with pytest.raises(
+            ConfigError, match=r"n\.json: a newer lion-ray wrote it \(version 2; this version knows 1\)"
+        ):
             look()
     records.write(BatchRecord("n", "http://there", "default", ["k"], 0.0, 0.0))
     assert [record.nonce for record in records.load("http://there")] == ["n"]

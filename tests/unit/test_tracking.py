@@ -130,7 +130,7 @@ def test_what_raises_is_told_once_and_tried_again(tmp_path: Path, method: str) -
     faulty, healthy = Faulty(method, 2), Kept()
     trackers = Trackers([Named("faulty", faulty), Named("healthy", healthy)], pauses_s=(0.0, 0.0))
     _whole(trackers, tmp_path, said)
-    assert said == ["tracker faulty: OSError: no network; the run goes on without waiting for it"]
+    assert said == ["tracker faulty: OSError: no network; the run continues without waiting for it"]
     for one in (faulty, healthy):
         assert [what for what in one.told if isinstance(what, TrainingStep | IterationResult)] == the_run()
         assert len(one.of(StageEvent)) == 2
@@ -150,7 +150,7 @@ def test_one_that_does_not_begin_is_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     faulty = Faulty("begin", 10_000)
     _whole(Trackers([Named("faulty", faulty)], pauses_s=()), tmp_path, said)
-    assert said[1:] == ["tracker faulty: it did not begin, and is left out of this attempt"]
+    assert said[1:] == ["tracker faulty: it did not begin, and is not used in this attempt"]
     assert faulty.told == []
 
 
@@ -163,7 +163,7 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, method: str) -> None:
     said: list[str] = []
     try:
         _whole(Trackers([Named("hanging", hanging), Named("healthy", healthy)]), tmp_path, said, within_s=0.2)
-        assert said == ["tracker hanging: it has not come to its end within 0 s and is left alone"]
+        assert said == ["tracker hanging: it did not finish within 0 s and is abandoned"]
         assert len(healthy.of(TrainingStep)) == 2 * STEPS
         assert healthy.of(Outcome)
     finally:

@@ -26,7 +26,7 @@ NONCE = "lion_ray_nonce"
 OVER = ("completed", "failed", "expired", "cancelled")
 _CLOCKS_DIFFER_S = 86_400.0
 _DELETE_S = 30.0
-"""Nobody's answer depends on it, and the end of a run waits for it."""
+"""Timeout of deletions and cancellations: no answer depends on them, and the end of a run waits for them."""
 _T = TypeVar("_T")
 
 
@@ -38,20 +38,20 @@ class BatchAPI:
     """Requests about files and batches. All methods raise TransportError."""
 
     def __init__(self, api: openai.AsyncOpenAI, timeout_s: float, *, keyed: bool) -> None:
-        """`timeout_s` holds for each small request; a file takes as long as it takes while bytes move. `keyed`: the
-        package's key is one, and not a placeholder that may be a word."""
+        """`timeout_s` applies to each small request; a file transfer has no limit while bytes move. `keyed`: the
+        package's key is a real key, not a placeholder, which may be an ordinary word."""
         self._api = api
         self._key = api.api_key.encode() if keyed else b""
         self._timeout_s = timeout_s
         self.address = without_secrets(str(api.base_url))
 
     async def upload(self, name: str, data: bytes) -> str:
-        """Upload a batch's input; its file id."""
+        """Upload a batch's input and return its file id."""
         sent = self._api.files.create(file=(name, data, "application/jsonl"), purpose="batch")
         return _known((await self._ask("the upload of a batch", sent, limit_s=None)).id)
 
     async def create(self, file_id: str, nonce: str, window: str) -> Batch:
-        """Buy a batch. A Transient error leaves open whether it was created: look with `find`."""
+        """Buy a batch. After a Transient error it may have been created: check with `find`."""
         sent = self._api.batches.create(
             input_file_id=file_id,
             endpoint=cast("Any", URL),
@@ -66,12 +66,12 @@ class BatchAPI:
         return _batch(await self._ask(f"batch {batch_id}", sent, by_id=True))
 
     async def cancel(self, batch_id: str) -> Batch:
-        """Ask that a batch end with what it has done, which is billed; it takes its time. Raises Gone."""
+        """Ask the endpoint to cancel a batch, which takes time; finished lines are billed. Raises Gone."""
         sent = self._api.batches.cancel(batch_id)
         return _batch(await self._ask(f"the end of batch {batch_id}", sent, limit_s=_DELETE_S, by_id=True))
 
     async def find(self, nonce: str, since: float) -> Batch | None:
-        """The batch with this nonce, among those not made long before `since`; endpoints list the newest first."""
+        """The batch with this nonce, created around `since` or later; endpoints list the newest first."""
 
         async def look() -> Batch | None:
             async for batch in self._api.batches.list(limit=100):
@@ -81,11 +81,11 @@ class BatchAPI:
                     return None
             return None
 
-        # Many pages share no one limit; each has the HTTP client's.
+        # No overall limit for many pages; each has the HTTP client's.
         return await self._ask("the list of batches", look(), limit_s=None)
 
     async def download(self, file_id: str, write: Callable[[bytes], None]) -> None:
-        """Hand a file's bytes to `write` as they come. Raises Gone."""
+        """Pass a file's bytes to `write` as they arrive. Raises Gone."""
 
         async def fetch() -> None:
             async with self._api.files.with_streaming_response.content(file_id) as response:
@@ -99,7 +99,7 @@ class BatchAPI:
         await self._ask(f"file {file_id}", self._api.files.delete(file_id), limit_s=_DELETE_S, by_id=True)
 
     def redact(self, text: bytes) -> bytes:
-        """Without the API key, which some services quote."""
+        """The text without the API key, which some services quote."""
         return text.replace(self._key, b"***") if self._key else text
 
     async def _ask(self, what: str, request: Awaitable[_T], *, limit_s: float | None = -1, by_id: bool = False) -> _T:
@@ -110,7 +110,7 @@ class BatchAPI:
             async with asyncio.timeout(limit_s):
                 return await request
         except TimeoutError:
-            error = Transient(TIMED_OUT, f"no whole answer within {limit_s:g} s")
+            error = Transient(TIMED_OUT, f"no complete answer within {limit_s:g} s")
         except openai.NotFoundError as cause:
             error = Gone(self._said(cause.response.text)) if by_id else self._status(cause)
         except openai.APIStatusError as cause:
@@ -121,14 +121,14 @@ class BatchAPI:
         except (openai.APIError, ValueError) as cause:
             error = Transient(GARBLED, self._said(str(cause)))
         except Exception as cause:
-            # While a file streams, the package lets its HTTP library's own errors through.
+            # While a file streams, the package does not wrap its HTTP library's errors.
             if not type(cause).__module__.startswith("httpx"):
                 raise
             error = Transient(CONNECTION_LOST, self._said(f"{type(cause).__name__}: {cause}"))
         if out:
             raise no_descriptors(f"{what}, at {self.address}")
         error.detail = f"{what}: {error.detail}"
-        # Raised here, not above, so that no library exception (its request holds the key) hangs on it.
+        # Raised outside the except blocks, so that no library exception (whose request holds the key) is chained to it.
         raise error
 
     def _status(self, cause: openai.APIStatusError) -> TransportError:
@@ -141,12 +141,12 @@ class BatchAPI:
 
 def _known(file_id: object) -> str:
     if not isinstance(file_id, str) or not file_id:
-        raise Transient(GARBLED, "the endpoint took a batch's file, and gave it no id")
+        raise Transient(GARBLED, "the endpoint accepted a batch's file without returning an id")
     return file_id
 
 
 def _batch(answer: object) -> Batch:
-    """The package builds its types from anything that is JSON, and passes on as text what is not."""
+    """Check an answer, because the package builds its types from any JSON, and returns other bodies as text."""
     if not isinstance(answer, Batch) or not isinstance(answer.id, str) or not isinstance(answer.status, str):
         raise Transient(GARBLED, f"no batch in the answer: {shorten(str(answer))}")
     return answer

@@ -1,12 +1,12 @@
-"""One batch's way through an endpoint: bought once, watched until it is over, fetched, its files deleted.
+"""Handles one batch at an endpoint: buys it once, polls it until it ends, fetches its output, and deletes its files.
 
 Invariants:
-- The record is durable before the endpoint is asked to create the batch. After an answer that was lost, the endpoint's
-  list is read before it is asked again.
-- Rate limits are waited out; errors are, for `outage_timeout_s`. A batch under way is not lost with an outage.
+- The record is durable before the endpoint is asked to create the batch. If the answer is lost, the endpoint's list is
+  searched before the request is repeated.
+- Rate limits are waited for; errors are retried for `outage_timeout_s`. An outage does not lose a running batch.
 
-Time is read and slept through `clock`, `now` and `sleep`. This module knows one batch at a time, and nothing of who
-waits for it.
+Time is read and slept through `clock`, `now` and `sleep`. This module knows one batch at a time, and nothing of its
+waiting callers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from lion_ray.gateway.batch.work import UnderWay
 from lion_ray.gateway.wire import RateLimited, Transient, TransportError
 
 INTENT_GRACE_S = 120.0
-"""A batch that was asked for and is in no list after so long was never created."""
+"""A batch that is not listed this long after its creation was requested was never created, in seconds."""
 FIRST_BACKOFF_S = 0.5
 _UNKNOWN_LOOKS = 5
-"""Looks at a batch that the endpoint does not know until that is believed."""
+"""How many polls must report a batch as unknown before it counts as gone."""
 _T = TypeVar("_T")
 
 
 class Buyer:
-    """Does with one endpoint's Batch API what has to be done for a batch."""
+    """The steps of a batch at one endpoint's Batch API."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class Buyer:
         self._sleep = sleep
         self._now = now
         self.ran_at = float("-inf")
-        """When the endpoint last showed a batch of ours that it had begun."""
+        """When the endpoint last reported that one of our batches had begun."""
 
     async def buy(self, batch: UnderWay) -> None:
-        """Upload and create it, with the lines of all who wait for it.
+        """Upload and create the batch, with the lines of all waiting calls.
 
-        Raises TransportError or InfrastructureError; `batch.maybe_created` then says whether the endpoint may have it.
+        Raises TransportError or InfrastructureError; `batch.maybe_created` then tells whether it may exist.
         """
         record = batch.record
         lines = b"".join(asked.line for asked in batch.waiting.values())
@@ -81,14 +81,14 @@ class Buyer:
                 if self._clock() - since > self._config.outage_timeout_s:
                     raise
                 await self._sleep(max(error.retry_after_s or 0.0, self._backoff(failures)))
-                # The answer was lost; perhaps the batch was not.
+                # The answer was lost, but the batch may have been created.
                 batch.remote = await self._patiently(lambda: self._api.find(record.nonce, record.made_at))
         record.batch_id = batch.remote.id
         await self.write(record)
 
     async def found(self, batch: UnderWay) -> bool:
-        """Whether a batch exists that was asked for without its id being noted. It is given a moment: the request may
-        have been on its way when its process died, or that process may live and be at it."""
+        """Whether a batch exists whose creation was requested but whose id is not recorded. Waits up to
+        `INTENT_GRACE_S`: the request may have been in flight when its process died, or that process may still run."""
         while True:
             record = await asyncio.to_thread(self._records.reread, batch.record.nonce)
             if record is None or (record.batch_id is None and record.input_file_id is None):
@@ -106,7 +106,7 @@ class Buyer:
             await self._sleep(min(left, self._config.batch.poll_s))
 
     async def until_over(self, batch: UnderWay) -> Batch:
-        """Look at it until it is over. Raises Gone where the endpoint has no such batch."""
+        """Poll the batch until it ends. Raises Gone if the endpoint has no such batch."""
         batch_id, unknown = batch.record.batch_id, 0
         assert batch_id is not None
         while batch.remote is None or batch.remote.status not in OVER:
@@ -117,24 +117,24 @@ class Buyer:
                 if batch.remote.status not in ("validating", "failed"):
                     self.ran_at = self._now()
             except Gone:
-                # Some services know a batch only a moment after they made it.
+                # Some services report a batch only some time after they created it.
                 unknown += 1
                 if unknown >= _UNKNOWN_LOOKS:
                     raise
         return batch.remote
 
     async def cancel(self, batch: UnderWay) -> None:
-        """Ask once that it end now; where the endpoint will not, it is waited for as any."""
+        """Ask once to cancel the batch; if the endpoint refuses, the batch is waited for as usual."""
         batch_id = batch.record.batch_id
         assert batch_id is not None
         try:
             batch.remote = await self._api.cancel(batch_id)
-            self._say(f"batch {batch_id} is cancelled; what it has done is billed")
+            self._say(f"batch {batch_id} is cancelled; its finished calls are billed")
         except TransportError as error:
             self._say(f"batch {batch_id} is not cancelled: {error.detail}")
 
     async def fetch(self, batch: UnderWay, over: Batch) -> Output:
-        """The lines of a batch that is over. Raises Gone where its files are deleted."""
+        """The output lines of a batch that has ended. Raises Gone if its files are deleted."""
 
         async def download() -> Output:
             output = Output()
@@ -154,7 +154,7 @@ class Buyer:
         return await self._patiently(download)
 
     async def delete_files(self, batch: UnderWay) -> None:
-        """Delete its files at the endpoint: each tried once, as no answer depends on it."""
+        """Delete the batch's files at the endpoint, trying each once, because no answer depends on it."""
         try:
             if batch.remote is None and batch.record.batch_id is not None:
                 batch.remote = await self._api.retrieve(batch.record.batch_id)
@@ -168,7 +168,7 @@ class Buyer:
                 if file_id:
                     await self._api.delete(file_id)
             except Gone:
-                # Another process that shares the journal, or a person, was first.
+                # Another process that shares the journal, or a person, has deleted it.
                 continue
             except TransportError as error:
                 self._say(f"a file stays at the endpoint: {error.detail}")
@@ -178,11 +178,11 @@ class Buyer:
         try:
             await asyncio.to_thread(self._records.remove, record.nonce)
         except InfrastructureError as error:
-            # It costs a look at the next start, not an answer.
+            # The next start will check it again; no answer is lost.
             self._say(error.message)
 
     async def write(self, record: BatchRecord) -> None:
-        """Raises InfrastructureError where the storage refuses."""
+        """Make the record durable. Raises InfrastructureError if the storage refuses."""
         await asyncio.to_thread(self._records.write, record)
 
     async def _create(self, batch: UnderWay, file_id: str) -> None:
@@ -192,12 +192,12 @@ class Buyer:
         except Transient:
             raise
         except TransportError:
-            # The endpoint said no: it made none.
+            # The endpoint refused, so no batch was created.
             batch.maybe_created = False
             raise
 
     async def _patiently(self, request: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask until there is an answer: through rate limits, and through errors for `outage_timeout_s`.
+        """Retry a request: without limit at rate limits, and for `outage_timeout_s` after errors.
 
         Raises Transient after that; Gone, Refused and Rejected at once.
         """

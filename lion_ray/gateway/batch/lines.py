@@ -1,14 +1,14 @@
-"""The lines of a batch's files: requests as they are sent, and what a line that came back means.
+"""The lines of a batch's files: builds request lines, and interprets output lines.
 
 Invariants:
-- What a status or an answer means is `wire`'s to say, so a call in a batch ends as the same call would live.
-- A line that is missing, garbled, expired, or failed for a passing reason is NotDone: no call is given up for it.
-- Of such a line it is said whether the endpoint may have done the work, and charge for it: as of a live reply, and
-  where there is no line, by the endpoint's own count.
-- Memory holds where the lines that came back are; their texts are in an unnamed file that dies with the process.
+- `wire` interprets statuses and answers, so a call has the same outcome in a batch and live.
+- A line that is missing, garbled, expired, or failed with a transient error is NotDone: its call is retried.
+- NotDone tells whether the endpoint may have done the work and may bill it: as for a live reply, and for missing lines
+  by the endpoint's own count.
+- Memory holds the positions of the output lines; their texts are in an unnamed file that is removed with the process.
 
 Formats: OpenAI's Batch API, request input, request output and errors. This module knows nothing of HTTP or of batches'
-lives.
+states.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ URL = "/v1/chat/completions"
 
 
 class NotDone(TransportError):  # noqa: N818 - it names an answer, not a mistake
-    """A batch ended without an answer to this request; sent again, it may succeed.
+    """A batch ended without an answer to this request; a retry may succeed.
 
-    `billed`: it may have been done all the same, and charged for.
+    `billed`: the work may have been done and billed nevertheless.
     """
 
     def __init__(self, detail: str, *, billed: bool = False) -> None:
@@ -44,9 +44,9 @@ def request_line(key: str, body: dict[str, Any]) -> bytes:
 
 
 def read_line(data: bytes | None) -> Reply:
-    """What a batch answered to one request; None where its files have no line for it.
+    """A batch's answer to one request; `data` is its output line, or None if there is none.
 
-    Raises NotDone; Rejected where this request never succeeds; Refused where the endpoint refused it as it would any.
+    Raises NotDone; Rejected if this request can never succeed; Refused if the endpoint would refuse any request.
     """
     line = _parse(data) if data is not None else None
     if line is None:
@@ -68,27 +68,27 @@ def read_line(data: bytes | None) -> Reply:
 
 
 class Output:
-    """The lines that a batch gave back."""
+    """The output lines of a batch."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the batch
         self._places: dict[str, tuple[int, int]] = {}
         self.answered: set[str] = set()
-        """Keys whose line says that there is an answer."""
+        """Keys whose line holds an answer."""
         self.doubtful: set[str] = set()
-        """Keys without a line that may have been answered all the same."""
+        """Keys without a line that may have been answered nevertheless."""
 
     def write(self, chunk: bytes) -> None:
-        """Take in a part of a file. Raises InfrastructureError where this machine has no room for it."""
+        """Add a part of a file. Raises InfrastructureError if this machine has no space for it."""
         try:
             self._file.write(chunk)
         except OSError as cause:
-            raise InfrastructureError(f"a batch's answers cannot be kept on this machine: {cause}") from cause
+            raise InfrastructureError(f"a batch's answers cannot be stored on this machine: {cause}") from cause
 
     def index(self, keys: Sequence[str], done: int | None) -> None:
-        """Find the lines of these keys, after everything was written. Blocking; the first line of a key stands.
+        """Find the lines of these keys, after everything was written (blocking); the first line of a key counts.
 
-        `done`: of how many the endpoint says that it answered them, where it says so.
+        `done`: the number of answers that the endpoint reports, or None.
         """
         self._file.seek(0)
         known = frozenset(keys)
@@ -104,11 +104,11 @@ class Output:
                     self.answered.add(key)
             offset += len(data)
         lost = max(unreadable, (done or 0) - len(self.answered))
-        # Which of them were answered nobody can tell; how many is what counts.
+        # It is unknown which of the missing ones were answered; only the number matters.
         self.doubtful = set(islice((key for key in keys if key not in self._places), lost))
 
     def line(self, key: str) -> bytes | None:
-        """A key's line, or None where there is none."""
+        """A key's line. Returns None if there is none."""
         place = self._places.get(key)
         if place is None:
             return None
@@ -116,12 +116,12 @@ class Output:
         return self._file.read(place[1])
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Release the disk space."""
         self._file.close()
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:
-    """A line's object; None where it is none."""
+    """A line's object. Returns None if it is not a JSON object."""
     try:
         line = loads(data)
     except ValueError:

@@ -1,21 +1,21 @@
-"""Calls through an endpoint's Batch API: gathered into batches, bought once, and handed back line by line.
+"""Sends calls through an endpoint's Batch API: gathers them into batches, buys each once, and returns answers per line.
 
 Invariants:
-- A batch's record is durable before the endpoint can have the batch, and stays until every line that came back is
-  settled (journaled by the caller) or known to have failed. So a killed process never buys a batch twice: the next one
-  adopts it, and calls that are in it wait for it.
-- The same call asked twice is one line.
-- No call is lost with its batch: what a batch left undone goes again, in a new batch or (`leftovers: live`) by its
-  caller, who gets NotDone. So does every caller whose call may have been billed without an answer, who settles it once
-  that is kept durably: until then the batch's record stays.
-- A batch that nobody here asks about is neither polled nor fetched. One of whose calls only such are asked that would
-  rather go live is cancelled: what it has done is fetched, and the rest goes live.
+- A batch's record is durable before the batch can exist at the endpoint, and stays until every output line is settled
+  (journaled by the caller) or known to have failed. So a batch is never bought twice after a crash: the next process
+  adopts it, and its calls wait for it.
+- Concurrent requests for the same call share one line.
+- No call is lost with its batch: unfinished calls go into a new batch, or (`leftovers: live`) their callers get NotDone
+  and send them. A caller whose call may have been billed without an answer also gets NotDone, and settles the call once
+  that is durably recorded: until then the batch's record stays.
+- A batch without waiting calls in this process is neither polled nor fetched. A batch whose waiting calls all prefer to
+  be sent live is cancelled: its finished answers are fetched, and the rest is sent live.
 
-Several processes may share a journal: each knows, from its start on, the batches that were open then. They may poll one
-together, and buy it once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
+Several processes may share a journal: each knows the batches that were open at its start. They may poll the same batch,
+but buy it only once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
 
-Source: OpenAI's Batch API. This module knows who waits for which batch; what is done with one is `buyer`'s, and
-what is in the journal is its caller's. Use it from one event loop.
+Source: OpenAI's Batch API. This module tracks which calls wait for which batch; `buyer` handles a batch, and the caller
+handles the journal. Use it from one event loop.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from lion_ray.gateway.wire import Rejected, Transient, TransportError
 
 NOT_DONE = "not done by batches"
 ROUNDS = 5
-"""Batches that a call goes through before it is given back as Transient."""
+"""Batches that a call is tried in before it fails as Transient."""
 REFUSALS = 5
-"""Times that an endpoint with nothing else of ours may have no room for one call until that is given back."""
+"""How often an endpoint without other batches of ours may have no room for a single call before that call fails."""
 MAX_WAIT_FOR_ROOM_S = 1800.0
 _AT_ONCE = 200
-"""Lines handed out before other work in the loop has its turn."""
+"""Lines processed before yielding to the event loop."""
 
 
 class BatchQueue:
@@ -66,10 +66,10 @@ class BatchQueue:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """The endpoint called `name`, by `api` (made with max_retries=0), which stays its owner's to close.
+        """For endpoint `name`, through `api` (made with max_retries=0), which its owner closes.
 
-        `journaled` says whether a key is in the journal: a batch of an earlier process that has nothing more to give
-        is then closed at the first call, and needs only the others settled. Reads and writes nothing yet.
+        `journaled` tells whether a key is in the journal: a batch of an earlier process whose keys all are is closed at
+        the first call, and otherwise only its other keys have to be settled. Reads and writes nothing yet.
         """
         self.name = name
         self._config = config
@@ -90,20 +90,20 @@ class BatchQueue:
         self._closed = False
 
     async def holds(self, key: str) -> bool:
-        """Whether a batch under way may answer this call. Raises InfrastructureError as `chat` does."""
+        """Whether an open batch may answer this call. Raises InfrastructureError like `chat`."""
         await self._ready()
         batch = self._batches.get(self._where.get(key, ""))
         return batch is not None and batch.has(key)
 
     async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
-        """Join a batch, or the one of an earlier process that holds this call; returns when its line is back.
+        """Send a call in a batch, or join an earlier process's batch that holds it; returns its answer.
 
-        `live`: only what the batch that `holds` it has done, or is doing while others still want it, is taken from it.
+        `live`: only join the batch that `holds` the call, for an answer that it has or still computes for others.
 
-        Raises a TransportError: Rejected (this request, or its whole batch, never succeeds), Refused (the endpoint
-        refuses all), Transient (given up after so many batches, or the endpoint is down for `outage_timeout_s`),
-        NotDone (with `leftovers: live` or `live`: the batch ended before it did this one; else only one that may have
-        been billed, which is to be `settled` and asked again). Raises InfrastructureError where the journal's folder
+        Raises a TransportError: Rejected (this request, or its whole batch, can never succeed), Refused (the endpoint
+        refuses all), Transient (failed in `ROUNDS` batches, or the endpoint is down for `outage_timeout_s`), NotDone
+        (with `leftovers: live` or `live`: the batch ended without answering it; otherwise only for a call that may have
+        been billed, which must be `settled` and then repeated). Raises InfrastructureError if the journal's folder
         refuses or the queue is closed.
         """
         await self._ready()
@@ -127,8 +127,8 @@ class BatchQueue:
                 asked.future.cancel()
 
     async def settled(self, key: str) -> None:
-        """The caller has journaled this key durably, or what it may have cost. A batch's last key closes it, in the
-        background: its files at the endpoint are deleted (as far as it lets us), then its record."""
+        """The caller has durably journaled this key, or its possible cost. A batch's last key closes it in the
+        background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
         self._asked.pop(key, None)
         for batch in list(self._batches.values()):
             if key in batch.open:
@@ -136,9 +136,9 @@ class BatchQueue:
                 self._close_if_done(batch)
 
     def stats(self) -> dict[str, Any]:
-        """What is under way for callers here: `batches`; calls `waiting` to be sent, and `under_way` in batches;
-        `oldest_s`, seconds since the oldest of the batches was made; their lines `completed`, `failed` and in `total`,
-        as the endpoint counts them."""
+        """Statistics of this process: running `batches`; calls `waiting` to be sent, and `under_way` in batches;
+        `oldest_s`, the age of the oldest batch in seconds; and the endpoint's counts of their lines: `completed`,
+        `failed` and `total`."""
         running = self._running()
         counts = [batch.remote.request_counts for batch in running if batch.remote and batch.remote.request_counts]
         under_way = sum(len(batch.waiting) for batch in running)
@@ -154,15 +154,16 @@ class BatchQueue:
         }
 
     async def close(self, *, for_good: bool = False) -> None:
-        """Stop polling; whoever waits gets an InfrastructureError. A batch under way goes on at the endpoint, and the
-        next start adopts it; `for_good`: no start will, so those that calls here have joined are cancelled."""
+        """Stop polling; waiting callers get an InfrastructureError. A running batch continues at the endpoint, and the
+        next start adopts it. `for_good`: there is no next start, so batches that calls here have joined are cancelled.
+        """
         self._closed = True
         self._gathering.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._closings, return_exceptions=True)
         if for_good:
-            # Only what this process has had a hand in: others may be of another run that shares the journal.
+            # Only batches that this process has used: others may belong to another run that shares the journal.
             ours = [one for one in self._batches.values() if one.task is not None and one.output is None and one.open]
             await asyncio.gather(*(self._buyer.cancel(one) for one in ours if one.record.batch_id is not None))
         for asked in list(self._asked.values()):
@@ -173,7 +174,8 @@ class BatchQueue:
     # --- before a batch
 
     async def _ready(self) -> None:
-        """The open batches of earlier processes are known. One load serves all; one that failed is tried again."""
+        """Wait until the open batches of earlier processes are loaded. All callers share one load; a failed one is
+        retried."""
         if self._closed:
             raise self._closed_error()
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
@@ -187,18 +189,18 @@ class BatchQueue:
         for record in await asyncio.to_thread(self._records.load, self._api.address):
             unsettled = {key for key in record.keys if not self._journaled(key)}
             batch = self._batches[record.nonce] = UnderWay(record, unsettled)
-            # A call that one batch left over is in the next one's record too: the newest has it.
+            # An unfinished call of one batch is also in the next batch's record: the newest one holds it.
             self._where.update((key, record.nonce) for key in record.keys)
             if unsettled:
-                told = record.batch_id or "that perhaps was created"
-                self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls, which wait for it")
+                told = record.batch_id or "perhaps created"
+                self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls wait for it")
             else:
                 self._start_closing(batch)
 
     def _ship(self, members: dict[str, Asked]) -> None:
-        """Make what has gathered a batch."""
+        """Form a batch of the gathered calls."""
         now = self._now()
-        # Sorts by time, for people who look into the folder.
+        # Sorts by time, for people who look at the folder.
         nonce = f"{int(now * 1000):015d}-{secrets.token_hex(8)}"
         record = BatchRecord(nonce, self._api.address, self.name, list(members), made_at=now, tried_at=now)
         batch = self._batches[nonce] = UnderWay(record, set(members), waiting=members, fresh=True)
@@ -217,14 +219,14 @@ class BatchQueue:
         batch.task.add_done_callback(lambda task: self._tended(batch, task))
 
     def _tended(self, batch: UnderWay, task: asyncio.Task[None]) -> None:
-        """Whatever ended a batch's task, nobody waits for ever."""
+        """End all waiting calls if a batch's task failed, so that no caller waits for ever."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             for asked in batch.take():
                 self._end(asked, error)
 
     async def _see_through(self, batch: UnderWay) -> None:
-        """Buy it unless that was done, wait for its end, hand out its lines. Run again, it goes on where it was."""
+        """Buy the batch if needed, wait for its end, and distribute its answers. Can be run again to resume."""
         if batch.fresh:
             await self._buy(batch)
         elif batch.record.batch_id is None and not await self._buyer.found(batch):
@@ -233,8 +235,8 @@ class BatchQueue:
             return
         if batch.output is None and batch.waiting and all(asked.live for asked in batch.waiting.values()):
             self._say(
-                f"batch {batch.record.batch_id} is under way, and its calls go live now: what it has done is fetched, "
-                "and the rest is sent"
+                f"batch {batch.record.batch_id} is running, but its calls are to be sent live now: its finished "
+                "answers are fetched, and the rest is sent live"
             )
             await self._buyer.cancel(batch)
         try:
@@ -244,12 +246,12 @@ class BatchQueue:
                 return
             if batch.output is None:
                 batch.output = await self._buyer.fetch(batch, over)
-                # Nothing will come for the other lines: they are known to have failed.
+                # The other lines are known to have failed.
                 batch.open &= batch.output.answered | batch.output.doubtful
             self._gathering.widen()
         except Gone as gone:
-            self._say(f"{gone.detail}; its {len(batch.waiting)} calls go again")
-            # It was there, and may have been done.
+            self._say(f"{gone.detail}; its {len(batch.waiting)} calls are retried")
+            # It existed, so its calls may have been answered.
             batch.output = Output()
             batch.output.doubtful = batch.open = batch.open & batch.waiting.keys()
         await self._hand_out(batch, batch.output)
@@ -258,7 +260,7 @@ class BatchQueue:
         try:
             await self._buyer.buy(batch)
         except (TransportError, InfrastructureError) as error:
-            # Where it may exist it keeps its record: asked again, it is looked for.
+            # If it may exist its record stays, and a repeated call looks for it.
             batch.fresh = False
             if not batch.maybe_created:
                 await self._close_batch(batch)
@@ -266,7 +268,7 @@ class BatchQueue:
                 raise Rejected(f"batch {error.reason}", error.detail) from None
             raise
         batch.fresh = False
-        self._say(f"batch {batch.record.batch_id} with {len(batch.record.keys)} calls is under way")
+        self._say(f"batch {batch.record.batch_id} with {len(batch.record.keys)} calls is running")
 
     async def _hand_out(self, batch: UnderWay, output: Output) -> None:
         undone, why, done = 0, "", 0
@@ -294,11 +296,11 @@ class BatchQueue:
         if undone and batch.remote is not None:
             self._say(
                 f"batch {batch.record.batch_id} is {batch.remote.status} and left {undone} of its"
-                f" {len(batch.record.keys)} calls undone; they go again ({why})"
+                f" {len(batch.record.keys)} calls unfinished; they are retried ({why})"
             )
         self._close_if_done(batch)
 
-    # --- what a batch left undone
+    # --- unfinished calls of a batch
 
     def _again(self, left: Iterable[Asked], error: NotDone) -> None:
         for asked in left:
@@ -311,7 +313,7 @@ class BatchQueue:
                 self._gathering.add(asked)
 
     async def _failed(self, batch: UnderWay, over: Batch) -> None:
-        """A batch that the endpoint did not begin: nothing of it was bought."""
+        """Handle a batch that the endpoint did not begin: none of it was bought."""
         verdict = verdict_of(over, batch.record.keys)
         self._say(f"{verdict.detail} ({len(batch.record.keys)} calls)")
         await self._close_batch(batch)
@@ -328,30 +330,30 @@ class BatchQueue:
         if verdict.no_room:
             self._spawn(self._wait_for_room(left, verdict.detail, since))
         elif verdict.rejected:
-            # They were not looked at, so it is no attempt of theirs. It ends, as each time some others leave.
+            # They were not processed, so it is not a round of theirs. It terminates, as each time some others end.
             self._gather(left)
         else:
             self._again(left, NotDone(verdict.detail))
 
     def _gather(self, left: Iterable[Asked]) -> None:
-        """For the next batch, but for those that are to go live."""
+        """Add calls to the next batch, except those that prefer to be sent live."""
         for asked in left:
             if asked.live:
-                self._end(asked, NotDone("no batch under way has it"))
+                self._end(asked, NotDone("no open batch holds it"))
             else:
                 self._gathering.add(asked)
 
     async def _wait_for_room(self, members: list[Asked], detail: str, since: float) -> None:
-        """The endpoint queues only so many tokens: wait for batches that run, or send smaller ones."""
+        """Wait for running batches, or send smaller ones, because the endpoint's queue is limited."""
         for asked in members:
             asked.turned_away += 1
         times = max((asked.turned_away for asked in members), default=0)
         pause = min(MAX_WAIT_FOR_ROOM_S, self._config.batch.poll_s * 2.0 ** min(times, 20))
-        self._say(f"it has no room for {len(members)} calls now; they go again in {pause:.0f} s")
+        self._say(f"it has no room for {len(members)} calls now; retry in {pause:.0f} s")
         await self._sleep(pause)
-        # Asked after the pause, as what was made together with this one had only begun.
+        # Checked after the pause, because batches sent together with this one had only begun.
         if self._buyer.ran_at < since:
-            # Nothing of ours was in its way. Perhaps it is too large by itself.
+            # No other batch of ours was running: this one may be too large.
             self._gathering.narrow(len(members))
             for asked in members:
                 asked.refusals += 1
@@ -363,7 +365,7 @@ class BatchQueue:
     # --- the end of a batch
 
     def _close_if_done(self, batch: UnderWay) -> None:
-        # Only what was fetched is known; `open` may hold keys that nobody has asked for yet.
+        # Only a fetched batch's results are known; `open` may hold keys that have not been requested yet.
         if batch.output is not None and not batch.open and not batch.waiting and not batch.closing:
             self._start_closing(batch)
 
@@ -374,7 +376,7 @@ class BatchQueue:
         task.add_done_callback(self._closings.discard)
 
     async def _close_batch(self, batch: UnderWay) -> None:
-        """Its files, then its record; its calls may then be bought elsewhere."""
+        """Delete its files, then its record; its calls may then be bought elsewhere."""
         batch.closing = True
         await self._buyer.delete_files(batch)
         await self._buyer.forget(batch.record)

@@ -1,12 +1,12 @@
-"""What is known of batches under way, on disk: a process that was killed finds there what it had bought.
+"""Records of open batches on disk, so that a restarted process finds the batches that it bought.
 
 Invariants:
-- A record is durable before its batch can exist at the endpoint, and stays until nothing of the batch is needed.
-- A record is one file that is replaced whole: a reader sees the old one or the new one, never a torn one.
-- A record that cannot be read stops the queue, as buying what it named would be buying twice.
+- A record is durable before its batch can exist at the endpoint, and stays until the batch is no longer needed.
+- A record is one file that is replaced atomically: a reader never sees a torn one.
+- A record that cannot be read stops the queue, because its calls would be bought twice.
 
-A batch is named by a nonce that the endpoint keeps in the batch's metadata, as its own id is only known once it was
-created. This module knows the folder and nothing of the API.
+A batch is identified by a nonce in its metadata at the endpoint, because its own id is known only after its creation.
+This module knows the folder and nothing of the API.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 FOLDER = "batches"
 SUFFIX = ".json"
 VERSION = 1
-"""Raise it where an older lion-ray would misread a record."""
+"""Increase it if an older lion-ray would misread a record."""
 
 
 @dataclass
 class BatchRecord:
-    """One batch: what is in it, and how far its purchase came."""
+    """One batch: its calls, and the state of its purchase."""
 
     nonce: str
     address: str
-    """The API that has it. Not the endpoint's name: that may differ between runs that share a journal."""
+    """The API's address. Not the endpoint's name, which may differ between runs that share a journal."""
     endpoint: str
-    """The endpoint's name in the config, for people."""
+    """The endpoint's name in the configuration, for people."""
     keys: list[str]
     """In the order of the file's lines."""
     made_at: float
     tried_at: float
-    """When the API was last about to be asked to create it, in seconds since 1970."""
+    """When its creation was last requested, in seconds since 1970; set before the request."""
     input_file_id: str | None = None
     """None: nothing was uploaded, so no batch can exist."""
     batch_id: str | None = None
-    """None: it may have been created, but nobody read the answer."""
+    """None: it may have been created, but the answer was not received."""
     version: int = VERSION
-    """Of this format."""
+    """The version of this format."""
 
 
 class BatchRecords:
     """The open records in a journal's folder. Blocking: call it from threads."""
 
     def __init__(self, root: str) -> None:
-        """`root`: the journal's folder, or a URL that pyarrow's filesystems understand. Reads and makes nothing.
+        """`root`: the journal's folder, or a URL that pyarrow's filesystems support. Reads and creates nothing.
 
-        Raises InfrastructureError where there is no such storage.
+        Raises InfrastructureError if there is no such storage.
         """
         self._root = root
         self._folder = Folder.at(below(root, FOLDER))
         self._made = False
 
     def any(self) -> bool:
-        """Whether there is a record of any API. Raises InfrastructureError where the folder cannot be listed."""
+        """Whether there is a record of any API. Raises InfrastructureError if the folder cannot be listed."""
         try:
             return any(name.endswith(SUFFIX) for name in self._folder.list())
         except STORAGE_ERRORS as cause:
@@ -71,9 +71,9 @@ class BatchRecords:
             ) from cause
 
     def load(self, address: str) -> list[BatchRecord]:
-        """The open records of one API, oldest first. Makes the folder where it is missing.
+        """The open records of one API, oldest first. Creates a missing folder.
 
-        Raises InfrastructureError where the folder cannot be used or a record cannot be read.
+        Raises InfrastructureError if the folder cannot be used or a record cannot be read.
         """
         try:
             self._make()
@@ -86,9 +86,9 @@ class BatchRecords:
         return sorted((r for r in records if r.address == address), key=lambda record: record.made_at)
 
     def reread(self, nonce: str) -> BatchRecord | None:
-        """The record as it is now, as another process may have gone on with it; None where it is gone.
+        """The current record, which another process may have changed. Returns None if it was removed.
 
-        Raises InfrastructureError where it cannot be read.
+        Raises InfrastructureError if it cannot be read.
         """
         try:
             return self._read(nonce + SUFFIX)
@@ -96,7 +96,7 @@ class BatchRecords:
             raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {told(cause)}") from cause
 
     def write(self, record: BatchRecord) -> None:
-        """Make a record, or its new state, durable. Raises InfrastructureError where the storage refuses."""
+        """Write a record durably. Raises InfrastructureError if the storage refuses."""
         try:
             self._make()
             self._folder.write(record.nonce + SUFFIX, orjson.dumps(asdict(record)), durable=True)
@@ -106,7 +106,7 @@ class BatchRecords:
             ) from cause
 
     def remove(self, nonce: str) -> None:
-        """Close a record; one that another process closed is no error. Raises InfrastructureError."""
+        """Remove a record, if it still exists. Raises InfrastructureError."""
         try:
             self._folder.delete(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
@@ -131,28 +131,28 @@ class BatchRecords:
             found: Any = orjson.loads(data)
             if (version := found.get("version", 1)) > VERSION:
                 raise ConfigError(
-                    f"the batch record {self._folder.file(name)}: a newer lion-ray wrote it (version {version}, this "
-                    f"knows {VERSION}); use that one, or another journal"
+                    f"the batch record {self._folder.file(name)}: a newer lion-ray wrote it (version {version}; this "
+                    f"version knows {VERSION}); use that version, or another journal"
                 )
             return _checked(BatchRecord(**found), name)
         except (ValueError, TypeError, AttributeError) as cause:
             raise InfrastructureError(
-                f"the batch record {self._folder.file(name)} is damaged ({cause}): what it bought cannot be told. Move"
-                " it away to go on; the calls in it are then bought again"
+                f"the batch record {self._folder.file(name)} is damaged ({cause}): its purchases are unknown. Move it"
+                " away to continue; the calls in it are then bought again"
             ) from cause
 
 
 def _checked(record: BatchRecord, name: str) -> BatchRecord:
-    """The record itself. Raises TypeError or ValueError where a field is something else than it ever was."""
+    """Returns the record. Raises TypeError or ValueError if a field is invalid."""
     if not isinstance(record.keys, list):
-        raise TypeError("its keys are no list")
+        raise TypeError("its keys are not a list")
     texts = (record.nonce, record.address, record.endpoint, *record.keys)
     ids = (record.input_file_id, record.batch_id)
     if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, str | None) for one in ids):
-        raise TypeError("it has something else than text where text was written")
+        raise TypeError("one of its text fields is not text")
     if not all(type(one) in (int, float) for one in (record.made_at, record.tried_at)):
-        raise TypeError("its times are no numbers")
+        raise TypeError("its times are not numbers")
     if record.nonce + SUFFIX != name:
-        # Its file is found by the nonce when it is written anew or removed.
-        raise ValueError("it is another batch's")
+        # Its file is later rewritten or removed by the nonce.
+        raise ValueError("it belongs to another batch")
     return record

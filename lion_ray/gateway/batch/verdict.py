@@ -1,4 +1,4 @@
-"""What it means that an endpoint failed a whole batch: which calls are to blame, or what else.
+"""Interprets the failure of a whole batch: which calls caused it, or what else.
 
 Source: the `errors` of OpenAI's batch object; lines count from 1. This module only reads.
 """
@@ -18,15 +18,15 @@ _NO_ROOM = {"token_limit_exceeded", "too_many_tasks"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """Exactly one of `rejected`, `refused` and `no_room` says why; none of them: another batch may succeed."""
+    """The cause is one of `rejected`, `refused` and `no_room`; with none of them another batch may succeed."""
 
     detail: str
     rejected: dict[str, Rejected] = field(default_factory=dict)
-    """Calls that the endpoint named by their line."""
+    """Calls whose lines the endpoint named as faulty."""
     refused: Refused | None = None
-    """It would refuse any batch."""
+    """The endpoint would refuse any batch."""
     no_room: bool = False
-    """It has too much to do for this account: a matter of time, or of a smaller batch."""
+    """The account's queue at the endpoint is full: wait, or send a smaller batch."""
 
 
 def verdict_of(batch: Batch, keys: Sequence[str]) -> Verdict:
@@ -38,7 +38,7 @@ def verdict_of(batch: Batch, keys: Sequence[str]) -> Verdict:
     if codes & _QUOTA:
         return Verdict(detail, refused=Refused("quota", detail))
     if "model_not_found" in codes:
-        # Also where it names lines: all of them ask for the same model.
+        # Even if it names lines: all of them request the same model.
         return Verdict(detail, refused=Refused("model", detail))
     if codes & _NO_ROOM or any("enqueued token limit" in (error.message or "").lower() for error in errors):
         return Verdict(detail, no_room=True)

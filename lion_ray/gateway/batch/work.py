@@ -1,7 +1,7 @@
-"""What a batch queue keeps in mind: a call that was asked for, calls that gather to become a batch, and a batch.
+"""The state of a batch queue: a requested call, the calls gathered for the next batch, and a batch.
 
 Invariants:
-- A gathering holds at most what one batch may; it is shipped when it is full, or when no call has joined for a while.
+- A gathering holds at most one batch's calls; it is shipped when it is full, or when no call has joined for a while.
 
 This module knows no API and no folder.
 """
@@ -22,23 +22,23 @@ from lion_ray.gateway.reply import Reply
 
 @dataclass(slots=True)
 class Asked:
-    """A call that someone here waits for, or whose answer is not settled yet."""
+    """A call with a waiting caller, or whose answer is not settled yet."""
 
     key: str
     line: bytes
     future: asyncio.Future[Reply]
     live: bool = False
-    """Whoever asks would rather have it live: what a batch leaves undone is theirs to send."""
+    """The caller prefers a live call, and sends it itself if the batch does not answer it."""
     waiters: int = 0
     rounds: int = 0
-    """Batches that ended without doing it."""
+    """Batches that ended without answering it."""
     turned_away: int = 0
-    """Times the endpoint had no room for its batch."""
+    """How often the endpoint had no room for its batch."""
     refusals: int = 0
-    """Those of them when nothing else of ours was there."""
+    """How often that was although no other batch of ours was queued."""
 
     def __post_init__(self) -> None:
-        # A caller may have left; an error that nobody takes is no news.
+        # Callers may have left: mark an error as retrieved, so that asyncio does not log it.
         self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
@@ -50,40 +50,40 @@ class UnderWay:
     open: set[str]
     """Keys that may have an answer in it and are not settled."""
     waiting: dict[str, Asked] = field(default_factory=dict)
-    """Calls that wait for its end, here."""
+    """Calls of this process that wait for its end."""
     fresh: bool = False
     """Not bought yet."""
     maybe_created: bool = False
     remote: Batch | None = None
-    """As the endpoint last showed it."""
+    """The endpoint's last report of it."""
     output: Output | None = None
     task: asyncio.Task[None] | None = None
     closing: bool = False
-    """Nothing more is had from it: who asks for one of its calls now joins another."""
+    """It gives no more answers: a repeated call joins another batch."""
 
     @property
     def running(self) -> bool:
         return self.task is not None and not self.task.done()
 
     def has(self, key: str) -> bool:
-        """Whether whoever asks for one of its calls now may get an answer from it."""
+        """Whether a call with this key may still get an answer from it."""
         return not self.closing and (self.output is None or key in self.open)
 
     def take(self) -> list[Asked]:
-        """Everyone who waits for it, and from now on no more."""
+        """Remove and return all waiting calls."""
         taken = list(self.waiting.values())
         self.waiting.clear()
         return taken
 
     def release(self) -> None:
-        """Give its output's disk space back."""
+        """Release its output's disk space."""
         if self.output is not None:
             self.output.close()
             self.output = None
 
 
 class Gathering:
-    """Calls that will be a batch."""
+    """Calls that will form the next batch."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Gathering:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        """`ship` takes the calls of one batch, in the order in which they joined."""
+        """`ship` receives the calls of one batch, in the order in which they joined."""
         self._config = config
         self._ship = ship
         self._clock = clock
@@ -105,7 +105,7 @@ class Gathering:
         self._closed = False
 
     def add(self, asked: Asked) -> None:
-        """Let a call join. One that is larger than a batch's file may be goes alone, for the endpoint to judge."""
+        """Add a call. A call larger than a batch's file may be is sent alone, so that the endpoint decides."""
         if self._members and self._bytes + len(asked.line) > self._config.max_bytes:
             self._leave()
         self._members[asked.key] = asked
@@ -117,7 +117,7 @@ class Gathering:
             self._lingering = asyncio.create_task(self._linger())
 
     def drop(self, asked: Asked) -> bool:
-        """Take a call out; False where it has left already."""
+        """Remove a call. Returns False if it is not here any more."""
         if self._members.get(asked.key) is not asked:
             return False
         del self._members[asked.key]
@@ -125,11 +125,11 @@ class Gathering:
         return True
 
     def narrow(self, calls: int) -> None:
-        """So many calls were too much: batches of a quarter from now on."""
+        """This many calls were too many: limit batches to a quarter of that."""
         self._fit = max(1, min(self._fit, calls // 4))
 
     def widen(self) -> None:
-        """A batch went through: the next ones may be twice as large again."""
+        """A batch was accepted: double the limit for the next ones."""
         self._fit = min(self._fit * 2, self._config.max_requests)
 
     def close(self) -> None:

@@ -1,18 +1,18 @@
 """Merging a journal's segments: fewer files, no damaged lines, no second copies, and the same money.
 
 Invariants:
-- Nothing intact is dropped but second copies: a line that this version does not understand is carried over as it is,
-  and a merged segment of another version is left alone.
-- What stands for a key, stands after a compaction: only neighbours by name are merged, at the place of the first. A
-  live writer's later records come after them.
-- A merged segment is written aside, flushed, given its sidecar and then its name, and only then are the segments that
-  it replaces deleted. It lists them, and readers pass over what is listed: a crash at any point loses nothing and
-  counts nothing twice, and the next compaction goes on from there.
-- On a local folder one compaction runs at a time, and a segment whose writer lives (it holds the lock) is left alone.
-- Elsewhere an object never changes once it is there, so any may be merged. Two compactions at once may both merge an
-  object: its records are there twice until the next one, and its money counts once, as sums go by source.
+- Of intact lines only duplicates are dropped: a line that this version does not understand is copied unchanged, and a
+  merged segment of another version is left alone.
+- A key's first record stays the first: only neighbours by name are merged, at the place of the first. A live writer's
+  later records come after them.
+- A merged segment is written to a temporary file, flushed, given its sidecar and then its name; only then are the
+  segments that it replaces deleted. It lists them, and readers skip the listed ones: a crash at any point loses nothing
+  and counts nothing twice, and the next compaction continues from there.
+- On a local folder one compaction runs at a time, and a segment with a live writer (which holds its lock) is skipped.
+- On an object store an object never changes, so any may be merged. Two concurrent compactions may both merge an object:
+  its records are duplicated until the next one, but its cost counts once, because sums are kept by source.
 
-This module knows nothing of open journals: their readers find out by themselves.
+This module knows nothing of open journals: their readers detect changes by themselves.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from lion_ray.gateway.journal.spending import union
 
 LOCK = "compaction.lock"
 MERGED_BYTES = 2**30
-"""A merged segment is not made larger than this out of smaller ones."""
+"""Smaller segments are merged up to this size."""
 MOST_LOCKED = 500
-"""Local segments merged at once: each is a descriptor that holds a lock."""
+"""The most local segments merged at once: each needs a file descriptor that holds its lock."""
 STALE_S = 24 * 3600.0
-"""A file that was written aside this long ago has been left there by a process that died."""
+"""A temporary file of this age was left by a process that died."""
 _WRITE_BYTES = 2**20
 
 
 @dataclass(slots=True)
 class Compacted:
-    """What a compaction found, left and did."""
+    """The result of a compaction."""
 
     segments_before: int = 0
     segments_after: int = 0
@@ -63,19 +63,19 @@ class Compacted:
     damaged: int = 0
     """Damaged and torn lines that were dropped."""
     copies: int = 0
-    """Second records of a key that were dropped. What they cost stays in the sums."""
+    """Duplicate records of a key that were dropped. Their cost stays in the sums."""
     live: int = 0
-    """Segments left alone because their writer lives."""
+    """Segments left alone because their writer is alive."""
     foreign: int = 0
-    """Lines of another version or another tool that were kept as they are."""
+    """Lines of another version or another tool, kept unchanged."""
     opaque: int = 0
     """Segments left alone because another version merged them."""
 
 
 def compact(folder: Folder, *, merged_bytes: int = MERGED_BYTES) -> Compacted:
-    """Merge all segments that no live writer holds (blocking).
+    """Merge all segments without a live writer (blocking).
 
-    Raises InfrastructureError where the storage refuses or another compaction is under way. Nothing is lost then.
+    Raises InfrastructureError if the storage refuses or another compaction is running. Nothing is lost then.
     """
     try:
         lock = folder.try_lock(LOCK, create=True) if folder.is_local else None
@@ -91,9 +91,9 @@ def compact(folder: Folder, *, merged_bytes: int = MERGED_BYTES) -> Compacted:
 
 
 def merge_own(folder: Folder, names: Sequence[str]) -> None:
-    """Merge a writer's own objects, which are neighbours. Raises what the storage raises."""
+    """Merge a writer's own objects, which are neighbours. Raises the storage's errors."""
     listed = folder.list()
-    # What is missing has been merged by somebody else.
+    # Missing objects have been merged by another process.
     there = [name for name in sorted(names) if name in listed]
     if len(there) > 1:
         _merge(folder, [load(folder, name, listed[name].size, sidecar=False) for name in there], Compacted())
@@ -123,7 +123,7 @@ def _compact(folder: Folder, merged_bytes: int) -> Compacted:
                     merge()
                     continue
                 locks.callback(os.close, lock)
-                # Until it was locked, its writer may have added to it.
+                # Its writer may have added to it before it was locked.
                 size = os.fstat(lock).st_size
             segment = load(folder, name, size, sidecar=name + SIDECAR in listed)
             report.foreign += segment.foreign
@@ -139,14 +139,14 @@ def _compact(folder: Folder, merged_bytes: int) -> Compacted:
 
 
 def _finish_earlier(folder: Folder, listed: dict[str, pafs.FileInfo], sizes: dict[str, int]) -> None:
-    """Delete what compactions that died have left: replaced segments, sidecars without one, files written aside."""
+    """Delete what interrupted compactions left: replaced segments, orphaned sidecars, temporary files."""
     for merged in [name for name in sizes if is_merged(name)]:
         if merged not in sizes:
             continue
         segment = load(folder, merged, sizes[merged], sidecar=merged + SIDECAR in listed)
         replaced = sorted(segment.supersedes & sizes.keys())
         if replaced and folder.is_local:
-            # Whoever gave it its name has died, or was refused, perhaps before that name was flushed.
+            # The process that renamed it died or failed, perhaps before the name was flushed.
             folder.flush(merged)
             folder.sync()
         for name in replaced:
@@ -156,7 +156,7 @@ def _finish_earlier(folder: Folder, listed: dict[str, pafs.FileInfo], sizes: dic
         if name.endswith(SUFFIX + SIDECAR) and name.removesuffix(SIDECAR) not in sizes:
             folder.delete(name)
         elif name.endswith(PART):
-            # Under the lock, a merged segment that is still aside is nobody's.
+            # Under the lock, a temporary merged segment belongs to no live process.
             meant = name.removeprefix(".").removesuffix(PART).rpartition(".")[0]
             ours = folder.is_local and is_merged(meant.removesuffix(SIDECAR))
             if ours or (info.mtime_ns is not None and time.time() - info.mtime_ns / 1e9 > STALE_S):
@@ -164,7 +164,7 @@ def _finish_earlier(folder: Folder, listed: dict[str, pafs.FileInfo], sizes: dic
 
 
 def _merge_group(folder: Folder, group: Sequence[Segment], report: Compacted) -> None:
-    """Merge neighbours into one; a segment alone is written anew only where something is to be dropped from it."""
+    """Merge neighbours into one; a single segment is rewritten only if something is dropped from it."""
     if len(group) > 1:
         _merge(folder, group, report)
     for segment in group if len(group) == 1 else ():
@@ -175,7 +175,7 @@ def _merge_group(folder: Folder, group: Sequence[Segment], report: Compacted) ->
 
 
 def _complete_sidecar(folder: Folder, segment: Segment) -> None:
-    """Give a sidecar to a segment that has none, or one that cannot be trusted."""
+    """Write a segment's sidecar if it is missing or wrong."""
     data = encode_sidecar(segment)
     try:
         known = folder.read(segment.name + SIDECAR, 0, len(data) + 1)
@@ -187,7 +187,7 @@ def _complete_sidecar(folder: Folder, segment: Segment) -> None:
 
 def _merge(folder: Folder, group: Sequence[Segment], report: Compacted) -> None:
     merged = Segment(merged_name(group[0].name), replaces=frozenset(segment.name for segment in group))
-    # Merged segments last: they may know what a line cost that has been damaged since.
+    # Merged segments last: they may know the cost of a line that has been damaged since.
     by_age = sorted(group, key=lambda segment: bool(segment.replaces))
     merged.sums = {segment.name: {} for segment in group if not segment.replaces}
     merged.sums |= union(segment.sums for segment in by_age)
@@ -205,7 +205,7 @@ def _merge(folder: Folder, group: Sequence[Segment], report: Compacted) -> None:
 
 
 def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, report: Compacted) -> Iterator[bytes]:
-    """The bytes of a merged segment, whose records are noted in `merged` on the way."""
+    """The bytes of a merged segment; adds its records to `merged` meanwhile."""
     header = encode_header(merged.replaces, merged.sums)
     gathered, waiting, offset = [header], 0, len(header)
     seen: set[bytes] = set()
@@ -213,7 +213,7 @@ def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, rep
         for at, line in lines(folder, segment.name, 0, segment.size):
             head = decode_line(line)
             if isinstance(head, Header) and at == 0:
-                continue  # ours says it all
+                continue  # the new header covers it
             if head is None:
                 report.damaged += 1
             elif not isinstance(head, Head):
@@ -225,7 +225,7 @@ def _merged_lines(folder: Folder, group: Sequence[Segment], merged: Segment, rep
             elif head.digest in seen:
                 report.copies += 1
             else:
-                if decode_record(line) is not None:  # else the next copy is the one that can be read
+                if decode_record(line) is not None:  # otherwise the next copy is used
                     seen.add(head.digest)
                 merged.add(head, offset, len(line))
                 gathered += (line, b"\n")

@@ -1,11 +1,11 @@
-"""A journal's folder: files that appear whole or not at all, on a local disk or behind a URL.
+"""A journal's folder: atomic file writes, on a local disk or an object store.
 
 Invariants:
-- `write` and `publish` make a file appear at once with all its bytes. Until then it has another name, ending in PART.
-- On a local folder, what `publish` and a durable `write` made survives a power cut.
-- A lock is an flock(2): it dies with its process. Where locks are not to be had, `try_lock` says no.
+- `write` and `publish` make a complete file appear atomically. Until then it has a temporary name, ending in PART.
+- On a local folder, the files of `publish` and of a durable `write` survive a power cut.
+- A lock is an flock(2), released when its process ends. Without lock support, `try_lock` fails.
 
-This module knows nothing of what the files hold.
+This module knows nothing of the files' content.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lion_ray.core.storage import STORAGE_ERRORS, patiently
 
 PART = ".part"
 _T = TypeVar("_T")
-# Their puts are whole or nothing; anywhere else a file can be seen while it is being written.
+# Their puts are atomic; on other filesystems a file is visible while it is being written.
 _WHOLE_PUTS = {"s3", "gcs", "abfs"}
 
 
 class Folder:
-    """A folder by its filesystem and its path in it. Its methods block, and raise what the filesystem raises."""
+    """A folder, given by a filesystem and a path in it. Its methods block, and raise the filesystem's errors."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
         self.path = path.rstrip("/") or "/"
@@ -42,9 +42,9 @@ class Folder:
 
     @classmethod
     def at(cls, root: str, filesystem: pafs.FileSystem | None = None) -> Folder:
-        """The folder of a local path or of a URL that pyarrow's filesystems understand; it need not exist.
+        """The folder of a local path or of a URL that pyarrow's filesystems support; it need not exist.
 
-        With `filesystem`, `root` is a path in it. Raises InfrastructureError where there is no such storage.
+        With `filesystem`, `root` is a path in it. Raises InfrastructureError if there is no such storage.
         """
         try:
             if filesystem is None and "://" in root:
@@ -59,21 +59,21 @@ class Folder:
         return cls(filesystem, root)
 
     def below(self, name: str) -> Folder:
-        """The folder of this name in this one; it need not exist."""
+        """The subfolder of this name; it need not exist."""
         return Folder(self._fs, self.file(name))
 
     def exists(self) -> bool:
         return self._fs.get_file_info(self.path).type == pafs.FileType.Directory
 
     def make(self) -> None:
-        """Make the folder and its parents so that they survive a power cut."""
+        """Make the folder and its parents durably."""
         if not self.is_local:
             self._patiently(lambda: self._fs.create_dir(self.path, recursive=True))
             return
         folder = Path(self.path)
         make_folder(folder)
         if not os.access(folder, os.W_OK):
-            # Before the first call is paid for, not after.
+            # Detected before the first call is paid for.
             raise PermissionError("the folder is not writable")
 
     def file(self, name: str) -> str:
@@ -87,19 +87,19 @@ class Folder:
         return {info.base_name: info for info in listed if info.is_file}
 
     def names(self) -> Iterable[str]:
-        """The files' names; none where it does not exist."""
+        """The files' names; empty if the folder does not exist."""
         return self.sizes()
 
     def read_all(self, name: str) -> bytes:
         """A file's bytes."""
         if self.is_local:
-            # A third of what the filesystem's own way takes, and there may be a hundred thousand.
+            # Three times as fast as through the filesystem; there may be a hundred thousand files.
             with io.FileIO(self.file(name)) as file:
                 return file.readall()
         return self.read(name, 0, 2**62)
 
     def sizes(self) -> dict[str, int]:
-        """The files' bytes by name, links followed; a folder that does not exist has none."""
+        """The files' sizes in bytes by name, following links; empty if the folder does not exist."""
         if not self.is_local:
             return {name: info.size for name, info in self.list().items()}
         found = {}
@@ -117,7 +117,7 @@ class Folder:
         return self._patiently(lambda: self._fs.open_input_file(self.file(name)))
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """At most `length` bytes: fewer where the file ends before."""
+        """Read at most `length` bytes; fewer at the end of the file."""
 
         def read() -> bytes:
             with self._fs.open_input_file(self.file(name)) as file:
@@ -126,7 +126,7 @@ class Folder:
         return self._patiently(read)
 
     def write(self, name: str, data: bytes, *, durable: bool = False) -> None:
-        """Make a file appear with these bytes, in place of one of that name."""
+        """Write a file atomically, replacing one of that name."""
         if self._fs.type_name in _WHOLE_PUTS:
             self._patiently(lambda: self._put(name, data))
         else:
@@ -141,7 +141,7 @@ class Folder:
         return patiently(work, local=self.is_local)
 
     def write_aside(self, name: str, parts: Iterable[bytes], *, durable: bool = True) -> tuple[str, int]:
-        """Write a file that is to become `name`; returns the name it has meanwhile and its size in bytes."""
+        """Write a temporary file that will become `name`; returns its temporary name and its size in bytes."""
         aside = f".{name}.{secrets.token_hex(4)}{PART}"
         size = 0
         try:
@@ -158,7 +158,7 @@ class Folder:
         return aside, size
 
     def publish(self, aside: str, name: str, *, durable: bool = True) -> None:
-        """Give a file that was written aside its name."""
+        """Rename a temporary file to its final name."""
         self._fs.move(self.file(aside), self.file(name))
         if durable and self.is_local:
             self.sync()
@@ -168,17 +168,17 @@ class Folder:
         sync_path(Path(self.path))
 
     def flush(self, name: str) -> None:
-        """Make a local file's content survive a power cut, whoever wrote it."""
+        """Flush a local file's content to the disk."""
         if self.is_local:
             sync_path(Path(self.file(name)))
 
     def delete(self, name: str) -> None:
-        """Delete a file; that it is gone already is no error."""
+        """Delete a file if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._patiently(lambda: self._fs.delete_file(self.file(name)))
 
     def try_lock(self, name: str, *, create: bool = False) -> int | None:
-        """Lock a local file: a descriptor that holds the lock until it is closed; None where another has it."""
+        """Lock a local file; returns a descriptor that holds the lock until closed, or None if it is locked already."""
         descriptor = os.open(self.file(name), os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
         if lock(descriptor):
             return descriptor

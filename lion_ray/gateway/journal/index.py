@@ -1,7 +1,7 @@
-"""Where a journal's records are, for millions of them.
+"""An index of a journal's records, for millions of them.
 
 Invariants:
-- Every copy of a record is kept, as the first may turn out damaged.
+- Every copy of a record is indexed, because the first may turn out to be damaged.
 - `find` takes no lock and sees every record added before it was called.
 - A record takes 56 bytes once it is frozen: recent ones are in a dict, the others in arrays sorted by 8 bytes of the
   key's digest.
@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_RECENT = 65_536
-"""Records in the dict before they are frozen."""
+"""The most records in the dict before they are frozen."""
 ENTRY = np.dtype([("digest", "<u8", (4,)), ("offset", "<u8"), ("length", "<u4"), ("segment", "<u4")])
 _PACKED = struct.Struct("<32sQII")
 Entries = npt.NDArray[Any]
 
 
 class Where(NamedTuple):
-    """A record's segment, and offset and length of its line in bytes, without the newline."""
+    """A record's segment, and its line's offset and length in bytes, without the newline."""
 
     segment: int
     offset: int
@@ -35,7 +35,7 @@ class Where(NamedTuple):
 
 
 class Index:
-    """Digests of 32 bytes to where their records are."""
+    """Maps digests of 32 bytes to their records' positions."""
 
     def __init__(self, most_recent: int = MOST_RECENT) -> None:
         self._most_recent = most_recent
@@ -46,12 +46,12 @@ class Index:
         self._distinct = 0
 
     def __len__(self) -> int:
-        """How many keys have a copy that is not known to be damaged."""
+        """The number of keys with a copy that is not known to be damaged."""
         return self._distinct
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the frozen part."""
+        """The size of the frozen part, in bytes."""
         heads, entries = self._frozen
         return int(heads.nbytes + entries.nbytes)
 
@@ -100,7 +100,7 @@ class Index:
             self._count()
 
     def distrust(self, digest: bytes, where: Where) -> None:
-        """Find this copy no more: it is damaged."""
+        """Exclude this copy from results, because it is damaged."""
         with self._lock:
             before = bool(self.find(digest))
             self._bad.add((where.segment, where.offset))
@@ -122,19 +122,19 @@ class Index:
         self._count()
 
     def _count(self) -> None:
-        """Count the distinct keys anew."""
+        """Recount the distinct keys."""
         heads, entries = self._frozen
         same = np.flatnonzero(heads[1:] == heads[:-1])
         digests = entries["digest"]
         equal = (digests[same] == digests[same + 1]).all(axis=1)
         self._distinct = len(heads) - int(equal.sum())
         for head in np.unique(heads[same[~equal]]):
-            # Keys that share their first 8 bytes, so copies of one need not lie side by side. One in a billion.
+            # Different keys with the same first 8 bytes (one in a billion): copies of one need not be adjacent.
             run = digests[heads.searchsorted(head) : heads.searchsorted(head, side="right")]
             alike = int((run[1:] == run[:-1]).all(axis=1).sum())
             self._distinct += len({one.tobytes() for one in run}) - (len(run) - alike)
         self._distinct += sum(not _search(self._frozen, digest) for digest in self._recent)
-        # Few, if any: only what `get` found damaged.
+        # Few, if any: only the copies that `get` found damaged.
         bad = set()
         for segment, offset in self._bad:
             for at in np.flatnonzero((entries["segment"] == segment) & (entries["offset"] == offset)):
@@ -151,10 +151,10 @@ _Frozen = tuple[npt.NDArray[np.uint64], Entries]
 
 
 def _freeze(blocks: list[Entries]) -> _Frozen:
-    """One array sorted by the digests' first 8 bytes, and those apart, as searching wants them side by side."""
+    """One array sorted by the digests' first 8 bytes, and a contiguous array of these bytes for searching."""
     entries = np.concatenate(blocks) if blocks else np.empty(0, ENTRY)
     heads = np.ascontiguousarray(entries["digest"][:, 0])
-    # Stable sorting takes sorted runs as they come, so adding little to much is quick.
+    # A stable sort uses existing sorted runs, so adding a few entries to many is fast.
     order = np.argsort(heads, kind="stable")
     return heads[order], entries[order]
 

@@ -1,11 +1,11 @@
-"""A journal looked at from outside, by someone who does not write to it.
+"""Read-only inspection of a journal.
 
 Invariants:
-- Nothing is written, and nothing that runs is disturbed.
+- Nothing is written, and live writers are not disturbed.
 - A survey trusts sidecars; a verification reads every byte.
-- A torn tail is no damage: it is a record that nobody was told was written, or one that is being written now.
+- A torn tail is not damage: it is a record whose commit was never confirmed, or one that is being written now.
 
-This module knows nothing of who asks.
+This module knows nothing of its callers.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from lion_ray.gateway.journal.spending import Sums
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a journal holds."""
+    """A summary of a journal."""
 
     calls: int
-    """Different calls that can be served."""
+    """Distinct calls that can be served."""
     segments: int
     bytes: int
-    """Of the segments, without sidecars."""
+    """The size of the segments, without sidecars."""
     damaged: int
     """Lines that are known to be damaged or torn; sidecars are trusted."""
     foreign: int
     """Intact lines of another version or another tool."""
     sums: Sums
-    """All that was paid for."""
+    """The total spending."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Where something is wrong."""
+    """A fault and its position."""
 
     file: str
     offset: int
@@ -50,7 +50,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Verified:
-    """What reading every line has shown."""
+    """The result of reading every line."""
 
     segments: int = 0
     records: int = 0
@@ -58,13 +58,13 @@ class Verified:
     damaged: list[Fault] = field(default_factory=list)
     torn: list[Fault] = field(default_factory=list)
     foreign: list[Fault] = field(default_factory=list)
-    """Intact lines that this version does not understand: kept, and not served."""
+    """Intact lines that this version does not understand: kept, but not served."""
     sidecars: list[Fault] = field(default_factory=list)
-    """Sidecars that are not used, which only costs time."""
+    """Invalid sidecars; ignoring them only costs time."""
 
 
 def survey(folder: Folder) -> Survey:
-    """What a journal holds (blocking). Raises InfrastructureError where it cannot be read."""
+    """Summarise a journal (blocking). Raises InfrastructureError if it cannot be read."""
     reader = Reader(folder)
     reader.update()
     segments = reader.segments
@@ -73,7 +73,7 @@ def survey(folder: Folder) -> Survey:
 
 
 def verify(folder: Folder) -> Verified:
-    """Read every line of a journal (blocking). Raises InfrastructureError where it cannot be read."""
+    """Read every line of a journal (blocking). Raises InfrastructureError if it cannot be read."""
     found = Verified()
     seen: set[str] = set()
     try:
@@ -83,7 +83,7 @@ def verify(folder: Folder) -> Verified:
                 try:
                     _verify(folder, name, size, found)
                 except FileNotFoundError:
-                    # Compacted meanwhile: the next listing has what replaces it.
+                    # Compacted meanwhile: the next listing has its replacement.
                     continue
     except STORAGE_ERRORS as cause:
         raise InfrastructureError(f"the journal {folder.path} cannot be read: {told(cause)}") from cause

@@ -1,18 +1,18 @@
-"""The durable log of calls (contract: bought once): what was paid for is on disk before anyone sees it.
+"""The durable log of calls (contract: bought once): an answer is on disk before any caller gets it.
 
 Invariants:
-- `Journal.put` returns only once its record is durable; where the storage refuses, every waiter gets an
+- `Journal.put` returns only when its record is durable; if the storage refuses, every waiter gets an
   InfrastructureError and the record is not served.
-- Any number of processes and runs share a folder: each writes segments of its own (`writer`), and any may compact it
+- Any number of processes and runs share a folder: each writes its own segments (`writer`), and any may compact it
   meanwhile (`compaction`).
-- A record is served only if its CRC fits, and of several intact ones with one key the first stands (`reader`). A torn
-  tail or a damaged line is counted in `dropped`, and bought again; a line that another version wrote is `foreign`.
-- A journal by which a newer version has bought calls is not opened.
-- Every line that was paid for counts in `spending`, also a second one with the same key; and so does what may have been
-  billed without an answer (`uncertain`).
-- Memory holds where the records are, not their texts.
+- A record is served only if its CRC matches; of several intact records with one key the first counts (`reader`). A torn
+  tail or a damaged line is counted in `dropped`, and bought again; a line of another version is `foreign`.
+- A journal that a newer version has written to is not opened.
+- Every paid line counts in `spending`, including duplicates of a key, and so do calls that may have been billed without
+  an answer (`uncertain`).
+- Memory holds the records' positions, not their texts.
 
-What a record looks like is `record`'s to say. This module knows nothing of HTTP, prices or roles' meaning.
+`record` defines a record's format. This module knows nothing of HTTP, prices or the roles' meaning.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from lion_ray.gateway.journal.writer import MOST_LOOSE, SEGMENT_BYTES, Line, Wri
 
 OBJECT_GATHER_S = 0.5
 MOST_SEGMENTS = 1000
-"""Of more segments a journal that was opened for writing merges those that nobody writes, beside its work: every run
-that opens it afterwards has so many files less to look at."""
+"""If a journal with more segments is opened for writing, those without a live writer are merged in the background, so
+that later runs open fewer files."""
 logger = logging.getLogger(__name__)
 _Waiting = tuple[Line, asyncio.Future[None]]
 
 
 class Shared:
-    """Work of which one round is under way at a time, and whose rounds are shared by those who ask meanwhile."""
+    """Work that runs one round at a time; callers that wait meanwhile share the next round."""
 
     def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._work = work
@@ -58,13 +58,13 @@ class Shared:
         return None if self._last is None or self._last.done() else self._last
 
     async def done_from_now(self) -> None:
-        """Wait for a round that begins after now; raises what it raises."""
+        """Wait for a round that begins after now; raises its errors."""
         last = self._last
         if (running := self.running) is not None:
-            # It may have begun before what the caller is after was there.
+            # It may have begun before the caller's data was there.
             await asyncio.wait({running})
         if self._last is last:
-            # Those who waited together share the next one.
+            # Callers that waited together share the next round.
             self._last = asyncio.create_task(self._work())
         assert self._last is not None
         await asyncio.shield(self._last)
@@ -85,7 +85,7 @@ class Journal:
         """Use `Journal.open`; this reads nothing."""
         self.folder = folder.path
         self.root = folder.path
-        """The folder as `open` was given it, perhaps a URL."""
+        """The folder as passed to `open`, perhaps a URL."""
         self._gather_s = gather_s
         self._most_loose = most_loose
         self._clock = clock
@@ -97,9 +97,9 @@ class Journal:
         self._committer: asyncio.Task[None] | None = None
         self._refreshing = Shared(self._refresh)
         self._refreshed_at = clock()
-        # A thread of its own: a commit never queues behind reads.
+        # A separate thread, so that a commit never queues behind reads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        # And one for merging small objects, which takes longer than a commit may.
+        # Another one for merging small objects, which takes longer than a commit may.
         self._merger = ThreadPoolExecutor(1, thread_name_prefix="journal-merger")
         self._merges: list[Future[None]] = []
         self._closing: asyncio.Task[None] | None = None
@@ -117,16 +117,16 @@ class Journal:
         gather_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Journal:
-        """The journal in `root`: a local folder, or a URL that pyarrow's filesystems understand.
+        """Open the journal in `root`: a local folder, or a URL that pyarrow's filesystems support.
 
-        Makes the folder where it is missing and reads the segments' sidecars, and the segments that have none
-        (blocking; `bench/README.md` says how long that takes). With `filesystem`, `root` is a path in it. `gather_s` is
-        how long a commit waits for company; by default 0 on a local folder and 0.5 s elsewhere. On an object store the
-        writer merges its objects whenever there are `most_loose`; of more than `most_segments` segments those that
-        nobody writes are merged in the background. `clock` is what `refresh_if_older` goes by.
+        Creates a missing folder and reads the segments' sidecars, and the segments that have none (blocking;
+        `bench/README.md` says how long that takes). With `filesystem`, `root` is a path in it. `gather_s` is how long a
+        commit waits to batch more records; by default 0 on a local folder and 0.5 s elsewhere. On an object store the
+        writer merges its objects whenever there are `most_loose`. If there are more than `most_segments` segments,
+        those without a live writer are merged in the background. `refresh_if_older` uses `clock`.
 
-        Raises InfrastructureError where the folder cannot be made, listed or read, ConfigError where a newer lion-ray
-        has bought calls by it.
+        Raises InfrastructureError if the folder cannot be created, listed or read, ConfigError if a newer lion-ray has
+        written to it.
         """
         folder = Folder.at(root, filesystem)
         try:
@@ -139,10 +139,10 @@ class Journal:
         journal.root = root
         journal._reader.update()
         if newer := journal._reader.newer:
-            # What it bought would be bought again, and its money would not count against a cap.
+            # Its calls would be bought again, and its spending would not count against a cap.
             raise ConfigError(
-                f"the journal {folder.path}: a newer lion-ray has bought calls by it (version {newer}, this knows "
-                f"{VERSION}); use that one, or another journal"
+                f"the journal {folder.path}: a newer lion-ray has written to it (version {newer}; this version knows "
+                f"{VERSION}); use that version, or another journal"
             )
         if len(journal._reader.segments) > most_segments:
             journal._merges.append(journal._merger.submit(journal._tidy))
@@ -156,9 +156,9 @@ class Journal:
 
     @property
     def dropped(self) -> int:
-        """Lines that were not served because they are damaged or torn.
+        """Lines that are not served because they are damaged or torn.
 
-        A record that another process is writing right now counts until a refresh finds it whole.
+        A record that another process is writing now counts until a refresh finds it complete.
         """
         return self._reader.damaged
 
@@ -168,13 +168,13 @@ class Journal:
         return self._reader.foreign
 
     def spending(self, run: str, *, never_billed: Collection[str] = ()) -> dict[Account, Spent]:
-        """What a run has paid for or may have (blocking), by account.
+        """A run's certain and possible spending by account (blocking).
 
-        That is what was on disk at the last refresh, all that was put here since, and in dollars what may have been
-        billed without an answer by endpoints other than `never_billed`. A call that was bought twice counts twice. A
-        line that was damaged before its segment was sealed is not known.
+        The sum of the records on disk at the last refresh, the records put here since, and the dollars that endpoints
+        other than `never_billed` may have billed without an answer. A call that was bought twice counts twice. A line
+        that was damaged before its segment was sealed is not counted.
 
-        Raises InfrastructureError where what may have been billed cannot be read.
+        Raises InfrastructureError if the possible spending cannot be read.
         """
         found = {account: spent for account, spent in self._reader.sums().items() if account.run == run}
         for one in self.uncertain(run):
@@ -183,29 +183,29 @@ class Journal:
         return found
 
     def uncertain(self, run: str) -> list[Uncertain]:
-        """What may have been billed to a run without an answer (blocking): all processes' on disk now, and this one's.
+        """What may have been billed to a run without an answer (blocking), by all processes.
 
-        Raises InfrastructureError where it cannot be read.
+        Raises InfrastructureError if it cannot be read.
         """
         everyone = [*read_uncertain(self._reader.folder, but=self._lost.name), *self._lost.sums]
         return [one for one in everyone if one.account.run == run]
 
     async def lose(self, account: Account, endpoint: str, usd: float) -> None:
-        """A call may have been billed at most `usd`, and its answer never comes; returns once that is durable.
+        """Durably record that a call without an answer may have been billed up to `usd`.
 
-        Raises InfrastructureError where the storage refuses.
+        Raises InfrastructureError if the storage refuses.
         """
         self._lost.add(account, endpoint, usd)
         await self._losing.done_from_now()
 
     async def get(self, key: str) -> Completion | None:
-        """The recorded completion, `replayed`; None where there is none that can be trusted."""
+        """The recorded completion, as `replayed`. Returns None if there is no intact one."""
         for _ in range(ATTEMPTS):
             for place in self._reader.find(key):
                 try:
                     line = await asyncio.to_thread(self._reader.read, place)
                 except FileNotFoundError:
-                    # Compacted by another process. What stands now is wherever that put it.
+                    # Compacted by another process: refresh to find the record's new position.
                     break
                 except STORAGE_ERRORS as cause:
                     raise InfrastructureError(
@@ -222,10 +222,10 @@ class Journal:
         raise InfrastructureError(f"the journal {self.folder} changes faster than it can be read")
 
     async def put(self, completion: Completion, account: Account) -> None:
-        """Record a completion and who pays for it; returns once it is durable.
+        """Durably record a completion and its account.
 
-        Raises InfrastructureError where the storage refuses. A caller that is cancelled meanwhile does not stop the
-        record from being written.
+        Raises InfrastructureError if the storage refuses. Cancelling the caller does not stop the record from being
+        written.
         """
         if self._closed:
             raise InfrastructureError(f"the journal {self.folder} is closed")
@@ -238,14 +238,14 @@ class Journal:
         await durable
 
     async def refresh(self) -> None:
-        """Take in what other writers have added and compactions have moved since.
+        """Apply what other writers have added and compactions have moved.
 
-        Raises InfrastructureError where the folder cannot be listed or read.
+        Raises InfrastructureError if the folder cannot be listed or read.
         """
         await self._refreshing.done_from_now()
 
     async def refresh_if_older(self, seconds: float) -> bool:
-        """Refresh where the last one began at least so many seconds ago; whether it did. One under way is shared."""
+        """Refresh if the last refresh began at least this long ago, or join a running one; returns whether it did."""
         if (running := self._refreshing.running) is not None:
             await asyncio.shield(running)
         elif self._clock() - self._refreshed_at >= seconds:
@@ -255,7 +255,7 @@ class Journal:
         return True
 
     async def close(self) -> None:
-        """Wait until everything put so far is durable or refused, then end the writer. May be called again."""
+        """Wait until all records put so far are durable or refused, then close the writer. May be called again."""
         self._closed = True
         while (losing := self._losing.running) is not None:
             await asyncio.wait({losing})
@@ -278,11 +278,11 @@ class Journal:
             await asyncio.to_thread(self._lost.write, data)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"what may have been billed cannot be kept in {self._lost.path}: {told(cause)}"
+                f"what may have been billed cannot be recorded in {self._lost.path}: {told(cause)}"
             ) from cause
 
     async def _commit_all(self) -> None:
-        """Commit until nothing waits. What arrives during one commit shares the next."""
+        """Commit until no record waits. Records that arrive during one commit share the next."""
         loop = asyncio.get_running_loop()
         batch: list[_Waiting] = []
         try:
@@ -299,7 +299,7 @@ class Journal:
                     if not durable.done():
                         durable.set_result(None)
         finally:
-            # Only when this task itself is stopped is anyone left; nobody may wait for ever.
+            # Waiters are left only if this task is cancelled; none may wait for ever.
             left, self._pending = [*batch, *self._pending], []
             self._refuse(left, f"the journal {self.folder} was stopped while it wrote")
 
@@ -322,7 +322,7 @@ class Journal:
         os.fsync(fd)
 
     def _tidy(self) -> None:
-        """Merge what nobody writes. What the storage refuses, or another process is at, is only told."""
+        """Merge segments without a live writer. An error, or a compaction in another process, is only logged."""
         try:
             compact(self._reader.folder)
         except InfrastructureError as error:

@@ -1,10 +1,10 @@
-"""One process's view of a journal's folder: which segments there are, where each record is, what was paid.
+"""One process's view of a journal's folder: its segments, the records' positions, and the spending.
 
 Invariants:
-- Of several records with one key the first stands, by segment name and then by position: every reader that has seen
-  the same segments serves the same answer. Later copies are served only where the first is damaged.
-- A segment that a merged one replaces is not read where the merged one is there.
-- An update takes in what is new, and forgets what is gone only after it has what replaces it.
+- Of several records with one key the first counts, by segment name and then by position: all readers of the same
+  segments serve the same answer. Later copies are served only if the first is damaged.
+- A segment that a merged one replaces is not read if the merged one exists.
+- An update adds new segments, and drops removed ones only after it has their replacement.
 
 This module writes nothing and knows nothing of prices.
 """
@@ -24,11 +24,11 @@ from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, i
 from lion_ray.gateway.journal.spending import Sums, add_to, total, union
 
 ATTEMPTS = 10
-"""How often an update starts again because a compaction went on meanwhile."""
+"""How often an update is restarted because of a concurrent compaction."""
 
 
 class Reader:
-    """What the segments of a folder hold. Its methods may be called from any thread."""
+    """The records in a folder's segments. Its methods may be called from any thread."""
 
     def __init__(self, folder: Folder) -> None:
         """Reads nothing yet."""
@@ -45,37 +45,37 @@ class Reader:
 
     @property
     def damaged(self) -> int:
-        """Lines that are damaged or torn; one that is being written right now counts until an update finds it whole."""
+        """Lines that are damaged or torn; a line being written counts until an update finds it complete."""
         with self._lock:
             return self._unreadable + sum(segment.damaged + segment.torn for segment in self._known.values())
 
     @property
     def foreign(self) -> int:
-        """Intact lines that this version does not understand: kept, and not served."""
+        """Intact lines that this version does not understand: kept, but not served."""
         with self._lock:
             return sum(segment.foreign for segment in self._known.values())
 
     @property
     def newer(self) -> int:
-        """The highest version of lines that a newer lion-ray wrote; 0 where there are none."""
+        """The highest version of lines that a newer lion-ray wrote; 0 if there are none."""
         with self._lock:
             return max((segment.newer for segment in self._known.values()), default=0)
 
     @property
     def segments(self) -> list[Segment]:
-        """The segments in use, in their order. To be looked at only."""
+        """The segments in use, in their order. Do not modify them."""
         with self._lock:
             return sorted((self._known | self._own).values(), key=lambda segment: segment.name)
 
     def sums(self) -> Sums:
-        """What was paid for, by account."""
+        """The spending by account."""
         with self._lock:
-            # Merged segments last: they may know what a line cost that has been damaged since.
+            # Merged segments last: they may know the cost of a line that has been damaged since.
             files = sorted((self._known | self._own).values(), key=lambda segment: bool(segment.replaces))
             return total(union(segment.sums for segment in files).values())
 
     def find(self, key: str) -> list[Place]:
-        """Where a key's records are, the one that stands first."""
+        """The positions of a key's records; the first one counts."""
         digest = digest_of(key)
         found = self.index.find(digest) if digest is not None else []
         if not found:
@@ -83,11 +83,11 @@ class Reader:
         return sorted(Place(self._names[where.segment], where.offset, where.length) for where in found)
 
     def read(self, place: Place) -> bytes:
-        """A record's line. Raises FileNotFoundError where its segment is gone."""
+        """A record's line. Raises FileNotFoundError if its segment was removed."""
         return self.folder.read(place.segment, place.offset, place.length)
 
     def distrust(self, key: str, place: Place) -> None:
-        """Count a record as damaged and do not find it again."""
+        """Count a record as damaged and exclude it from results."""
         digest = digest_of(key)
         assert digest is not None
         with self._lock:
@@ -95,12 +95,12 @@ class Reader:
             self.index.distrust(digest, Where(self._numbers[place.segment], place.offset, place.length))
 
     def claim(self, name: str) -> None:
-        """Never read a segment that this process is about to write: what it holds comes through `add_own`."""
+        """Register a segment that this process will write, so that it is not read: its records come from `add_own`."""
         with self._lock:
             self._claimed.add(name)
 
     def add_own(self, written: Iterable[tuple[Head, Place]]) -> None:
-        """Take in records that this process has made durable in segments it has claimed."""
+        """Add records that this process has durably written to segments that it has claimed."""
         with self._lock:
             for head, place in written:
                 segment = self._own.get(place.segment)
@@ -111,9 +111,9 @@ class Reader:
                 self.index.add(head.digest, Where(self._number(place.segment), place.offset, place.length))
 
     def update(self) -> None:
-        """Take in what has been added, merged or deleted since (blocking).
+        """Apply what was added, merged or deleted since the last update (blocking).
 
-        Raises InfrastructureError where the folder cannot be listed or read.
+        Raises InfrastructureError if the folder cannot be listed or read.
         """
         try:
             with self._updating:
@@ -122,7 +122,7 @@ class Reader:
                         self._update()
                         return
                     except FileNotFoundError:
-                        # Listed, and gone before it was read: compacted. The next listing has what replaces it.
+                        # Compacted between listing and reading. The next listing has its replacement.
                         if attempt == ATTEMPTS - 1:
                             raise
         except STORAGE_ERRORS as cause:
@@ -141,7 +141,7 @@ class Reader:
         )
         found: list[Segment] = []
         superseded: set[str] = set().union(*(self._known[name].supersedes for name in self._known if name in sizes))
-        # Object stores hold many small segments and answer slowly, so several are asked at once.
+        # Object stores hold many small segments and respond slowly, so several are read at once.
         with ThreadPoolExecutor(16) as readers:
             each = map if self.folder.is_local else readers.map
             for merged in (True, False):
@@ -161,10 +161,9 @@ class Reader:
     def _list(self, before: set[str]) -> dict[str, int]:
         """The files' sizes.
 
-        A listing is no snapshot: it may miss both a segment that goes and the merged one that comes.
-
-        So whenever something is missing that was there, another listing is made, which finds what replaces it; and at
-        the first time, when nobody knows what was there, always.
+        A listing is not a snapshot: it may miss both a removed segment and the merged one that replaces it. So if a
+        known segment is missing, the folder is listed again to find its replacement; the first time, when none is
+        known, always.
         """
         listed = self.folder.sizes()
         expected = before or None

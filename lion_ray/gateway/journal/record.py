@@ -1,13 +1,13 @@
-"""A journal's lines, which prove themselves: records of calls, and the header of a merged segment.
+"""The format of a journal's checksummed lines: records of calls, and the header of a merged segment.
 
 Invariants:
 - A line is the CRC-32 of the JSON in 8 hex digits, a space, the JSON, a newline; the JSON holds no newline.
-- A record's first field is the key and its last is the text. What came between is short, so the key and the account
-  are read without parsing a text.
-- A line whose CRC does not fit is no record and no header.
-- A line says which version of this format it is of, `v`, and 1 where it does not say. An intact line that this version
-  does not understand, of another version or of another tool, is foreign: it is kept, and never served. Where a newer
-  version wrote one, nothing is bought by the journal (`Journal.open`).
+- A record's first field is the key and its last is the text. The fields between are short, so the key and the account
+  are read without parsing the text.
+- A line whose CRC does not match is neither a record nor a header.
+- A line holds its format version, `v`; without it the version is 1. An intact line that this version does not
+  understand, of another version or another tool, is foreign: it is kept, but never served. If a newer version wrote
+  one, the journal is not opened for purchases (`Journal.open`).
 
 This module knows nothing of files.
 """
@@ -25,12 +25,12 @@ from lion_ray.gateway.calls import Account, Completion, TokenChoice
 from lion_ray.gateway.journal.spending import Spent, Sums, from_json, to_json
 
 VERSION = 1
-"""Raise it where an older lion-ray would misread a line."""
+"""Increase it if an older lion-ray would misread a line."""
 _KEY_LENGTH = 64
 _MOST = 2**63
 _RECORD = b' {"key":"'
 _HEADER = b' {"merged":'
-# In a JSON string a quote is escaped, so this is found only where the field begins.
+# Quotes are escaped in JSON strings, so this matches only at the start of the field.
 _TEXT = b',"text":"'
 _FIELDS = (
     "endpoint",
@@ -46,7 +46,7 @@ _FIELDS = (
 
 
 class Head(NamedTuple):
-    """What a journal must know of a record: its key's 32 bytes, and who paid how much."""
+    """A record's key (32 bytes), account and spending."""
 
     digest: bytes
     account: Account
@@ -58,13 +58,13 @@ class Foreign(NamedTuple):
 
     why: str
     newer: int = 0
-    """Its version, where a newer lion-ray wrote it."""
+    """Its version if a newer lion-ray wrote it, else 0."""
 
 
 class Header(NamedTuple):
-    """The first line of a merged segment: the files it replaces, and all that was paid in its sources, by source.
+    """The first line of a merged segment: the files it replaces, and the spending in its sources, by source.
 
-    The sums stand for the lines of the merged segment too, and for those that were left out of it.
+    The sums include all lines of the merged segment, and the lines that were dropped from it.
     """
 
     replaces: frozenset[str]
@@ -72,7 +72,7 @@ class Header(NamedTuple):
 
 
 def digest_of(key: str) -> bytes | None:
-    """A key's 32 bytes; None where it is not 64 hex digits."""
+    """A key's 32 bytes. Returns None if it is not 64 hex digits."""
     if len(key) != _KEY_LENGTH:
         return None
     try:
@@ -84,7 +84,7 @@ def digest_of(key: str) -> bytes | None:
 def encode_record(completion: Completion, account: Account) -> bytes:
     """A record's line, with its newline."""
     if digest_of(completion.key) is None:
-        raise ValueError(f"a call's key is {_KEY_LENGTH} hex digits, not {completion.key!r}")
+        raise ValueError(f"a call's key must be {_KEY_LENGTH} hex digits, not {completion.key!r}")
     record: dict[str, Any] = {"key": completion.key, "v": VERSION}
     record |= {"run": account.run, "role": account.role, "stage": account.stage, "at": round(time.time(), 3)}
     if completion.logprobs is not None:
@@ -94,13 +94,13 @@ def encode_record(completion: Completion, account: Account) -> bytes:
 
 
 def head_of(completion: Completion, account: Account) -> Head:
-    """The head that `decode_head` will find in the line of `encode_record`."""
+    """The head that `decode_head` returns for the line of `encode_record`."""
     spent = Spent(1, completion.prompt_tokens, completion.completion_tokens, completion.cost_usd or 0.0)
     return Head(bytes.fromhex(completion.key), account, spent)
 
 
 def decode_record(line: bytes) -> Completion | None:
-    """The completion in a line without its newline; None where the line is damaged or foreign."""
+    """The completion in a line without its newline. Returns None if the line is damaged or foreign."""
     if not is_intact(line) or not isinstance(decode_head(line), Head):
         return None
     try:
@@ -122,7 +122,7 @@ def _choices(listed: list[Any]) -> tuple[TokenChoice, ...]:
 
 
 def decode_head(line: bytes) -> Head | Foreign | None:
-    """The head of an intact record's line; None where it is no record. Does not look at the CRC."""
+    """The head of an intact record's line. Returns None if it is not a record. Does not check the CRC."""
     if line[8 : 8 + len(_RECORD)] != _RECORD:
         return None
     text = line.find(_TEXT)
@@ -138,7 +138,7 @@ def decode_head(line: bytes) -> Head | Foreign | None:
 
 
 def _checked(head: dict[str, Any]) -> Head | None:
-    """The head in a record's fields; None where they are not what they ever were."""
+    """The head in a record's fields. Returns None if they are invalid."""
     names = [head.get(name, "") for name in ("run", "role", "stage")]
     tokens: list[Any] = [head.get(name) for name in ("prompt_tokens", "completion_tokens")]
     usd = head.get("cost_usd")
@@ -160,7 +160,7 @@ def encode_header(replaces: Iterable[str], sums: Mapping[str, Sums]) -> bytes:
 
 
 def decode_header(line: bytes) -> Header | Foreign | None:
-    """The header in an intact line; None where it is none. Does not look at the CRC."""
+    """The header in an intact line. Returns None if it is not a header. Does not check the CRC."""
     if line[8 : 8 + len(_HEADER)] != _HEADER:
         return None
     try:
@@ -178,14 +178,14 @@ def _newer(version: object) -> int:
 
 
 def as_name(value: object) -> str:
-    """A segment's name, out of JSON. Raises TypeError where it is something else."""
+    """A segment's name from JSON. Raises TypeError if it is not text."""
     if not isinstance(value, str):
-        raise TypeError("a segment's name is a text")
+        raise TypeError("a segment's name must be text")
     return value
 
 
 def is_intact(line: bytes) -> bool:
-    """Whether the CRC of a line without its newline fits."""
+    """Whether the CRC of a line without its newline matches."""
     if len(line) < 10 or line[8:9] != b" ":
         return False
     try:

@@ -1,13 +1,13 @@
-"""Segments, the files that hold records, and their sidecars, the binary indexes beside them.
+"""Segments, the files that hold records, and their sidecars, which are binary indexes.
 
 Invariants:
-- A segment's name sorts by when its writer began, its writer, and its place among the writer's segments. A merged
-  segment sorts at the place of the first that it replaces. When is a number that is larger than all that were there: a
-  clock gives it, but where the clock is behind, not the clock.
-- A sidecar is a cache: it is trusted only if its own CRC fits and it was made for a segment of just that size. Without
-  it the segment is read, and the same is found.
-- A line counts as paid for if it is intact now, or was when its segment was sealed or merged.
-- The bytes after the last newline are a torn tail: no line, and perhaps still being written.
+- A segment's name sorts by its writer's start, its writer, and its number among the writer's segments. A merged segment
+  sorts at the place of the first that it replaces. The start is a clock time, or one more than the largest existing
+  start if the clock is behind that.
+- A sidecar is a cache: it is trusted only if its CRC matches and the segment has the size that it records. Without it
+  the segment is read, with the same result.
+- A line counts as paid if it is intact now, or was when its segment was sealed or merged.
+- The bytes after the last newline are a torn tail: not a line, and perhaps still being written.
 
 This module knows nothing of who reads or writes.
 """
@@ -52,7 +52,7 @@ _ROW = struct.Struct("<32sQI")
 
 
 class Place(NamedTuple):
-    """Where a record is: its segment's name, and offset and length of its line in bytes, without the newline."""
+    """A record's position: its segment's name, and its line's offset and length in bytes, without the newline."""
 
     segment: str
     offset: int
@@ -61,27 +61,27 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Segment:
-    """What is known of a segment."""
+    """The content of a segment, as far as it was read."""
 
     name: str
     scanned: int = 0
     """Bytes up to the end of the last complete line."""
     size: int = 0
-    """In bytes, when it was last looked at."""
+    """In bytes, when it was last read."""
     damaged: int = 0
-    """Lines whose CRC does not fit."""
+    """Lines whose CRC does not match."""
     foreign: int = 0
     """Intact lines of another version or another tool."""
     newer: int = 0
-    """The highest version of them, where it is beyond ours."""
+    """Their highest version if it is newer than ours, else 0."""
     opaque: bool = False
-    """It begins with the header of another version's merged segment: only that version may touch it."""
+    """It begins with the header of another version's merged segment: only that version may change it."""
     replaces: frozenset[str] = frozenset()
     """The files that were merged into it."""
     sums: dict[str, Sums] = field(default_factory=dict)
-    """What was paid for, by the segment that a line was first written to."""
+    """The spending, by the segment that a line was first written to."""
     rows: bytearray = field(default_factory=bytearray)
-    """The records found and not yet taken: digest, offset, length."""
+    """The records found but not yet taken: digest, offset, length."""
 
     @property
     def torn(self) -> bool:
@@ -89,17 +89,17 @@ class Segment:
 
     @property
     def supersedes(self) -> frozenset[str]:
-        """The files that need not be read where this one is."""
+        """The files that this one makes unnecessary to read."""
         return self.replaces | self.sums.keys() if self.replaces else frozenset()
 
     def add(self, head: Head, offset: int, length: int) -> None:
-        """Add a record. In a merged segment the header has counted what it cost."""
+        """Add a record. In a merged segment the header already includes its cost."""
         self.rows += _ROW.pack(head.digest, offset, length)
         if not self.replaces:
             add_to(self.sums.setdefault(self.name, {}), head.account, head.spent)
 
     def take(self, number: int) -> Entries:
-        """The records found since the last time, for the index, which calls this segment by `number`."""
+        """The records found since the last call, for the index, in which this segment has this `number`."""
         stored = np.frombuffer(bytes(self.rows), _STORED)
         self.rows = bytearray()
         entries = np.empty(len(stored), ENTRY)
@@ -109,19 +109,19 @@ class Segment:
         return entries
 
     def copy(self) -> Segment:
-        """A copy to read on in, so that a read that fails half-way leaves no trace."""
+        """A copy to continue reading in, so that a failed read leaves the original unchanged."""
         sums = from_json(to_json(self.sums))
         known = (self.damaged, self.foreign, self.newer, self.opaque, self.replaces)
         return Segment(self.name, self.scanned, self.size, *known, sums, bytearray(self.rows))
 
 
 def merged_name(first: str) -> str:
-    """A new name for a segment that takes the place of `first` and of those that follow it."""
+    """A new name for a merged segment that replaces `first` and its followers."""
     return f"{_MERGED.sub('', first).removesuffix(SUFFIX)}m{secrets.token_hex(4)}{SUFFIX}"
 
 
 def newest(names: Iterable[str]) -> int:
-    """The largest number with which a segment's name begins; 0 where there is none."""
+    """The largest start number in the segments' names; 0 if there is none."""
     numbers = (name.partition("-")[0] for name in names if name.endswith(SUFFIX))
     return max((int(one) for one in numbers if len(one) == 20 and one.isascii() and one.isdigit()), default=0)
 
@@ -131,7 +131,7 @@ def is_merged(name: str) -> bool:
 
 
 def lines(folder: Folder, name: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each complete line from `start` on, without the newline; what lies behind `end` is left."""
+    """Offset and bytes of each complete line from `start` to `end`, without the newline."""
     with folder.open(name) as file:
         end = file.size() if end is None else min(end, file.size())
         rest = b""
@@ -151,14 +151,14 @@ def lines(folder: Folder, name: str, start: int = 0, end: int | None = None) -> 
 
 
 def decode_line(line: bytes) -> Head | Header | Foreign | None:
-    """What a line without its newline is; None where it is damaged."""
+    """Decode a line without its newline. Returns None if it is damaged."""
     if not is_intact(line):
         return None
-    return decode_head(line) or decode_header(line) or Foreign("no line of a journal")
+    return decode_head(line) or decode_header(line) or Foreign("not a line of a journal")
 
 
 def read_on(folder: Folder, known: Segment, size: int) -> Segment:
-    """Read a segment of `size` bytes on from where it was left; what was found survives a power cut."""
+    """Continue reading a segment of `size` bytes, and flush it so that what was read survives a power cut."""
     segment = known.copy()
     for offset, line in lines(folder, segment.name, segment.scanned, size):
         segment.scanned = offset + len(line) + 1
@@ -177,13 +177,13 @@ def read_on(folder: Folder, known: Segment, size: int) -> Segment:
                 segment.damaged += 1
     segment.size = max(size, segment.scanned)
     if segment.scanned > known.scanned:
-        # Its writer may have died, or be, between writing and flushing, and what is served must not vanish again.
+        # Its writer may be, or have died, between writing and flushing, but served records must not be lost.
         folder.flush(segment.name)
     return segment
 
 
 def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
-    """A segment of `size` bytes as its sidecar has it, or read where that cannot be trusted or is not there."""
+    """A segment of `size` bytes from its sidecar, or by reading it if the sidecar is missing or not trusted."""
     if sidecar:
         try:
             data = folder.read_all(name + SIDECAR)
@@ -196,7 +196,7 @@ def load(folder: Folder, name: str, size: int, *, sidecar: bool) -> Segment:
 
 
 def encode_sidecar(segment: Segment) -> bytes:
-    """The sidecar of a segment all of whose records are still in `rows`."""
+    """The sidecar of a segment whose records are all still in `rows`."""
     more = {name: getattr(segment, name) for name in ("foreign", "newer", "opaque")} if segment.foreign else {}
     meta = orjson.dumps({"v": VERSION, "replaces": sorted(segment.replaces), "sums": to_json(segment.sums)} | more)
     count = len(segment.rows) // _ROW.size
@@ -206,7 +206,7 @@ def encode_sidecar(segment: Segment) -> bytes:
 
 
 def decode_sidecar(name: str, data: bytes) -> Segment | None:
-    """What a sidecar says of the segment `name`; None where it is damaged or of another version."""
+    """Decode the sidecar of segment `name`. Returns None if it is damaged or of another version."""
     if len(data) < _FIXED.size + _CRC.size or data[: len(_MAGIC)] != _MAGIC:
         return None
     body = memoryview(data)[: -_CRC.size]

@@ -1,9 +1,9 @@
-"""What calls have cost, added up.
+"""Sums of the cost of calls.
 
 Invariants:
-- A call whose price is unknown counts as a call with its tokens and as no money.
-- Sums are kept by the segment that a line was first written to. Merged segments carry their sources' sums under the
-  sources' names, so a union of them counts a line once, however many copies of its segment are lying about.
+- A call of unknown price counts with its tokens and with a cost of 0.
+- Sums are kept by the segment that a line was first written to. Merged segments hold their sources' sums under the
+  sources' names, so a union counts each line once, however many copies of its segment exist.
 
 This module knows nothing of files.
 """
@@ -18,13 +18,13 @@ from lion_ray.gateway.calls import Account
 
 @dataclass(slots=True)
 class Spent:
-    """What was paid for."""
+    """Calls, tokens and US dollars."""
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
-    """With what may have been billed, where that was asked for."""
+    """Includes what may have been billed, if requested."""
 
     def add(self, other: Spent) -> None:
         self.calls += other.calls
@@ -37,7 +37,7 @@ Sums = dict[Account, Spent]
 
 
 def add_to(sums: Sums, account: Account, spent: Spent) -> None:
-    """Add to an account, which is opened where it is new."""
+    """Add to an account, which is created if it is new."""
     known = sums.get(account)
     if known is None:
         known = sums[account] = Spent()
@@ -45,7 +45,7 @@ def add_to(sums: Sums, account: Account, spent: Spent) -> None:
 
 
 def union(sums_by_source: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
-    """The sums of several files, each source once; of two claims about one source the later stands."""
+    """The sums of several files, each source once; of two sums for one source the later is used."""
     known: dict[str, Sums] = {}
     for sums in sums_by_source:
         known.update(sums)
@@ -53,7 +53,7 @@ def union(sums_by_source: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
 
 
 def total(sums: Iterable[Sums]) -> Sums:
-    """All of it by account, in new objects."""
+    """The total by account, in new objects."""
     added: Sums = {}
     for one in sums:
         for account, spent in one.items():
@@ -62,7 +62,7 @@ def total(sums: Iterable[Sums]) -> Sums:
 
 
 def to_json(sums_by_source: Mapping[str, Sums]) -> dict[str, list[list[object]]]:
-    """Sums as JSON holds them: by source a list of [run, role, stage, calls, prompt, completion, usd]."""
+    """Sums as JSON: by source a list of [run, role, stage, calls, prompt, completion, usd]."""
     return {
         source: [
             [a.run, a.role, a.stage, s.calls, s.prompt_tokens, s.completion_tokens, s.usd] for a, s in sums.items()
@@ -72,11 +72,11 @@ def to_json(sums_by_source: Mapping[str, Sums]) -> dict[str, list[list[object]]]
 
 
 def from_json(data: Mapping[str, list[list[object]]]) -> dict[str, Sums]:
-    """The inverse of `to_json`. Raises TypeError, ValueError or AttributeError where the data is none."""
+    """The inverse of `to_json`. Raises TypeError, ValueError or AttributeError if the data is invalid."""
     for rows in data.values():
         for row in rows:
             if not all(isinstance(name, str) for name in row[:3]) or not all(type(n) in (int, float) for n in row[3:]):
-                raise TypeError("names and numbers are wanted")
+                raise TypeError("names must be text, and the rest numbers")
     return {
         source: {Account(*row[:3]): Spent(*row[3:]) for row in rows}  # type: ignore[arg-type]
         for source, rows in data.items()

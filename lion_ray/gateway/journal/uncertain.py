@@ -1,9 +1,9 @@
-"""What may have been billed without an answer: durable beside the journal, so that no later start spends it again.
+"""Costs that may have been billed without an answer, durably recorded beside the journal for later starts' budgets.
 
 Invariants:
-- Each process writes one file of its own, replaced whole: readers see the old one or the new one, never a torn one.
-- A sum in it never becomes smaller: whether a call was billed that timed out, nobody ever hears.
-- A file that cannot be read is an error to whoever asks for sums: without it a budget would be spent twice.
+- Each process writes its own file, replaced atomically: a reader never sees a torn one.
+- A sum never decreases: whether a call that timed out was billed is never known.
+- A file that cannot be read is an error for every reader of sums: without it a budget could be exceeded.
 
 This module knows nothing of why a call is uncertain, or of budgets.
 """
@@ -31,23 +31,23 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Uncertain:
-    """Calls of one account to one endpoint whose fate is not known."""
+    """Calls of one account to one endpoint with an unknown outcome."""
 
     account: Account
     endpoint: str
     calls: int
     usd: float
-    """What they may have cost at most."""
+    """The most that they may have cost."""
 
 
 class UncertainFile:
     """The sums of one process. Blocking: call `write` from a thread."""
 
     def __init__(self, folder: Folder) -> None:
-        """`folder`: the journal's. Writes and makes nothing yet."""
+        """`folder`: the journal's. Writes and creates nothing yet."""
         self._folder = folder.below(FOLDER)
         self.name = f"{time.time_ns():020d}-{secrets.token_hex(6)}{SUFFIX}"
-        """Nobody else's."""
+        """A unique file name."""
         self._sums: dict[tuple[Account, str], Uncertain] = {}
         self._made = False
 
@@ -69,7 +69,7 @@ class UncertainFile:
         return orjson.dumps({"version": VERSION, "uncertain": rows})
 
     def write(self, data: bytes) -> None:
-        """Make what `encoded` gave durable. Raises what the storage raises."""
+        """Durably write the result of `encoded`. Raises the storage's errors."""
         if not self._made:
             self._folder.make()
             self._made = True
@@ -77,15 +77,15 @@ class UncertainFile:
 
 
 def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
-    """The sums of all processes that wrote into a journal's folder, but for the file of this name (blocking).
+    """The sums of all processes in a journal's folder, except the file named `but` (blocking).
 
-    Raises InfrastructureError where one of them cannot be read.
+    Raises InfrastructureError if one of them cannot be read.
     """
     found: list[Uncertain] = []
     below = folder.below(FOLDER)
     try:
         for name in sorted(below.list()):
-            # Hidden files are aside: they are being written.
+            # Hidden files are temporary: they are being written.
             if name.endswith(SUFFIX) and not name.startswith(".") and name != but:
                 with contextlib.suppress(FileNotFoundError):
                     found += _decoded(below.read(name, 0, 2**62), below.file(name))
@@ -97,7 +97,7 @@ def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
 
 
 def total(uncertain: Iterable[Uncertain]) -> float:
-    """US dollars."""
+    """The sum in US dollars."""
     return sum(one.usd for one in uncertain)
 
 
@@ -105,15 +105,15 @@ def _decoded(data: bytes, path: str) -> list[Uncertain]:
     try:
         found: Any = orjson.loads(data)
         if found["version"] != VERSION:
-            raise ValueError(f"of version {found['version']!r}, where this lion-ray knows {VERSION}")
+            raise ValueError(f"of version {found['version']!r}, but this lion-ray knows {VERSION}")
         return [
             Uncertain(Account(str(run), str(role), str(stage)), str(endpoint), int(calls), max(0.0, float(usd)))
             for run, role, stage, endpoint, calls, usd in found["uncertain"]
         ]
     except (ValueError, TypeError, KeyError) as cause:
         raise InfrastructureError(
-            f"{path} cannot be read ({cause}): it holds what may have been billed without an answer, and counts against"
-            " budgets. Move it away to go on; then that does not count"
+            f"{path} cannot be read ({cause}): it holds costs that may have been billed without an answer and count"
+            " against budgets. Move it away to continue; then they do not count"
         ) from cause
 
 

@@ -1,16 +1,16 @@
-"""Writing a journal's segments.
+"""Writes a journal's segments.
 
 Invariants:
-- A writer touches only segments of its own, named by a writer id that nobody else has: any number of processes and
-  runs share a folder, and none waits for another.
+- A writer changes only its own segments, named by a unique writer id: any number of processes and runs share a folder,
+  and none waits for another.
 - A commit returns once its lines are durable, in a file that still has its name.
-- A segment is never continued after a failed write, a restart or another writer: what follows a torn record would be
+- A segment is never continued after a failed write, a restart or another writer: lines after a torn record would be
   lost with it.
-- On a local folder the open segment is locked, so that a compaction leaves it alone. A segment that is complete gets
-  its sidecar before the lock goes.
+- On a local folder the open segment is locked, so that a compaction leaves it alone. A complete segment gets its
+  sidecar before the lock is released.
 
-On a local folder a segment is a file that grows. On any other filesystem a commit is one new object, as object stores
-cannot append, and every so often a writer merges its own.
+On a local folder a segment is a file that grows. On any other filesystem a commit is one new object, because object
+stores cannot append, and a writer merges its own objects from time to time.
 
 This module knows nothing of waiting callers.
 """
@@ -33,26 +33,26 @@ from lion_ray.gateway.journal.segments import SIDECAR, SUFFIX, Place, Segment, e
 
 SEGMENT_BYTES = 64 * 2**20
 MOST_LOOSE = 256
-"""Objects of one writer before it merges them."""
+"""The number of objects at which a writer merges them."""
 _LOCK_ATTEMPTS = 10
 
 logger = logging.getLogger(__name__)
 
 
 class Line(NamedTuple):
-    """A record to write: what to know of it, and its line with the newline."""
+    """A record to write: its head, and its line with the newline."""
 
     head: Head
     data: bytes
 
 
 class Writer:
-    """Writes segments of its own into a folder. Use it from one thread, but for `merge`."""
+    """Writes its own segments into a folder. Use it from one thread, except `merge`."""
 
     def __init__(
         self, folder: Folder, *, sync: Callable[[int], None], claim: Callable[[str], None], segment_bytes: int
     ) -> None:
-        """`sync` flushes a descriptor's file to the disk; `claim` is told a segment's name before it exists."""
+        """`sync` flushes a descriptor's file to the disk; `claim` is called with a segment's name before it exists."""
         self._folder = folder
         self._sync = sync
         self._claim = claim
@@ -66,7 +66,7 @@ class Writer:
 
     @property
     def path(self) -> str:
-        """The segment that is being written, or was last."""
+        """The segment that is, or was last, written."""
         return self._folder.file(self._name)
 
     @property
@@ -75,12 +75,12 @@ class Writer:
         return len(self._loose)
 
     def take_loose(self) -> list[str]:
-        """Their names, for `merge`; they are its business from now on."""
+        """Remove and return their names, for `merge`."""
         names, self._loose = self._loose, []
         return names
 
     def commit(self, batch: Sequence[Line]) -> list[Place]:
-        """Write lines and make them durable. Raises what the storage raises; then none of them counts as written."""
+        """Durably write lines. Raises the storage's errors; then none of them counts as written."""
         data = b"".join(line.data for line in batch)
         if not self._folder.is_local:
             return self._places(self._write_object(data), 0, batch)
@@ -93,14 +93,14 @@ class Writer:
                     self._segment.add(line.head, place.offset, place.length)
                 self._segment.scanned = self._segment.size = start + len(data)
                 return places
-            # Somebody has deleted the segment under our feet, and what was appended would go with it.
+            # Another process has deleted the segment, so the appended lines would be lost.
             self._leave()
-        raise FileNotFoundError(f"segments vanish from {self._folder.path} while they are written")
+        raise FileNotFoundError(f"segments are removed from {self._folder.path} while they are written")
 
     def merge(self, names: Sequence[str]) -> None:
-        """Merge objects of this writer into one; any thread may. What the storage refuses is only told.
+        """Merge objects of this writer into one, from any thread. An error is only logged.
 
-        No record depends on it: what was not merged stays as it is.
+        No record depends on it: objects that were not merged stay.
         """
         try:
             merge_own(self._folder, names)
@@ -135,27 +135,27 @@ class Writer:
                 rest = rest[os.write(self._fd, rest) :]
             self._sync(self._fd)
         except OSError:
-            # What the file holds now is unknown, and a second fsync may report success for lost pages.
+            # The file's content is unknown now, and a second fsync may report success for lost pages.
             self._leave()
             raise
         return start
 
     def _create(self) -> int:
-        """A new segment's descriptor, locked where the filesystem has locks."""
+        """A new segment's descriptor, locked if the filesystem supports locks."""
         for _ in range(_LOCK_ATTEMPTS):
             self._segment = Segment(self._next_name())
             path = self._folder.file(self._segment.name)
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o644)
             try:
-                # Where there are no locks, a compaction leaves everything alone.
+                # Without lock support, a compaction leaves everything alone.
                 if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
                     return descriptor
             except OSError:
                 os.close(descriptor)
                 raise
-            # A compaction saw it before it was locked, and took it for one that nobody writes.
+            # A compaction found it before it was locked, and assumed that it has no live writer.
             os.close(descriptor)
-        raise FileNotFoundError(f"segments vanish from {self._folder.path} as soon as they are made")
+        raise FileNotFoundError(f"segments are removed from {self._folder.path} as soon as they are created")
 
     def _write_object(self, data: bytes) -> str:
         name = self._next_name()
@@ -165,7 +165,7 @@ class Writer:
 
     def _next_name(self) -> str:
         if not self._id:
-            # So that the first writer's record of a key stands, however clocks are set: see `newest`.
+            # Above all existing numbers, so that a key's first record counts whatever the clocks say: see `newest`.
             number = max(time.time_ns(), newest(self._folder.names()) + 1)
             self._id = f"{number:020d}-{secrets.token_hex(6)}"
         self._name = f"{self._id}-{self._serial:08d}{SUFFIX}"
@@ -179,7 +179,7 @@ class Writer:
         try:
             self._folder.write(self._segment.name + SIDECAR, encode_sidecar(self._segment))
         except STORAGE_ERRORS as error:
-            # Nothing but the time that the next reader takes depends on it.
+            # A missing sidecar only costs the next reader time.
             logger.warning("the journal's segment %s has no sidecar: %s", self._segment.name, error)
         self._leave()
 
