@@ -48,9 +48,7 @@ def export_run(
     source = Source.open(open_run(run), iteration, licence=licence, origin=origin)
     wanted = None if what is None else [part.strip() for part in what.split(",") if part.strip()]
     done = export(source, out, wanted, force=force, push_to=push, say=say)
-    say(
-        f"{done.folder}: {'complete' if done.made else 'already exported, and complete'}; check it with sha256sum -c SHA256SUMS"
-    )
+    say(f"{done.folder}: {'complete' if done.made else 'already complete'}; check it with sha256sum -c SHA256SUMS")
     pushed = [] if push is None else push_to_hub(done, push, public=public, say=say)
     if as_json:
         told = {"folder": str(done.folder), "iteration": source.iteration, "parts": done.parts, "made": done.made}

@@ -1,7 +1,7 @@
 """Judge the student's answers against the teacher's, shard by shard, and split the rows.
 
-The referee judges one shard while the student answers the next. A row of the Cache Pool is hard if the student lags by τ
-or more (paper, section 3.2). On the held-out set, verdicts are only a measurement.
+The referee judges one shard while the student answers the next. A row of the Cache Pool is hard if the student lags by
+τ or more (paper, section 3.2). On the held-out set, verdicts are only a measurement.
 """
 
 from __future__ import annotations
