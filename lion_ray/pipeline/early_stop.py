@@ -6,8 +6,8 @@ Invariants:
 - A checkpoint that was not measured counts as neither gain nor loss.
 
 The measure: the checks' score on the held-out set if checks are configured (`evaluation.checks`); else relative
-quality if every checkpoint is judged on it (`discrimination.judge_heldout: every`); else the held-out loss. This module does not
-know Ray.
+quality if every checkpoint is judged on it (`discrimination.judge_heldout: every`); else the held-out loss. This module
+does not know Ray.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from lion_ray.models.machine import cores
 
 T = TypeVar("T")
 START_FAILURES = (Exception,)
-"""A failed start of Ray has no exception class of its own: RuntimeError, TimeoutError, Exception. Ctrl-C is excluded."""
+"""A failed start of Ray has no exception class of its own: RuntimeError, TimeoutError, Exception; not Ctrl-C."""
 TOLD = 300
 """Maximum length of Ray's message, in characters."""
 
