@@ -46,8 +46,8 @@ class Status:
     spending: list[dict[str, Any]]
     """By role, stage and iteration: paid calls, their tokens and US dollars, from the journal."""
     uncertain: list[dict[str, Any]] = field(default_factory=list)
-    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, with their maximum cost
-    in US dollars; not included in `spending`."""
+    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, with their maximum
+    cost in US dollars; not included in `spending`."""
     problems: list[str] = field(default_factory=list)
     """What could not be read."""
     stopped: str | None = None

@@ -138,7 +138,7 @@ async def test_an_interrupted_evaluation_keeps_what_was_paid_for(stub: StubAPI, 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nobody", "--suite", "bbh", "--data", "x"], 2, "TARGET nobody: no run, no model folder and no file"),
+        (["nobody", "--suite", "bbh", "--data", "x"], 2, "TARGET nobody: there is no such run, model folder or file"),
         (["http://127.0.0.1:9/v1#m", "--suite", "bbh"], 2, "--suite bbh needs its questions: --data FOLDER"),
         (["http://127.0.0.1:9/v1#m", "--suite", "vicuna80"], 2, "--reference is missing"),
         (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--data", "none"], 3, "none of bbh's files is there"),
