@@ -4,7 +4,7 @@ Invariants:
 - A verdict is the mean of both orders, as in a run. A pair without scores in both orders has none, and is counted.
 - Each call is made once: an unreadable reply stays unread, so the failure rate is the judge's own, without retries.
 
-Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. The sign of a verdict's d gives
+Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. A verdict's sign of d gives
 the winner, and d = 0 is a tie: with whole scores, either both answers get the same score, or the orders contradict each
 other by the same amount (FastChat counts any such contradiction as a tie).
 
