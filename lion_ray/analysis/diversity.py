@@ -38,12 +38,12 @@ class Diversity:
     """One pool's new rows."""
 
     pool: int
-    """0: the user's own; k: what iteration k wrote."""
+    """0: the user's own; k: generated in iteration k."""
     rows: int
     sample: int
-    """Of these rows so many were looked at."""
+    """Number of rows measured."""
     distinct: dict[int, float]
-    """By n: different n-grams of tokens over all of them, 0 to 1 (Li et al., arXiv 1510.03055)."""
+    """By n: the share of distinct token n-grams, 0 to 1 (Li et al., arXiv 1510.03055)."""
     nearest_before: float | None
     """Mean ROUGE-L F of the nearest text in earlier pools, 0 to 1; None for the first."""
     nearest_own: float | None

@@ -27,11 +27,11 @@ class Table:
 class Figure:
     caption: str
     drawn: Markup | None
-    """None: there was nothing to draw, and `note` says why."""
+    """None: there was nothing to draw; `note` gives the reason."""
     table: Table | None = None
     note: str = ""
     narrow: Markup | None = None
-    """What a phone shows instead, where the drawing is too wide for it."""
+    """The drawing for phones, if the other is too wide."""
 
 
 @dataclass(frozen=True, slots=True)

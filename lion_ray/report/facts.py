@@ -34,11 +34,11 @@ from lion_ray.pipeline.status import Status, read_status
 from lion_ray.report.pictures import Clock, Span
 
 HARDEST = 10
-"""Rows that are shown with all that was said."""
+"""Rows that are shown with all answers and verdicts."""
 ANCESTORS = 3
 CALIBRATION = "judge.json"
 COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4"}
-"""Classes of the style sheet, by who works in a stage."""
+"""Classes of the style sheet by a stage's actor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Invariants:
 - A verdict is the mean of both orders, as in a run. A pair without scores in both orders has none, and is counted.
 - Each call is made once: an unreadable reply stays unread, so the failure rate is the judge's own, without retries.
 
-Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. A verdict's sign of d gives
+Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. The sign of a verdict's d is
 the winner, and d = 0 is a tie: with whole scores, either both answers get the same score, or the orders contradict each
 other by the same amount (FastChat counts any such contradiction as a tie).
 
@@ -64,10 +64,10 @@ class Measures:
     agreement_decided: Estimate | None
     """Agreement without ties on either side."""
     confusion: dict[str, dict[str, int]]
-    """Verdicts by label, then by what the judge said."""
+    """Verdicts by label, then by the judge's winner."""
     flips: int
     flip_rate: Estimate | None
-    """Verdicts whose two orders name different winners."""
+    """The share of verdicts whose two orders have different winners."""
     position_bias: Estimate | None
     """Mean score of the answer shown first, minus the other's; both orders of each verdict, so quality cancels."""
     ties: int
