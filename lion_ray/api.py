@@ -1,10 +1,10 @@
-"""The Python API: a run from a script or a notebook, and what came out of it. The command line uses nothing else.
+"""The Python API: a run from a script or a notebook, and its results. The command line uses it too.
 
 Invariants:
-- A run is its folder here too: `distil` runs it or resumes it, and what it returns reads it (`run_result`).
+- A run is its folder here too: `distil` runs or resumes it, and the result object reads the folder (`run_result`).
 - Errors are LionErrors of one line, as the command line prints them.
-- The program is left as it was: its signal handlers and its environment are its own again, Ray has stopped.
-- Nothing heavy is imported before it is needed.
+- The program's state is restored: its signal handlers and its environment. Ray is stopped.
+- Heavy modules are imported only when they are needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "distil", "distil_async", "load", "open_run", "plan"]
 
 OURS = ("RAY_", "WANDB_", "MLFLOW_", "VLLM_", "PYTHONBREAKPOINT")
-"""How the environment variables begin that a run, or Ray in it, may set, and that are given back."""
+"""Prefixes of environment variables that a run, or Ray in it, may set; they are restored afterwards."""
 
 
 def distil(
@@ -44,22 +44,22 @@ def distil(
     trackers: Sequence[Tracker] = (),
     progress: TextIO | bool = True,
 ) -> RunResult:
-    """Run a distillation, or resume it: the same call does both. Returns when it is done.
+    """Run a distillation, or resume it with the same call. Returns when it is done.
 
-    It works in a notebook too, where a loop is running already. An interrupt ends the run in order, as it does on the
-    command line; the same call then goes on.
+    It also works in a notebook, where an event loop is already running. An interrupt ends the run cleanly, as on the
+    command line; the same call then resumes it.
 
     Args:
         config: a RunConfig, the path of a YAML file, or the values of one.
-        base_dir: where the files that the configuration names are; by default the YAML file's folder, or the working
-            directory.
-        overrides: changes to it, such as ``imitation.epochs=2``.
-        trackers: told of the run as it goes, beside those that the configuration names.
-        progress: a stream for the run's words; True: standard output, False: none.
+        base_dir: the folder to which file names in the configuration are relative; default: the YAML file's folder, or
+            the working directory.
+        overrides: changes to the configuration, such as ``imitation.epochs=2``.
+        trackers: receive the run's metrics, in addition to the configured trackers.
+        progress: a stream for the log; True: standard output, False: none.
 
     Raises:
-        LionError: what ended the run, in one line; its class says what kind of thing that was (`core.errors`).
-        KeyboardInterrupt: it was interrupted.
+        LionError: the error that ended the run, in one line; its class gives the kind (`core.errors`).
+        KeyboardInterrupt: the run was interrupted.
     """
     from lion_ray.pipeline.interrupts import Stop
 
@@ -75,7 +75,7 @@ def distil(
         return work()
     thread = _Thread(work)
     try:
-        thread.start()  # an interrupt may come in here too
+        thread.start()  # an interrupt may arrive here too
         return thread.result()
     except KeyboardInterrupt:
         stop.ask()
@@ -91,7 +91,7 @@ async def distil_async(
     trackers: Sequence[Tracker] = (),
     progress: TextIO | bool = True,
 ) -> RunResult:
-    """As `distil`, beside whatever else the loop does. Cancelling it ends the run in order, as an interrupt does."""
+    """Like `distil`, without blocking the event loop. Cancelling it ends the run cleanly, like an interrupt."""
     from lion_ray.pipeline.interrupts import Stop
 
     loaded = load(config, base_dir=base_dir, overrides=overrides)
@@ -109,10 +109,10 @@ async def distil_async(
 
 
 def open_run(run: str | os.PathLike[str]) -> RunResult:
-    """A run that is there: by its folder, its URL, or its name under ./runs.
+    """Open an existing run by its folder, its URL, or its name under ./runs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such run.
     """
     from lion_ray.models.checkpoints import open_run as found
     from lion_ray.pipeline.results import results
@@ -127,7 +127,7 @@ def plan(
     base_dir: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """What a run will take, stage by stage, before anything is spent.
+    """Estimate a run's cost and time, stage by stage, before anything is spent.
 
     Raises:
         LionError: the configuration or its data cannot be used.
@@ -146,7 +146,7 @@ def load(
     base_dir: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
 ) -> LoadedConfig:
-    """A configuration, checked, and where its files are. Raises ConfigError, one line per mistake."""
+    """Load and check a configuration. Raises ConfigError with one line per mistake."""
     from dataclasses import replace
 
     from lion_ray.config.file import load_config, load_values
@@ -162,7 +162,7 @@ def _run(loaded: LoadedConfig, trackers: Sequence[Tracker], progress: TextIO | b
     from lion_ray.pipeline.interrupts import signals_given_back
 
     with _environment_given_back(), signals_given_back():
-        # Here, as Ray changes the environment when it is imported.
+        # Imported here, because Ray changes the environment when it is imported.
         from lion_ray.core.progress import Progress
         from lion_ray.core.store import RunStore
         from lion_ray.pipeline import runner
@@ -203,7 +203,7 @@ def _environment_given_back() -> Iterator[None]:
 
 
 class _Thread(threading.Thread):
-    """A run beside whoever waits for it; the program does not end while it goes on."""
+    """Runs a distillation in a thread; the program does not exit while it runs."""
 
     def __init__(self, work: Callable[[], RunResult]) -> None:
         super().__init__(name="lion-ray")
@@ -215,18 +215,18 @@ class _Thread(threading.Thread):
     def run(self) -> None:
         try:
             self._result = self._work()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             self._error = error
         finally:
             self._done.set()
 
     def wait(self) -> None:
-        """Until it has ended, or where it never began; a signal is heard meanwhile."""
+        """Wait until the thread has ended or was never started; signals are handled meanwhile."""
         while not self._done.wait(1.0) and self.ident is not None:
             pass
 
     def result(self) -> RunResult:
-        """What it came to, once it has ended. Raises what it raised."""
+        """Wait for the result. Raises the thread's exception."""
         self.wait()
         if self._error is not None:
             raise self._error

@@ -1,8 +1,8 @@
-"""What a run came to, read from its folder: the result of `distil`, and what `open_run` opens.
+"""A run's results, read from its folder: returned by `distil` and `open_run`.
 
 Invariants:
-- It only reads, and works while the run goes on, here or elsewhere.
-- Nothing heavy is imported before it is needed.
+- It only reads, and works while the run is in progress, here or elsewhere.
+- Heavy modules are imported only when they are needed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run, read from its folder, while it goes on and afterwards.
+    """A run, read from its folder during the run and afterwards.
 
-    Tables are pyarrow's; `.to_pandas()` makes DataFrames of them.
+    Tables are pyarrow tables; `.to_pandas()` converts them to DataFrames.
     """
 
     store: RunStore
     iterations: list[IterationResult]
-    """What each iteration came to, from 0, which is the base model."""
+    """The result of each iteration, from 0, which is the base model."""
 
     @property
     def root(self) -> str:
@@ -37,8 +37,7 @@ class RunResult:
 
     @property
     def checkpoint(self) -> str | None:
-        """The last student: a model folder as transformers reads one, or its URL; None before the first fine-tuning is
-        done."""
+        """The last student: a model folder for transformers, or its URL. None before the first fine-tuning is done."""
         from lion_ray.core import layout
 
         last = next((one.iteration for one in reversed(self.iterations) if one.model is not None), None)
@@ -46,19 +45,19 @@ class RunResult:
 
     @property
     def report(self) -> str:
-        """Where the run's report is: the path, or the URL, of one HTML file."""
+        """The path or URL of the run's report, one HTML file."""
         from lion_ray.core import layout
 
         return self.store.address(layout.REPORT)
 
     def status(self) -> Status:
-        """What the run has done and is doing now."""
+        """The run's current progress."""
         from lion_ray.pipeline.status import read_status
 
         return read_status(self.store)
 
     def table(self) -> pa.Table:
-        """The iterations as a table: a row for each, a column for each number (as trackers name them)."""
+        """The iterations as a table: one row each, one column for each metric (named as in trackers)."""
         import pyarrow as pa
 
         from lion_ray.tracking.numbers import numbers
@@ -68,7 +67,7 @@ class RunResult:
         return pa.table({name: [row.get(name) for row in rows] for name in names})
 
     def pool(self, number: int | str) -> pa.Table:
-        """Instructions: pool 0 is your own, pool k what iteration k generated, "heldout" what nobody trains on."""
+        """Instructions: pool 0 is your own, pool k was generated in iteration k, "heldout" is the held-out set."""
         from lion_ray.core import layout
 
         return self._rows(layout.pool(number))
@@ -105,8 +104,8 @@ class RunResult:
         )
 
     def heldout(self, iteration: int | None = None) -> pa.Table:
-        """Side by side for each held-out instruction: the teacher's answer and an iteration's student's (the last that
-        answered, by default), and the scores that the judge gave them; null where a row has none."""
+        """For each held-out instruction, the teacher's answer, an iteration's student's answer (default: the last that
+        answered) and the judge's scores; null if a row has none."""
         import pyarrow as pa
 
         last = max((one.iteration for one in self.iterations), default=0)
@@ -146,5 +145,5 @@ class RunResult:
 
 
 def _columns(table: pa.Table, names: Mapping[str, str]) -> dict[str, Any]:
-    """Columns of a table under other names; one that the table lacks is left out."""
+    """Columns of a table under other names; missing columns are left out."""
     return {new: table[old] for old, new in names.items() if old in table.column_names}

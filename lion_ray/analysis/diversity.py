@@ -1,13 +1,13 @@
-"""How different an iteration's new instructions are: from each other, and from what was there before.
+"""Diversity of an iteration's new instructions, among each other and compared with earlier ones.
 
 Invariants:
-- distinct-n falls with the number of rows, so every pool is measured on a sample of the same size, or the figures could
-  not be compared. How many rows that is stands in the result.
-- A sample is the rows with the smallest ids. Ids are hashes of the texts: that is a random choice, and the same one on
+- distinct-n falls with the number of rows, so every pool is measured on a sample of the same size; otherwise the values
+  could not be compared. The result contains the size.
+- The sample is the rows with the smallest ids. Ids are hashes of the texts, so the choice is random, and the same on
   every machine.
-- A nearest neighbour is looked for among all rows that were there before, whatever the sample.
+- A nearest neighbour is searched among all earlier rows, whatever the sample.
 
-Similarity is ROUGE-L F as the generator's filter has it (`similarity.novelty`). This module knows nothing of models.
+Similarity is ROUGE-L F, as in the generator's filter (`similarity.novelty`). This module does not know models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lion_ray.similarity.novelty import NoveltyIndex
 from lion_ray.similarity.rouge import tokens
 
 SAMPLE = 500
-"""Rows of a pool that are looked at, at most: 3 ms each against 52,000 known texts on one core."""
+"""Maximum rows measured per pool: 3 ms each against 52,000 known texts on one core."""
 ORDERS = (1, 2, 3)
 _CHUNK = 50_000
 """Known texts compared at once: 512 bytes each for every array of a comparison (`NoveltyIndex.scores`)."""
@@ -38,12 +38,12 @@ class Diversity:
     """One pool's new rows."""
 
     pool: int
-    """0: the user's own; k: what iteration k wrote."""
+    """0: the user's own; k: generated in iteration k."""
     rows: int
     sample: int
-    """Of these rows so many were looked at."""
+    """Number of rows measured."""
     distinct: dict[int, float]
-    """By n: different n-grams of tokens over all of them, 0 to 1 (Li et al., arXiv 1510.03055)."""
+    """By n: the share of distinct token n-grams, 0 to 1 (Li et al., arXiv 1510.03055)."""
     nearest_before: float | None
     """Mean ROUGE-L F of the nearest text in earlier pools, 0 to 1; None for the first."""
     nearest_own: float | None
@@ -77,7 +77,7 @@ def read_diversity(store: RunStore, sample: int = SAMPLE) -> list[Diversity]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams over all n-grams of these texts, 0 to 1; 0.0 where there are none."""
+    """The share of distinct n-grams in these texts, 0 to 1; 0.0 if there are none."""
     split = [tokens(text) for text in texts]
     grams = [tuple(words[start : start + n]) for words in split for start in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -91,7 +91,7 @@ def indexes(texts: Sequence[str]) -> list[NoveltyIndex]:
 
 
 def nearest(texts: Sequence[str], known: Sequence[NoveltyIndex], *, themselves: bool = False) -> Floats | None:
-    """Each text's highest ROUGE-L F with a known one, [texts]; None where there is nothing to compare with.
+    """Each text's highest ROUGE-L F with a known one, [texts]. Returns None if there is nothing to compare with.
 
     `themselves`: `known` are the texts, in their order, and none is compared with itself.
     """

@@ -1,11 +1,11 @@
 """A few held-out instructions with the student's answers before and after the run, beside the teacher's.
 
 Invariants:
-- Which ones is decided by the run's seed and their ids alone, so nobody chose them for what was answered. An answer
-  that failed is shown as such, not passed over.
-- Texts are as models and users wrote them, only shorter: whoever shows them makes them harmless first.
+- The choice depends only on the run's seed and the rows' ids, never on the answers. A failed answer is shown as such,
+  not skipped.
+- Texts are shortened but otherwise unchanged: the caller must escape them before display.
 
-Reads a run's folder, and only the parts that hold the chosen rows. This module knows nothing of terminals and pages.
+It reads only the parts of a run's folder that hold the chosen rows. This module does not know terminals or pages.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lion_ray.core.store import RunStore
 
 COUNT = 3
 HOW = "chosen by a hash of the run's seed and their ids, not by what was answered: neither the best nor the worst"
-"""How the examples were chosen, for whoever looks at them."""
+"""How the examples were chosen, for the reader."""
 LINES, CHARACTERS = 6, 480
-"""Of a text, at most."""
+"""Maximum lines and characters of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,19 @@ class Said:
     """One answer."""
 
     who: str
-    """The teacher, or which student."""
+    """The teacher, or the student's iteration."""
     text: str
-    """Shortened; empty where there is no answer."""
+    """Shortened; empty if there is no answer."""
     problem: str | None
-    """Why there is none."""
+    """Why there is no answer."""
     score: float | None
-    """The mean of its checks, 0 to 1; None where there are none or they could not say."""
+    """The mean of its checks, 0 to 1; None if there are none or they could not score it."""
     by_check: Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction and what was said to it."""
+    """One instruction and its answers."""
 
     id: str
     instruction: str
@@ -52,7 +52,7 @@ class Example:
 
 
 def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
-    """The run's examples; none where the held-out set was not answered both before and after.
+    """The run's examples; empty if the held-out set was not answered both before and after.
 
     Raises:
         InfrastructureError: a file of the run is damaged.
@@ -91,7 +91,7 @@ def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
 
 
 def shortened(text: str, lines: int = LINES, characters: int = CHARACTERS) -> str:
-    """The beginning of a text, with how much was left out where something was."""
+    """The beginning of a text, with a note of how much was left out, if any."""
     kept = "\n".join(text.strip().split("\n")[:lines])[:characters].rstrip()
     left = len(text.strip()) - len(kept)
     return kept if left <= 0 else f"{kept} … ({left:,} more characters)"

@@ -1,9 +1,9 @@
-"""Whether a student got better between two checkpoints: the same instructions, judged both times.
+"""The gain between two checkpoints on the same instructions, judged both times.
 
-Invariant: rows are resampled as pairs, so what makes an instruction hard for both checkpoints cancels out; the interval
-is narrower than what two intervals side by side suggest, and it is the one that answers the question.
+Invariant: rows are resampled as pairs, so an instruction's difficulty for both checkpoints cancels out. The interval is
+narrower than two separate intervals suggest, and it is the right one for the gain.
 
-This module knows nothing of files.
+This module does not know files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def paired_gain(
     *,
     seed: int,
 ) -> Estimate | None:
-    """The gain from `before` to `after`, with a percentile bootstrap over rows; None where there are none.
+    """The gain from `before` to `after`, with a percentile bootstrap over rows. Returns None without rows.
 
     Relative quality is the student's summed scores over the teacher's: 0.01 is one point. Each argument is (teacher's
     scores, student's scores), [rows]; row i is the same instruction in all four. The same arguments give the same

@@ -1,12 +1,12 @@
-"""Where every instruction came from, and what became of the student's gap on it: read from a run's folder.
+"""The origin of every instruction, and the student's gap on it over the iterations: read from a run's folder.
 
 Invariants:
-- Columns are read by need, never the texts: a Cache Pool may have a million rows.
-- Only what is committed is read, so a run that is in progress, or was killed, gives what it has.
-- A gap is the teacher's score less the student's. A row without a verdict has none (NaN); no number stands in for it.
-- A parent that the pools do not hold, or that stands behind its child, counts as none.
+- Only the needed columns are read, never the texts: a Cache Pool may have a million rows.
+- Only committed data is read, so it also works for a running or killed run.
+- A gap is the teacher's score minus the student's. A row without a verdict has no gap (NaN).
+- A parent that is missing from the pools, or comes after its child, is ignored.
 
-This module knows nothing of Ray, of models or of how it is shown.
+This module does not know Ray, models or the presentation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Places = npt.NDArray[np.int64]
 
 
 def committed_pools(store: RunStore) -> list[int]:
-    """The pools that are whole: 0 is the user's own, k what iteration k wrote."""
+    """The committed pools: 0 is the user's own, k was generated in iteration k."""
     last = _iterations(store)
     pools = [pool for pool in range(last + 1) if store.stage(layout.pool(pool)).manifest() is not None]
     # A pool is made of those before it, and an iteration judges all that were there.
@@ -56,7 +56,7 @@ def read_pools(store: RunStore, pools: Sequence[int], columns: Sequence[str]) ->
 
 
 def read_lineage(store: RunStore) -> Lineage:
-    """The family of every instruction of the committed pools, the held-out set apart."""
+    """The lineage of every instruction of the committed pools, without the held-out set."""
     columns = ("id", "parent", "source", "iteration")
     pools = committed_pools(store)
     return Lineage(read_pools(store, pools, columns) if pools else pa.table({name: [] for name in columns}))
@@ -156,11 +156,11 @@ class Gaps:
     rows: tuple[int, ...]
     """The Cache Pool's size in each of the iterations."""
     tau: float
-    """A row is hard where its gap is at least this."""
+    """A row is hard if its gap is at least this."""
 
     @property
     def values(self) -> Floats:
-        """The gaps: teacher's score less student's, [rows, iterations]."""
+        """The gaps: teacher's score minus student's, [rows, iterations]."""
         return self.teacher - self.student
 
     def hard(self) -> npt.NDArray[np.bool_]:
@@ -229,7 +229,7 @@ def _verdicts(store: RunStore, name: str) -> pa.Table:
     found = stage.read((stage.manifest() or {})["parts"], ("id", "teacher_score", "student_score"), ("gap",))
     if "gap" not in found.column_names:
         return found
-    # A judge of the user's own need not score: then its gap stands for the teacher's lead, over 0.
+    # A user's judge may give no scores: then its gap is used as the teacher's score, with 0 for the student.
     scored = found["teacher_score"].is_valid()
     zero = pa.scalar(0.0, pa.float64())
     for name, other in (
@@ -242,7 +242,7 @@ def _verdicts(store: RunStore, name: str) -> pa.Table:
 
 
 def _iterations(store: RunStore) -> int:
-    """How many the configuration asks for; 0 where the folder is no run's yet."""
+    """The configured number of iterations; 0 if the folder is not a run's yet."""
     return int(_config(store).get("iterations", 0))
 
 

@@ -1,4 +1,4 @@
-"""The command line: verbs, their options and what is printed. What a verb does is elsewhere."""
+"""The command line: commands, their options and their output. Other packages do the work."""
 
 from lion_ray.cli.main import app, guarded, main
 

@@ -1,4 +1,4 @@
-"""What every verb shares: how it prints its result. Imported at every start, so it imports next to nothing."""
+"""Shared by all commands: how results are printed. Imported at every start, so it imports very little."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 from lion_ray.core.terminal import Terminal
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def results_console() -> Terminal:
-    """Where a command's results go: standard output, with room for a table in a log too."""
+    """The console for a command's results: standard output, wide enough for tables in a log."""
     return Terminal(width=None if sys.stdout.isatty() else 180)

@@ -1,4 +1,4 @@
-"""`lion-ray eval`: whether the student got better. What the verbs do is in `evaluation`."""
+"""`lion-ray eval`: measure whether the student improved. `evaluation` does the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTY = "a run (RUN@N: after iteration N), a model, CONFIG.yaml:ENDPOINT, http:/
 
 
 class RunByDefault(TyperGroup):
-    """A group whose command `run` needs no name: what is no command's name is its first argument."""
+    """A group whose default command is `run`: an unknown command name is its first argument."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
@@ -33,57 +33,62 @@ class RunByDefault(TyperGroup):
 
 eval_app = typer.Typer(
     cls=RunByDefault,
-    help="Whether the student got better: eval TARGET --suite …, or eval score for recorded outputs.",
+    help="Measure whether the student improved: eval TARGET --suite …, or eval score for recorded outputs.",
     no_args_is_help=True,
 )
 
 
 @eval_app.command("run")
 def evaluate(
-    target: Annotated[str, typer.Argument(help=f"Who is measured: {PARTY}.", metavar="TARGET")],
+    target: Annotated[str, typer.Argument(help=f"What to measure: {PARTY}.", metavar="TARGET")],
     suite: Annotated[
         str, typer.Option(help="vicuna80, user252, bbh, agieval, a file of questions, or a .yaml file with checks.")
     ],
     questions: Annotated[Path | None, typer.Option(help="vicuna80's or user252's questions.")] = None,
     data: Annotated[str | None, typer.Option(help="bbh's or agieval's folder; or hub.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Whom it is compared with; a run's teacher by default.", metavar="PARTY")
+        str | None, typer.Option(help="What to compare it with; default: the run's teacher.", metavar="PARTICIPANT")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Who judges; a run's referee by default.", metavar="PARTY")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="The judge; default: the run's referee.", metavar="PARTICIPANT")
+    ] = None,
     judge_prompt: Annotated[
         str | None, typer.Option(help="The referee's template: explain, scores, scores-turns, or a .yaml file.")
     ] = None,
     setting: Annotated[
-        Literal["1", "2", "both"], typer.Option(help="1: one order; 2: both orders and several samples.")
+        Literal["1", "2", "both"], typer.Option(help="1: one order; 2: both orders, several samples.")
     ] = "both",
     samples: Annotated[int, typer.Option(min=1, max=999, help="Setting 2's samples in each order.")] = 3,
     letters: Annotated[
-        Literal["published", "standing", "logprobs"], typer.Option(help="How bbh's and agieval's letters are read.")
+        Literal["published", "standing", "logprobs"], typer.Option(help="How to read the letters of bbh and agieval.")
     ] = "published",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only so many: in all, or of each task of bbh and agieval.")
+        int | None, typer.Option(min=1, help="Maximum number of questions: in total, or per task of bbh and agieval.")
     ] = None,
     iteration: Annotated[
-        int | None, typer.Option(min=0, help="Which of a run's students; 0 is the base model; the last by default.")
+        int | None,
+        typer.Option(min=0, help="The run's student after this iteration; 0 is the base model. Default: the last."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model at an http address.")] = None,
     api_key_env: Annotated[
         str | None, typer.Option(help="The environment variable with the key of http addresses.", metavar="NAME")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="How a model without a run is asked: chat, instruction, or a .txt file.")
+        str | None, typer.Option(help="Prompt format of a model without a run: chat, instruction, or a .txt file.")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="A served model's type.")
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="The number type of a served model.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Of the target's answers.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of the target's answers.")] = None,
-    budget: Annotated[float | None, typer.Option(min=0, help="The most it may cost, in US dollars.")] = None,
-    journal: Annotated[str | None, typer.Option(help="Where paid calls are kept; a run's own by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A folder for the results; a run's own by default.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Temperature of the target's answers.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens of the target's answers.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="Maximum cost in US dollars.")] = None,
+    journal: Annotated[str | None, typer.Option(help="Journal of paid calls; default: the run's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: the run's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model on a suite (the word run may be left out)."""
+    """Measure a model on a suite (the word run is optional)."""
     from lion_ray.core.progress import Progress
     from lion_ray.evaluation.participants import ParticipantOptions, find_participant
     from lion_ray.evaluation.session import done, place_of
@@ -97,7 +102,7 @@ def evaluate(
             if reference or judge or questions:
                 raise ConfigError(f"--suite {suite} takes --data, and neither --questions, --reference nor --judge")
             if temperature is not None:
-                raise ConfigError(f"--suite {suite} is asked at temperature 0: leave --temperature out")
+                raise ConfigError(f"--suite {suite} runs at temperature 0: leave --temperature out")
             from lion_ray.evaluation.benchmarks.run import MAX_TOKENS, ChoicePlan, choose
 
             if participant.recorded is not None:
@@ -145,7 +150,9 @@ def score_outputs(
     outputs: Annotated[Path, typer.Option(help='JSON Lines: {"id": "bbh/navigate/0", "output": "(A)"}.')],
     letters: Annotated[
         Literal["published", "standing", "logprobs"],
-        typer.Option(help="Take the first character A to F, as published, or the first letter that stands alone."),
+        typer.Option(
+            help="How to read letters: the first character A to F (published), or the first letter that stands alone."
+        ),
     ] = "published",
     as_json: AsJson = False,
 ) -> None:
@@ -169,12 +176,12 @@ def _check_plan(
     reference: str | None,
     judge: str | None,
 ) -> Any:
-    """The plan of a suite that checks score; None where it is another one."""
+    """The plan of a suite that is scored by checks. Returns None for other suites."""
     from lion_ray.evaluation.checks import own_suite, run_suite
 
     if suite.lower().endswith((".yaml", ".yml")):
         return own_suite(Path(suite), participant, limit, budget, temperature=temperature, max_tokens=max_tokens)
-    # With a judge or somebody to compare with, a file of questions is a suite of relative quality.
+    # With a judge or a reference, a file of questions is a suite of relative quality.
     return None if reference or judge else run_suite(suite, participant, limit, budget)
 
 
@@ -197,7 +204,7 @@ def _reference(target: Participant, named: str | None, options: Any, progress: P
     if named is not None:
         return find_participant(named, options, progress.say)
     if target.run is None:
-        raise ConfigError(f"--reference is missing: whom the target is compared with; {PARTY}")
+        raise ConfigError(f"--reference is missing: what to compare the target with; {PARTY}")
     return teacher_of(target.run)
 
 
@@ -209,7 +216,7 @@ def _judge(
     if named is not None:
         return as_judge(find_participant(named, options, progress.say), template or "explain")
     if target.run is None:
-        raise ConfigError(f"--judge is missing: who judges; {PARTY.rpartition(', or ')[0]}")
+        raise ConfigError(f"--judge is missing: the model that judges; {PARTY.rpartition(', or ')[0]}")
     referee = referee_of(target.run)
     return referee if template is None else as_judge(referee, template)
 
@@ -235,7 +242,7 @@ def _show(found: Any, as_json: bool, tables: Callable[[Any], list[Any]], lines: 
         console.print(table)
     for line in lines(found.json):
         console.print(line, soft_wrap=True)
-    console.print(f"result  {found.path} (its rows: the .parquet beside it)", soft_wrap=True)
+    console.print(f"result  {found.path} (rows: the .parquet file beside it)", soft_wrap=True)
 
 
 def _show_choices(found: Any, as_json: bool) -> None:
@@ -245,10 +252,10 @@ def _show_choices(found: Any, as_json: bool) -> None:
     _print_score(found.score)
     console = results_console()
     told = ", ".join(f"{way} {mean:.1%}" for way, mean in found.json["means"].items() if mean is not None)
-    console.print(f"mean by how letters are read: {told}", soft_wrap=True)
+    console.print(f"mean by method of reading letters: {told}", soft_wrap=True)
     for why, count in found.json["reasons"].items():
         console.print(f"{count} questions without an answer: {why}", soft_wrap=True)
-    console.print(f"result  {found.path} (its outputs: the .jsonl beside it)", soft_wrap=True)
+    console.print(f"result  {found.path} (outputs: the .jsonl file beside it)", soft_wrap=True)
 
 
 def _print_score(scored: Any) -> None:
@@ -258,6 +265,8 @@ def _print_score(scored: Any) -> None:
     console = results_console()
     console.print(score_table(scored))
     if scored.missing:
-        console.print(f"not there: {', '.join(scored.missing)} ({FILES[scored.suite]})", soft_wrap=True)
+        console.print(f"missing: {', '.join(scored.missing)} ({FILES[scored.suite]})", soft_wrap=True)
     if not scored.whole:
-        console.print("not every question of the suite was answered: the paper's numbers are for all", soft_wrap=True)
+        console.print(
+            "only a part of the suite was answered; the paper's numbers are for all questions", soft_wrap=True
+        )

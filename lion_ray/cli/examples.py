@@ -1,4 +1,4 @@
-"""A run's examples on the terminal: what models wrote, as text and nothing else."""
+"""Print a run's examples on the terminal; models' texts are shown as plain text only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lion-ray export`, `lion-ray diff`: what a run made, taken out of it. What they do is in `export` and `delta`."""
+"""`lion-ray export` and `lion-ray diff`: export a run's results. `export` and `delta` do the work."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ import typer
 from lion_ray.cli.common import AsJson
 from lion_ray.core.terminal import tell
 
-diff_app = typer.Typer(help="Delta weights: what tuning changed, to be joined to the base.", no_args_is_help=True)
+diff_app = typer.Typer(help="Delta weights: the difference between a tuned model and its base.", no_args_is_help=True)
 
 
 def export_run(
     run: Annotated[str, typer.Argument(help="A run's folder, or its name under ./runs.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="A new folder for it.", metavar="FOLDER")],
-    iteration: Annotated[int | None, typer.Option(help="Up to which iteration; the last by default.")] = None,
+    out: Annotated[Path, typer.Option(help="A new folder for the export.", metavar="FOLDER")],
+    iteration: Annotated[int | None, typer.Option(help="Export up to this iteration; default: the last.")] = None,
     what: Annotated[
-        str | None, typer.Option(help="data, model, adapters, apart by commas; all that the run has by default.")
+        str | None,
+        typer.Option(help="data, model, adapters, separated by commas; default: everything that the run has."),
     ] = None,
     push: Annotated[
-        str | None, typer.Option(help="Then push it to the Hugging Face hub (HF_TOKEN).", metavar="OWNER/NAME")
+        str | None, typer.Option(help="Then upload it to the Hugging Face hub (HF_TOKEN).", metavar="OWNER/NAME")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Push to public repositories; private by default.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Upload to public repositories; default: private.")] = False,
     licence: Annotated[
-        str | None, typer.Option(help="Your instructions' licence, where the run's data.licence does not say it.")
+        str | None, typer.Option(help="The licence of your instructions, if the run's data.licence is not set.")
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(help="Where your instructions come from, where data.source does not say it.")
+        str | None, typer.Option(help="The source of your instructions, if data.source is not set.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A run's data set (Parquet), model and adapters with their cards, as a folder or on the hub."""
+    """Export a run's data set (Parquet), model and adapters with their cards, to a folder or the hub."""
     from lion_ray.export.folder import export
     from lion_ray.export.hub import check_target
     from lion_ray.export.hub import push as push_to_hub
@@ -47,7 +48,7 @@ def export_run(
     source = Source.open(open_run(run), iteration, licence=licence, origin=origin)
     wanted = None if what is None else [part.strip() for part in what.split(",") if part.strip()]
     done = export(source, out, wanted, force=force, push_to=push, say=say)
-    say(f"{done.folder}: {'whole' if done.made else 'there already, and whole'}; check it with sha256sum -c SHA256SUMS")
+    say(f"{done.folder}: {'complete' if done.made else 'already complete'}; check it with sha256sum -c SHA256SUMS")
     pushed = [] if push is None else push_to_hub(done, push, public=public, say=say)
     if as_json:
         told = {"folder": str(done.folder), "iteration": source.iteration, "parts": done.parts, "made": done.made}
@@ -61,10 +62,10 @@ def diff_make(
     out: Annotated[Path, typer.Argument(help="A new folder for the delta.")],
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option(help="The type in which it comes back; the tuned model's by default."),
+        typer.Option(help="The number type of the recovered model; default: the tuned model's."),
     ] = None,
 ) -> None:
-    """Delta weights: what the tuned model has and its base has not."""
+    """Write delta weights: the difference between a tuned model and its base."""
     from lion_ray.models import delta
     from lion_ray.models.resolve import resolve_model
 
@@ -73,11 +74,11 @@ def diff_make(
 
 @diff_app.command("recover")
 def diff_recover(
-    base: Annotated[str, typer.Argument(help="The model that the delta was made from.")],
+    base: Annotated[str, typer.Argument(help="The base model of the delta.")],
     diff: Annotated[Path, typer.Argument(help="The delta's folder.", metavar="DELTA")],
     out: Annotated[Path, typer.Argument(help="A new folder for the tuned model.")],
 ) -> None:
-    """The tuned model again, to the bit, from its base and a delta."""
+    """Recover the exact tuned model from its base and a delta."""
     from lion_ray.models import delta
     from lion_ray.models.resolve import resolve_model
 
@@ -85,4 +86,4 @@ def diff_recover(
 
 
 def _silent(_: str) -> None:
-    """With --json there is one line, at the end."""
+    """With --json, only one line is printed, at the end."""

@@ -1,4 +1,4 @@
-"""`lion-ray journal`: a journal of paid calls, looked at and tidied. What the verbs do is in `gateway`."""
+"""`lion-ray journal`: inspect and compact a journal of paid calls. `gateway` does the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JournalPath = Annotated[str, typer.Argument(help="A run's journal folder, or a U
 
 @journal_app.command()
 def stats(path: JournalPath, as_json: AsJson = False) -> None:
-    """What a journal holds, and what was paid for it."""
+    """Show what a journal contains and what it cost."""
     from lion_ray.core.progress import count
     from lion_ray.gateway.journal.inspection import survey
     from lion_ray.gateway.journal.spending import Spent
@@ -58,7 +58,7 @@ def stats(path: JournalPath, as_json: AsJson = False) -> None:
 
 @journal_app.command()
 def verify(path: JournalPath, as_json: AsJson = False) -> None:
-    """Read every line; say where each damaged one is. Exit code 3 where there is one."""
+    """Read every line and report damaged ones. Exit code 3 if there are any."""
     from lion_ray.core.progress import count
     from lion_ray.gateway.journal import inspection
 
@@ -71,14 +71,14 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
             tell(f"{fault.file}, byte {fault.offset}: {fault.reason}")
     if found.damaged:
         raise DataError(
-            f"{path}: {count(len(found.damaged), 'damaged places')}; the calls that were there are bought again when"
-            f" they are asked for. `lion-ray journal compact` drops them"
+            f"{path}: {count(len(found.damaged), 'damaged places')}; their calls are paid for again when they are"
+            f" needed. `lion-ray journal compact` drops the damaged lines"
         )
 
 
 @journal_app.command()
 def compact(path: JournalPath) -> None:
-    """Merge what no live run is writing into few segments; drop damaged lines and second copies."""
+    """Merge segments that no live run is writing; drop damaged lines and duplicates."""
     from lion_ray.core.progress import count
     from lion_ray.gateway.journal import compaction
 
@@ -99,7 +99,7 @@ def _folder(path: str) -> Folder:
     try:
         there = folder.exists()
     except STORAGE_ERRORS as cause:
-        raise ConfigError(f"{path}: no journal can be read there: {cause}") from cause
+        raise ConfigError(f"{path}: the journal cannot be read: {cause}") from cause
     if not there:
         raise ConfigError(f"{path}: no journal there (a run keeps its own in RUN/journal)")
     return folder

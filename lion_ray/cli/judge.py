@@ -1,4 +1,4 @@
-"""`lion-ray judge`: the referee as an instrument. What the verbs do is in `evaluation`."""
+"""`lion-ray judge`: measure the referee. `evaluation` does the work."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ import typer
 from lion_ray.cli.common import AsJson, results_console
 from lion_ray.core.errors import ConfigError
 
-judge_app = typer.Typer(help="The referee, measured.", no_args_is_help=True)
+judge_app = typer.Typer(help="Measure the referee.", no_args_is_help=True)
 
 
 @judge_app.callback()
 def judge() -> None:
-    """The referee, measured."""
+    """Measure the referee."""
 
 
 @judge_app.command()
 def calibrate(
     named: Annotated[
         str | None,
-        typer.Argument(help="CONFIG.yaml, or CONFIG.yaml:ENDPOINT; by default the run's referee.", metavar="[JUDGE]"),
+        typer.Argument(help="CONFIG.yaml, or CONFIG.yaml:ENDPOINT; default: the run's referee.", metavar="[JUDGE]"),
     ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help='JSON Lines: {"id", "instruction", "first", "second", "label": 1 | 2 | "tie"}.')
     ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="A run's folder or name: its rows, its verdicts, its referee.")
-    ] = None,
-    rows: Annotated[int, typer.Option(help="So many of the run's rows are judged again.", min=0)] = 50,
-    samples: Annotated[int, typer.Option(help="How often each pair is judged; noise needs 2.", min=1)] = 2,
-    prompt: Annotated[str | None, typer.Option(help="Another template than the configured one.")] = None,
-    tau: Annotated[float | None, typer.Option(help="Another threshold than the configured one.")] = None,
+    run: Annotated[str | None, typer.Option(help="A run's folder or name: use its rows, verdicts and referee.")] = None,
+    rows: Annotated[int, typer.Option(help="Number of the run's rows to judge again.", min=0)] = 50,
+    samples: Annotated[int, typer.Option(help="Verdicts per pair; measuring noise needs 2.", min=1)] = 2,
+    prompt: Annotated[str | None, typer.Option(help="A template instead of the configured one.")] = None,
+    tau: Annotated[float | None, typer.Option(help="A threshold instead of the configured one.")] = None,
     alpha: Annotated[
-        float, typer.Option(help="How often noise alone may reach the recommended tau.", min=0.001, max=0.5)
+        float,
+        typer.Option(help="Maximum probability that noise alone reaches the recommended tau.", min=0.001, max=0.5),
     ] = 0.1,
     budget: Annotated[
-        float | None, typer.Option(help="US dollars, at most, for all calibrations of this judge there.", min=0.0)
+        float | None, typer.Option(help="Maximum cost in US dollars of all calibrations of this judge there.", min=0.0)
     ] = None,
     journal: Annotated[
-        str | None, typer.Option(help="Where replies are kept; by default the run's, else evaluations/journal.")
+        str | None, typer.Option(help="Journal of the calls; default: the run's, else evaluations/journal.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the result is written; by default evaluations/judge.json of the run.")
+        Path | None, typer.Option(help="File for the result; default: evaluations/judge.json of the run.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How far a judge can be trusted: agreement, order flips, ties, noise, cost, and the tau that its noise supports.
+    """Measure a judge's reliability: agreement, order flips, ties, noise, cost, and the tau that its noise supports.
 
-    With --run and --samples 1 nothing is asked: what the run recorded is read.
+    With --run and --samples 1 no calls are made: the run's recorded verdicts are used.
     """
     from dataclasses import replace
 
@@ -74,7 +73,7 @@ def calibrate(
         raise ConfigError("nothing to judge: give labelled pairs (--pairs FILE), or a run (--run RUN)")
     own = named is None and prompt in (None, chosen.referee.prompt)
     if prompt is not None:
-        # A template on the command line is found from where the command is given.
+        # A template on the command line is relative to the working directory.
         base = Path.cwd() if prompt.endswith((".yaml", ".yml")) else chosen.base_dir
         chosen = replace(chosen, referee=chosen.referee.model_copy(update={"prompt": prompt}), base_dir=base)
     chosen = replace(chosen, tau=chosen.tau if tau is None else tau)

@@ -1,7 +1,7 @@
-"""The command line: verbs only. What they do is elsewhere.
+"""The command line: commands only. Other packages do the work.
 
-Exit codes: 0 done · 1 a fault of lion-ray's own · 2 wrong configuration or usage · 3 data that cannot be used ·
-4 an endpoint that refuses · 5 a model that cannot be had · 6 a machine, engine or storage that failed (the same
+Exit codes: 0 done · 1 a bug in lion-ray · 2 wrong configuration or usage · 3 data that cannot be used ·
+4 an endpoint that refuses · 5 a model that cannot be obtained · 6 a machine, engine or storage that failed (the same
 command resumes) · 7 a run folder that belongs to another configuration or attempt · 8 the budget is spent ·
 130 interrupted.
 """
@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="The models that come without a hub.", no_args_is_help=True)
+models_app = typer.Typer(help="The models that need no hub.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(journal_app, name="journal")
 app.add_typer(eval_app, name="eval")
@@ -48,7 +48,7 @@ RunFolder = Annotated[str, typer.Argument(help="A run's folder, or its name unde
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run a distillation, or resume it: the same command does both."""
+    """Run a distillation, or resume it with the same command."""
     from lion_ray import api
     from lion_ray.analysis.examples import read_examples
     from lion_ray.cli.examples import print_examples
@@ -71,14 +71,14 @@ def submit(
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
-    driver_cpus: Annotated[float, typer.Option(help="CPUs for the driver; a head without any is avoided.")] = 1.0,
+    driver_cpus: Annotated[float, typer.Option(help="CPUs for the driver; it avoids a head node without CPUs.")] = 1.0,
     driver_resource: Annotated[
-        list[str] | None, typer.Option(help="A custom resource for the driver, NAME=AMOUNT; may be repeated.")
+        list[str] | None, typer.Option(help="Custom resource for the driver, NAME=AMOUNT; can be repeated.")
     ] = None,
     installed: Annotated[bool, typer.Option(help="Use the lion-ray that the cluster has installed.")] = False,
     wait: Annotated[bool, typer.Option(help="Show the job's log until it ends.")] = True,
 ) -> None:
-    """Run, or resume, on a Ray cluster as a job: see cluster/README.md."""
+    """Run or resume as a job on a Ray cluster: see cluster/README.md."""
     from lion_ray.config.file import load_config
     from lion_ray.pipeline import submit as jobs
 
@@ -94,7 +94,7 @@ def submit(
 
 @app.command()
 def status(run: RunFolder, as_json: AsJson = False) -> None:
-    """What a run has done and is doing, from its folder alone."""
+    """Show a run's progress, from its folder alone."""
     from lion_ray import api
     from lion_ray.pipeline.results import results_table
 
@@ -114,7 +114,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(run: RunFolder, as_json: AsJson = False) -> None:
-    """Read everything in a run's folder and say what is not as it was written. Exit code 3 where something is not."""
+    """Read every file of a run and report damaged ones. Exit code 3 if there are any."""
     from lion_ray.core.progress import count
     from lion_ray.models.checkpoints import open_run
     from lion_ray.pipeline.verify import verify as look
@@ -139,12 +139,10 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def report(
     run: RunFolder,
-    out: Annotated[
-        Path | None, typer.Option(help="Write it here; by default to report.html in the run's folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file; default: report.html in the run's folder.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """What a run did and whether it helped: one HTML file, to be read anywhere."""
+    """Write a report of a run and its gain as one self-contained HTML file."""
     from lion_ray.models.checkpoints import open_run
     from lion_ray.report.command import report as make
 
@@ -153,7 +151,7 @@ def report(
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What a run will take, stage by stage, before anything is spent."""
+    """Estimate a run's cost and time, stage by stage, before anything is spent."""
     from lion_ray import api
     from lion_ray.pipeline.plan import plan_table
 
@@ -170,8 +168,10 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 @app.command()
 def chat(
     run: RunFolder,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this and leave.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Which iteration's student; the last by default.")] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Send this message, print the answer and exit.")
+    ] = None,
+    iteration: Annotated[int | None, typer.Option(help="The student after this iteration; default: the last.")] = None,
 ) -> None:
     """Talk to a run's student."""
     from lion_ray.inference.chat import chat as talk
@@ -183,11 +183,11 @@ def chat(
 @app.command()
 def serve(
     run: RunFolder,
-    iteration: Annotated[int | None, typer.Option(help="Which iteration's student; the last by default.")] = None,
-    host: Annotated[str, typer.Option(help="Where to listen; other than loopback only with a key.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="A free one by default.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="The student after this iteration; default: the last.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: a free port.")] = None,
     api_key_env: Annotated[
-        str | None, typer.Option(help="The environment variable with the key that callers must have.", metavar="NAME")
+        str | None, typer.Option(help="The environment variable with the key that callers must send.", metavar="NAME")
     ] = None,
 ) -> None:
     """Serve a run's student: an OpenAI-compatible server, until Ctrl-C."""
@@ -199,7 +199,7 @@ def serve(
 
 @models_app.command("list")
 def models_list(as_json: AsJson = False) -> None:
-    """The bundled models, and which are here already."""
+    """List the bundled models, and which are already downloaded."""
     from lion_ray.models.resolve import list_models
 
     found = list_models()
@@ -216,7 +216,7 @@ def models_list(as_json: AsJson = False) -> None:
 
 @models_app.command("fetch")
 def models_fetch(name: Annotated[str, typer.Argument(help="bundled:NAME, or a hub name.")]) -> None:
-    """Fetch a model now, so that a run need not."""
+    """Download a model now, so that a run need not."""
     from lion_ray.models.resolve import resolve_model
 
     tell(resolve_model(name, base_dir=None, progress=tell))
@@ -227,7 +227,7 @@ app.command("export")(export_run)
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """What is installed and what is missing, in words."""
+    """Check what is installed and what is missing."""
     from lion_ray.pipeline.doctor import check
 
     checks = check()
@@ -243,15 +243,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def version() -> None:
-    """The version."""
+    """Print the version."""
     print(__version__)
 
 
 def named_amount(text: str) -> tuple[str, float]:
-    """NAME=AMOUNT, as the command line has it.
+    """Parse NAME=AMOUNT.
 
     Raises:
-        ConfigError: it is not that.
+        ConfigError: the text has another form.
     """
     name, _, amount = text.partition("=")
     try:
@@ -261,14 +261,14 @@ def named_amount(text: str) -> tuple[str, float]:
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; tell the user's mistakes in one line, without a stack trace. Returns the exit code."""
+    """Run a command; print a user's mistakes in one line, without a stack trace. Returns the exit code."""
     try:
         command()
     except LionError as error:
         tell(f"lion-ray: {as_raised(error)}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, SystemExit) as ended:
-        # Typer makes of a Ctrl-C an exit with this code, and says nothing.
+        # Typer turns a Ctrl-C into an exit with this code, without a message.
         if isinstance(ended, SystemExit) and ended.code != 130:
             raise
         print("lion-ray: interrupted; the same command resumes", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Whether the student got better: benchmarks, scored by the paper's protocol. No Ray, no model."""
+"""Measure whether the student improved: benchmarks, judged comparisons, checks, calibration of the judge. No Ray."""

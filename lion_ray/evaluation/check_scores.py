@@ -1,11 +1,11 @@
-"""What the checks' scores of a checkpoint come to: means, gains and the share of the teacher's, with intervals.
+"""Statistics of a checkpoint's check scores: means, gains and the share of the teacher's score, with intervals.
 
 Invariants:
-- Only rows that every check could score count; a comparison of two uses the rows that both have.
-- Intervals are percentile bootstraps over rows, paired where two are compared (`core.statistics`).
-- A figure that no row determines is None.
+- Only rows that every check could score count; a comparison uses the rows that both sides have.
+- Intervals are percentile bootstraps over rows, paired for comparisons (`core.statistics`).
+- A value without rows is None.
 
-This module knows nothing of files and of Ray.
+This module does not know files or Ray.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from lion_ray.core.statistics import Estimate, percentiles, resampled_sums
 from lion_ray.discrimination.checks import Check, apply_checks, mean_score
 
 UNANSWERED = "no answer"
-"""How the reason of a row begins whose answer is quarantined: no check was applied."""
+"""The beginning of the reason for a row whose answer is quarantined, so that no check was applied."""
 
 Scores = Mapping[str, float]
 """By row's id."""
 
 
 def checked_rows(checks: Sequence[Check], instructions: pa.Table, answers: pa.Table) -> pa.Table:
-    """CHECKED rows: what the checks say of ANSWER rows to INSTRUCTION rows, in their order."""
+    """The checks' scores of ANSWER rows to INSTRUCTION rows, as CHECKED rows in the same order."""
     asked = zip(instructions["id"].to_pylist(), instructions["text"].to_pylist(), references(instructions), strict=True)
     given = answers.select(["id", "text", "status", "reason"]).to_pylist()
     return table((_checked(checks, *row, answer) for row, answer in zip(asked, given, strict=True)), CHECKED)
@@ -72,16 +72,16 @@ def describe(
     before: pa.Table | None = None,
     base: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """A checkpoint's figures as JSON, or the teacher's.
+    """The statistics of a checkpoint, or of the teacher, as JSON.
 
     Args:
         rows: CHECKED rows; `teacher`, `before` (the checkpoint before) and `base` (the base model) too.
         names: the checks, in their order.
 
     Returns:
-        ``mean`` and ``by_check`` (a figure each), ``gain`` and ``gain_over_base`` (differences of means), ``teacher``
-        (the teacher's own mean) and ``share_of_teacher`` (the ratio of the means). A figure is
-        ``{value, low, high, n}``, or None where it was not measured.
+        ``mean`` and ``by_check`` (one value each), ``gain`` and ``gain_over_base`` (differences of means), ``teacher``
+        (the teacher's own mean) and ``share_of_teacher`` (the ratio of the means). Each value is
+        ``{value, low, high, n}``, or None if it was not measured.
     """
     scores = row_scores(rows)
     reference = None if teacher is None else row_scores(teacher)
@@ -96,7 +96,7 @@ def describe(
 
 
 def counts(rows: pa.Table) -> dict[str, Any]:
-    """How many rows were scored, and why the others were not; what stands in parentheses is a row's detail."""
+    """The number of scored rows, and the reasons for the others, without the details in parentheses."""
     reasons = Counter(reason.split(" (")[0] for reason in rows["reason"].to_pylist() if reason)
     unanswered = {reason: n for reason, n in reasons.items() if reason.startswith(UNANSWERED)}
     return {
@@ -108,7 +108,7 @@ def counts(rows: pa.Table) -> dict[str, Any]:
 
 
 def nothing_scored(rows: pa.Table) -> str | None:
-    """Why not one answer could be scored, in one line; None where one was, or where there was no answer to score."""
+    """Why no answer could be scored, in one line. Returns None if one was, or if there were no answers."""
     reasons = [reason for reason in rows["reason"].to_pylist() if reason and not reason.startswith(UNANSWERED)]
     if not reasons or OK in rows["status"].to_pylist():
         return None
@@ -129,13 +129,13 @@ def gain_of(before: Scores, after: Scores, seed: int) -> Estimate | None:
 
 
 def share_of(teacher: Scores, student: Scores, seed: int) -> Estimate | None:
-    """The student's mean over the teacher's, on the rows that both have; None where the teacher has nothing at all."""
+    """The student's mean divided by the teacher's, on rows that both have. Returns None if the teacher's sum is 0."""
     both = [row for row in student if row in teacher]
     reference, candidate = ([scores[row] for row in both] for scores in (teacher, student))
     if not both or not sum(reference) > 0:
         return None
     sums = resampled_sums([reference, candidate], seed)
-    # Of a draw in which the teacher has nothing there is no share.
+    # A draw in which the teacher's sum is 0 has no share.
     shares = np.divide(sums[1], sums[0], out=np.full(sums.shape[1], np.nan), where=sums[0] > 0)
     return Estimate(sum(candidate) / sum(reference), *percentiles(shares), len(both))
 

@@ -1,8 +1,8 @@
 """`lion-ray eval --suite FILE` with checks: answers to a user's own rows, scored without a judge.
 
 Invariants:
-- A row that has no answer, or that a check cannot score, is counted with its reason and has no score.
-- The result file and its rows are written whole, after the last answer; until then everything is in the journal.
+- A row without an answer, or that a check cannot score, is counted with its reason and has no score.
+- The result file and its rows are written after the last answer; until then everything is in the journal.
 
 A suite is a YAML file (`config.SuiteConfig`); for a run it may also be the rows themselves, with the run's own checks.
 """
@@ -35,16 +35,16 @@ from lion_ray.evaluation.session import Place, session, utc_now
 from lion_ray.models.checkpoints import described_run
 
 SEED = 0
-"""Of the bootstraps: the same scores give the same intervals."""
+"""Seed of the bootstraps: the same scores give the same intervals."""
 ROWS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckPlan:
-    """What to ask, and how it is scored."""
+    """The rows to ask, and the checks."""
 
     suite: str
-    """What it is called in results."""
+    """The suite's name in results."""
     rows: pa.Table
     """INSTRUCTION."""
     source: str
@@ -59,11 +59,11 @@ class CheckPlan:
 
 @dataclass(frozen=True, slots=True)
 class CheckedSuite:
-    """What came out."""
+    """The result of a suite."""
 
     json: dict[str, Any]
     path: str
-    """The result's file; its rows are beside it."""
+    """The result file; its rows are beside it."""
 
 
 def own_suite(
@@ -75,7 +75,7 @@ def own_suite(
     temperature: float | None = None,
     max_tokens: int | None = None,
 ) -> CheckPlan:
-    """The plan that a suite's YAML file describes; `temperature` and `max_tokens`, where given, go before its own.
+    """The plan from a suite's YAML file; `temperature` and `max_tokens`, if given, override the file's.
 
     Raises:
         ConfigError, DataError: the file, its rows or its checks cannot be used, with the place.
@@ -95,7 +95,7 @@ def own_suite(
 
 
 def run_suite(suite: str, target: Participant, limit: int | None, budget: float | None) -> CheckPlan | None:
-    """The plan for a file of rows and the checks of the run that is measured; None where it is no such suite.
+    """The plan for a file of rows with the measured run's checks. Returns None if this does not apply.
 
     Rows that have an id and no reference are questions for a judge (`questions.read_questions`).
 
@@ -122,11 +122,11 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
 
     Raises:
         ConfigError: the answers are recorded ones, or the checks can score no row.
-        DataError: not one answer could be scored.
+        DataError: no answer could be scored.
         LionError: as `session` and `Asked.ask`.
     """
     if plan.target.recorded is not None:
-        raise ConfigError("recorded answers have no place here: name a run, a model or an endpoint")
+        raise ConfigError("recorded answers cannot be used here: name a run, a model or an endpoint")
     _refuse_unusable(plan, progress)
     ids = zip(plan.rows["id"].to_pylist(), plan.rows["text"].to_pylist(), strict=True)
     every = [OpenQuestion(row, text) for row, text in ids]
@@ -161,7 +161,7 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
 
 
 def check_tables(found: dict[str, Any]) -> list[Table]:
-    """A result as a person reads it: the scores, and what they took."""
+    """A result as tables: the scores and the costs."""
     scores = Table(title=f"{found['suite']}: {found['target']}, scored by checks")
     scores.add_column("check")
     for heading in ("answers", "mean score", "95 % interval"):
@@ -174,7 +174,7 @@ def check_tables(found: dict[str, Any]) -> list[Table]:
 
 
 def check_notes(found: dict[str, Any]) -> list[str]:
-    """What there is to know beside the tables, a line each."""
+    """Notes below the tables, one line each."""
     checks = found["checks"]
     left_out = {**checks["unanswered"], **checks["quarantined"]}
     lines = []
@@ -189,7 +189,7 @@ def check_notes(found: dict[str, Any]) -> list[str]:
 
 
 def _refuse_unusable(plan: CheckPlan, progress: Progress) -> None:
-    """Say how many rows the checks cannot score; raises ConfigError where that is all of them."""
+    """Warn of rows that the checks cannot score. Raises ConfigError if they can score none."""
     rows = zip(plan.rows["id"].to_pylist(), references(plan.rows), strict=True)
     found = [(row, why) for row, reference in rows if (why := unusable(plan.checks, reference)) is not None]
     if not found:
@@ -222,7 +222,7 @@ def _beside(rows: pa.Table, answers: pa.Table, checked: pa.Table) -> pa.Table:
 def _ranged(one: dict[str, Any] | None) -> tuple[str, str, str]:
     if one is None:
         return "0", "–", "–"
-    # Rows drawn from one are always the same one: that is no interval.
+    # Resampling a single row gives no interval.
     interval = f"[{one['low']:.3f}, {one['high']:.3f}]" if one["n"] > 1 else "–"
     return str(one["n"]), f"{one['value']:.3f}", interval
 

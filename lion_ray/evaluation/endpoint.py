@@ -1,8 +1,8 @@
-"""Endpoints for work that is no run: an evaluation or a calibration asks in its own process, without Ray.
+"""Endpoints for evaluations and calibrations, which send calls from their own process, without Ray.
 
 Invariants:
-- The same gateway as a run's: journaled before it is seen, priced, capped, and never bought twice.
-- A server that was started here ends here.
+- Calls use the same gateway as a run: journaled before anyone sees them, priced, capped, and never bought twice.
+- A server started here is stopped here.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 
 class Asked:
-    """An endpoint that is opened when a call must be bought, and not before: what the journal knows is free.
+    """An endpoint that is opened only when a call must be bought; calls in the journal are free.
 
-    Use it as an async context; `close` ends its client and its server earlier.
+    Use it as an async context; `close` ends its client and server earlier.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Asked:
         progress: Progress,
         server: Callable[[], AbstractContextManager[ModelServer]] | None = None,
     ) -> None:
-        """An endpoint called `name`, whose server is started first where the configuration serves it.
+        """An endpoint called `name`; its server is started first if the configuration says so.
 
         Args:
-            budget: shared by all endpoints of one evaluation; its cap None means none.
-            account: the run in the journal's accounts; not the name of a run that has a budget of its own.
-            server: makes the one to start in place of the configuration's (see `inference.serving.model_server`).
+            budget: shared by all endpoints of one evaluation; a cap of None means no cap.
+            account: the run's name in the journal's accounts; must not be the name of a run with its own budget.
+            server: creates the server to start instead of the configured one (see `inference.serving.model_server`).
         """
         self.name, self.config = name, config
         self._journal, self._budget, self._progress = journal, budget, progress
@@ -72,7 +72,7 @@ class Asked:
         await self.close()
 
     async def close(self) -> None:
-        """End the client and the server; calls that are out come home first. The next call opens them again."""
+        """Close the client and the server after the calls in flight. The next call opens them again."""
         self._client = None
         await self._stack.aclose()
 
@@ -80,7 +80,7 @@ class Asked:
         """Every call's outcome, in order.
 
         Raises:
-            EndpointError: no key, the server did not come up, or the endpoint refuses every call.
+            EndpointError: no key, the server did not start, or the endpoint refuses every call.
             BudgetError: the budget is spent; what was answered is in the journal.
         """
         known = await _recall(self.config, self._journal, calls, await self._weights())
@@ -121,11 +121,11 @@ class Asked:
         return client
 
     async def _weights(self) -> str:
-        """The hash of what the configuration has served, as a run's proxy has it in its keys."""
+        """The hash of the configured served model, which is part of the journal keys, as in a run."""
         return await self._served.weights() if self._served is not None and self._server is None else ""
 
     async def _own_server(self) -> ModelServer | None:
-        """What has to be started before anything can be asked."""
+        """The server that must be started before the first call, if any."""
         if self._server is not None:
             return self._stack.enter_context(self._server())
         return None if self._served is None else await self._served.server()
@@ -133,16 +133,16 @@ class Asked:
 
 @dataclass(slots=True)
 class Spending:
-    """What answers took. A request that several calls share counts once."""
+    """Counts and cost of answers. A request shared by several calls counts once."""
 
     calls: int = 0
     bought: int = 0
-    """Of these, bought now; the others were in the journal."""
+    """Calls bought now; the others were in the journal."""
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
-    """What all of them cost, whenever they were bought; None where a price is not known."""
+    """The cost of all calls, whenever they were bought; None if a price is unknown."""
     bought_usd: float = 0.0
     _seen: set[str] = field(default_factory=set)
 
@@ -167,20 +167,20 @@ class Spending:
 async def _recall(
     config: EndpointConfig, journal: Journal, calls: Sequence[Call], weights: str
 ) -> list[Completion | None]:
-    """What the journal knows of calls to an endpoint, without a client; None for each that must be bought."""
+    """The journal's completions for calls to an endpoint, without a client; None for each call that must be bought."""
 
     async def one(call: Call) -> Completion | None:
         try:
             key = as_sent(call, config).key(config.model, weights)
         except orjson.JSONEncodeError:
-            return None  # no valid text: the client says so
+            return None  # invalid text: the client reports it
         return await journal.get(key)
 
     return list(await asyncio.gather(*(one(call) for call in calls)))
 
 
 async def _ask_all(client: Client, calls: Sequence[Call], progress: Progress, title: str) -> list[Outcome]:
-    """Every call's outcome, in order; the client bounds how many are out at once.
+    """Every call's outcome, in order; the client limits the calls in flight.
 
     Raises:
         EndpointError: the endpoint refuses every call.

@@ -1,15 +1,15 @@
-"""Who takes part in an evaluation: the target, the reference and the judge, as the command line names them.
+"""The participants of an evaluation (target, reference and judge), as the command line names them.
 
 A participant is named by a run (its folder, its URL, or its name under ./runs; with ``@N`` for its student after
 iteration N, 0 for the base model), a model (a folder, a hub name, or bundled:NAME), an endpoint
 (``CONFIG.yaml:NAME``, or ``http://host/v1#MODEL``), or a file of recorded answers (``answers.jsonl``).
 
 Invariants:
-- A participant that answers is an endpoint: what has weights of its own is served on loopback, under a name that holds
-  a digest of its files. So its calls have keys of their own in a journal, and other weights never answer for it.
-- A run's student, teacher and referee take part as the run asks them: frame, template and sampling.
+- A participant that answers is an endpoint. A model with weights is served on loopback, under a name with a digest of
+  its files, so the journal never returns answers of other weights.
+- A run's student, teacher and referee are asked as in the run: prompt format, template and sampling.
 
-This module starts nothing and sends nothing; it may fetch a model.
+This module starts and sends nothing; it may download a model.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from lion_ray.models.weights import fingerprint
 from lion_ray.prompts.messages import Template, load_template, teacher_messages
 
 MAX_MODEL_LEN = 4096
-"""The longest prompt plus answer of a model that no run says it of, where the model takes so much."""
+"""Maximum tokens of prompt plus answer for a model without a run, if the model supports that many."""
 TEMPERATURE, TOP_P, MAX_TOKENS = 0.7, 1.0, 1024
-"""How an endpoint is asked where nobody says: the paper's sampling for teacher and student."""
+"""Default sampling of an endpoint: the paper's for teacher and student."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +50,31 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """Someone who answers, or judges."""
+    """A model or a file that gives answers or verdicts."""
 
     label: str
-    """Short, for files and tables."""
+    """A short name for files and tables."""
     endpoint: str = ""
     """Its endpoint's name."""
     config: EndpointConfig | None = None
-    """None where the answers are recorded."""
+    """None if the answers are recorded."""
     base_dir: Path = field(default_factory=Path)
     recorded: Path | None = None
     served: Served | None = None
     template: Template | None = None
-    """How it is asked for an answer, or a verdict; None: for an answer by the bare question."""
+    """The prompt template for an answer or a verdict; None: the bare question."""
     temperature: float = TEMPERATURE
     top_p: float = TOP_P
     max_tokens: int = MAX_TOKENS
     retries: int = 2
-    """How often a judge's unreadable verdict is asked again."""
+    """Retries of a judge's unreadable verdict."""
     run: RunStore | None = None
-    """Where the target is a run's student."""
+    """The run, if the target is a run's student."""
     run_config: RunConfig | None = None
     iteration: int | None = None
 
     def messages(self, text: str) -> tuple[Message, ...]:
-        """What it is asked for an answer."""
+        """The prompt for an answer."""
         if self.template is not None and self.template.kind == "teacher":
             return teacher_messages(self.template, text)
         return ({"role": "user", "content": text},)
@@ -82,15 +82,15 @@ class Participant:
 
 @dataclass(frozen=True, slots=True)
 class ParticipantOptions:
-    """What the command line says of a participant, beside its name."""
+    """Command-line options of a participant."""
 
     role: str
-    """TARGET, --reference or --judge: for errors."""
+    """TARGET, --reference or --judge, for errors."""
     iteration: int | None = None
     model: str | None = None
     api_key_env: str | None = None
     prompt: str | None = None
-    """The frame of a model that has no run."""
+    """The prompt format of a model without a run."""
     dtype: Dtype | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -100,8 +100,8 @@ def find_participant(named: str, options: ParticipantOptions, say: Callable[[str
     """The participant called `named`.
 
     Raises:
-        ConfigError: nobody is called so, or what is said of it does not fit.
-        DataError, ModelError: what it names cannot be used, or had.
+        ConfigError: the name is unknown, or an option does not apply.
+        DataError, ModelError: the named thing cannot be used or obtained.
     """
     if re.match(r"https?://", named):
         participant = _address(named, options)
@@ -117,7 +117,7 @@ def find_participant(named: str, options: ParticipantOptions, say: Callable[[str
         participant = _model(named, options, say)
     else:
         raise ConfigError(
-            f"{options.role} {named}: no run, no model folder and no file is called so; it may be a run, a model's "
+            f"{options.role} {named}: there is no such run, model folder or file; give a run, a model's "
             f"folder, hub name or {BUNDLED}NAME, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
         )
     if options.iteration is not None and participant.run is None:
@@ -136,7 +136,7 @@ def find_participant(named: str, options: ParticipantOptions, say: Callable[[str
 
 
 def teacher_of(store: RunStore) -> Participant:
-    """A run's teacher, asked as the run asks it."""
+    """A run's teacher, with the run's template and sampling."""
     config, base_dir = described_run(store)
     teacher = config.teacher
     return Participant(
@@ -152,7 +152,7 @@ def teacher_of(store: RunStore) -> Participant:
 
 
 def referee_of(store: RunStore) -> Participant:
-    """A run's referee, asked as the run asks it."""
+    """A run's referee, with the run's template and sampling."""
     config, base_dir = described_run(store)
     referee = config.referee
     return Participant(
@@ -168,10 +168,10 @@ def referee_of(store: RunStore) -> Participant:
 
 
 def as_judge(participant: Participant, prompt: str) -> Participant:
-    """The participant as a judge: with the referee's template `prompt`, and the paper's sampling.
+    """The participant as a judge, with the referee's template `prompt` and the paper's sampling.
 
     Raises:
-        ConfigError: it has recorded answers only, or there is no such template.
+        ConfigError: it has only recorded answers, or there is no such template.
     """
     if participant.config is None:
         raise ConfigError("--judge: recorded answers cannot judge; name an endpoint, a run or a model")
@@ -185,7 +185,7 @@ def _address(named: str, options: ParticipantOptions) -> Participant:
     if not model:
         raise ConfigError(f"{options.role} {address}: which of its models? {address}#MODEL, or --model MODEL")
     if options.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", options.api_key_env):
-        raise ConfigError("--api-key-env: the name of an environment variable is wanted, never the key itself")
+        raise ConfigError("--api-key-env: give the name of an environment variable, never the key itself")
     config = EndpointConfig(model=model, base_url=address, api_key_env=options.api_key_env)
     return Participant(_plain(model), endpoint=_plain(model), config=config)
 
@@ -198,7 +198,7 @@ def _configured(path: Path, name: str) -> Participant:
 
 
 def _run(named: str, iteration: int | None) -> tuple[RunStore, int | None] | None:
-    """The run, and which of its students is meant."""
+    """The run, and the iteration of its student."""
     if (store := find_run(named)) is not None:
         return store, iteration
     found = re.fullmatch(r"(.+)@(\d+)", named)
@@ -249,7 +249,7 @@ def _serve(name: str, config: ServeConfig, prompt: str, base_dir: Path, say: Cal
     from lion_ray.models.prompter import frame_template
 
     frame = frame_template(config.model, prompt, base_dir) or prompt
-    say(f"{name}: reading its files, to know its answers again by them")
+    say(f"{name}: hashing its files, so that its answers can be found in the journal")
     model = f"{name}-{fingerprint(Path(config.model), config.dtype, frame)}"
     endpoint = EndpointConfig(model=model, api_key_env=None, max_concurrency=config.max_num_seqs or MOST_AT_ONCE)
     served = Served(config, prompt, base_dir)
@@ -257,7 +257,7 @@ def _serve(name: str, config: ServeConfig, prompt: str, base_dir: Path, say: Cal
 
 
 def _frame_of(folder: Path) -> str:
-    """The model's own chat template, or the paper's frame where it has none."""
+    """`chat` if the model has a chat template, else the paper's prompt format."""
     if (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json"):
         return "chat"
     return "instruction"
@@ -278,5 +278,5 @@ def _json(path: Path) -> dict:
 
 
 def _plain(name: str) -> str:
-    """A name as a file may have it."""
+    """A name that is valid in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"

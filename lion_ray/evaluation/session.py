@@ -1,11 +1,10 @@
-"""What an evaluation works in: a journal, a budget, the endpoints of its participants, and where its results go.
+"""The context of an evaluation: journal, budget, the participants' endpoints, and the place of its results.
 
 Invariants:
-- A run's evaluations are in the run's folder and its journal, under the account ``NAME/eval``: its own budget is not
-  touched. Others are in a folder of their own.
-- The budget is for one evaluation (its suite and target), all attempts together: what the journal says that it has
-  cost counts.
-- However it ends, what was paid for is in the journal, and what was started is stopped.
+- A run's evaluations use the run's folder and journal, under the account ``NAME/eval``, so the run's own budget is not
+  used. Other evaluations have their own folder.
+- The budget covers one evaluation (suite and target) over all attempts: earlier costs in the journal count.
+- However it ends, everything paid for is in the journal, and everything started is stopped.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ class Place:
     prefix: str
     journal: str
     account: str
-    """Whom the journal's calls are paid for."""
+    """The account of the calls in the journal."""
 
     def name(self, stem: str, suffix: str) -> str:
         return f"{self.prefix}{stem}.{suffix}"
 
 
 def place_of(target: Participant, out: Path | None, journal: str | None) -> Place:
-    """Where a target's evaluations belong, unless `out` or `journal` say otherwise."""
+    """The default place of a target's evaluations, overridden by `out` and `journal`."""
     run, config = target.run, target.run_config
     if run is None or config is None:
         own = out or Path(layout.EVALUATIONS)
@@ -62,11 +61,11 @@ def place_of(target: Participant, out: Path | None, journal: str | None) -> Plac
 
 @dataclass
 class Session:
-    """An evaluation under way."""
+    """A running evaluation."""
 
     place: Place
     stem: str
-    """What it is called: its files' name, and its stage in the accounts."""
+    """The evaluation's name: in file names, and as the stage in the accounts."""
     progress: Progress
     journal: Journal
     budget: Budget
@@ -75,9 +74,9 @@ class Session:
     _spent: dict[str, Spending] = field(default_factory=dict)
 
     async def asked(self, participant: Participant) -> Asked:
-        """The participant's endpoint; the same for two that share one. Another's server ends before this one starts.
+        """The participant's endpoint, shared by participants with the same one. Other servers are stopped first.
 
-        Two models seldom fit a machine together, and a served one answers nothing once its phase is over.
+        Two models seldom fit on a machine together, and a served model is not needed after its phase.
         """
         assert participant.config is not None
         for other, asked in self._open:
@@ -106,7 +105,7 @@ class Session:
         return await self._stack.enter_async_context(asked)
 
     def costs(self) -> dict[str, dict[str, Any]]:
-        """What the answers took, by role."""
+        """Counts and cost of the answers by role."""
         return {role: spent.to_json() for _, asked in self._open for role, spent in asked.spent.items()}
 
 
@@ -114,12 +113,12 @@ class Session:
 async def session(
     place: Place, stem: str, progress: Progress, participants: Iterable[Participant], cap: float | None
 ) -> AsyncIterator[Session]:
-    """Open the journal and the budget; end what was started, however the block ends.
+    """Open the journal and the budget; stop everything started, however the block ends.
 
     Raises:
-        ConfigError: a budget is set, and a participant's price is not known.
-        RunConflictError: another command is at it.
-        BudgetError: the budget is spent, in words for the command line.
+        ConfigError: a budget is set, but a participant's price is unknown.
+        RunConflictError: another command runs the same evaluation.
+        BudgetError: the budget is spent; with the message for the command line.
         CancelledError: on SIGTERM; see `done`.
     """
     participants = list(participants)
@@ -128,8 +127,8 @@ async def session(
         free = config is None or config.serve is not None or participant.served is not None
         if cap is not None and not free and config is not None and config.prices is None:
             raise ConfigError(
-                f"--budget: endpoint {participant.endpoint} has no prices, and without them nothing can be "
-                "capped; write it into a configuration with its prices, and name it CONFIG.yaml:NAME"
+                f"--budget: endpoint {participant.endpoint} has no prices, so its cost cannot be "
+                "capped; define it with its prices in a configuration, and name it CONFIG.yaml:NAME"
             )
     with _alone(place, stem):
         async with _session(place, stem, progress, participants, cap) as opened:
@@ -138,9 +137,9 @@ async def session(
 
 @contextmanager
 def _alone(place: Place, stem: str) -> Iterator[None]:
-    """Keep other commands from the same evaluation: each would buy its calls, and hold the cap for itself.
+    """Lock the evaluation against other commands, which would pay for the same calls and apply the cap separately.
 
-    Where the journal is in an object store, or its file system has no locks, there is nothing to keep them with.
+    There is no lock if the journal is in an object store or its file system has no locks.
     """
     if "://" in place.journal:
         yield
@@ -152,7 +151,7 @@ def _alone(place: Place, stem: str) -> Iterator[None]:
     try:
         if lock(descriptor) is False:
             raise RunConflictError(
-                f"{stem}: another command is at this evaluation, and two would buy it twice; wait for it ({path})"
+                f"{stem}: another command is running this evaluation, and two would pay twice; wait for it ({path})"
             )
         yield
     finally:
@@ -185,7 +184,7 @@ async def _session(
 
 
 def done(work: Coroutine[Any, Any, T]) -> T:
-    """Do the work; raises KeyboardInterrupt on SIGTERM, as on a Ctrl-C."""
+    """Run the work. Raises KeyboardInterrupt on SIGTERM, as on a Ctrl-C."""
     try:
         return asyncio.run(work)
     except asyncio.CancelledError:
@@ -193,5 +192,5 @@ def done(work: Coroutine[Any, Any, T]) -> T:
 
 
 def utc_now() -> str:
-    """Now, as results say it."""
+    """The current time in the format of results."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""Taking a finished run out of its folder: the data set, the model, the adapters, each with a card, and to a hub.
+"""Export a run's data set, model and adapters, each with a card, to a folder or a hub.
 
 Invariants:
-- Reads the run folder alone, through `store`: no cluster, no configuration file, also from an object store.
-- What leaves is scrubbed: no path of a machine, no key, no address beyond an endpoint's host.
+- It reads only the run folder, through `store`: no cluster, no configuration file; also from an object store.
+- Exports contain no machine paths, no keys, and no address beyond an endpoint's host.
 - The same run exports to the same bytes.
 """

@@ -1,12 +1,12 @@
 """The data set as Parquet: what was trained on, what was judged, what was held out.
 
 Invariants:
-- `train` is what imitation trained on, row by row: the same function decides as in training. An answer that was paid
-  for and not trained on is in `left_out`, with the reason; one that failed is counted in the card and is nowhere here.
-- A split's files have one schema, whatever the run had; a column that a run cannot fill is null.
-- A few thousand rows are in memory at a time, however large the run.
+- `train` is exactly what imitation trained on: the same function decides as in training. An answer that was paid for
+  but not trained on is in `left_out`, with the reason. Failed answers are only counted in the card.
+- All files of a split have the same schema; a column that a run cannot fill is null.
+- Only a few thousand rows are in memory at a time, however large the run.
 
-This module knows nothing of cards or of models beyond their tokenizers.
+This module does not know cards, and models only by their tokenizers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What both cards say of a run: who answered and judged, when, under what licence, with what software.
+"""Facts for both cards: which models answered and judged, when, under which licence, with which software.
 
 Invariants:
-- What the run did not write down is said to be unknown, never guessed.
-- Every text of the user's, a model's or an endpoint's is escaped (`markdown`).
+- What the run did not record is shown as unknown, never guessed.
+- Every text from the user, a model or an endpoint is escaped (`markdown`).
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def licence_fields(licence: str | None, also: str = "") -> dict[str, Any]:
 
 
 def weights_licence(model: str | None) -> str | None:
-    """The licence of a bundled model's weights; None where this program does not know it."""
+    """The licence of a bundled model's weights; None if unknown."""
     entry = CATALOGUE.get((model or "").removeprefix(BUNDLED)) if (model or "").startswith(BUNDLED) else None
     return entry.licence if entry else None
 
 
 def who(source: Source, role: str) -> str:
-    """Who played a role, in words."""
+    """A sentence part that names the model of a role."""
     name = source.get(f"{role}.endpoint")
     return f"{escape(source.endpoint(name).get('model') or 'unknown')} ({escape(source.host(name))})"
 
 
 def when(source: Source) -> str:
-    """When the run began and ended, UTC, as far as it wrote that down."""
+    """When the run began and ended (UTC), as far as it was recorded."""
     began = source.manifest(layout.answers(0)).get("began")
     attempt: dict[str, Any] = source.store.attempt() or {}
     ended = attempt.get("alive") if attempt.get("ended") else None
@@ -72,7 +72,7 @@ def when(source: Source) -> str:
 
 
 def teacher_terms(source: Source) -> str:
-    """What is known of the terms that the teachers' answers are under."""
+    """The known terms of use for the teachers' answers."""
     lines = []
     for name in source.teachers():
         endpoint = source.endpoint(name)

@@ -1,8 +1,8 @@
-"""The export's folder: `data/`, `model/`, `adapter/`, their cards, and the sums by which anybody can check them.
+"""The export's folder: `data/`, `model/`, `adapter/`, their cards, and checksums.
 
 Invariants:
-- The folder is whole or not there. One that holds anything but an export is never replaced.
-- Every file but the sums themselves is in SHA256SUMS (as sha256sum(1) writes it), of the whole and of each part, and
+- The folder is written completely or not at all. A folder that holds anything but an export is never replaced.
+- Every file except the checksums is in SHA256SUMS (the format of sha256sum(1)), for the whole and for each part, and
   with its size in manifest.json.
 - The same run exports to the same bytes: nothing here depends on when or where.
 """
@@ -40,7 +40,7 @@ class Exported:
     parts: tuple[str, ...]
     """Keys of PARTS."""
     made: bool
-    """False: it was there already, whole, and was left as it was."""
+    """False: a complete export already existed and was left unchanged."""
 
 
 def export(

@@ -1,12 +1,12 @@
 """Pushing an export to the Hugging Face hub, when asked to.
 
 Invariants:
-- The token is HF_TOKEN and nothing else: no login that a machine remembers. It is in no message.
-- A repository that is made is private, unless asked otherwise. One that is public already gets nothing, unless asked
-  otherwise: what a run made is not published by mistake.
-- What is pushed has the sums that it had when it was exported.
+- The token is HF_TOKEN only, never a stored login. It appears in no message.
+- New repositories are private by default. Nothing is uploaded to an already public one without the option to do so, so
+  that a run's results are not published by mistake.
+- Uploaded files match their checksums from the export.
 
-huggingface_hub knows the protocol; HF_ENDPOINT leads it to another hub.
+huggingface_hub implements the protocol; HF_ENDPOINT selects another hub.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 Invariants:
 - Weights are copied, not converted: what was measured is what leaves. Only safetensors and the tokenizer's and the
   configuration's files go along.
-- The folder alone says how to ask the model: the chat template in it builds the prompt that it was trained with, and
-  generation stops at every token at which the run's own engines stopped it.
-- What training wrote down about itself goes along without the paths of the machine it was on.
+- The folder is self-contained: its chat template builds the prompt of the training, and generation stops at every token
+  at which the run's own engines stopped.
+- The training record is included without machine paths.
 
-Each iteration's adapters are relative to the student of the iteration before. Low-rank updates of the same layers add
-up, so side by side they are one adapter for the model the run began with: A stacked, B side by side, the rank the sum.
+Each iteration's adapters are relative to the previous iteration's student. Low-rank updates of the same layers add up,
+so concatenated they are one adapter for the run's base model: A stacked, B side by side, the rank the sum.
 
-This module knows nothing of cards.
+This module does not know cards.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What an export is made of: a run's description, its pools and its results, up to one iteration.
+"""The source of an export: a run's description, pools and results, up to one iteration.
 
 Invariants:
-- The configuration is read as plain JSON, so that runs of other versions can be exported: a key that is not there is
-  None, and is said to be unknown.
-- Names that are shown hold no path of a machine: of a local file or folder only its own name stays.
+- The configuration is read as plain JSON, so that runs of other versions can be exported: a missing key is None and
+  shown as unknown.
+- Displayed names contain no machine path: only the name of a local file or folder is kept.
 
-This module knows nothing of cards, models or hubs.
+This module does not know cards, models or hubs.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Source:
     described: dict[str, Any]
     """run.json."""
     licence: str | None = None
-    """The user's instructions' licence; None where it is unknown."""
+    """The licence of the user's instructions; None if unknown."""
     origin: str | None = None
-    """Where they come from, in the user's words."""
+    """The origin of the instructions, in the user's words."""
 
     @classmethod
     def open(
         cls, store: RunStore, iteration: int | None = None, *, licence: str | None = None, origin: str | None = None
     ) -> Source:
-        """The run up to `iteration`, or to the last that is there. `licence` and `origin` go before the run's own.
+        """The run up to `iteration`, or to the last committed one. `licence` and `origin` override the run's own.
 
         Raises:
             ConfigError: the run has no such checkpoint.
@@ -61,7 +61,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """The run's name."""
         return str(self.described["config"]["run_name"])
 
     @property
@@ -71,11 +71,11 @@ class Source:
 
     @property
     def base_dir(self) -> Path:
-        """Where the configuration's own files were when the run was made."""
+        """The folder of the configuration's files when the run was started."""
         return Path(self.described.get("base_dir") or ".")
 
     def get(self, key: str) -> Any:
-        """A dotted key of the configuration; None where it is not there."""
+        """A dotted key of the configuration. Returns None if it is missing."""
         value: Any = self.described["config"]
         for name in key.split("."):
             if not isinstance(value, dict):
@@ -84,11 +84,11 @@ class Source:
         return value
 
     def manifest(self, stage: str) -> Manifest:
-        """A stage's manifest; empty where it is not committed."""
+        """A stage's manifest; empty if it is not committed."""
         return self.store.stage(stage).manifest() or {}
 
     def shards(self, pool: str | int) -> list[Shard]:
-        """A pool's parts; none where it was never committed."""
+        """A pool's parts; empty if it was never committed."""
         return [Shard(str(pool), index) for index in range(self.manifest(layout.pool(pool)).get("parts", 0))]
 
     def trained(self, iteration: int) -> list[Shard]:
@@ -105,11 +105,11 @@ class Source:
         return [summarise(self.store, number) for number in range(self.iteration + 1)]
 
     def endpoint(self, name: str | None) -> dict[str, Any]:
-        """An endpoint's configuration; empty where there is none of that name."""
+        """An endpoint's configuration; empty if there is no such endpoint."""
         return (self.get("endpoints") or {}).get(name) or {}
 
     def host(self, name: str | None) -> str:
-        """Where an endpoint's answers came from: the API's host, or the run's own server. Never a whole address."""
+        """The source of an endpoint's answers: the API's host, or the run's own server; never a whole address."""
         endpoint = self.endpoint(name)
         if served := endpoint.get("serve"):
             weights = public_name(served["model"])
@@ -119,17 +119,17 @@ class Source:
         return "at the openai package's default address" if endpoint else "at an unknown address"
 
     def teachers(self) -> list[str]:
-        """The endpoints that may have answered, the first of them first."""
+        """The endpoints that may have answered, in order."""
         return [self.get("teacher.endpoint"), *(self.get("teacher.fallbacks") or ())]
 
 
 def public_name(source: str) -> str:
-    """A model, file or template as anybody may read it: of a local path only what it is called."""
+    """A public name of a model, file or template: for a local path, only its last part."""
     source = source.removeprefix(BUNDLED)
     return Path(source).name if source.startswith((".", "/", "~")) or "\\" in source else source
 
 
 def hub_name(source: str) -> str | None:
-    """``org/name`` where that is what a model comes from."""
+    """``org/name`` if a model comes from a hub, else None."""
     plain = not source.startswith((BUNDLED, ".", "/", "~")) and source.count("/") == 1
     return source if plain else None

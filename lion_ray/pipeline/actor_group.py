@@ -1,8 +1,8 @@
-"""The run's actors: a proxy or more for each endpoint, budget, run store, referee, generator, student engines.
+"""The run's actors: one or more proxies for each endpoint, budget, run store, referee, generator, student engines.
 
 Invariants:
-- The driver owns every actor and none is detached: when the run ends, in whatever way, they end with it.
-- Names carry the run and the attempt, so that a retried run never meets its own past.
+- The driver owns every actor and none is detached: they end with the run, however it ends.
+- Names contain the run and the attempt, so that a retried run never meets actors of an earlier attempt.
 - Leaving the actor group's context drains the calls in flight, then stops servers, engines and actors, in that order.
 """
 
@@ -36,7 +36,7 @@ from lion_ray.pipeline.reporter import Reporter
 from lion_ray.tracking import Spend
 
 CLOSE_TIMEOUT_S = 60.0
-"""For a proxy to end its server and its journal, once its last call is home."""
+"""Timeout for a proxy to stop its server and close its journal after its last call, in seconds."""
 METER_S = 2.0
 
 
@@ -53,7 +53,7 @@ class ActorGroup:
         write_report: Callable[[RunStore], None],
         keys: str | None = None,
     ) -> None:
-        """`write_report` writes a run's report; `keys` is the file with the driver's keys, where it has one."""
+        """`write_report` writes a run's report; `keys` is the file with the driver's keys, if there is one."""
         self._progress = progress
         self._config = config
         run_name = f"{config.run_name}-{attempt}"
@@ -94,7 +94,7 @@ class ActorGroup:
                 for name in named(endpoint)
             ]
         self._teachers = self.proxies[config.teacher.endpoint]
-        # Proxies go by their names: a handle among its arguments would keep Ray from restarting an actor.
+        # Pass proxies by name: an actor with an actor handle among its arguments cannot be restarted by Ray.
         judge, writer = config.referee.endpoint, config.generator.endpoint
         structured, tau = config.endpoints[judge].json_schema, config.discrimination.tau
         self.referee: Any = RefereeActor.options(name=f"{run_name}/referee", **roles).remote(
@@ -117,7 +117,7 @@ class ActorGroup:
         return self
 
     async def ready(self) -> None:
-        """Wait until every endpoint can be called: journals are open, the run's own servers answer."""
+        """Wait until every endpoint is ready: journals are open, and the run's own servers answer."""
 
         async def one(name: str, proxies: list[Any]) -> None:
             for proxy in proxies:
@@ -128,12 +128,12 @@ class ActorGroup:
 
     @asynccontextmanager
     async def metered(self, tell: Callable[[Spend], None] = lambda _: None) -> AsyncIterator[None]:
-        """Show what the endpoints do and what was spent, while the block runs, and `tell` it."""
+        """While the block runs, show the endpoints' activity and the cost, and pass them to `tell`."""
         task = asyncio.create_task(self._keep_metering(tell))
         try:
             yield
             with contextlib.suppress(ray.exceptions.RayError):
-                await self._meter(tell)  # what came after the last look
+                await self._meter(tell)  # what happened since the last interval
         finally:
             task.cancel()
 
@@ -143,7 +143,7 @@ class ActorGroup:
             try:
                 await self._meter(tell)
             except ray.exceptions.RayError:
-                continue  # an actor that is being restarted has nothing to show; a lasting fault ends a stage
+                continue  # a restarting actor has no stats; a lasting error ends a stage
 
     async def _meter(self, tell: Callable[[Spend], None]) -> None:
         stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
@@ -152,7 +152,7 @@ class ActorGroup:
         tell(_spend([one for of_endpoint in stats.values() for one in of_endpoint], spent))
 
     def actors(self) -> dict[str, Any]:
-        """The run's actors of now, by a name that a person understands."""
+        """The run's current actors by a readable name."""
         named = {
             "ledger": self.ledger,
             "run_store": self.run_store,
@@ -164,21 +164,21 @@ class ActorGroup:
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
 
     async def moves(self) -> int:
-        """A number that changes whenever a call ends or goes out, or a server of the run's own computes a token, and
-        all the time while calls wait for what has an end of its own (`Stats.moves`): an endpoint that is down, or asks
-        for time."""
+        """A number that changes whenever a call starts or ends, or one of the run's own servers computes a token. It
+        also changes all the time while calls wait for something that ends by itself (`Stats.moves`): an outage, or a
+        pause that an endpoint requested."""
         moved = 0
         for name, proxy in self._each_proxy():
             try:
                 stats = await get_within(proxy.stats.remote(), METER_S)
             except (TimeoutError, ray.exceptions.RayError):
-                continue  # whether it answers is asked elsewhere
+                continue  # the watchdog checks whether it answers
             own = self._config.endpoints[name].serve is not None
             moved += stats.moves(own_server=own, now=time.monotonic_ns())
         return moved
 
     def teacher(self, shard: int) -> Any:
-        """The proxy that answers a shard of the teacher's: always the same one."""
+        """The proxy for a teacher shard: always the same one."""
         return self._teachers[shard % len(self._teachers)]
 
     async def __aexit__(
@@ -186,12 +186,12 @@ class ActorGroup:
     ) -> None:
         if error is not None:
             self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
-        # Side by side: engines hold GPUs, and the report needs none.
+        # Concurrently: engines hold GPUs, which the report does not need.
         await asyncio.gather(self._close(for_good=error is None), self.reporter.close(wait=error is None))
 
     async def _close(self, *, for_good: bool) -> None:
         await self.students.stop()
-        # Side by side: each may be waiting for calls that are out, and are paid for.
+        # Concurrently: each may wait for calls in flight, which are paid for.
         await asyncio.gather(*(self._close_proxy(name, proxy, for_good) for name, proxy in self._each_proxy()))
         for actor in self.actors().values():
             ray.kill(actor)
@@ -209,7 +209,7 @@ class ActorGroup:
 
 
 def _spend(stats: Sequence[Stats], usd: float) -> Spend:
-    """What the endpoints' proxies have cost and done, for trackers."""
+    """Cost and counts of the endpoints' proxies, for trackers."""
     return Spend(
         time=time.time(),
         usd=usd,

@@ -1,11 +1,11 @@
-"""What this machine has and lacks for a run, in words, each with what to do about it.
+"""Check what this machine has and lacks for a run, with advice for each finding.
 
 Invariants:
-- Nothing is changed, started or sent anywhere, and no package is imported into this process to ask for its version.
-- A secret is told by its variable's name, never by its value.
-- A check that cannot tell says so (`ok` is None) instead of guessing.
+- Nothing is changed, started or sent, and no package is imported into this process to read its version.
+- A secret is shown by its variable's name, never by its value.
+- A check that cannot decide says so (`ok` is None) instead of guessing.
 
-Wanted versions are the installed project's own requirements, so they are written down once, in pyproject.toml.
+Required versions are the installed project's requirements, so they are defined only once, in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GIB = 2**30
 _DEMO_MEMORY = 12 * _GIB  # the teacher's server, the student's engine, a training worker and Ray itself
 _RUN_DISK = 5 * _GIB
 _SHARED_MEMORY = _GIB
-_HEADROOM = 2 * _GIB  # what fetching needs beside the model itself: its parts, before they are joined
+_HEADROOM = 2 * _GIB  # what a download needs besides the model itself: its parts before they are joined
 _DEMO_MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct")
 _KEYS = (
     "OPENAI_API_KEY",
@@ -56,10 +56,10 @@ class Check:
 
     name: str
     ok: bool | None
-    """None: neither good nor bad, or it cannot be told."""
+    """None: neither good nor bad, or unknown."""
     found: str
     advice: str = ""
-    """What to do; empty where nothing is to be done."""
+    """What to do; empty if nothing needs to be done."""
 
 
 def check() -> list[Check]:
@@ -115,7 +115,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """ray and transformers by themselves, the rest in one line."""
+    """One finding each for ray and transformers, one for all other packages."""
     wanted = _requirements()
     if not wanted:
         yield Check("lion-ray", False, "not installed here", _SETUP)
@@ -145,7 +145,7 @@ def _torch(gpus: list[str]) -> Check:
         return Check("torch", ok, f"{version}, for CPUs", "" if ok else f"wanted {wanted}: {_SETUP}")
     if not gpus:
         return Check("torch", None, f"{version}, no GPU here to use it with")
-    # Asked in a process of its own: a driver that has touched CUDA cannot hand it to forked workers.
+    # In a separate process: a driver that has initialised CUDA cannot pass it to forked workers.
     question = "import torch; print(torch.version.cuda, torch.cuda.device_count())"
     try:
         done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=120, check=True)
@@ -187,7 +187,7 @@ def _pip() -> Check:
 
 
 def _nvidia_smi() -> list[str]:
-    """One line per GPU, as the driver tells them; empty where there is no driver."""
+    """One line per GPU from nvidia-smi; empty without a driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -241,7 +241,7 @@ def _container_limit() -> int | None:
 
 
 def _free(folder: Path) -> int:
-    """Bytes free where `folder` is, or would be made."""
+    """Free bytes where `folder` is or would be created."""
     folder = folder.absolute()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 

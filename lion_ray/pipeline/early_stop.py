@@ -1,13 +1,13 @@
-"""Whether a student has stopped gaining, so that a run need not go on.
+"""Early stop: whether the student has stopped gaining, so that the run can end.
 
 Invariants:
-- The decision depends on what is committed alone, so a run that was killed decides the same when it goes on.
-- A decision to stop is written down with the numbers that it rests on; what was decided once stands.
-- A checkpoint that was not measured neither gains nor loses.
+- The decision depends only on committed data, so a killed run decides the same when it resumes.
+- A decision to stop is recorded with its numbers and never changed.
+- A checkpoint that was not measured counts as neither gain nor loss.
 
-What is measured: the checks' score on the held-out set where checks are configured (`evaluation.checks`); else relative
-quality where every checkpoint is judged on it (`discrimination.judge_heldout: every`); else the held-out loss. This
-module knows nothing of Ray.
+The measure: the checks' score on the held-out set if checks are configured (`evaluation.checks`); else relative
+quality if every checkpoint is judged on it (`discrimination.judge_heldout: every`); else the held-out loss. This module
+does not know Ray.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from lion_ray.core.store import RunStore
 
 
 def on_plateau(values: Sequence[float | None], *, rounds: int, min_gain: float) -> bool:
-    """Whether the last `rounds` measured values each failed to beat the best before by at least `min_gain`.
+    """Whether each of the last `rounds` measured values failed to exceed the previous best by at least `min_gain`.
 
-    `values`: more is better, oldest first; None where nothing was measured. A smaller rise does not become the best:
-    several of them together still count as a gain.
+    `values`: higher is better, oldest first; None if not measured. A smaller rise does not become the new best, so
+    several small rises together can still count as a gain.
     """
     best: float | None = None
     waited = 0
@@ -40,10 +40,10 @@ def on_plateau(values: Sequence[float | None], *, rounds: int, min_gain: float) 
 
 
 def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | None:
-    """Why the run ends with this iteration's imitation; None where it goes on.
+    """Why the run ends with this iteration's imitation. Returns None if it continues.
 
     Raises:
-        InfrastructureError: the decision could not be written down.
+        InfrastructureError: the decision could not be recorded.
     """
     if config.stop.plateau is None:
         return None
@@ -54,7 +54,7 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
     measure, values = measured(store, config, iteration)
     sign = -1.0 if measure == "loss" else 1.0
     signed = [None if value is None else sign * value for value in values]
-    # At the end of the list, or else this checkpoint was not measured and there is nothing to decide.
+    # If the last value is None, this checkpoint was not measured and there is nothing to decide.
     if values[-1] is None or not on_plateau(signed, rounds=rounds, min_gain=min_gain):
         return None
     reason = _reason(measure, values, rounds, min_gain)
@@ -75,8 +75,8 @@ def stop_reason(store: RunStore, config: RunConfig, iteration: int) -> str | Non
 def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, list[float | None]]:
     """(checks, quality or loss; its value for the base model and after each iteration up to this one).
 
-    The checks' score is a mean from 0 to 1, quality is student's scores / teacher's, loss is in nats per token. None
-    where it was not measured.
+    The checks' score is a mean from 0 to 1, quality is student's scores / teacher's, loss is in nats per token. None if
+    not measured.
     """
     if config.evaluation.checks:
         scored = [store.stage(layout.checks(k)).manifest() or {} for k in range(iteration + 1)]
@@ -90,7 +90,7 @@ def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, l
 
 
 def read_stop(store: RunStore) -> dict[str, Any] | None:
-    """The decision to end early, where there is one: iteration, measure, values, rounds, min_gain, reason."""
+    """The decision to end early, if any: iteration, measure, values, rounds, min_gain, reason."""
     found = store.read_record(layout.STOPPED)
     return None if found is None else check(found, STOP)
 

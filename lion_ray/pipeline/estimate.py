@@ -1,10 +1,10 @@
-"""What calls will take, from the pool's real lengths: tokens, dollars and time, in the middle and at worst.
+"""Estimate tokens, dollars and time of calls from the pool's real lengths: expected and worst case.
 
 Invariants:
-- Lengths of instructions are measured on the pool: with the student's tokenizer where it is on this machine, at four
-  characters a token where it is not. Lengths of answers are not known before they are bought; `EXPECTED` says what is
-  assumed, the worst case is the role's own limit.
-- Knows prices and limits, sends nothing.
+- Lengths of instructions are measured on the pool: with the student's tokenizer if it is on this machine, else at four
+  characters per token. Lengths of answers are unknown in advance: `EXPECTED` is assumed, and the worst case is the
+  role's own limit.
+- It knows prices and limits, and sends nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lion_ray.prompts.messages import empty_length, is_file, load_template
 
 CHARACTERS_PER_TOKEN = 4
 FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180}
-"""About what the built-in templates add to a call, in tokens."""
+"""Approximate tokens that the built-in templates add to a call."""
 EXPECTED = {"teacher": 160, "referee": 150, "generator": 40, "student": 160}
-"""Tokens in a usual answer, about: gpt-3.5-turbo's to Alpaca's instructions, a verdict with reasons, an instruction."""
+"""Approximate tokens of an answer: gpt-3.5-turbo's to Alpaca's instructions, a verdict with reasons, an instruction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +37,24 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """A stage's calls to one endpoint. Tokens for all of them together."""
+    """A stage's calls to one endpoint. Tokens are totals over all calls."""
 
     calls: int
     prompt: int
-    """About: measured instructions, usual answers."""
+    """Expected: measured instructions, usual answers."""
     prompt_worst: int
-    """Every answer that is judged as long as it may be."""
+    """Worst case: every judged answer has its maximum length."""
     completion: int
     completion_worst: int
     usd: float | None
-    """None where the endpoint has no prices."""
+    """None if the endpoint has no prices."""
     usd_worst: float | None
     seconds: float | None
-    """At the endpoint's configured limits; None where none is configured."""
+    """At the endpoint's configured limits; None if none is configured."""
 
 
 def frame_tokens(config: RunConfig, role: str, base_dir: Path) -> int:
-    """About what a role's template adds to a call: measured for one of the user's own, in tokens.
+    """Approximate tokens that a role's template adds to a call; measured for a user's template.
 
     Raises:
         ConfigError: the template cannot be used.
@@ -85,7 +85,7 @@ def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
     file = None if folder is None else Path(folder) / "tokenizer.json"
     if file is None or not file.is_file():
         return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]
-    from tokenizers import Tokenizer  # it counts a million rows in seconds, and needs neither torch nor transformers
+    from tokenizers import Tokenizer  # counts a million rows in seconds, without torch or transformers
 
     return [len(encoding.ids) for encoding in Tokenizer.from_file(str(file)).encode_batch(list(texts))]
 
@@ -93,9 +93,9 @@ def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
 def calls(
     config: RunConfig, base_dir: Path, role: str, count: int, instruction: float, answers: float | None = None
 ) -> Calls:
-    """`count` calls of a role about instructions of so many tokens in the mean.
+    """Estimate `count` calls of a role; `instruction` is the mean number of tokens of an instruction.
 
-    `answers`: the tokens of both answers that a referee is shown, where they are known.
+    `answers`: tokens of both answers in a referee's prompt, if known.
     """
     section = getattr(config, role)
     endpoint = config.endpoints[section.endpoint]

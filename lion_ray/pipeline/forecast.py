@@ -1,10 +1,10 @@
-"""How long a run will take on this machine: said before it starts, and corrected while it goes.
+"""Forecast how long a run takes on this machine, before it starts and, corrected, while it runs.
 
 Invariants:
-- What another attempt committed counts as done, and says nothing of this attempt's pace.
-- The figures of single stages are `local_times`'; this module adds them up and holds them against the clock.
+- What another attempt committed counts as done, and does not affect this attempt's pace.
+- `local_times` estimates single stages; this module adds them up and compares them with the clock.
 
-Reads the run's folder and nothing else.
+It reads only the run's folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lion_ray.pipeline.local_times import START_S, LocalTimes, in_words, left_s,
 from lion_ray.pipeline.plan import Plan, share_done
 
 LONG_S = 2 * 3600.0
-"""A run of more than this is warned of."""
+"""A run longer than this gets a warning."""
 
 
 class Forecast:
-    """How long a run will still take: its plan, corrected by how long what it has done took."""
+    """The time that a run still needs: its plan, corrected by the pace so far."""
 
     def __init__(self, plan: Plan, store: RunStore, config: RunConfig, clock: Callable[[], float] = time.monotonic):
-        """`clock`: seconds, only going on. What is committed now was another attempt's and says nothing of the pace."""
+        """`clock`: monotonic seconds. What is already committed was another attempt's and does not affect the pace."""
         self._plan, self._store, self._config, self._clock = plan, store, config, clock
         self._began = clock()
         self._open = list(plan.stages)
@@ -33,7 +33,7 @@ class Forecast:
         self._before = self._worked_off()
 
     def _worked_off(self) -> float:
-        """Seconds of the plan; a stage that was seen to be done is not asked for again."""
+        """Planned seconds of work done so far; finished stages are not read again."""
         begun, still_open = 0.0, []
         for stage in self._open:
             if (share := share_done(stage, self._store, self._config)) < 1:
@@ -45,17 +45,17 @@ class Forecast:
         return self._done_s + begun
 
     def left_s(self) -> float | None:
-        """Seconds; None where this machine computes nothing. Reads the run's folder."""
+        """Remaining seconds; None if this machine computes nothing. Reads the run's folder."""
         if self._plan.local_s is None:
             return None
         elapsed = self._clock() - self._began
-        # Starting up is worked off by the clock: no stage tells of it.
+        # Start-up counts by the clock, because no stage reports it.
         done = self._worked_off() - self._before + min(elapsed, START_S)
         return left_s(self._plan.local_s - self._before, done, elapsed)
 
 
 def opening_lines(plan: Plan, left: float, times: LocalTimes) -> list[str]:
-    """What a run says before it starts: how long it will take here, and what makes it slow."""
+    """Log lines before a run starts: its estimated time here, and what makes it slow."""
     lines = [
         f"{in_words(left)} on this machine (an estimate, corrected as the run goes; `lion-ray plan` has its parts)"
     ]

@@ -1,11 +1,11 @@
-"""What a run has done so far, in order, read from its folder, and told to trackers, which may have some of it already.
+"""A run's steps and results so far, in order, read from its folder and sent to trackers, which may have some already.
 
 Invariants:
-- Steps are numbered over the whole run: an iteration's first step follows the last one of the iteration before, whose
+- Steps are numbered over the whole run: an iteration's first step follows the last one of the previous iteration, whose
   fit is committed by then. So a step has the same number in every attempt.
 - An iteration's result comes after its steps, and only once it is concluded.
 
-This module does not know what trackers do with it.
+This module does not know what trackers do with them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from lion_ray.tracking.fan_out import Trackers
 
 ID_DIGITS = 8
 _COUNTERS = ("step", "steps", "time")
-"""Of a step's row what is no measurement."""
+"""The fields of a step's row that are not metrics."""
 
 
 class History:
     """A run's steps and results. May be read from several threads."""
 
     def __init__(self, store: RunStore, iterations: int) -> None:
-        """`iterations`: as configured; the last imitation comes on top."""
+        """`iterations`: as configured, without the last imitation."""
         self._store = store
         self._iterations = iterations
         self._steps: dict[int, int] = {}
-        """Of committed fits, by iteration."""
+        """Number of steps of committed fits, by iteration."""
 
     def __call__(self, held: Held) -> Iterator[TrainingStep | IterationResult]:
-        """What stands in the folder after `held`. Raises InfrastructureError where the storage refuses."""
+        """The entries in the folder after `held`. Raises InfrastructureError if the storage fails."""
         before = 0
         for iteration in range(self._iterations + 2):
             if iteration:
@@ -56,7 +56,7 @@ class History:
                 yield summarise(self._store, iteration)
 
     def held(self) -> Held:
-        """All that is done: up to the last step and the last result."""
+        """The position after the last step and the last result."""
         step, iteration = 0, -1
         for number in range(self._iterations + 2):
             steps = self._committed(number) if number else 0
@@ -68,7 +68,7 @@ class History:
         return Held(step, iteration)
 
     def _committed(self, iteration: int) -> int | None:
-        """The steps of an iteration's fit; None where it is not committed."""
+        """The number of steps of an iteration's fit. Returns None if it is not committed."""
         if iteration not in self._steps:
             manifest = self._store.stage(layout.checkpoint(iteration)).manifest()
             if manifest is None:
@@ -89,7 +89,7 @@ class History:
 
 @contextmanager
 def tracked(trackers: Trackers, store: RunStore, attempt: int, progress: Progress) -> Iterator[None]:
-    """Tell the trackers of an attempt, as long as the block runs, and how it ended."""
+    """Send an attempt's progress to the trackers while the block runs, then its outcome."""
     if not trackers:
         yield
         return
@@ -108,7 +108,7 @@ def tracked(trackers: Trackers, store: RunStore, attempt: int, progress: Progres
 
 
 def run_info(store: RunStore, attempt: int, history: History) -> RunInfo:
-    """What a tracker is told of the run in a folder."""
+    """The description of a run that trackers receive."""
     described = store.described()
     return RunInfo(
         id=described.get("id") or older_id(store),
@@ -122,12 +122,12 @@ def run_info(store: RunStore, attempt: int, history: History) -> RunInfo:
 
 
 def older_id(store: RunStore) -> str:
-    """The id of a run that was begun before runs had one."""
+    """The id of a run from before runs had ids."""
     return hashlib.sha256(store.root.encode()).hexdigest()[:ID_DIGITS]
 
 
 def identity(store: RunStore, known: Record | None, new_id: str, now: float) -> dict[str, str | float]:
-    """What names a run alone: what its folder says, else `new_id`, begun `now`."""
+    """A run's unique id and start time: from its folder, else `new_id` and `now`."""
     if known is None:
         return {"id": new_id, "began": round(now, 2)}
     return {"id": known.get("id") or older_id(store), "began": known.get("began", round(now, 2))}

@@ -1,10 +1,9 @@
-"""How a run is told to end before its time: SIGTERM, Ctrl-C, or another thread of the same program.
+"""Interrupt a run: by SIGTERM, Ctrl-C, or another thread of the same program.
 
 Invariants:
-- Each of them ends it as a Ctrl-C does: calls that are out come home, servers and engines end, the same command
-  resumes.
-- Signals are only this module's while a run is under way, and only in the main thread; afterwards they are the
-  program's again.
+- Each of them ends the run like a Ctrl-C: calls in flight finish, servers and engines stop, the same command resumes.
+- This module handles signals only while a run is in progress, and only in the main thread; afterwards the program's
+  handlers are restored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ OURS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Asked for from any thread; a run that has it looks at it, and its loop is cancelled."""
+    """A stop request that any thread can make; the run checks it, and its loop is cancelled."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,20 +27,20 @@ class Stop:
         self._cancel: Callable[[], object] | None = None
 
     def ask(self) -> None:
-        """End the run; returns at once."""
+        """Request the end of the run; returns at once."""
         with self._lock:
             self._asked = True
             if self._cancel is not None:
                 self._cancel()
 
     def look(self) -> None:
-        """Raises KeyboardInterrupt where it was asked for."""
+        """Raises KeyboardInterrupt if a stop was requested."""
         if self._asked:
             raise KeyboardInterrupt
 
     @contextmanager
     def cancels(self) -> Iterator[None]:
-        """While the block runs, this task is cancelled when it is asked for."""
+        """While the block runs, a stop request cancels this task."""
         task = asyncio.current_task()
         assert task is not None
         with self._lock:
@@ -61,18 +60,18 @@ def in_main_thread() -> bool:
 
 @contextmanager
 def signals_given_back() -> Iterator[None]:
-    """What handles Ctrl-C and SIGTERM is afterwards what it was before."""
+    """Restore the handlers of Ctrl-C and SIGTERM after the block."""
     before = {one: signal.getsignal(one) for one in OURS} if in_main_thread() else {}
     try:
         yield
     finally:
         for one, handler in before.items():
-            if handler is not None:  # None: not of Python's making, and not to be had again
+            if handler is not None:  # None: not installed from Python, and cannot be restored
                 signal.signal(one, handler)
 
 
 def interrupt_on_sigterm() -> None:
-    """Leave on SIGTERM as on a Ctrl-C, saying that the same command resumes. Outside the main thread: nothing."""
+    """Handle SIGTERM like a Ctrl-C, with the same message. No effect outside the main thread."""
     if in_main_thread():
         signal.signal(signal.SIGTERM, _interrupted)
 
@@ -82,8 +81,8 @@ def _interrupted(_number: int, _frame: object) -> None:
 
 
 def stop_on_sigterm() -> None:
-    """While the loop runs, leave it on SIGTERM through its tasks: `ray job stop` and kubelets send it, and calls that
-    are out, servers and engines must come to their end. Outside the main thread: nothing."""
+    """On SIGTERM, cancel the loop's main task: `ray job stop` and kubelets send it, and calls in flight, servers and
+    engines must end properly. No effect outside the main thread."""
     main = asyncio.current_task()
     assert main is not None
     if in_main_thread():

@@ -1,9 +1,9 @@
-"""How long stages that this machine computes itself will take: served models, the student, fits.
+"""Estimate the time of stages that this machine computes itself: served models, the student, fits.
 
 Invariants:
-- Only what runs on this machine's CPU is forecast. GPUs are not timed, and a cluster's nodes are not known here.
-- Before the run the figures rest on the CPU's measured products (`machine`) and on usual lengths of answers
-  (`estimate`); while it runs, what is left is scaled by how the stages that are done compare with their forecast.
+- Only work on this machine's CPU is forecast. GPUs are not timed, and a cluster's nodes are unknown here.
+- Before the run, estimates use the CPU's measured matrix products (`machine`) and usual lengths of answers
+  (`estimate`). During the run, the rest is scaled by the ratio of actual to forecast time of finished stages.
 
 This module starts nothing and sends nothing.
 """
@@ -25,19 +25,19 @@ from lion_ray.models.resolve import parameters_of
 from lion_ray.pipeline.estimate import EXPECTED, Calls, frame_tokens
 
 BACKWARD = 3.0
-"""A training step costs so many forward passes: one forward, two backward (arXiv 2001.08361, section 2.1)."""
+"""Cost of a training step in forward passes: one forward, two backward (arXiv 2001.08361, section 2.1)."""
 FIT_START_S = 30.0
-"""Of every fit: starting a worker, loading, held-out losses, writing."""
+"""Overhead of every fit: starting a worker, loading, held-out losses, writing."""
 START_S = 60.0
-"""Of a run: Ray, its servers and its engines, side by side."""
+"""Start-up time of a run: Ray, its servers and its engines, concurrently."""
 PRIOR_S = 60.0
-"""So many seconds of stages as forecast are added to what was seen, so that the first short stage decides little."""
+"""Seconds at the forecast pace added to the observed ones, so that the first short stage has little weight."""
 SLOW = 2.0
-"""A type that is slower than the best by this factor is told."""
+"""A number type slower than the best by this factor causes a warning."""
 
 
 class StageTimes(Protocol):
-    """What is known of a planned stage's time; either is None where it does not apply."""
+    """The estimated times of a planned stage; None if one does not apply."""
 
     @property
     def seconds(self) -> float | None:
@@ -57,7 +57,7 @@ class LocalTimes:
 
     @classmethod
     def here(cls, config: RunConfig, base_dir: Path) -> LocalTimes | None:
-        """None where the run goes to a cluster."""
+        """Returns None if the run goes to a cluster."""
         return None if os.environ.get("RAY_ADDRESS") else cls(config, base_dir)
 
     def any(self) -> bool:
@@ -77,7 +77,7 @@ class LocalTimes:
         if serve is None or parameters is None or not calls.calls:
             return None
         frame = frame_tokens(self.config, role, self.base_dir)
-        # The frame stands at the start of every prompt, and the server's prefix cache keeps it.
+        # Every prompt starts with the template's text, which the server's prefix cache keeps.
         read = calls.prompt - frame * (calls.calls - 1)
         together = min(requests_at_once(serve, parameters), calls.calls)
         rates, dtype = speeds(), arithmetic(serve)
@@ -86,7 +86,7 @@ class LocalTimes:
         )
 
     def student(self, rows: int) -> float | None:
-        """Seconds in which the student's engine answers so many rows; None on a GPU."""
+        """Seconds for the student's engine to answer `rows` rows; None on a GPU."""
         student = self.config.student
         parameters = None if wants_gpu(student.use_gpu) else parameters_of(student.model, self.base_dir)
         if parameters is None or not rows:
@@ -96,7 +96,7 @@ class LocalTimes:
         return tokens / speeds().tokens_per_second(parameters, together, student_type(student.dtype))
 
     def fit(self, rows: int, instruction: float) -> float | None:
-        """Seconds of fine-tuning on so many rows, whose instructions have so many tokens; None on a GPU."""
+        """Seconds to fine-tune on `rows` rows with `instruction` tokens per instruction; None on a GPU."""
         imitation = self.config.imitation
         gpu = wants_gpu(imitation.use_gpu)
         parameters = None if gpu else parameters_of(self.config.student.model, self.base_dir)
@@ -111,7 +111,7 @@ class LocalTimes:
         return parameters_of(serve.model, self.base_dir)
 
     def slow_types(self) -> list[str]:
-        """A sentence for each type that the configuration names and this CPU computes several times slower."""
+        """A sentence for each configured number type that is much slower than the fastest on this CPU."""
         config, found = self.config, []
         named = {
             f"endpoints.{name}.serve.dtype": endpoint.serve.dtype
@@ -145,17 +145,17 @@ def planned_s(stages: Iterable[StageTimes]) -> float | None:
 
 
 def stage_s(stage: StageTimes) -> float:
-    """Seconds of one stage: what takes longer, its endpoint's limits or this machine."""
+    """Seconds of one stage: the larger of the times at its endpoint's limits and on this machine."""
     return max(stage.seconds or 0.0, stage.local_s or 0.0)
 
 
 def left_s(planned: float, done: float, elapsed: float) -> float:
-    """Seconds that are left of `planned`, of which `done` were worked off in `elapsed` seconds."""
+    """Remaining seconds, given that `done` of the `planned` seconds took `elapsed` seconds."""
     return max(0.0, planned - done) * (elapsed + PRIOR_S) / (done + PRIOR_S)
 
 
 def in_words(seconds: float) -> str:
-    """A time as a person says it: about 40 s, about 12 min, about 3.5 h."""
+    """A readable duration: about 40 s, about 12 min, about 3.5 h."""
     if seconds < 90:
         return f"about {seconds:.0f} s"
     if seconds < 5400:

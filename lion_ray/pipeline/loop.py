@@ -3,11 +3,10 @@
 Invariants:
 - Every function here is resumable: what an earlier attempt committed is read, not done again. Iteration k needs only
   what iteration k-1 committed.
-- What waits for nothing but the same endpoint or engine goes on beside it (`scheduling`): the referee judges while the
-  student answers, the held-out set is judged while the generator writes, and the teacher answers what was accepted
-  while more is asked for.
+- Stages without a mutual dependency overlap (`scheduling`): the referee judges while the student answers, the held-out
+  set is judged while the generator writes, and the teacher answers accepted instructions while more are generated.
 
-What the stages do is theirs (`stages`).
+The stages themselves are in `stages`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from lion_ray.pipeline.stages.fine_tuning import student_after
 
 
 async def distil(run: Run) -> list[IterationResult]:
-    """Run every iteration, and a last imitation on what the last of them generated; returns a result for each."""
+    """Run every iteration, and a last imitation on the last generated pool. Returns a result for each."""
     await prepare(run)
     results = [conclude(run, 0)]
     for iteration in count(1):
@@ -42,7 +41,7 @@ async def distil(run: Run) -> list[IterationResult]:
 
 
 async def prepare(run: Run) -> None:
-    """Pool 0 and the held-out set, the teacher's answers to both, and how good the base model is."""
+    """Import pool 0 and the held-out set, get the teacher's answers, and measure the base model."""
 
     async def data() -> None:
         await run.actors.ready()
@@ -53,7 +52,7 @@ async def prepare(run: Run) -> None:
 
 
 async def warm_up(run: Run) -> None:
-    """Boot engines that stay up anyway while servers start and the teacher answers."""
+    """Boot the engines that are kept anyway while servers start and the teacher answers."""
     iteration = run.newest_checkpoint()
     stay = run.config.student.min_engines > 0 and not run.handoff
     if stay and (iteration or answers_heldout(run.config, 0)):
@@ -66,9 +65,9 @@ async def imitation(run: Run, iteration: int) -> None:
 
 
 async def is_last(run: Run, iteration: int) -> bool:
-    """Whether nothing follows this imitation: all are done, or the student has stopped gaining.
+    """Whether this imitation is the last: all iterations are done, or the student has stopped gaining.
 
-    Where that is looked for, the held-out set is measured first, before anything is bought that might not be needed.
+    With early stop, the held-out set is measured first, before paying for anything that might not be needed.
     """
     if iteration > run.config.iterations or run.config.stop.plateau is None:
         return iteration > run.config.iterations
@@ -80,23 +79,23 @@ async def is_last(run: Run, iteration: int) -> bool:
 
 
 async def discrimination_and_generation(run: Run, iteration: int) -> None:
-    """The judge finds what the student cannot do yet, and the generator writes more of it; the student is measured.
+    """The judge finds what the student cannot do yet, the generator writes more of it, and the student is measured.
 
-    What is generated is the next Train Pool, and the teacher answers it part by part.
+    The generated instructions are the next Train Pool; the teacher answers them part by part.
     """
     await iterate(run, iteration, Phase.DISCRIMINATION, Phase.GENERATION, Phase.MEASUREMENT)
 
 
 async def measurement(run: Run, iteration: int) -> None:
-    """The student on instructions nobody trained on, without anything that follows from it."""
+    """Measure the student on held-out instructions, without generating."""
     await iterate(run, iteration, Phase.DISCRIMINATION, Phase.MEASUREMENT, last=iteration > 0)
 
 
 async def iterate(run: Run, iteration: int, *phases: Phase, last: bool = False) -> None:
-    """Run the stages of some phases that are due, and beside them those that may go ahead of the next iteration.
+    """Run the due stages of some phases and, at the same time, stages of the next iteration that may run ahead.
 
-    The first imitation begins once the base model is measured, as engines may have to go first; what goes ahead then is
-    the teacher's answers to the user's own pool.
+    The first imitation starts once the base model is measured, because engines may have to release their GPUs first.
+    Until then, the teacher's answers to the user's own pool run ahead.
     """
     heldout = Phase.DATA not in phases and bool(run.pool(layout.HELDOUT))
     stages = [(one, iteration) for one in due(When(run.config, iteration, heldout, last), *phases)]
@@ -108,7 +107,7 @@ async def iterate(run: Run, iteration: int, *phases: Phase, last: bool = False) 
 
 
 def conclude(run: Run, iteration: int) -> IterationResult:
-    """Write down what an iteration came to, and say it; the report is written beside what follows."""
+    """Write and log an iteration's result, and start writing the report in the background."""
     result = summarise(run.store, iteration)
     write_result(run.store, result)
     run.progress.say(result.sentence())

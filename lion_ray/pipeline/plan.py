@@ -1,9 +1,9 @@
-"""What a run will take, before anything is spent: calls, tokens, money, time, training steps, memory.
+"""Plan a run before anything is spent: calls, tokens, cost, time, training steps, memory.
 
 Invariants:
-- Reads the user's pool and, where they are on this machine, the models' files; sends nothing and starts nothing.
-- Counts of calls and steps are exact for the numbers planned. Tokens and money are given twice: about, and at most
-  (every answer as long as it may be); see `estimate`.
+- It reads the user's pool and, if they are on this machine, the models' files. It sends and starts nothing.
+- Counts of calls and steps are exact for the planned numbers. Tokens and cost have an expected and a maximum value
+  (every answer at its maximum length); see `estimate`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUMMED = ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "step
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One stage. Tokens: `prompt_tokens` about, `completion_tokens` at most."""
+    """One stage. `prompt_tokens` is an estimate, `completion_tokens` a maximum."""
 
     iteration: int
     stage: str
@@ -47,15 +47,15 @@ class StagePlan:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = None
-    """About; None where its endpoint has no prices."""
+    """Estimated cost; None if the endpoint has no prices."""
     usd_worst: float | None = None
-    """At most."""
+    """Maximum cost."""
     seconds: float | None = None
-    """At the endpoint's configured limits; None where none is configured, or in a batch."""
+    """At the endpoint's configured limits; None if none is configured, or in a batch."""
     local_s: float | None = None
-    """Seconds on this machine, where it computes the stage itself; None where it does not."""
+    """Seconds on this machine; None if it does not compute the stage itself."""
     student_tokens: int = 0
-    """What the student writes, at most."""
+    """Maximum tokens that the student generates."""
     steps: int = 0
     """Optimizer steps."""
 
@@ -64,12 +64,12 @@ class StagePlan:
 class Plan:
     stages: list[StagePlan]
     training_gib: float | None
-    """For each training worker: weights, gradients, optimizer and gathered layers; without activations."""
+    """Per training worker: weights, gradients, optimizer and gathered layers, without activations."""
     engine_gib: float | None
-    """For the weights on each of an engine's GPUs; the key-value cache takes what is left of its share."""
+    """Weights on each of an engine's GPUs; the key-value cache takes the rest of its share."""
     notes: list[str]
     local_s: float | None = None
-    """The whole run on this machine, in seconds; None where it computes nothing itself."""
+    """Seconds for the whole run on this machine; None if it computes nothing itself."""
 
     def to_json(self) -> dict[str, Any]:
         totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
@@ -79,7 +79,7 @@ class Plan:
 
 
 def total(stages: list[StagePlan], name: str) -> float | None:
-    """The sum of a number that some stages do not have; None where no stage has it."""
+    """The sum of a number over the stages that have it. Returns None if none has."""
     found = [value for stage in stages if (value := getattr(stage, name)) is not None]
     return sum(found) if found else None
 
@@ -165,7 +165,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
 
 
 def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
-    """How much of a stage is committed, from 0 to 1: parts that are there count."""
+    """The committed share of a stage, from 0 to 1; committed parts count."""
     folder = store.stage(stage.folder)
     if folder.manifest() is not None:
         return 1.0
@@ -174,7 +174,7 @@ def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
 
 
 def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float | None, float | None]:
-    """What a run's uncommitted stages will cost, in US dollars: about, and at most. Parts that are there count."""
+    """The cost of a run's uncommitted stages in US dollars, expected and maximum; committed parts count as done."""
     usual = worst = None
     for stage in plan.stages:
         if stage.usd is None or stage.usd_worst is None:
@@ -185,7 +185,7 @@ def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float 
 
 
 def _measure(config: RunConfig, base_dir: Path, taken: ImportedData) -> tuple[estimate.Lengths, estimate.Lengths]:
-    """The lengths of what is trained on, and of what is held out."""
+    """The lengths of the pool and of the held-out set."""
     first, second = (
         estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
         for table in (taken.pool, taken.heldout)
@@ -195,19 +195,19 @@ def _measure(config: RunConfig, base_dir: Path, taken: ImportedData) -> tuple[es
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """What stages plan with: sizes, and what calls and the student's tokens take."""
+    """Helps stages to plan: pool sizes, and estimates for calls and the student's tokens."""
 
     config: RunConfig
     base_dir: Path
     local: LocalTimes | None
-    """None where the run does not go to this machine."""
+    """None if the run does not use this machine."""
     pool: estimate.Lengths
     heldout: estimate.Lengths
     canaries: Sequence[Canary]
 
     @property
     def new_rows(self) -> int:
-        """Rows that each generation is to write."""
+        """The target number of rows of each generation."""
         return self.config.generation.hard + self.config.generation.easy
 
     def train_rows(self, iteration: int) -> int:
@@ -219,7 +219,7 @@ class Planner:
         return self.pool.rows + self.new_rows * (iteration - 1)
 
     def stage(self, stage: Stage, iteration: int, rows: int) -> StagePlan:
-        """A stage of so many rows that costs nothing yet."""
+        """A stage of `rows` rows without costs so far."""
         return StagePlan(iteration, stage.name, stage.folder(iteration), rows)
 
     def written(self, plan: StagePlan) -> StagePlan:
@@ -228,9 +228,9 @@ class Planner:
         return replace(plan, student_tokens=plan.rows * self.config.student.max_tokens, local_s=seconds)
 
     def called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
-        """A stage with `count` calls of a role: tokens, money and time are added to what it has.
+        """The stage with `count` calls of a role: tokens, cost and time are added.
 
-        `mean`: tokens of an instruction; `answers`: tokens of the answers that it is shown, where they are known.
+        `mean`: tokens of an instruction; `answers`: tokens of the answers in the prompt, if known.
         """
         found = estimate.calls(self.config, self.base_dir, role, count, mean, answers)
         seconds = [plan.local_s, self.local.calls(role, found) if self.local else None]

@@ -1,6 +1,6 @@
-"""What can be known to be wrong before anything is started or spent.
+"""Checks for errors before anything is started or spent.
 
-Knows the configuration, the environment and the files it names; starts nothing.
+It knows the configuration, the environment and the files that the configuration names; it starts nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def check_templates(loaded: LoadedConfig) -> None:
     """Load every role's template, the canary pairs and the checks of answers.
 
     Raises:
-        ConfigError: one is unknown, unreadable or cannot be rendered; a check's schema is none, or its function cannot
-            be imported.
+        ConfigError: one is unknown, unreadable or cannot be rendered; a check's schema is invalid, or its function
+            cannot be imported.
     """
     referee = loaded.config.referee
     load_checks(loaded.config.evaluation.checks, loaded.base_dir, f"{loaded.source}: evaluation.checks")
@@ -44,7 +44,7 @@ def check_templates(loaded: LoadedConfig) -> None:
 
 
 def check_plugins(config: RunConfig, base_dir: Path) -> None:
-    """Load the user's own code. Raises ConfigError where it cannot be."""
+    """Load the user's own code. Raises ConfigError if that fails."""
     load_source(config.teacher, base_dir)
     load_judge(config.referee, structured=False, base_dir=base_dir, seed=config.seed)
     load_filters(config.imitation.filters, base_dir)
@@ -61,7 +61,7 @@ def templates_in_use(config: RunConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def keys_in_clear(loaded: LoadedConfig) -> list[str]:
-    """What there is to say of endpoints to which a key would go unencrypted, over a network."""
+    """A warning for each endpoint to which a key would go unencrypted over a network."""
     config = loaded.config
     used = {name: config.endpoints[name] for name in endpoints_in_use(config)}
     return [
@@ -73,10 +73,10 @@ def keys_in_clear(loaded: LoadedConfig) -> list[str]:
 
 
 def check_references(loaded: LoadedConfig) -> list[str]:
-    """See that the checks can score the held-out rows; returns what there is to say of rows that they cannot.
+    """Check that the checks can score the held-out rows. Returns warnings about rows that they cannot score.
 
     Raises:
-        ConfigError: they can score none of them.
+        ConfigError: they can score none of the rows.
         DataError, InfrastructureError: the rows cannot be read.
     """
     config = loaded.config
@@ -86,10 +86,10 @@ def check_references(loaded: LoadedConfig) -> list[str]:
 
 
 def heldout_problems(config: RunConfig, base_dir: Path, heldout: pa.Table) -> list[str]:
-    """At most one line: how many held-out rows (INSTRUCTION) the checks cannot score, and where the first stands.
+    """At most one line: how many held-out rows (INSTRUCTION) the checks cannot score, and the place of the first.
 
     Raises:
-        ConfigError: they can score none of them.
+        ConfigError: they can score none of the rows.
     """
     checks = load_checks(config.evaluation.checks, base_dir)
     rows = zip(heldout["id"].to_pylist(), references(heldout), strict=True)
@@ -108,10 +108,10 @@ def heldout_problems(config: RunConfig, base_dir: Path, heldout: pa.Table) -> li
 
 
 def check_keys(loaded: LoadedConfig) -> None:
-    """See that every endpoint in use has its key in the environment.
+    """Check that every endpoint in use has its key in the environment.
 
     Raises:
-        EndpointError: one has not.
+        EndpointError: a key is missing.
     """
     config = loaded.config
     for name in endpoints_in_use(config):

@@ -1,11 +1,11 @@
-"""Joins a Ray cluster, or starts Ray on this machine.
+"""Join a Ray cluster, or start Ray on this machine.
 
 Invariants:
-- A Ray that does not come up is tried once more, on a machine without what the first try left behind; then it is an
-  InfrastructureError in one line, whatever Ray raised.
-- Where RAY_ADDRESS names a cluster, none is started.
+- If Ray does not start, its processes are cleaned up and the start is retried once; then an InfrastructureError of one
+  line is raised, whatever Ray raised.
+- If RAY_ADDRESS names a cluster, none is started.
 
-This module knows nothing of runs but their name.
+This module knows only the name of a run.
 """
 
 from __future__ import annotations
@@ -28,43 +28,42 @@ from lion_ray.models.machine import cores
 
 T = TypeVar("T")
 START_FAILURES = (Exception,)
-"""What Ray raises where it does not come up has no class of its own: RuntimeError, TimeoutError, Exception itself.
-Ctrl-C is none of them."""
+"""A failed start of Ray has no exception class of its own: RuntimeError, TimeoutError, Exception; not Ctrl-C."""
 TOLD = 300
-"""Characters of what Ray said."""
+"""Maximum length of Ray's message, in characters."""
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Room for an autoscaler to bring nodes up.
+    # Time for an autoscaler to start nodes.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Engines and training are what this machine is here for: not at the low priority that Ray gives its workers.
+    # Engines and training are the main work: do not run them at the low priority that Ray gives its workers.
     "RAY_worker_niceness": "0",
-    # What Ray says of lost workers belongs in the log, without colours; a dead engine's trace, once for each shard that
-    # it was at, does not: the pool says what it does about it.
+    # Ray's messages about lost workers go to the log without colours. A dead engine's trace, repeated for each of its
+    # shards, does not: the pool logs its own message.
     "RAY_COLOR_PREFIX": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
-"""How a driver sets Ray up, where the user has not; to be set before `ray.init`, and workers inherit it."""
+"""Ray settings that the user has not set; set them before `ray.init`. Workers inherit them."""
 
 
 def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
-    """Join the cluster, or start Ray here; returns whether it was started here."""
+    """Join the cluster, or start Ray here. Returns whether it was started here."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         check_reachable(address)
     else:
-        # No node of one machine is drained before it goes: an actor less at each fit, which takes seconds to start.
+        # A single machine is never drained; this saves an actor at each fit, which takes seconds to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A laptop with two cores must still have room for an engine, a training worker and a few tasks.
-    # "local", as Ray would else join what somebody's `ray start` has left a note of.
+    # "local", because Ray would otherwise join a cluster that an earlier `ray start` recorded.
     here: dict[str, Any] = {} if address else {"address": "local", "num_cpus": max(4, cores())}
 
     def init() -> Any:
         return ray.init(
-            # Two people's runs may have one name, and their actors' names must not meet.
+            # Two users' runs may have the same name, and their actors' names must not collide.
             namespace=f"lion-ray-{loaded.config.run_name}-{secrets.token_hex(4)}",
             log_to_driver=False,
             logging_level="ERROR",
@@ -81,27 +80,27 @@ def join_ray(loaded: LoadedConfig, progress: Progress) -> bool:
     keep_token_private()
     dashboard = getattr(context, "dashboard_url", None)
     where = f"joined the cluster at {address}" if address else "started Ray on this machine"
-    # Ray asks everybody for a token, unless RAY_AUTH_MODE says otherwise.
+    # Ray requires a token, unless RAY_AUTH_MODE disables it.
     token = "" if os.environ.get("RAY_AUTH_MODE") == "disabled" else " (its token: ray get-auth-token)"
     progress.say(where + (f"; dashboard: http://{dashboard}{token}" if dashboard else ""))
     return not address
 
 
 def keep_token_private() -> None:
-    """Let nobody else read the token that Ray asks for: it writes it with whatever the umask is."""
+    """Make Ray's token readable by this user only: Ray writes it with the default umask."""
     path = Path.home() / ".ray" / "auth_token"
     try:
         if path.is_file() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
     except OSError:
-        return  # somebody else's, or a file system without modes: not ours to change
+        return  # another user's file, or a file system without modes
 
 
 def twice(start: Callable[[], T], *, clean_up: Callable[[], None], say: Callable[[str], None]) -> T:
-    """What `start` returns; where Ray does not come up, once more after `clean_up`, which is called then too.
+    """Call `start`; if Ray does not start, call `clean_up` and try once more. Clean up after the second failure too.
 
     Raises:
-        InfrastructureError: nor did it come up the second time.
+        InfrastructureError: the second attempt failed too.
     """
     try:
         return start()
@@ -119,7 +118,7 @@ def twice(start: Callable[[], T], *, clean_up: Callable[[], None], say: Callable
 
 
 def why_not(error: BaseException) -> str:
-    """In a few words, why Ray did not start."""
+    """A short reason why Ray did not start."""
     # Ray gives its agents 15 and itself 30 seconds to start: constants of its code.
     if "timed out" in str(error).lower():
         return "not within the time that it gives itself, 30 s: something else keeps the cores busy"
@@ -127,15 +126,15 @@ def why_not(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, at most `TOLD` characters of it."""
+    """The first non-empty line of an error, at most `TOLD` characters."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)[:TOLD]
 
 
 def end_what_was_started(before: Container[int]) -> None:
-    """Kill this process's descendants but for those of `before`, and wait for their end.
+    """Kill this process's descendants except those in `before`, and wait for their end.
 
-    What Ray had started before it gave up lives on until its driver ends, and would keep the cores from the next try.
+    Processes that Ray started before it failed live until the driver ends, and would slow down the retry.
     """
     ray.shutdown()
     guard = Guard()
@@ -144,10 +143,10 @@ def end_what_was_started(before: Container[int]) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """See that somebody listens at a cluster's address: Ray itself would try for many minutes.
+    """Check that a server listens at a cluster's address: Ray itself would retry for many minutes.
 
     Raises:
-        ConfigError: nobody does.
+        ConfigError: no server answers there.
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():

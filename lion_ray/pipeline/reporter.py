@@ -1,12 +1,11 @@
-"""Writes the run's report beside the run, after every iteration.
+"""Write the run's report in the background after every iteration.
 
 Invariants:
-- A report that fails, in whatever way, is told in the log and ends nothing: not the run, and no actor that the run
-  needs. So it is a task in a process of its own, not a method of the run store actor: one that takes too much memory
-  or hangs takes itself away only, and does not share an interpreter with the parts that are being committed.
-- One at a time, in the order asked for; rows never come to the driver.
+- A failed report is logged and never ends the run or one of its actors. Therefore it is a Ray task in its own process,
+  not a method of the run store actor: if it hangs or takes too much memory, only this process is affected.
+- Reports are written one at a time, in order; rows never reach the driver.
 
-This module knows nothing of what a report shows, nor who writes it.
+This module does not know what a report shows or who writes it.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 
 LAST_S = 300.0
-"""How long the end of a run waits for its last report."""
+"""Timeout for the last report at the end of a run, in seconds."""
 
 
 class Reporter:
-    """The driver's side: begins reports, and says what became of them."""
+    """The driver's side: starts reports and logs failures."""
 
     def __init__(self, store: RunStore, progress: Progress, write: Callable[[RunStore], None]) -> None:
-        """`write` is a function of a module, for a process of its own to import."""
+        """`write` must be a module-level function, so that another process can import it."""
         self._store = store
         self._progress = progress
         self._write: Any = ray.remote(num_cpus=0, max_retries=0)(write)
         self._last: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Begin to write the report of what is committed, once the one before is written; returns at once."""
+        """Start the report of what is committed, after the previous one; returns at once."""
         self._last = asyncio.create_task(self._one(self._last))
 
     async def close(self, *, wait: bool) -> None:
-        """Wait for what was begun, or with `wait` false leave it: `lion-ray report` writes it at any time."""
+        """Wait for the last report; with `wait` false, cancel it: `lion-ray report` can write it at any time."""
         if self._last is None:
             return
         if wait:
@@ -57,7 +56,7 @@ class Reporter:
         try:
             await writing
         except ray.exceptions.RayError as error:
-            # Whatever went wrong there: what a task raises comes home as a RayTaskError, a dead worker as another.
+            # A task's exception arrives as a RayTaskError, a dead worker as another RayError.
             cause = as_raised(error)
             self._failed(first_line(f"{type(cause).__name__}: {cause}"))
 

@@ -1,8 +1,8 @@
-"""What an iteration came to, read from its manifests: for the terminal, for JSON, for `status`.
+"""An iteration's result, read from its manifests: for the terminal, for JSON, for `status`.
 
 Invariants:
-- Everything here is derived from the run folder, so `status` says the same from anywhere, during and after a run.
-- A number that was not measured is None and shown as a dash, never as 0.
+- Everything is derived from the run folder, so `status` shows the same from anywhere, during and after a run.
+- A value that was not measured is None and shown as a dash, never as 0.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class IterationResult:
     """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
     quality_heldout: dict[str, float] | None = None
     checks: dict[str, Any] | None = None
-    """What the checks say of the held-out answers, each figure as {value, low, high, n} or null: `mean` (over the
-    checks, then over rows), `by_check`, `gain` (over the checkpoint before), `gain_over_base`, `teacher` (its own
-    mean), `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
+    """The checks' scores of the held-out answers, each value as {value, low, high, n} or null: `mean` (over checks,
+    then over rows), `by_check`, `gain` (over the previous checkpoint), `gain_over_base`, `teacher` (its own mean),
+    `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
     price_of_gain: dict[str, Any] | None = None
-    """What the student gained on the one before, and what that cost (see `price_of_gain`)."""
+    """The student's gain over the previous one, and its price (see `price_of_gain`)."""
     judges: dict[str, int] = field(default_factory=dict)
-    """The models that the referee's endpoint said it answered as, and the rows that each judged."""
+    """The models that the referee's endpoint reported, and the number of rows that each judged."""
     canaries: dict[str, Any] | None = None
     """On the canary pairs: `verdicts`, `right`, `mean_gap`, and the `drift` (see `discrimination.drift`)
     since `against`."""
@@ -104,9 +104,9 @@ class IterationResult:
 
 
 def summarise(store: RunStore, iteration: int, *, priced: bool = True) -> IterationResult:
-    """Gather what an iteration's stages committed; what is not there yet stays None.
+    """Gather what an iteration's stages committed; missing values stay None.
 
-    `priced`: with what the gain on the student before has cost.
+    `priced`: include the price of the gain over the previous student.
     """
     found: dict[str, Any] = {}
     summaries: dict[str, Manifest] = {}
@@ -156,7 +156,7 @@ def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
 
 
 def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
-    """The models that judged in an iteration, by what the endpoint said, and for how many rows each did."""
+    """The models that judged in an iteration, as the endpoint reported them, with their numbers of rows."""
     found: Counter[str] = Counter()
     for stage in of_iteration(iteration):
         if stage.actor == "referee":
@@ -165,7 +165,7 @@ def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
 
 
 def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) -> Iterator[str]:
-    """Told once, in the first iteration in which it is so."""
+    """Warn once, in the first iteration in which this holds."""
     before = (store.stage(layout.canaries(k)).manifest() or {} for k in range(iteration))
     if _by_chance(canaries) and not any(map(_by_chance, before)):
         yield (
@@ -176,7 +176,7 @@ def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) 
 
 
 def _by_chance(canaries: Manifest) -> bool:
-    """Whether a judge that tosses a coin would be right as often."""
+    """Whether the judge is right no more often than by chance."""
     return bool(canaries.get("verdicts")) and 2 * canaries["right"] <= canaries["verdicts"]
 
 
@@ -196,14 +196,14 @@ def _other_judge(store: RunStore, iteration: int, judges: dict[str, int]) -> Ite
 
 
 def finished(store: RunStore, iterations: int) -> bool:
-    """Whether a run of so many iterations has written its last result, or that of the one it ended early with."""
+    """Whether a run of `iterations` iterations has written its last result, possibly after an early stop."""
     stopped = read_stop(store)
     last = iterations + 1 if stopped is None else stopped["iteration"]
     return store.exists(layout.result(last))
 
 
 def results(store: RunStore) -> list[IterationResult]:
-    """Every iteration the folder knows, from 0."""
+    """The result of every iteration in the folder, from 0."""
     described = store.description()
     iterations = 0 if described is None else described["config"].get("iterations", 0)
     found = [summarise(store, iteration) for iteration in range(iterations + 2)]
@@ -211,7 +211,7 @@ def results(store: RunStore) -> list[IterationResult]:
 
 
 def results_table(found: list[IterationResult]) -> Table:
-    """The table a person reads at the end."""
+    """The table printed at the end of a run."""
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
     checked = any(one.checks for one in found)
     captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
@@ -239,7 +239,7 @@ def results_table(found: list[IterationResult]) -> Table:
 
 
 def write_result(store: RunStore, result: IterationResult) -> None:
-    """The iteration's result as JSON, beside what it was made from."""
+    """Write the iteration's result as JSON into its folder."""
     store.write_record(layout.result(result.iteration), json.loads(json.dumps(result.to_json())))
 
 

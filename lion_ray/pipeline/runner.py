@@ -1,12 +1,11 @@
-"""Carries one run from its configuration to its end: folder, cluster, actors, loop.
+"""Run one run from its configuration to its end: folder, cluster, actors, loop.
 
 Invariants:
 - The run folder is claimed before anything is started, and released after everything has stopped.
-- A folder that was made with another configuration is refused, unless only operational keys differ.
-- Ray is joined where RAY_ADDRESS says there is a cluster, and started on this machine otherwise (`ray_cluster`); a Ray
-  started here ends here.
-- Trackers are told of every attempt that gets past the preflight, and have come to their end before the folder is
-  released.
+- A folder made with another configuration is refused, unless only operational keys differ.
+- If RAY_ADDRESS names a cluster, the run joins it; otherwise it starts Ray on this machine (`ray_cluster`) and stops it
+  at the end.
+- Trackers receive every attempt that passes the preflight, and are finished before the folder is released.
 """
 
 from __future__ import annotations
@@ -74,16 +73,16 @@ def run(
     trackers: Sequence[Named] = (),
     stop: Stop | None = None,
 ) -> list[IterationResult]:
-    """Run or resume; returns each iteration's result.
+    """Run or resume. Returns each iteration's result.
 
     Args:
-        write_report: writes a run's report, in a process of its own.
-        trackers: told of the run beside those of the configuration.
+        write_report: writes a run's report, in a separate process.
+        trackers: receive the run's metrics, in addition to the configured trackers.
         stop: ends the run from another thread.
 
     Raises:
-        LionError: whatever ended the run, as the user is told it.
-        KeyboardInterrupt: it was interrupted, or stopped.
+        LionError: the error that ended the run, with the message for the user.
+        KeyboardInterrupt: the run was interrupted or stopped.
     """
     stop = stop or Stop()
     interrupt_on_sigterm()
@@ -113,13 +112,13 @@ def run(
         with tracked(told, store, attempt, progress):
             return _carry_out(_Attempt(loaded, store, attempt, progress, write_report, told, stop))
     finally:
-        with contextlib.suppress(RunConflictError):  # taken over: the folder is not ours to release
+        with contextlib.suppress(RunConflictError):  # another attempt has taken over the folder
             store.heartbeat(ended=True)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What one attempt at a run works with."""
+    """The context of one attempt at a run."""
 
     loaded: LoadedConfig
     store: RunStore
@@ -131,14 +130,14 @@ class _Attempt:
 
 
 def _carry_out(attempt: _Attempt) -> list[IterationResult]:
-    """Everything from fetching models to the end of Ray."""
+    """Everything from downloading models to stopping Ray."""
     loaded, progress = attempt.loaded, attempt.progress
     in_a_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if not in_a_cluster:
         prefetch(loaded, progress)
-    forecast = foretell(loaded, attempt.store, progress)  # before Ray is there: it measures how fast this machine is
+    forecast = foretell(loaded, attempt.store, progress)  # before Ray starts, because it measures this machine's speed
     attempt.stop.look()
-    # What Ray starts inherits the environment; a cluster's nodes have keys of their own.
+    # Processes that Ray starts inherit the environment; a cluster's nodes have their own keys.
     with nullcontext() if in_a_cluster else set_aside(key_variables(loaded.config)) as keys, _ray(attempt):
         return asyncio.run(_distil(attempt, forecast, keys))
 
@@ -151,13 +150,13 @@ def key_variables(config: RunConfig) -> list[str]:
 
 @contextmanager
 def _ray(attempt: _Attempt) -> Iterator[None]:
-    """Join Ray, or start it and end it; what ends a run on it is raised as the user is told it."""
+    """Join Ray, or start and stop it. Errors that end the run are raised with the message for the user."""
     loaded, progress = attempt.loaded, attempt.progress
     started_here = join_ray(loaded, progress)
-    interrupt_on_sigterm()  # Ray has put a handler of its own in its place, which ends the process without a word
+    interrupt_on_sigterm()  # Ray has replaced the handler by its own, which ends the process silently
     guard = Guard() if started_here else None
     if guard is not None:
-        # Some of Ray's processes take more than a minute to see that a killed driver is gone.
+        # Some of Ray's processes take more than a minute to notice that the driver was killed.
         guard.watch(*descendants(os.getpid()))
     try:
         yield
@@ -166,7 +165,7 @@ def _ray(attempt: _Attempt) -> Iterator[None]:
     except BudgetError as error:
         raise BudgetError(budget_sentence(loaded, attempt.store, progress, as_raised(error))) from None
     except LOST as error:
-        # Of a role: engines and training workers have their own ways out.
+        # An actor of a role: lost engines and training workers are handled elsewhere.
         raise InfrastructureError(
             f"an actor of the run is lost for good ({why_lost(error)}); what it did is kept, and the same command goes "
             "on"
@@ -200,12 +199,12 @@ async def _distil(attempt: _Attempt, forecast: Forecast | None, keys: str | None
             ):
                 return await distil(Run(config, base_dir, store, progress, group, attempt.trackers))
     finally:
-        progress.listeners.remove(metrics)  # with it its gauges go, before Ray does
+        progress.listeners.remove(metrics)  # so that its gauges end before Ray does
 
 
 @asynccontextmanager
 async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do `work` while the block runs; where it raises, the block is ended and that is what is raised."""
+    """Do `work` while the block runs. If it raises, the block is cancelled and the error is raised."""
     inside = asyncio.current_task()
     failure: list[LionError] = []
 
@@ -231,7 +230,7 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def _pulse(store: RunStore, progress: Progress) -> None:
-    """Keep the attempt alive and the progress file fresh; raises where the run is taken over."""
+    """Write the heartbeat and the progress file regularly. Raises if another attempt has taken over the run."""
     beats = 0
     while True:
         if beats % round(HEARTBEAT_S / PROGRESS_S) == 0:
@@ -242,7 +241,7 @@ async def _pulse(store: RunStore, progress: Progress) -> None:
 
 
 def foretell(loaded: LoadedConfig, store: RunStore, progress: Progress) -> Forecast | None:
-    """Say how long the run will take here; None where this machine computes nothing itself."""
+    """Log how long the run will take here. Returns None if this machine computes nothing itself."""
     times = LocalTimes.here(loaded.config, loaded.base_dir)
     if times is None or not times.any():
         return None
@@ -263,7 +262,7 @@ async def _keep_forecasting(forecast: Forecast | None, progress: Progress) -> No
 
 
 async def _watch(loaded: LoadedConfig, store: RunStore, group: ActorGroup, progress: Progress) -> None:
-    """Raises where the run stands still and a restart has not helped."""
+    """Raises if the run stalls and a restart has not helped."""
     from lion_ray.pipeline.watchdog import Watchdog
 
     if loaded.config.stall_timeout_s is not None:
@@ -271,7 +270,7 @@ async def _watch(loaded: LoadedConfig, store: RunStore, group: ActorGroup, progr
 
 
 def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BaseException) -> str:
-    """How far the money went, and what the rest would cost."""
+    """The error message for a spent budget: how far the run got, and what the rest would cost."""
     assert loaded.config.budget is not None
     where = progress.ended_in or "the start"
     usual, worst = what_is_left(make_plan(loaded.config, loaded.base_dir), store, loaded.config)
@@ -298,7 +297,7 @@ def run_root(storage_path: str, run_name: str) -> str:
 
 
 def check_no_ray() -> None:
-    """Refuse to run in a program that is connected to Ray already: the run would end it."""
+    """Refuse to run in a program that is already connected to Ray: the run would shut it down."""
     if ray.is_initialized():
         raise ConfigError(
             "this program is connected to Ray already, and a run starts and ends its own; call ray.shutdown() first, "
@@ -320,7 +319,7 @@ def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
 
 
 def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
-    """Write down what this run is, once, and what it runs on, each time."""
+    """Record the run's identity (once) and its configuration and versions (each time)."""
     versions = {name: found for name in PACKAGES if (found := _version(name))}
     store.write_record(
         layout.RUN,
@@ -336,7 +335,7 @@ def describe_run(store: RunStore, loaded: LoadedConfig) -> None:
 
 
 def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
-    """On one machine, fetch models before anything waits for them, where progress can be shown."""
+    """On one machine, download models before anything waits for them, so that progress can be shown."""
     wanted = list(dict.fromkeys(model for _, model in models_in_use(loaded.config)))
     with ThreadPoolExecutor(len(wanted)) as pool:  # one is converted while another is downloaded
         fetching = [pool.submit(resolve_model, one, base_dir=loaded.base_dir, progress=progress.say) for one in wanted]
@@ -344,7 +343,7 @@ def prefetch(loaded: LoadedConfig, progress: Progress) -> None:
         one.result()
     for serve in (endpoint.serve for endpoint in loaded.config.endpoints.values()):
         if serve is not None:
-            served_folder(serve, loaded.base_dir, progress.say)  # rounds it where it is to be: some seconds, once
+            served_folder(serve, loaded.base_dir, progress.say)  # quantizes it if configured: some seconds, once
 
 
 def _version(package: str) -> str | None:

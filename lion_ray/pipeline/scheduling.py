@@ -1,11 +1,11 @@
-"""What goes on beside what: shards in a window, parts that are waited for, stages in the order of what they need.
+"""Concurrency: shards in a window, waiting for parts, and stages in the order of their dependencies.
 
 Invariants:
 - A bounded window of shards is the only flow control.
-- The first failure ends what goes on beside it, and is the one that is raised.
-- What goes on at once decides nothing but the time: one after the other (`overlap: false`) gives the same.
+- The first failure cancels concurrent work, and is the one that is raised.
+- Concurrency changes only the time: running sequentially (`overlap: false`) gives the same result.
 
-This module knows nothing of what a stage does.
+This module does not know what a stage does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Shard:
 
 
 class Feed:
-    """Shards, in order, some of which may not exist yet. For one reader, or several that share them."""
+    """An ordered queue of shards, some of which may not exist yet. For one reader, or several that share it."""
 
     def __init__(self, shards: Iterable[Shard] = ()) -> None:
         self._shards = list(shards)
@@ -49,13 +49,13 @@ class Feed:
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> Feed:
-        """All there will be."""
+        """A complete feed of these shards."""
         feed = cls(shards)
         feed.end()
         return feed
 
     def __len__(self) -> int:
-        """How many there are so far."""
+        """The number of shards so far."""
         return len(self._shards)
 
     def put(self, shard: Shard) -> None:
@@ -63,12 +63,12 @@ class Feed:
         self._changed.set()
 
     def end(self) -> None:
-        """No more will come."""
+        """Mark the feed as complete."""
         self._whole = True
         self._changed.set()
 
     async def next(self) -> tuple[int, Shard] | None:
-        """The next shard nobody has taken, and its place; None where there will be none."""
+        """The next shard that is not taken, with its index. Returns None at the end of the feed."""
         while self._taken == len(self._shards):
             if self._whole:
                 return None
@@ -79,7 +79,7 @@ class Feed:
 
 
 class Parts:
-    """The parts of a stage that are committed, for others to wait for."""
+    """The committed parts of a stage, for other stages to wait for."""
 
     def __init__(self) -> None:
         self._there: set[int] = set()
@@ -91,7 +91,7 @@ class Parts:
         self._change()
 
     def end(self) -> None:
-        """All are there."""
+        """Mark all parts as committed."""
         self._all = True
         self._change()
 
@@ -105,7 +105,7 @@ class Parts:
 
 
 async def windowed(work: Callable[[int, Shard], Coroutine[Any, Any, None]], feed: Feed, width: int) -> None:
-    """Do `work` for every place and shard, `width` at a time, starting in order; the first failure ends the rest."""
+    """Do `work` for every index and shard, `width` at a time, started in order; the first failure cancels the rest."""
 
     async def worker() -> None:
         while (taken := await feed.next()) is not None:
@@ -115,7 +115,7 @@ async def windowed(work: Callable[[int, Shard], Coroutine[Any, Any, None]], feed
 
 
 async def in_turn(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Do one after the other, and return their results; what a failure leaves undone is not begun."""
+    """Do `work` sequentially and return the results; after a failure, the rest is not started."""
     try:
         return [await one for one in work]
     finally:
@@ -124,7 +124,7 @@ async def in_turn(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Do all of `work` at once, and return their results; the first failure ends the rest and is raised after them."""
+    """Do all of `work` concurrently and return the results; the first failure cancels the rest, then is raised."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
@@ -135,9 +135,9 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def run_stages(run: Run, stages: Sequence[tuple[Stage, int]]) -> None:
-    """Run stages of some iterations: at once, each after those that it names, or with `overlap: false` in this order.
+    """Run stages of some iterations: concurrently, each after its dependencies, or with `overlap: false` in this order.
 
-    Once the student has nothing more to answer in them, its engines give back what they need not keep.
+    Once the student has answered everything in them, its engines release the resources that they need not keep.
     """
     done = {(stage.name, iteration): asyncio.Event() for stage, iteration in stages}
 

@@ -1,9 +1,9 @@
-"""How a stage of many shards runs: shards in, committed parts and a manifest out.
+"""Run a stage of many shards: shards in, committed parts and a manifest out.
 
 Invariants:
-- A stage whose manifest exists is not run again; one that was cut off repeats only the parts it had not committed.
-- Too many rows that failed end the run; their parts are forgotten, so the same command tries them again. What a filter
-  dropped has not failed.
+- A stage whose manifest exists is not run again; an interrupted stage repeats only its uncommitted parts.
+- Too many failed rows end the run; their parts are deleted, so the same command retries them. Rows that a filter
+  dropped have not failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lion_ray.pipeline.scheduling import Feed, Shard, windowed
 from lion_ray.pipeline.stage import since
 
 BATCH_MODE_WINDOW = 4096
-"""Shards in flight at once where a Batch API is to get them all."""
+"""Shards in flight if a Batch API should get them all at once."""
 
 
 async def shard_stage(
@@ -38,15 +38,15 @@ async def shard_stage(
 
     Args:
         name: the stage's folder in the run.
-        title: what a person reads.
-        work: takes a shard's place and the shard, returns a reference to its rows.
-        batched: its calls go through a Batch API, which wants them all at once and not by the window.
-        width: shards in flight at once, where that is not the configured window.
-        committed: told of each shard's place once its part is there.
+        title: the stage's name in the log.
+        work: takes a shard's index and the shard, returns a reference to its rows.
+        batched: its calls go through a Batch API, which needs them all at once, not limited by the window.
+        width: shards in flight, instead of the configured window.
+        committed: called with each shard's index once its part is committed.
 
     Raises:
-        DataError: a larger share of rows than `max_failure_rate` was quarantined. Those parts are forgotten, so
-            the same command tries them again.
+        DataError: a larger share of rows than `max_failure_rate` was quarantined. Those parts are deleted, so the
+            same command retries them.
     """
     stage = run.store.stage(name)
     if (manifest := stage.manifest()) is not None:
@@ -88,7 +88,7 @@ def merge(summaries: Iterable[Manifest]) -> Manifest:
 
 
 def check_failures(run: Run, name: str, title: str, total: Manifest, parts: Iterable[int]) -> None:
-    """Stop the run where too many rows of a stage failed, saying why; `parts` are those with failed rows."""
+    """Stop the run with the reasons if too many rows of a stage failed; `parts` are those with failed rows."""
     failed = sum(total["quarantined"].values())
     if total["rows"] and failed / total["rows"] > run.config.max_failure_rate:
         for index in parts:

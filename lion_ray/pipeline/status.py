@@ -1,8 +1,8 @@
-"""What a run has done and is doing, read from its folder alone.
+"""A run's status, read from its folder alone.
 
 Invariants:
-- Needs no cluster and no configuration file: it works from any machine that can read the folder.
-- Says "running" only of an attempt that said so itself lately.
+- It needs no cluster and no configuration file: it works on any machine that can read the folder.
+- The state is "running" only if the attempt's heartbeat is recent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lion_ray.pipeline.results import IterationResult, finished, results
 from lion_ray.pipeline.stages import named
 
 AHEAD_S = 600.0
-"""A driver's clock that is further ahead than this is not believed, in seconds."""
+"""A heartbeat further in the future than this is ignored, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,21 @@ class Status:
     attempt: int
     iterations: int
     stages: list[dict[str, Any]]
-    """What is under way: name, done, total, unit, seconds."""
+    """Running stages: name, done, total, unit, seconds."""
     results: list[IterationResult]
     totals: dict[str, float]
     """Calls, tokens and seconds over every committed stage."""
     meter: str
-    """What the endpoints were doing a moment ago; empty where the run is not running."""
+    """The endpoints' recent activity; empty if the run is not running."""
     spending: list[dict[str, Any]]
-    """By role, stage and iteration: calls that were paid for, their tokens, US dollars; as the journal has it now."""
+    """By role, stage and iteration: paid calls, their tokens and US dollars, from the journal."""
     uncertain: list[dict[str, Any]] = field(default_factory=list)
-    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, in US dollars at most;
-    these are not in `spending`."""
+    """By role, stage, iteration and endpoint: calls that may have been billed without an answer, with their maximum
+    cost in US dollars; not included in `spending`."""
     problems: list[str] = field(default_factory=list)
     """What could not be read."""
     stopped: str | None = None
-    """Why the run ended before its last iteration; None where it did not."""
+    """Why the run ended before its last iteration; None if it did not."""
 
     def sentence(self) -> str:
         last = max((one.iteration for one in self.results), default=0)
@@ -65,8 +65,8 @@ class Status:
         )
 
     def used(self) -> tuple[float, float, float]:
-        """Calls, prompt tokens and completion tokens: what was bought, where the journal says it, else what the stages
-        that are done have used, whoever paid for it."""
+        """Calls, prompt tokens and completion tokens: those paid for if the journal has them, else those that finished
+        stages used, whoever paid."""
         if self.spending:
             return self._sum("calls"), self._sum("prompt_tokens"), self._sum("completion_tokens")
         return self.totals["calls"], self.totals["prompt_tokens"], self.totals["completion_tokens"]
@@ -83,7 +83,7 @@ class Status:
         ]
 
     def spending_table(self) -> Table:
-        """What was paid for, as a table for the terminal."""
+        """The paid calls as a table for the terminal."""
         table = Table(title="What was bought", caption="from the journal; a call that the journal knew was not bought")
         more = ("uncertain US $",) if self.uncertain else ()
         for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $", *more):
@@ -129,7 +129,7 @@ def read_status(store: RunStore) -> Status:
     described = store.described()
     attempt = store.attempt() or {"attempt": 0, "ended": True, "alive": 0}
     iterations = described["config"]["iterations"]
-    # The driver's clock may be ahead of this one's; nothing depends on what is said here.
+    # The driver's clock may be ahead of this machine's; the state is only displayed.
     running = not attempt["ended"] and -AHEAD_S < time.time() - attempt["alive"] < STALE_S
     state = (
         "running" if running else "finished" if finished(store, iterations) else "stopped (the same command resumes it)"
@@ -163,7 +163,7 @@ def read_status(store: RunStore) -> Status:
 
 
 def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
-    """What a run has bought, by role and stage, from its journal."""
+    """A run's paid calls by role and stage, from its journal."""
     folder = Folder.at(store.journal(config["journal"]))
     try:
         sums = survey(folder).sums
@@ -178,9 +178,9 @@ def read_spending(config: dict[str, Any], store: RunStore) -> list[dict[str, Any
 
 
 def read_doubts(config: dict[str, Any], store: RunStore) -> list[dict[str, Any]]:
-    """What a run may have been billed without an answer, by role, stage and endpoint.
+    """Calls that may have been billed without an answer, by role, stage and endpoint.
 
-    Raises InfrastructureError where it cannot be read.
+    Raises InfrastructureError if they cannot be read.
     """
     sums: dict[tuple[str, str, str], list[float]] = {}
     for one in read_uncertain(Folder.at(store.journal(config["journal"]))):

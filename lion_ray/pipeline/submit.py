@@ -1,13 +1,13 @@
-"""Hands a run to a Ray cluster as a job: ``lion-ray submit``.
+"""Submit a run to a Ray cluster as a job: ``lion-ray submit``.
 
 Invariants:
-- Everything that can be known to be wrong is told before anything is uploaded.
-- Only what the configuration names leaves this machine: the YAML file, its data files and its templates; and this
-  package's code, so that the cluster runs the version that was checked here.
-- No key travels. Endpoints' keys are in the environment of the cluster's nodes (``cluster/README.md``); a job's
-  metadata shows none.
+- Every detectable error is reported before anything is uploaded.
+- Only files that the configuration names are uploaded (the YAML file, its data files and templates), and this package's
+  code, so that the cluster runs the version that was checked here.
+- No key is uploaded. Endpoints' keys are in the environment of the cluster's nodes (``cluster/README.md``); a job's
+  metadata contains none.
 
-This module starts nothing by itself: a driver on the cluster is ``lion-ray run``.
+This module starts no run itself: the driver on the cluster is ``lion-ray run``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from lion_ray.core.terminal import tell
 from lion_ray.pipeline.preflight import check_templates, templates_in_use
 
 STOP_WAIT_S = 150
-"""Seconds that `ray job stop` gives a run to let paid calls come home and to end its servers; Ray's default is 3."""
+"""Seconds that `ray job stop` gives a run to finish paid calls and stop its servers; Ray's default is 3."""
 POLL_S = 2.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 AGENT_WAIT_S = 120.0
-"""How long to try a cluster that says that none of its nodes can take a job yet."""
+"""How long to retry if the cluster reports that no node can take a job yet, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Submission:
     """How a job is submitted."""
 
     address: str
-    """The dashboard's, such as http://127.0.0.1:8265."""
+    """The dashboard's address, such as http://127.0.0.1:8265."""
     driver_cpus: float = 1.0
-    """CPUs for the driver. A head that offers none is thereby avoided."""
+    """CPUs for the driver; it avoids a head node without CPUs."""
     driver_resources: Mapping[str, float] = field(default_factory=dict)
-    """Custom resources for the driver, where the cluster marks the nodes that drivers belong on."""
+    """Custom resources for the driver, if the cluster marks the nodes for drivers."""
     installed: bool = False
-    """Run the lion-ray that the cluster has installed, and not this one."""
+    """Use the lion-ray that the cluster has installed instead of this one."""
 
 
 def submit(loaded: LoadedConfig, overrides: Sequence[str], how: Submission) -> str:
-    """Upload a run's files and start it as a job; returns the job's id.
+    """Upload a run's files and start it as a job. Returns the job's id.
 
     Raises:
         ConfigError: the run cannot go to a cluster as it is.
@@ -103,10 +103,10 @@ def _patiently(client: Any, wanted: dict[str, Any]) -> str:
 
 
 def follow(job: str, address: str) -> bool:
-    """Print what the job says until it ends; returns whether it succeeded.
+    """Print the job's log until it ends. Returns whether it succeeded.
 
     Raises:
-        InfrastructureError: the cluster went away.
+        InfrastructureError: the connection to the cluster was lost.
     """
     from ray.job_submission import JobStatus
 
@@ -117,7 +117,7 @@ def follow(job: str, address: str) -> bool:
     with _answering(address) as client:
         try:
             asyncio.run(tail(client))
-            # The log ends a moment before the status changes.
+            # The log ends shortly before the status changes.
             while not (status := client.get_job_status(job)).is_terminal():
                 time.sleep(POLL_S)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
@@ -132,7 +132,7 @@ def follow(job: str, address: str) -> bool:
 
 
 def check_paths(loaded: LoadedConfig) -> None:
-    """See that everything the run reads and writes can be reached from a cluster.
+    """Check that the cluster can reach everything that the run reads and writes.
 
     Raises:
         ConfigError: naming the key, and what to write instead.
@@ -168,7 +168,7 @@ def check_paths(loaded: LoadedConfig) -> None:
 
 
 def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
-    """The keys and values of a configuration that name files beside it; absolute paths are the cluster's own."""
+    """The configuration's keys and values that name files beside it; absolute paths are paths on the cluster."""
     config = loaded.config
     data = config.data
     named = [("data.pool", data.pool), *(("data.decontaminate", path) for path in data.decontaminate)]
@@ -180,7 +180,7 @@ def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         if isinstance(check, JsonSchemaCheck) and isinstance(check.schema_, str):
             named.append((f"evaluation.checks.{number}.schema", check.schema_))
     for key, path in imports_of(config):
-        # Where the module is not beside the configuration, the cluster must have it installed.
+        # If the module is not beside the configuration, the cluster must have it installed.
         module = path.partition(":")[0].partition(".")[0]
         named += [(key, one) for one in (module, f"{module}.py") if (loaded.base_dir / one).exists()]
     for key, value in named:
@@ -193,7 +193,7 @@ def config_files(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
 
 
 def stage(loaded: LoadedConfig, folder: Path) -> None:
-    """Copy the configuration and the files it names into `folder`, as they lie to one another."""
+    """Copy the configuration and the files that it names into `folder`, keeping their relative paths."""
     shutil.copy(loaded.base_dir / Path(loaded.source).name, folder)
     for _, name in config_files(loaded):
         source, target = loaded.base_dir / name, folder / name
@@ -206,7 +206,7 @@ def stage(loaded: LoadedConfig, folder: Path) -> None:
 
 @contextmanager
 def _answering(address: str) -> Iterator[Any]:
-    """A client of the cluster's job server; what goes wrong with it is told in one line."""
+    """A client of the cluster's job server; its errors are raised as one line."""
     from ray.job_submission import JobSubmissionClient
 
     try:

@@ -1,13 +1,13 @@
-"""Whether a run's folder is what was written: every file looked at, nothing changed.
+"""Verify a run's folder: check every file, change nothing.
 
 Invariants:
-- Every file that a manifest names is read whole and held against its SHA-256; every other table and record proves
-  itself as far as it can (`sealed`); the run's journal is read line by line, and what may have been billed.
-- One damaged file hides nothing of the others.
-- What a run under way is writing is no damage.
+- Every file that a manifest names is read completely and compared with its SHA-256. Other tables and records are
+  checked with their own checksums (`sealed`). The journal and the records of uncertain calls are read line by line.
+- One damaged file does not hide others.
+- Files that a running run is writing do not count as damaged.
 
-What was written before there were checksums is read, and counted as not provable. Checkpoints within a fit (`fits/`)
-have no checksums and are not looked at: a fit goes through with them or says why it cannot.
+Files from before there were checksums are read and counted as not proven. Checkpoints within a fit (`fits/`) have no
+checksums and are not checked: the fit itself reports an unusable one.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ _APART = {layout.JOURNAL, layout.FITS, layout.STALLS}
 
 @dataclass(slots=True)
 class Checked:
-    """What was looked at, and what is wrong."""
+    """The result of a verification."""
 
     files: int = 0
-    """Files that are what they should be."""
+    """Files without damage."""
     proven: int = 0
-    """Of them those whose SHA-256 a manifest holds."""
+    """Files whose SHA-256 in a manifest matches."""
     bytes: int = 0
-    """Of the proven ones."""
+    """Bytes of the proven files."""
     stages: int = 0
     journal: dict[str, Any] | None = None
-    """What reading the journal has shown; None where there is none."""
+    """Counts of the journal; None if there is none."""
     faults: list[str] = field(default_factory=list)
-    """A line each, with the path."""
+    """One line for each fault, with the path."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def verify(store: RunStore) -> Checked:
-    """Look at everything in a run's folder.
+    """Verify everything in a run's folder.
 
     Raises:
-        InfrastructureError: the storage refused to list the folder.
+        InfrastructureError: the storage could not list the folder.
     """
     found = Checked()
     proven: set[str] = set()
@@ -78,12 +78,12 @@ def _files(store: RunStore, folder: str) -> Iterator[str]:
 
 
 def _stage(store: RunStore, name: str, found: Checked) -> set[str]:
-    """Look at the files that a manifest names; returns their names, well or not."""
+    """Check the files that a manifest names. Returns all their names."""
     stage = store.stage(name)
     try:
         manifest, sums = stage.manifest() or {}, stage.sums()
     except LionError:
-        return set()  # told when its turn as a file comes
+        return set()  # reported when it is checked as a file
     named = set()
     for file, expected in sums.items():
         named.add(path := f"{name}/{file}")
@@ -130,7 +130,7 @@ def _journal(store: RunStore, found: Checked) -> None:
     try:
         described = store.description()
     except LionError:
-        return  # told already
+        return  # already reported
     configured = described["config"].get("journal") if described is not None else None
     folder = Folder.at(store.journal(configured))
     try:

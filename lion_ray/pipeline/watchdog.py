@@ -1,12 +1,12 @@
-"""Sees that a run moves, and does something about it where it does not.
+"""Detect a stalled run, and restart the actor that causes the stall.
 
 Invariants:
-- What moves is a stage's count or an endpoint's calls. Waiting that is shown as such (for a GPU, for calls to come
-  home), or that ends by itself (for an endpoint that is down, or asks for time), is not standing still.
-- An actor is restarted once for each stall; a run that stands still again, or for no actor's sake, ends with what was
-  found: who, where, and its stack, in the error and whole in the run folder.
+- Progress is a change of a stage's count or of an endpoint's calls. Waiting that is shown as such (for a GPU, for calls
+  in flight), or that ends by itself (an outage or a pause that the endpoint requested), is not a stall.
+- An actor is restarted once. If the run stalls again, or no actor is at fault, it ends with the evidence: which actor,
+  on which node, and its stack, in the error and completely in the run folder.
 
-This module knows actors by what they all have (`actors.base`), and stages by their names.
+This module uses only what all actors have (`actors.base`), and the names of stages.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 
 ANSWER_S = 20.0
-"""An actor that has not said in so many seconds that it is alive does not answer."""
+"""Heartbeat timeout of an actor, in seconds."""
 STACK_S = 60.0
-"""A stack takes at most so many seconds to come: a worker may have to be started for it."""
+"""Timeout for a stack, in seconds: a worker may have to be started for it."""
 BACK_S = 300.0
-"""A restarted actor has so many seconds to come back."""
+"""Timeout for a restarted actor to answer, in seconds."""
 LOOKS = 10
-"""How often to look in the time after which a run stands still."""
+"""Number of checks within the stall timeout."""
 TOLD = 1200
-"""Characters of a stack in an error; the whole is in the run folder."""
+"""Maximum characters of a stack in an error; the whole stack is in the run folder."""
 
 
 class Watchdog:
-    """Watches one run."""
+    """Watches one run for stalls."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Watchdog:
     ) -> None:
         """
         Args:
-            stall_s: after so many seconds without a move the run stands still.
-            actors: the run's actors of now, by name.
-            moves: a number that changes when something happens that no stage counts.
+            stall_s: stall timeout: seconds without progress after which the run counts as stalled.
+            actors: returns the run's current actors by name.
+            moves: returns a number that changes with progress that no stage counts.
         """
         self._progress = progress
         self._store = store
@@ -60,36 +60,36 @@ class Watchdog:
         self._actors = actors
         self._moves = moves
         self.answer_s = answer_s
-        """How long an actor may take to answer; may be changed."""
+        """The heartbeat timeout; may be changed."""
         self._places: dict[str, Place] = {}
         self._restarted: set[str] = set()
         self._state: tuple[Any, ...] | None = None
         self._moved_at = 0.0
 
     async def watch(self) -> None:
-        """Return never; raise InfrastructureError where the run stands still and a restart has not helped."""
+        """Watch forever. Raises InfrastructureError if the run stalls and a restart has not helped."""
         while True:
             await self.look(time.monotonic())
             await asyncio.sleep(self._stall_s / LOOKS)
 
     async def look(self, now: float) -> None:
-        """See whether anything moved since the last look, and act where nothing has for too long.
+        """Check for progress since the last check, and act on a stall.
 
         Args:
-            now: seconds, of a clock that only goes on.
+            now: seconds of a monotonic clock.
 
         Raises:
-            InfrastructureError: the run stands still and a restart has not helped.
+            InfrastructureError: the run stalls and a restart has not helped.
         """
         stages = self._progress.stages
         state = (*((stage.name, stage.done) for stage in stages), await self._moves())
         if state != self._state or self._progress.waits or not stages:
             self._state, self._moved_at = state, now
-        # Also while all is well: a place is known only from before.
+        # Also without a stall: an actor's place must be known before it stops answering.
         silent = await self._silent()
         if now - self._moved_at >= self._stall_s:
             await self._act(silent)
-            self._state = None  # counted anew from the next look
+            self._state = None  # restart the timeout at the next check
 
     async def _silent(self) -> list[str]:
         """The actors that do not answer."""
@@ -101,7 +101,7 @@ class Watchdog:
             except TimeoutError:
                 return name
             except ray.exceptions.RayError:
-                return None  # dead: Ray or the pool starts another, or the run ends by itself
+                return None  # dead: Ray or the pool replaces it, or the run ends by itself
             return None
 
         return [name for name in await asyncio.gather(*map(ask, actors)) if name]
@@ -125,13 +125,13 @@ class Watchdog:
         self._progress.say(f"{about}: {', '.join(silent)} does not answer and is restarted; its stack is in {path}")
         for name in silent:
             ray.kill(self._actors()[name], no_restart=False)
-        # What waits for them moves when they are back.
+        # Stages that wait for these actors continue once they are back.
         await asyncio.gather(*map(self._back, silent))
 
     async def _back(self, name: str) -> None:
         actor = self._actors().get(name)
         if actor is None:
-            return  # a pool's: it starts another when it is missed
+            return  # an engine: the pool starts another if it is needed
         try:
             self._places[name] = await get_within(actor.alive.remote(), BACK_S)
         except LOST:
@@ -140,7 +140,7 @@ class Watchdog:
             raise InfrastructureError(f"{name} was restarted and has not come back within {BACK_S:.0f} s") from None
 
     async def _evidence(self, names: Iterable[str]) -> str:
-        """The stacks of these actors, as far as they can be had."""
+        """The stacks of these actors, as far as they are available."""
         parts = []
         for name in names:
             place = self._places.get(name)

@@ -1,15 +1,15 @@
-"""The report: one HTML file that shows what a run did, to be sent to somebody.
+"""The report: one self-contained HTML file about a run.
 
 Invariants:
-- One file, and no request to anywhere: no script, no font, no picture from outside. Its Content-Security-Policy forbids
-  everything but the one style sheet in it, which is named by its hash.
-- Everything is read through `store.RunStore`, so a run in an object store works too, and so does one that is in
-  progress or was killed: what is not there yet is said to be missing, never shown as 0.
-- What models, users or files said is data. It is escaped where it is put into the page, after characters that could
-  mislead a reader (controls, direction overrides) were made visible.
-- Nothing here raises for what a run holds; storage that fails raises InfrastructureError.
+- One file without external requests: no script, no font, no external picture. Its Content-Security-Policy allows only
+  the one style sheet in it, by its hash.
+- Everything is read through `store.RunStore`, so it also works for runs in an object store, in progress or killed.
+  Missing values are shown as missing, never as 0.
+- Text from models, users or files is data. Misleading characters (controls, direction overrides) are made visible, and
+  the text is escaped when it is put into the page.
+- The content of a run never raises an error; failing storage raises InfrastructureError.
 
-This package knows nothing of Ray. It writes `report.html` and reads the rest.
+This package does not know Ray. It writes only `report.html`.
 """
 
 from lion_ray.report.page import NAME, render, write_report

@@ -1,10 +1,10 @@
-"""The report's section on evaluations: files of `evaluations/`, beside what the paper reports.
+"""The report's section on evaluations: files of `evaluations/`, next to the paper's results.
 
 Invariants:
-- A file may say anything: what has the shape that `lion_ray.evaluation` writes is drawn, the rest is shown as it is.
-- The paper's numbers stand beside a suite only as a scale. They are of other models, by other judges; the page says so.
+- A file may contain anything: known formats of `lion_ray.evaluation` are drawn, others are shown as they are.
+- The paper's numbers are only a scale: they are for other models and judges, and the page says so.
 
-This module knows nothing of files and of HTML.
+This module does not know files or HTML.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KNOWN = ("suite", "target", "made_at")
 
 
 def benchmarks(facts: Facts) -> Section | None:
-    """Every evaluation there is; None where there are none."""
+    """All evaluations. Returns None if there are none."""
     if not facts.evaluations:
         return None
     figures: list[Figure] = []

@@ -1,9 +1,9 @@
-"""What a section is made of: paragraphs, figures, tables.
+"""The parts of a section: paragraphs, figures, tables.
 
 Invariants:
-- Every figure has the numbers that it was drawn from beside it, as a table.
-- Whatever could not be measured is said in words where the figure would be.
-- Nothing here is escaped: texts are texts until `page` and `svg` put them somewhere.
+- Every figure has a table with its numbers.
+- If a figure could not be measured, a note replaces it.
+- Nothing is escaped here: `page` and `svg` escape texts when they insert them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     words: int = 1
-    """So many columns at the left are words; the rest are numbers."""
+    """Number of text columns at the left; the rest are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     caption: str
     drawn: Markup | None
-    """None: there was nothing to draw, and `note` says why."""
+    """None: there was nothing to draw; `note` gives the reason."""
     table: Table | None = None
     note: str = ""
     narrow: Markup | None = None
-    """What a phone shows instead, where the drawing is too wide for it."""
+    """The drawing for phones, if the other is too wide."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 Invariants:
 - What was not measured (None) is left out, never drawn at 0.
-- A chart without anything to draw is None, and the page says so.
-- Sizes of circles are areas: twice the rows, twice the ink.
+- A chart without data is None, and the page says so.
+- The area of a circle is proportional to its number of rows.
 
-This module knows nothing of runs or of files.
+This module does not know runs or files.
 """
 
 from __future__ import annotations

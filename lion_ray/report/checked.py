@@ -1,6 +1,6 @@
-"""The section on checks: what they say of every checkpoint and of the teacher; and the examples, as texts.
+"""The section on checks: the scores of every checkpoint and of the teacher; and the examples as texts.
 
-This module knows nothing of files and of HTML.
+This module does not know files or HTML.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Figures = dict[str, Any] | None
 
 
 def checks(facts: Facts) -> Section | None:
-    """The checks' scores by checkpoint, all together and each; None where no checkpoint was checked."""
+    """The checks' scores by checkpoint, together and separately. Returns None if no checkpoint was checked."""
     scored = [(one.iteration, one.checks) for one in facts.results if one.checks]
     if not scored:
         return None

@@ -1,4 +1,4 @@
-"""`lion-ray report`: where the page goes, and showing it."""
+"""`lion-ray report`: write the page and open it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lion_ray.report.page import NAME, render, write_report
 
 
 def report(store: RunStore, *, out: Path | None = None, show: bool = False) -> str:
-    """Write a run's report into its folder, or to the file `out`; returns where it is. `show` opens a browser.
+    """Write a run's report into its folder, or to the file `out`. Returns its path. `show` opens a browser.
 
     Raises:
-        ConfigError: it is to be opened, and lies in an object store.
-        InfrastructureError: the storage refused.
+        ConfigError: the report should be opened, but is in an object store.
+        InfrastructureError: the storage failed.
     """
     if show and out is None and not store.is_local:
         raise ConfigError(f"{store.root}: a browser cannot open what is in an object store; give --out FILE as well")

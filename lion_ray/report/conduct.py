@@ -1,6 +1,6 @@
-"""Sections on how the run went: the judge, the time, the money, the rows that were not used.
+"""Sections on the course of the run: the judge, the time, the cost, the unused rows.
 
-This module knows nothing of files and of HTML.
+This module does not know files or HTML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lion_ray.report.words import DASH, count, dollars, duration, share, signed
 
 
 def judge(facts: Facts) -> Section:
-    """How the judge did."""
+    """The judge's behaviour."""
     rows = [
         (
             str(one.iteration),
@@ -56,7 +56,7 @@ def judge(facts: Facts) -> Section:
 
 
 def _canaries(results: Sequence[IterationResult]) -> Table:
-    """The judge on pairs that anyone can decide, by iteration."""
+    """The judge's verdicts on the canary pairs, by iteration."""
     rows = []
     for one in results:
         found = one.canaries or {}
@@ -74,7 +74,7 @@ def _canaries(results: Sequence[IterationResult]) -> Table:
 
 
 def _calibration(found: dict[str, Any]) -> Table:
-    """What `lion-ray judge calibrate` measured; a file may say anything."""
+    """The result of `lion-ray judge calibrate`; the file may contain anything."""
     names = {
         "pairs": "pairs",
         "agreement": "agreement with the labels",
@@ -136,7 +136,7 @@ def time_line(facts: Facts) -> Section:
 
 
 def spending(facts: Facts) -> Section:
-    """What was bought, by role and by stage."""
+    """Paid calls by role and by stage."""
     bought = facts.status.spending
     doubts = _doubts(facts.status.uncertain)
     if not bought:
@@ -174,7 +174,7 @@ def spending(facts: Facts) -> Section:
 
 
 def _doubts(uncertain: Sequence[dict[str, Any]]) -> list[Table]:
-    """What may have been billed without an answer; no table where there is nothing."""
+    """Calls that may have been billed without an answer; no table if there are none."""
     if not uncertain:
         return []
     rows = [

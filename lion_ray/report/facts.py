@@ -1,10 +1,10 @@
-"""What a report is about, read from a run folder.
+"""The data of a report, read from a run folder.
 
 Invariants:
-- Only committed stages are read, and only the columns that are shown; rows with their texts only for the few that are.
-- What is not there is None or empty. A file that cannot be read is named among the problems, and hides nothing else.
+- Only committed stages and displayed columns are read; texts only for the few displayed rows.
+- Missing data is None or empty. A file that cannot be read is listed as a problem, and does not hide other data.
 
-This module knows nothing of pages and pictures.
+This module does not know pages or pictures.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from lion_ray.pipeline.status import Status, read_status
 from lion_ray.report.pictures import Clock, Span
 
 HARDEST = 10
-"""Rows that are shown with all that was said."""
+"""Rows that are shown with all answers and verdicts."""
 ANCESTORS = 3
 CALIBRATION = "judge.json"
 COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4"}
-"""Classes of the style sheet, by who works in a stage."""
+"""Classes of the style sheet by a stage's actor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """How the judge did on one set of rows."""
+    """The judge's behaviour on one set of rows."""
 
     iteration: int
     what: str
@@ -51,20 +51,20 @@ class Judged:
     rows: int
     scored: int
     both: int
-    """Scored in both orders; the others rest on one (`referee.second_order`)."""
+    """Rows scored in both orders; the others were scored in one (`referee.second_order`)."""
     unscored: dict[str, int]
     """By reason."""
     flips: int | None
-    """Rows whose two orders name different winners."""
+    """Rows whose two orders have different winners."""
     ties: int
     """Rows with the same mean score for both."""
     first: float | None
-    """What an answer's score gains from being shown first, in points, on average; None where nothing was scored."""
+    """Mean gain of an answer's score from being shown first, in points; None if nothing was scored."""
 
 
 @dataclass(frozen=True, slots=True)
 class HardRow:
-    """A row with a wide gap, and all that was said on it."""
+    """A row with a wide gap, with its answers and verdicts."""
 
     id: str
     text: str
@@ -93,7 +93,7 @@ class Facts:
     status: Status
     results: list[IterationResult]
     intake: Manifest
-    """What became of the user's rows: rows, duplicates, bad_rows, contaminated, in_heldout."""
+    """Counts of the user's rows: rows, duplicates, bad_rows, contaminated, in_heldout."""
     heldout_rows: int | None
     lineage: Lineage
     gaps: Gaps
@@ -105,14 +105,14 @@ class Facts:
     gain_between: tuple[int, int] | None
     hardest: list[HardRow]
     teacher_checks: Manifest
-    """What the checks say of the teacher's held-out answers; empty where there are none."""
+    """The checks' scores of the teacher's held-out answers; empty if there are none."""
     examples: list[Example]
     """Held-out instructions with the answers before and after."""
     spans: list[Span]
     untimed: list[tuple[str, float]]
-    """Stages that took so many seconds, and did not write down when they began."""
+    """Stages with their seconds whose start was not recorded."""
     calibration: dict[str, Any] | None
-    """What `lion-ray judge calibrate` found of the run's referee."""
+    """The result of `lion-ray judge calibrate` for the run's referee."""
     evaluations: list[tuple[str, dict[str, Any]]]
     """(file's name, what it says), by when they were made."""
     problems: list[str] = field(default_factory=list)
@@ -127,10 +127,10 @@ class Facts:
 
 
 def read_facts(store: RunStore) -> Facts:
-    """Read a run, whatever state it is in; `run.json` must be there.
+    """Read a run in any state; `run.json` must exist.
 
     Raises:
-        InfrastructureError: the storage failed, or a file of the run's own is damaged.
+        InfrastructureError: the storage failed, or one of the run's own files is damaged.
     """
     described = store.described()
     config = described["config"]

@@ -1,6 +1,6 @@
-"""The section on learning: rows that changed sides, and how different the new rows are.
+"""The section on learning: rows that changed sides, and the diversity of new rows.
 
-This module knows nothing of files and of HTML.
+This module does not know files or HTML.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lion_ray.report.words import count, decimal, percent, share, whole_percent
 
 
 def learning(facts: Facts) -> Section:
-    """What changed sides, and how different the new rows are."""
+    """Rows that changed sides, and the diversity of new rows."""
     rows = [(f"iteration {step.before} → {step.after}", len(step.forgotten), len(step.learned)) for step in facts.steps]
     steps = Table(
         ("step", "hard → easy", "easy → hard", "still hard", "still easy", "not judged twice", "mean gap"),

@@ -1,6 +1,6 @@
-"""Sections on what came out: loss and quality, score against score, the flow of rows, what was learned.
+"""Sections on the results: loss and quality, score against score, the flow of rows.
 
-This module knows nothing of files and of HTML.
+This module does not know files or HTML.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def render(store: RunStore) -> str:
 
 
 def tiles(facts: Facts) -> Sequence[Tile]:
-    """What was spent and what came out, in six numbers."""
+    """Cost and results in six numbers."""
     return [_quality(facts), _loss(facts), _money(facts), *_used(facts)]
 
 
@@ -210,7 +210,7 @@ def _by(answer: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every value on its way into the page: None is a dash, and no character of a text acts."""
+    """Convert every value for the page: None becomes a dash, and control characters become visible."""
     if value is None:
         return DASH
     return harmless(value) if type(value) is str else value

@@ -1,11 +1,11 @@
-"""Pictures of what went where and when: flows between groups of rows, and the stages on a time line.
+"""Pictures: flows between groups of rows, and the stages on a time line.
 
 Invariants:
-- A ribbon is as wide as its rows; both sides of a flow have one scale, and every row is in it.
-- Time in which no stage was at work is cut out and marked, so that a night between two attempts hides nothing.
-- Numbers stand beside what they are for; colours repeat what words say.
+- A ribbon's width is proportional to its rows; both sides of a flow have the same scale and include every row.
+- Idle time is cut out and marked, so that a night between two attempts does not compress the rest.
+- Numbers stand next to their items; colour is never the only sign.
 
-This module knows nothing of runs or of files.
+This module does not know runs or files.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Drawing: elements, scales and axes, as strings of SVG.
 
 Invariants:
-- Every text and attribute is escaped here, once; what comes out is Markup and may be put into a page as it is.
-- Colours are the page's CSS variables, by class names, so a drawing follows the page into the dark and onto paper.
-- A picture has a title and a description that a screen reader reads.
+- Every text and attribute is escaped here, once; the result is Markup and can be inserted into a page.
+- Colours are the page's CSS variables, by class names, so a drawing follows dark mode and print.
+- A picture has a title and a description for screen readers.
 
-This module knows nothing of runs.
+This module does not know runs.
 """
 
 from __future__ import annotations

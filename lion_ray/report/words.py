@@ -1,9 +1,9 @@
-"""Texts and numbers as the report shows them.
+"""Format texts and numbers for the report.
 
 Invariants:
 - None is never shown as a number.
 
-This module knows nothing of HTML: escaping is where a text is put into a page.
+This module does not know HTML: texts are escaped when they are inserted into a page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def clip(text: str | None, limit: int = CLIP) -> str:
-    """At most `limit` characters, and how many there were where that is not all; a dash for None."""
+    """At most `limit` characters, with the total number if truncated; a dash for None."""
     if text is None:
         return DASH
     return text if len(text) <= limit else f"{text[:limit]} … (the first {limit:,} of {len(text):,} characters)"
@@ -90,7 +90,7 @@ def dollars(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
+    """A readable duration: 42 s, 3 min 20 s, 5 h 12 min, 2 d 3 h."""
     if seconds is None:
         return DASH
     left = round(seconds)

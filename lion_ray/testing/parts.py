@@ -1,4 +1,4 @@
-"""Contract tests for plug-ins: inherit one, say how yours is made, and pytest runs the rest (docs/extending.md).
+"""Contract tests for plug-ins: inherit one, construct your part in `make`, and run pytest (docs/extending.md).
 
     class TestMine(RowFilterContract):
         def make(self):
@@ -37,11 +37,11 @@ TEXTS = (
     "ein sehr langer Satz " * 500,
     "日本語のテキスト",
 )
-"""What texts of models and users may be."""
+"""Examples of texts that models and users may write."""
 
 
 class ObjectiveContract:
-    """What a fit relies on in an objective. Needs torch."""
+    """The properties of an objective that a fit relies on. Needs torch."""
 
     vocabulary = 11
 
@@ -60,7 +60,7 @@ class ObjectiveContract:
         return [Sample(ids, prompt, self.columns(number)) for number, (ids, prompt) in enumerate(shapes)]
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """A model of one table: what follows depends on the token before alone."""
+        """A bigram model: the next token depends only on the previous one."""
         import torch
 
         table = torch.randn(self.vocabulary, self.vocabulary, generator=torch.Generator().manual_seed(7))

@@ -308,7 +308,7 @@ async def test_two_commands_at_one_evaluation_would_buy_it_twice(tmp_path: Path)
     place = Place(RunStore(str(tmp_path)), "", str(tmp_path / "journal"), "student/eval")
     progress = Progress(io.StringIO())
     async with session(place, "own", progress, [], 1.0):
-        with pytest.raises(RunConflictError, match="own: another command is at this evaluation"):
+        with pytest.raises(RunConflictError, match="own: another command is running this evaluation"):
             async with session(place, "own", progress, [], 1.0):
                 raise AssertionError("two hold the cap")
         async with session(place, "another", progress, [], 1.0):

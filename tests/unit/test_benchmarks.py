@@ -180,7 +180,7 @@ def test_on_the_command_line(two_tasks: Path, tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr().out
     assert "mean over tasks" in told
     assert "Lion-7B (paper)" in told
-    assert "not every question of the suite was answered" in told
+    assert "only a part of the suite was answered" in told
 
 
 @pytest.mark.parametrize(("suite", "tasks", "questions"), [("bbh", 21, 5011), ("agieval", 6, 1816)])

@@ -163,7 +163,7 @@ def test_a_fingerprint_is_of_what_decides_the_answers(tmp_path: Path) -> None:
 
 
 def test_nobody(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="TARGET nobody: no run, no model folder and no file"):
+    with pytest.raises(ConfigError, match="TARGET nobody: there is no such run, model folder or file"):
         find("nobody")
     with pytest.raises(ConfigError, match="no such file"):
         find(tmp_path / "answers.jsonl")

@@ -4,7 +4,7 @@ The repositories and their columns are those of lm-eval's own tasks (0.4.13): Sa
 task, columns `input` and `target`, split `test`), and hails/agieval-TASK (columns `query`, `choices` and `gold`, split
 `test`). A `query` is the paper's prompt; passage and question are taken from it.
 
-Not tried against a hub: the forms are tested on made-up rows. Their counts are checked as a folder's are.
+Not tried against a hub: the formats are tested on made-up rows. Counts are checked as for a folder.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def load_from_hub(suite: str, fetch: Callable[[str, str | None], Rows] | None = 
     """The questions of a whole suite.
 
     Args:
-        fetch: gives the rows of a repository's configuration (None: its only one), split ``test``; by default
+        fetch: returns the rows of a repository's configuration (None: its only one), split ``test``; by default
             `datasets.load_dataset`.
 
     Raises:
         InfrastructureError: the hub cannot be reached, or has no such data set.
-        DataError: its rows are not in the form they should have, or not as many.
+        DataError: the rows have an unexpected format or number.
     """
     fetch = fetch or _fetch
     questions: list[Question] = []
@@ -75,7 +75,7 @@ def _fetch(repository: str, name: str | None) -> Rows:
 
     try:
         rows: Rows = datasets.load_dataset(repository, name, split="test")
-    # A RuntimeError is what a data set gets that wants a script of its own to be run, which none may.
+    # A data set that needs its own script raises a RuntimeError; scripts are never run.
     except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         what = " ".join(str(error).split())[:300]
         raise InfrastructureError(

@@ -1,7 +1,7 @@
-"""Recorded outputs against a suite's answers: anybody's outputs can be checked, without a model.
+"""Score recorded outputs, from any source, against a suite's answers, without a model.
 
 Invariants:
-- An output counts for the question whose id it names; an id that the suite does not have, or twice, is an error.
+- An output counts for the question with its id; an unknown or duplicate id is an error.
 - An output without a readable letter is wrong, and counted; a question without an output is neither.
 - A suite's score is the unweighted mean over its tasks (the paper), whatever their sizes.
 """
@@ -40,7 +40,7 @@ EXTRACTIONS: dict[str, Callable[[str, Question], str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """How one task went."""
+    """The result of one task."""
 
     task: str
     questions: int
@@ -52,19 +52,19 @@ class TaskScore:
 
     @property
     def accuracy(self) -> float | None:
-        """Right ones of those answered, 0 to 1; None where none was."""
+        """The share of right answers among those answered, 0 to 1; None if none was answered."""
         return self.right / self.answered if self.answered else None
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteScore:
-    """How a suite went."""
+    """The result of a suite."""
 
     suite: str
     extraction: str
     tasks: tuple[TaskScore, ...]
     missing: tuple[str, ...]
-    """Tasks whose questions were not there."""
+    """Tasks whose questions were missing."""
 
     @property
     def mean(self) -> float | None:
@@ -149,7 +149,7 @@ def score(
 
 
 def score_table(scored: SuiteScore) -> Table:
-    """The table a person reads, with the paper's numbers under it."""
+    """The result as a table, with the paper's numbers below."""
     table = Table(title=f"{scored.suite}, zero-shot, letters {scored.extraction}")
     table.add_column("task")
     for heading in ("questions", "answered", "no letter", "accuracy"):

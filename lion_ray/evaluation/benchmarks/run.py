@@ -1,9 +1,9 @@
 """`lion-ray eval --suite bbh | agieval`: lettered questions asked of a model, zero-shot, by the paper's protocol.
 
 Invariants:
-- The paper's prompt, as one user message in the model's own frame; temperature 0.
-- What is written down as outputs gives the same figure by `lion-ray eval score`, without a model.
-- A question whose call failed has no output: it is counted as unanswered, and is neither right nor wrong.
+- The prompt is the paper's, as one user message in the model's own prompt format, at temperature 0.
+- `lion-ray eval score` computes the same result from the written outputs, without a model.
+- A question whose call failed has no output: it counts as unanswered, neither right nor wrong.
 
 Letters are read from the text (`published`, `standing`: see `scoring`), or from the log-probabilities of the first
 token (`logprobs`): of the question's letters the likeliest, where ``A``, `` A``, ``(A`` and their like are one.
@@ -33,7 +33,7 @@ from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 
 LOGPROBS = "logprobs"
 TOP_LOGPROBS = 20
-"""As many alternatives as OpenAI's API gives."""
+"""The maximum number of alternatives in OpenAI's API."""
 MAX_TOKENS = 64
 """Room for a letter and the words that a chat model puts around it."""
 
@@ -50,7 +50,7 @@ class ChoicePlan:
     letters: str
     """published, standing or logprobs."""
     limit: int | None = None
-    """Questions of each task at most."""
+    """Maximum questions per task."""
     max_tokens: int = MAX_TOKENS
     budget: float | None = None
 
@@ -69,8 +69,8 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
     """Ask, score, and write the result.
 
     Raises:
-        DataError: not one question was answered.
-        EndpointError: log-probabilities are wanted, and the endpoint gives none.
+        DataError: no question was answered.
+        EndpointError: log-probabilities are needed, but the endpoint returns none.
         LionError: as `session` and `Asked.ask`.
     """
     questions = each(plan.questions, plan.limit, lambda one: one.id, lambda one: one.task)
@@ -109,7 +109,7 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
 async def ask_choices(
     asked: Asked, questions: Sequence[Question], letters: str, max_tokens: int, stage: str
 ) -> list[Outcome]:
-    """Each question's outcome. Raises EndpointError where log-probabilities are wanted and none come."""
+    """Each question's outcome. Raises EndpointError if log-probabilities are needed and missing."""
     calls = [
         Call(
             messages=({"role": "user", "content": question.prompt()},),
@@ -158,7 +158,7 @@ def likeliest_letter(completion: Completion, letters: str) -> str | None:
         if found and found[1] in letters and not math.isnan(logprob):
             spellings[found[1]].append(logprob)
     pooled = {letter: _log_sum_exp(values) for letter, values in spellings.items()}
-    # Of equals the first letter, so that the same numbers give the same answer everywhere.
+    # On a tie the first letter, so that the same numbers give the same answer everywhere.
     return min(pooled, key=lambda letter: (-pooled[letter], letter)) if pooled else None
 
 

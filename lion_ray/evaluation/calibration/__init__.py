@@ -1,1 +1,1 @@
-"""How far a judge can be trusted, measured on labelled pairs and on a run's own rows."""
+"""Measure a judge's reliability on labelled pairs and on a run's own rows."""

@@ -1,10 +1,10 @@
-"""What a judge is measured on: labelled pairs from a file, and a run's own rows.
+"""Cases for measuring a judge: labelled pairs from a file, and a run's own rows.
 
 Invariants:
-- A line that is no pair is an error with its file and line; nothing is guessed at or left out.
-- In a run's rows answer 1 is the teacher's and answer 2 the student's; they carry no label.
+- An invalid line is an error with its file and line; nothing is guessed or skipped.
+- In a run's rows, answer 1 is the teacher's and answer 2 the student's; they have no label.
 
-This module reads; it asks no judge.
+This module only reads; it calls no judge.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lion_ray.discrimination.pairwise import Comparison
 from lion_ray.discrimination.scores import Pair
 
 LABELS = {"1": "1", "2": "2", "tie": "tie", "model_a": "1", "model_b": "2", "tie (bothbad)": "tie"}
-"""How a winner is written, and what it is here: answer 1, answer 2, or neither."""
+"""Accepted names of a winner, with their meaning: answer 1, answer 2, or a tie."""
 _WINNERS = ("label", "winner")
 _INSTRUCTIONS = ("instruction", "prompt", "question")
 _FIRST = ("first", "answer_1", "response_a", "answer_a")
@@ -40,7 +40,7 @@ class Case:
     comparison: Comparison
     """`teacher` is answer 1, `student` answer 2."""
     label: str | None = None
-    """1, 2 or tie; None where nobody said."""
+    """1, 2 or tie; None without a label."""
 
     @property
     def id(self) -> str:
@@ -54,13 +54,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A run's row and what its referee said, as the run has it."""
+    """A run's row with its referee's recorded verdict."""
 
     case: Case
     orders: Mapping[str, Pair]
     """(teacher, student) by order, where it was read."""
     reason: str
-    """Why the row is quarantined; empty where it is not."""
+    """Why the row is quarantined; empty if it is not."""
     calls: int
     weighted: int
     prompt_tokens: int
@@ -109,7 +109,7 @@ def _case(row: SourceRow, default_id: str) -> Case:
 
 
 def _conversation(turns: Any, where: str, name: str) -> tuple[str | None, str | None]:
-    """What was asked and answered; both None where there is no conversation."""
+    """The question and its answer; both None without a conversation."""
     if turns is None:
         return None, None
     said = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []

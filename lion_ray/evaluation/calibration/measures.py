@@ -1,15 +1,14 @@
-"""What a judge's replies say about the judge: agreement, flips, bias, noise, cost.
+"""Measures of a judge from its replies: agreement, flips, bias, noise, cost.
 
 Invariants:
-- A verdict is what a run's row gets: the mean of both orders. A pair without scores in both has none, and is counted.
-- Every reply was one question asked once: a reply that could not be read stays unread, so the failure rate is the
-  judge's and not that of asking again.
+- A verdict is the mean of both orders, as in a run. A pair without scores in both orders has none, and is counted.
+- Each call is made once: an unreadable reply stays unread, so the failure rate is the judge's own, without retries.
 
-Terms: d = score(answer 1) - score(answer 2); in a run's rows answer 1 is the teacher's. A judge names the winner by the
-sign of a verdict's d, and calls it a tie where d is 0: with whole scores that is where both answers get the same, or
-where the orders contradict each other by as much (FastChat counts any such contradiction as a tie).
+Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. The sign of a verdict's d is
+the winner, and d = 0 is a tie: with whole scores, either both answers get the same score, or the orders contradict each
+other by the same amount (FastChat counts any such contradiction as a tie).
 
-This module asks nothing and knows no endpoint: `calibrate` does that.
+This module makes no calls and knows no endpoint: `run` does that.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from lion_ray.evaluation.calibration.threshold import TauAdvice, advise
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one question came to."""
+    """The reply to one call."""
 
     case: str
     order: str
@@ -42,7 +41,7 @@ class Reply:
     completion_tokens: float = 0
     cost_usd: float | None = None
     replayed: bool = True
-    """It was in the journal or the run: nothing was paid for it now."""
+    """Whether it was in the journal or the run, so that nothing was paid for it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +62,12 @@ class Measures:
     """With the labels, over three classes."""
     kappa: Estimate | None
     agreement_decided: Estimate | None
-    """Where neither the label nor the judge says tie."""
+    """Agreement without ties on either side."""
     confusion: dict[str, dict[str, int]]
-    """Verdicts by label, then by what the judge said."""
+    """Verdicts by label, then by the judge's winner."""
     flips: int
     flip_rate: Estimate | None
-    """Verdicts whose two orders name different winners."""
+    """The share of verdicts whose two orders have different winners."""
     position_bias: Estimate | None
     """Mean score of the answer shown first, minus the other's; both orders of each verdict, so quality cancels."""
     ties: int
@@ -86,7 +85,7 @@ class Measures:
     completion_tokens_per_pair: float | None
     usd_per_pair: float | None
     usd_now: float | None
-    """What was paid for replies that no journal had."""
+    """The cost of replies that were not in a journal."""
     calls_now: int
     tau: TauAdvice | None = field(default=None)
 

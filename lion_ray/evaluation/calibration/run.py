@@ -1,11 +1,11 @@
-"""Asking a judge about pairs, as often as its noise needs, and writing down what it says about itself.
+"""Run a calibration: judge pairs repeatedly and report the judge's measures.
 
 Invariants:
-- Through the gateway: every reply is journaled before it is seen, priced and capped, and the same command asks nothing
-  twice. A run's referee is measured with the run's own journal and its recorded verdicts, which cost nothing.
-- A calibration's money is not its run's: it has an account of its own, ``NAME/judge``, and a cap of its own.
+- All calls use the gateway: replies are journaled before anyone sees them, priced, capped and never paid for twice. A
+  run's referee is measured with the run's own journal and its recorded verdicts, which cost nothing.
+- A calibration does not use its run's budget: it has its own account, ``NAME/judge``, and its own cap.
 
-What the replies mean is `calibration`'s to say; which pairs there are is `cases`'.
+`measures` computes the results from the replies; `cases` provides the pairs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Calibrated:
     """The configured threshold."""
 
     def judge(self) -> PairwiseJudge:
-        """How it is asked. Always live: a calibration is small."""
+        """The pairwise judge. Never in batch mode, because a calibration is small."""
         live = self.referee.model_copy(update={"mode": "live"})
         return PairwiseJudge(live, structured=self.endpoint.json_schema, base_dir=self.base_dir, seed=self.seed)
 
@@ -56,7 +56,7 @@ class Calibrated:
         return Participant(self.name, endpoint=self.name, config=self.endpoint, base_dir=self.base_dir)
 
     def described(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The judge's description in a report."""
         names = ("prompt", "temperature", "max_tokens", "weighted", "second_order", "second_order_margin")
         asked = {name: getattr(self.referee, name) for name in names}
         return {"endpoint": self.name, "model": self.endpoint.model, "tau": self.tau} | asked
@@ -64,14 +64,14 @@ class Calibrated:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a calibration found."""
+    """The result of a calibration."""
 
     judge: dict[str, Any]
     labelled: Measures | None
     rows: Measures | None
     """Of a run's own."""
     second_order: tuple[Replayed, ...]
-    """What `near_threshold` would have come to, on every row of the run that was judged in both orders."""
+    """What `near_threshold` would have saved and changed, on every row of the run judged in both orders."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -121,7 +121,7 @@ def runs_judge(store: RunStore) -> Calibrated:
 
 
 def place_of(store: RunStore | None, journal: str | None) -> Place:
-    """Where a calibration's calls and its result are kept: with the run's, if it is of one."""
+    """The place of a calibration's calls and result: the run's folder, if it measures a run."""
     if store is None:
         return Place(RunStore(layout.EVALUATIONS), "", journal or f"{layout.EVALUATIONS}/{layout.JOURNAL}", "judge")
     config = store.described()["config"]
@@ -150,7 +150,7 @@ async def calibrate(
         budget: US dollars, for all that this judge's calibrations here have cost; None for no cap.
 
     Raises:
-        EndpointError: no key, nobody there, or a refusal.
+        EndpointError: no key, no server at the address, or a refusal.
         BudgetError: the cap is reached; what was answered is in the journal.
         ConfigError: a cap, and an endpoint without prices.
     """
@@ -184,7 +184,7 @@ async def calibrate(
 
 
 def replays(store: RunStore, tau: float) -> tuple[Replayed, ...]:
-    """What a run's verdicts in both orders say about asking the second one only near `tau`; all iterations together."""
+    """Replay a run's verdicts in both orders with the second order only near `tau`; all iterations together."""
     rows = both_orders(row for iteration in judged_iterations(store) for row in judged_rows(store, iteration))
     return tuple(replay(rows, tau)) if rows else ()
 
@@ -220,7 +220,7 @@ def _recorded(row: Judged) -> Iterable[Reply]:
 
 
 def rows_to_judge(store: RunStore, count: int) -> list[Judged]:
-    """So many rows of the newest iteration that judged the Cache Pool.
+    """`count` rows of the newest iteration that judged the Cache Pool.
 
     Raises:
         DataError: none has yet.

@@ -1,4 +1,4 @@
-"""A calibration as a person reads it in a terminal.
+"""A calibration's report as tables for the terminal.
 
 Invariants:
 - What was not measured is a dash, never a 0.

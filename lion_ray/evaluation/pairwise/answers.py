@@ -1,8 +1,8 @@
 """Answers to open questions: recorded ones, or bought from an endpoint.
 
 Invariants:
-- An answer belongs to the question whose id it has; a recorded id that is no question's, or there twice, is an error.
-- A question without an answer has none: nothing is put in its place, and the reason is kept.
+- An answer belongs to the question with its id; an unknown or duplicate recorded id is an error.
+- A missing answer is never replaced by anything, and its reason is kept.
 - Two questions of equal text send equal requests, which are bought once; they stay two rows.
 """
 
@@ -27,12 +27,12 @@ NOT_RECORDED = "not among the recorded answers"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a participant said to a question."""
+    """A participant's answer to a question."""
 
     text: str | None
-    """None where there is no answer."""
+    """None if there is no answer."""
     reason: str | None = None
-    """Why there is none."""
+    """The reason for a None."""
     cut_off: bool = False
     call: str = ""
     """The journal's key."""
@@ -42,10 +42,10 @@ def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]
     """Recorded answers by question id, from rows with an ``id`` (or ``question_id``) and a ``text``.
 
     Args:
-        known: every question of the suite, also those that are not asked now.
+        known: every question of the suite, including those that are not asked now.
 
     Raises:
-        DataError: a row is none, its id is there twice, or it is no question's; with the file and the line.
+        DataError: a row is invalid, its id is a duplicate or unknown; with the file and the line.
     """
     ids = {question.id for question in known}
     answers: dict[str, Answer] = {}
@@ -72,7 +72,7 @@ async def ask_answers(
             max_tokens=participant.max_tokens,
             temperature=participant.temperature,
             top_p=participant.top_p,
-            # Of the text, not of the id: equal requests stay equal.
+            # From the text, not the id, so that equal requests stay equal.
             seed=derive_seed("evaluation", instruction_id(question.text)),
             role=role,
             stage=stage,

@@ -1,8 +1,8 @@
-"""Open questions, whose answers a judge compares: Vicuna's 80, the 252 user-oriented ones, or one's own.
+"""Open questions, whose answers a judge compares: Vicuna's 80, the 252 user-oriented ones, or the user's own.
 
 Invariants:
-- Ids are ids: two rows of equal text are two questions, each with its own answers and its own place in every mean.
-- A suite that is known by name is whole, or it is refused; one of one's own may have any number of questions.
+- The id identifies a question: two rows of equal text are two questions with separate answers and weight in every mean.
+- A suite known by name must be complete; a user's own suite may have any number of questions.
 - A subset is the same on every machine, spread over the categories, and contained in every larger one.
 
 Sources: the paper, section 4; lm-sys/vicuna-blog-eval; self-instruct (arXiv 2212.10560). The questions are not shipped:
@@ -25,12 +25,12 @@ from lion_ray.data.sources import SourceRow, rows_of
 T = TypeVar("T")
 
 KNOWN = {"vicuna80": 80, "user252": 252}
-"""The suites that have a name here, and how many questions each has."""
+"""The named suites and their numbers of questions."""
 FILES = {
     "vicuna80": "question.jsonl of github.com/lm-sys/vicuna-blog-eval (eval/table), or FastChat's vicuna_bench",
     "user252": "human_eval/user_oriented_instructions.jsonl of github.com/yizhongw/self-instruct",
 }
-"""Where a suite's questions are to be had."""
+"""Where to get a suite's questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ def read_questions(suite: str, path: Path | None) -> list[OpenQuestion]:
     ``instances``; or one entry of ``turns``), and perhaps a ``category`` (or ``motivation_app``).
 
     Args:
-        suite: a name in `KNOWN`, or the path of a file of one's own.
+        suite: a name in `KNOWN`, or the path of a user's file.
         path: the file of a known suite.
 
     Raises:
-        ConfigError: no file is named, or it is not there.
-        DataError: a row is none, an id is there twice, or a known suite is not whole; with the file and the line.
+        ConfigError: no file is named, or it does not exist.
+        DataError: a row is invalid, an id is a duplicate, or a known suite is incomplete; with the file and the line.
     """
     if suite in KNOWN and path is None:
         raise ConfigError(f"--suite {suite} needs its questions: --questions FILE ({FILES[suite]})")
@@ -76,20 +76,20 @@ def read_questions(suite: str, path: Path | None) -> list[OpenQuestion]:
 
 
 def suite_name(suite: str) -> str:
-    """What a suite is called in results: a known name, or its file's."""
+    """A suite's name in results: the known name, or its file's."""
     return suite if suite in KNOWN else Path(suite).name.split(".")[0]
 
 
 def spread(items: Sequence[T], limit: int | None, key: Callable[[T], str], group: Callable[[T], str]) -> list[T]:
-    """`limit` of the items, as many of each group as of the others if it can be, in their order; all by default.
+    """`limit` of the items in their order, balanced over the groups as far as possible; all by default.
 
     Args:
-        key: an item's id; which items of a group are taken depends on these alone.
+        key: an item's id; the choice within a group depends only on the ids.
     """
     if limit is None or limit >= len(items):
         return list(items)
     groups: dict[str, list[int]] = defaultdict(list)
-    # By a hash: a file may be sorted by what its answers are.
+    # By a hash, because a file may be sorted by its answers.
     for place in sorted(range(len(items)), key=lambda place: derive_seed("subset", key(items[place]))):
         groups[group(items[place])].append(place)
     turns = sorted((turn, name, place) for name, places in groups.items() for turn, place in enumerate(places))
@@ -144,7 +144,7 @@ def _text(row: SourceRow, value: dict[str, Any]) -> str:
     source = instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else value
     key = next((key for key in INPUT_KEYS if source.get(key)), "input")
     extra = _string(row, key, source.get(key) or "")
-    # As the pools fold an input into its instruction (`pools.read_pool`).
+    # As pools append an input to its instruction (`pools.read_pool`).
     return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
 
 

@@ -1,8 +1,8 @@
-"""`lion-ray eval --suite vicuna80 | user252 | FILE`: answers, verdicts, and what they come to.
+"""`lion-ray eval --suite vicuna80 | user252 | FILE`: answers, verdicts, and the result.
 
 Invariants:
 - A question without both answers is counted and not judged; one without readable scores is counted and not scored.
-- The result file and its rows are written whole, after the last verdict; until then everything is in the journal.
+- The result file and its rows are written after the last verdict; until then everything is in the journal.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lion_ray.evaluation.participants import Participant
 from lion_ray.evaluation.session import Place, Session, session, utc_now
 
 SEED = 0
-"""Of the bootstraps: the same verdicts give the same intervals."""
+"""Seed of the bootstraps: the same verdicts give the same intervals."""
 
 _VERDICT = pa.struct(
     [
         pa.field("setting", pa.int32()),
-        pa.field("order", pa.string()),  # who stands first
+        pa.field("order", pa.string()),  # which answer comes first
         pa.field("sample", pa.int32()),
         pa.field("reference", pa.float64()),
         pa.field("candidate", pa.float64()),
@@ -54,7 +54,7 @@ ROW = pa.schema(
         pa.field("verdicts", pa.list_(_VERDICT)),
     ]
 )
-"""A question with its answers and verdicts, as the file beside the result has it."""
+"""A question with its answers and verdicts, as in the file beside the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,19 @@ class PairwisePlan:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What came out."""
+    """The result of a comparison."""
 
     json: dict[str, Any]
     relative: Relative
     path: str
-    """The result's file."""
+    """The result file."""
 
 
 async def compare(plan: PairwisePlan, place: Place, progress: Progress) -> Compared:
     """Ask, judge, and write the result.
 
     Raises:
-        DataError: the questions or recorded answers cannot be used, or not one question could be scored.
+        DataError: the questions or recorded answers cannot be used, or no question could be scored.
         LionError: as `session` and `Asked.ask`.
     """
     every = read_questions(plan.suite, plan.questions)
@@ -146,7 +146,7 @@ async def compare(plan: PairwisePlan, place: Place, progress: Progress) -> Compa
 
 
 def target_name(target: Participant) -> str:
-    """The target in words: a run's student with its run."""
+    """The target's name; for a run's student, with the run."""
     return f"{target.run_config.run_name}/{target.label}" if target.run_config is not None else target.label
 
 

@@ -1,4 +1,4 @@
-"""The table of a relative-quality evaluation, as a person reads it."""
+"""The tables of a relative-quality evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def relative_tables(found: dict[str, Any]) -> list[Table]:
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """What there is to know beside the tables, a line each."""
+    """Notes below the tables, one line each."""
     rate, sign = found["win_rate"], found["sign_p"]
     lines = []
     if rate is not None:
@@ -73,7 +73,7 @@ def _categories(found: dict[str, Any]) -> Table:
 
 
 def costs_table(found: dict[str, Any]) -> Table:
-    """What an evaluation took, by role."""
+    """An evaluation's calls, tokens and cost by role."""
     table = Table(title="what it took", caption="a call that the journal knew was not bought again")
     table.add_column("role")
     for heading in ("calls", "bought now", "failed", "prompt tokens", "completion tokens", "USD", "USD now"):
@@ -88,5 +88,5 @@ def costs_table(found: dict[str, Any]) -> Table:
 def _quality(one: dict[str, Any] | None) -> tuple[str, str]:
     if not one or one["ratio"] is None:
         return "–", "–"
-    # Questions drawn from one are always the same one: that is no interval.
+    # Resampling a single question gives no interval.
     return f"{one['ratio']:.1%}", f"[{one['low']:.1%}, {one['high']:.1%}]" if one["n"] > 1 else "–"

@@ -1,8 +1,8 @@
 """A judge's verdicts on pairs of answers, in the settings of an evaluation.
 
 Invariants:
-- A verdict without readable scores is asked again, then kept without scores: no number is made up for it.
-- Each sample of each order is a call of its own, with an ordinal of its own: none of them is another's replay.
+- A verdict without readable scores is retried, then kept without scores: no score is invented.
+- Each sample of each order is a separate call with its own ordinal, so none is replayed from another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.calls import Call, Failure, Outcome
 
 ATTEMPT = 1000
-"""What an attempt adds to a sample's ordinal: more samples than anybody takes."""
+"""The offset of an attempt in a sample's ordinal; larger than any number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ async def ask_verdicts(
         for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{again}"), strict=True):
             pair, setting, order, sample = slots[place]
             verdicts[place] = _verdict(pair.question.id, setting.number, order, sample, outcome)
-        # A call that failed was tried as often as the endpoint allows.
+        # Failed calls were already retried by the gateway.
         left = [place for place in left if verdicts[place].scores is None and verdicts[place].call]
     return [verdicts[place] for place in range(len(slots))]
 

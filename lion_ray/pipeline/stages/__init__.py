@@ -1,6 +1,6 @@
-"""The pipeline: every stage of an iteration, in the order in which one alone would go through them.
+"""The pipeline: every stage of an iteration, in the order of a sequential run.
 
-The loop runs it, the plan prices it; results, status, report and export read it. A new stage is a class and a line.
+The loop runs it and the plan prices it; results, status, report and export read it. A new stage is a class and a line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PIPELINE: list[Stage] = [
 
 
 def due(when: When, *phases: Phase) -> list[Stage]:
-    """The stages that an iteration has, in order; of these phases only, where some are named."""
+    """The stages that are due in an iteration, in order; only those of `phases`, if any are given."""
     stages = of_iteration(when.iteration)
     return [stage for stage in stages if (not phases or stage.phase in phases) and stage.due(when)]
 
@@ -46,6 +46,6 @@ def of_iteration(iteration: int) -> list[Stage]:
 
 
 def named(folder: str) -> str:
-    """What the stage with this folder in a run is called; the folder itself where no stage has it."""
+    """The name of the stage with this folder; the folder itself if no stage has it."""
     iteration = layout.iteration_of(folder)
     return next((stage.name for stage in of_iteration(iteration) if stage.folder(iteration) == folder), folder)

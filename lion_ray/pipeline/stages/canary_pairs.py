@@ -1,4 +1,4 @@
-"""Re-judges the canary pairs, whose better answer anyone can tell, to detect that the judge has drifted."""
+"""Re-judge the canary pairs, whose better answer is obvious, to detect judge drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks' scores of the held-out answers, of the student after each iteration and once of the teacher."""
+"""Score held-out answers by checks: the student's after each iteration, and once the teacher's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = (
     "teacher",
     "share_of_teacher",
 )
-"""Of the manifest, what a result repeats."""
+"""The manifest's keys that a result repeats."""
 
 
 class Checks(Stage):
@@ -32,7 +32,7 @@ class Checks(Stage):
     after: ClassVar[tuple[str, ...]] = ("student answers held-out", "teacher checks")
 
     def of(self, iteration: int) -> int | None:
-        """Whose answers: an iteration's student's, or the teacher's (None)."""
+        """The source of the answers: an iteration's student, or the teacher (None)."""
         return iteration
 
     def folder(self, iteration: int) -> str:

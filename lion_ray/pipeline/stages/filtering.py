@@ -1,4 +1,4 @@
-"""Which of the teacher's answers are trained on: the configured filters, answer by answer."""
+"""Apply the configured filters to the teacher's answers: which ones to train on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lion_ray.pipeline.stage import Phase, Stage, When
 
 
 class Filtering(Stage):
-    """What it leaves out is `filtered`, counted apart from what failed."""
+    """Dropped rows are `filtered`, counted separately from failures."""
 
     name = "filtering the answers"
     phase = Phase.IMITATION
@@ -36,5 +36,5 @@ class Filtering(Stage):
         await shard_stage(run, self.folder(iteration), self.title(iteration), run.feed(train_pool(iteration)), keep)
 
     def summary(self, store: RunStore, iteration: int) -> Manifest:
-        """Of the failed rows the teacher's stage tells."""
+        """Without the failed rows, which the teacher's stage counts."""
         return {key: value for key, value in self.manifest(store, iteration).items() if key != "quarantined"}

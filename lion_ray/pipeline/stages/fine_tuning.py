@@ -45,15 +45,15 @@ class FineTuning(Stage):
         await asyncio.to_thread(run.store.delete_folder, layout.fit(iteration))
 
     async def fit(self, run: Run, iteration: int) -> Manifest:
-        """Fine-tune the last checkpoint; the model is then in `layout.model(iteration)`.
+        """Fine-tune the last checkpoint and write the model to `layout.model(iteration)`.
 
         Returns:
-            What `imitation.training.fit.train` measured: steps, tokens per second, held-out loss before and after, …
+            The metrics of `imitation.training.fit.train`: steps, tokens per second, held-out loss before and after, …
 
         Raises:
             TrainingError: the workers failed more often than `max_restarts`.
         """
-        # Here, as whoever reads the pipeline needs no Ray.
+        # Imported here, because readers of the pipeline need no Ray.
         from lion_ray.actors.resources import group_waits, scarce
         from lion_ray.actors.trainer import fit, in_thread, torch_trainer
 
@@ -106,14 +106,14 @@ class FineTuning(Stage):
 
 
 def student_after(run: Run, iteration: int) -> ModelRef:
-    """The student after an iteration's imitation; the base model for 0."""
+    """The student after an iteration's imitation; iteration 0 is the base model."""
     if iteration == 0:
         return ModelRef("base", source=run.config.student.model)
     return ModelRef(layout.iteration(iteration), folder=layout.model(iteration))
 
 
 def job_of(run: Run, iteration: int) -> dict[str, Any]:
-    """What each worker of an iteration's fit is told; what they share with the driver is the run folder."""
+    """The job passed to each worker of an iteration's fit. Workers and driver share only the run folder."""
     config = run.config.imitation.of_iteration(iteration)
     job: dict[str, Any] = {
         "run": run.config.run_name,
@@ -159,7 +159,7 @@ def _rows(run: Run, pool: int | str) -> list[tuple[str, str]]:
 
 
 def _kept(run: Run, pool: int) -> list[str]:
-    """What the filters said, part by part; nothing where there are none."""
+    """The filters' decisions, part by part; empty if there are no filters."""
     if not run.config.imitation.filters:
         return []
     return [layout.part(layout.filtered(pool), shard.index) for shard in run.pool(pool)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Generating(Stage):
-    """The teacher may answer each part as soon as it is full (`run.feed`)."""
+    """The teacher can answer each part as soon as it is full (`run.feed`)."""
 
     name = "generating"
     phase = Phase.GENERATION
@@ -65,7 +65,7 @@ class Generating(Stage):
             await run.progress.follow(take(), shown, run.actors.generator.accepted.remote)
             shown.update(manifest["rows"])
         manifest |= since(began)
-        # Before the feed ends: the answers' manifest must not be there without the pool's.
+        # Commit before the feed ends: the answers' manifest must not exist before the pool's.
         stage.commit(manifest)
         accepted.end()
 

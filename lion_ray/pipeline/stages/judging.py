@@ -1,7 +1,7 @@
-"""Verdicts on the student's answers against the teacher's, shard by shard, and what follows from them.
+"""Judge the student's answers against the teacher's, shard by shard, and split the rows.
 
-The referee judges one shard while the student answers the next. Rows of the Cache Pool are hard where the student lags
-by τ or more (paper, section 3.2); on the held-out set the verdicts only measure.
+The referee judges one shard while the student answers the next. A row of the Cache Pool is hard if the student lags by
+τ or more (paper, section 3.2). On the held-out set, verdicts are only a measurement.
 """
 
 from __future__ import annotations

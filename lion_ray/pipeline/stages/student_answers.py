@@ -1,4 +1,4 @@
-"""The student's answers, shard by shard: to the Cache Pool, to be judged, and to the held-out set, to be measured."""
+"""The student's answers, shard by shard: to the Cache Pool (to be judged) and to the held-out set (to be measured)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StudentAnswers(Stage):
-    """The judge may begin with a part as soon as it is there (`run.parts`)."""
+    """The judge can start on each part as soon as it is committed (`run.parts`)."""
 
     name = "student answers the Cache Pool"
     phase = Phase.DISCRIMINATION
@@ -41,7 +41,7 @@ class StudentAnswers(Stage):
         async def answer(_: int, shard: Shard) -> Any:
             return await run.actors.students.answer(run.actors.run_store.load.remote(shard.instructions), iteration)
 
-        # Not held back by the referee: what the student has written is on the disk, not in memory.
+        # Not limited by the referee: the student's answers are on disk, not in memory.
         width = max(run.config.max_shards_in_flight, run.actors.students.window)
         feed = Feed.of(shards)
         await shard_stage(run, stage.name, self.title(iteration), feed, answer, width=width, committed=parts.add)
@@ -52,7 +52,7 @@ class StudentAnswers(Stage):
         return planner.written(planner.stage(self, iteration, rows))
 
     def summary(self, store: RunStore, iteration: int) -> Manifest:
-        """Its tokens are the student's own, and no call's. Where it was judged, the judging counts its failed rows."""
+        """Without tokens, which no call used. If the answers were judged, the judging stage counts the failed rows."""
         manifest = self.manifest(store, iteration)
         judged = store.stage(layout.verdicts(iteration, heldout=self.heldout)).manifest() is not None
         return {} if judged else {key: manifest[key] for key in ("quarantined", "seconds") if key in manifest}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TeacherAnswers(Stage):
-    """The answers that the student is to imitate. It takes what the generator writes as soon as a part is full."""
+    """The answers that the student imitates. It starts on each generated part as soon as it is full."""
 
     name = "teacher answers the Train Pool"
     phase = Phase.IMITATION
@@ -52,7 +52,7 @@ class TeacherAnswers(Stage):
 
 
 class TeacherAnswersHeldout(TeacherAnswers):
-    """What the student is held against on instructions that nobody trains on."""
+    """The reference for the student on held-out instructions."""
 
     name = "teacher answers held-out"
     phase = Phase.MEASUREMENT

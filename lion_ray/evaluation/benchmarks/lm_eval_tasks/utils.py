@@ -1,4 +1,4 @@
-"""What the tasks' YAML files call: questions from a folder, and letters from a completion.
+"""Functions that the tasks' YAML files call: questions from a folder, and letters from a completion.
 
 lm-eval loads this file by its path, so it names its own package in full.
 """
