@@ -237,7 +237,7 @@ def test_two_processes_fetch_once(index: Path, tmp_path: Path, monkeypatch: pyte
         other.release()
 
     assert resolve_model("bundled:tiny", base_dir=None, progress=progress) == target
-    assert lines == ["tiny: waiting for another process that is fetching it"]
+    assert lines == ["tiny: waiting for another process to fetch it"]
 
 
 def test_an_unwritable_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
