@@ -215,7 +215,7 @@ LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64
         ("a.jsonl", "\n<!DOCTYPE html>\n<html>Sign in</html>", DataError, r"^a\.jsonl: is an HTML page"),
         ("a.parquet", "<html><body>404</body></html>", DataError, r"^a\.parquet: is an HTML page"),
         ("a.json", "<?xml version='1.0'?><Error>AccessDenied</Error>", DataError, r"^a\.json: is XML"),
-        ("a.jsonl", LFS_POINTER, DataError, r"^a\.jsonl: is a git-lfs pointer .*git lfs pull"),
+        ("a.jsonl", LFS_POINTER, DataError, r"^a\.jsonl: is a git-lfs pointer.*git lfs pull"),
         ("a.parquet", LFS_POINTER, DataError, r"^a\.parquet: is a git-lfs pointer"),
         ("a.jsonl.gz", gzip.compress(LFS_POINTER.encode(), mtime=0), DataError, r"^a\.jsonl\.gz: is a git-lfs pointer"),
         ("a.jsonl", gzip.compress(b'{"instruction": "x"}', mtime=0), DataError, r"^a\.jsonl: is gzip; .*\.gz"),
