@@ -137,4 +137,4 @@ def test_a_user_s_mistakes_are_one_line(run: RunStore, tmp_path: Path) -> None:
     assert "no checkpoint of iteration 9" in command(None, run, out, "--iteration", "9").message
     shutil.copytree(run.root, tmp_path / "broken")
     (tmp_path / "broken" / "run.json").unlink()
-    assert "no run there" in command(None, RunStore(str(tmp_path / "broken")), out).message
+    assert "no run found" in command(None, RunStore(str(tmp_path / "broken")), out).message

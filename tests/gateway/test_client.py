@@ -404,7 +404,7 @@ async def test_a_refusal_is_one_line_that_says_what_to_do(
 
 async def test_a_wrong_path_is_told_from_a_wrong_model(stub: StubAPI, connect: Connect) -> None:
     client = connect(base_url=stub.base_url.removesuffix("/v1"))
-    with pytest.raises(EndpointError, match=r"check endpoints.default.base_url \(often ends in /v1\)"):
+    with pytest.raises(EndpointError, match=r"check endpoints.default.base_url \(it often ends in /v1\)"):
         await client.complete(call("Hello?"))
 
 

@@ -247,7 +247,7 @@ async def test_an_endpoint_that_insists_on_it_is_told_of(connect: Connect) -> No
         settings = {"max_retry_after_s": 4000}
         client = connect(settings, base_url=api.base_url, clock=time.clock, sleep=time.sleep)
         told = only_error(await ends(client, asked(1)))
-    assert "asks to wait 83 minutes" in told
+    assert "asks repeatedly to wait 83 minutes" in told
     assert "max_retry_after_s (4000 s)" in told
     assert time.now < 4000
 

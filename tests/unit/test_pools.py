@@ -133,7 +133,7 @@ BAD_LINES = [
     ("[" * 100_000, "not JSON"),
     ('{"instruction": "a", "instruction": "b"}', "duplicate key 'instruction'"),
     ('{"instruction": "a", "reference": {"k": 1, "k": 2}}', "duplicate key 'k'"),
-    ('{"instruction": "NaN", "input": "nan"}', "the instruction is 'NaN': there is none"),
+    ('{"instruction": "NaN", "input": "nan"}', "the instruction is 'NaN', which means that it is missing"),
     ('{"instruction": "a", "input": "b", "context": "c"}', "both 'input' and 'context'"),
 ]
 
@@ -215,17 +215,17 @@ LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64
         ("a.jsonl", "\n<!DOCTYPE html>\n<html>Sign in</html>", DataError, r"^a\.jsonl: is an HTML page"),
         ("a.parquet", "<html><body>404</body></html>", DataError, r"^a\.parquet: is an HTML page"),
         ("a.json", "<?xml version='1.0'?><Error>AccessDenied</Error>", DataError, r"^a\.json: is XML"),
-        ("a.jsonl", LFS_POINTER, DataError, r"^a\.jsonl: is a git-lfs pointer .*git lfs pull"),
+        ("a.jsonl", LFS_POINTER, DataError, r"^a\.jsonl: is a git-lfs pointer.*git lfs pull"),
         ("a.parquet", LFS_POINTER, DataError, r"^a\.parquet: is a git-lfs pointer"),
         ("a.jsonl.gz", gzip.compress(LFS_POINTER.encode(), mtime=0), DataError, r"^a\.jsonl\.gz: is a git-lfs pointer"),
         ("a.jsonl", gzip.compress(b'{"instruction": "x"}', mtime=0), DataError, r"^a\.jsonl: is gzip; .*\.gz"),
         ("a.jsonl", b"PAR1\x00\x00", DataError, r"^a\.jsonl: is Parquet"),
         ("a.jsonl", b"PK\x03\x04 rest", DataError, r"^a\.jsonl: is a ZIP archive"),
-        ("a.jsonl", '{\n  "instruction": "x"\n}\n', DataError, r"^a\.jsonl: an object over several lines"),
+        ("a.jsonl", '{\n  "instruction": "x"\n}\n', DataError, r"^a\.jsonl: an object spans several lines"),
         ("a.jsonl", '[\n {"instruction": "x"},\n', DataError, r"^a\.jsonl:3: not JSON"),
-        ("a.xml", "instruction\nx", ConfigError, r"^a\.xml: unknown kind of file"),
-        ("a.parquet.gz", "", ConfigError, r"^a\.parquet\.gz: unknown kind of file"),
-        ("a", "", ConfigError, r"^a: unknown kind of file"),
+        ("a.xml", "instruction\nx", ConfigError, r"^a\.xml: unknown file type"),
+        ("a.parquet.gz", "", ConfigError, r"^a\.parquet\.gz: unknown file type"),
+        ("a", "", ConfigError, r"^a: unknown file type"),
     ],
 )
 def test_unusable_files(tmp_path: Path, name: str, content: str | bytes, error: type[DataError], message: str) -> None:

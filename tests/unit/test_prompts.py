@@ -196,10 +196,10 @@ def _messages(content: str) -> str:
         (GOOD.replace("role: user", "role: tool"), "message 1 has the unknown role 'tool'"),
         (GOOD.replace("role: user", "role: assistant"), "the last message must be the user's"),
         (GOOD + "  - {role: system, content: x}", "message 2 is a system message"),
-        (GOOD + "  - {role: user, content: 3}", "the content of message 2 is not a text"),
+        (GOOD + "  - {role: user, content: 3}", "the content of message 2 is not text"),
         (GOOD + "  - {role: user}", "message 2 needs a role and a content"),
         (GOOD + "  - hello", "message 2 needs a role and a content"),
-        (_messages("{{ sead }}"), "unknown variable 'sead' (there is frame, quoted, seed)"),
+        (_messages("{{ sead }}"), "unknown variable 'sead' (known: frame, quoted, seed)"),
         (_messages("{{ seed }}{% if 0 %}{{ first }}{% endif %}"), "unknown variable 'first'"),
         (_messages("no variable"), "never uses the variable 'seed'"),
         (_messages("{{ seed"), "message 1, line 1"),
@@ -237,7 +237,7 @@ def test_a_referee_must_see_both_answers(tmp_path: Path) -> None:
 
 
 def test_unknown_missing_and_unreadable_templates_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^no generator template is called 'explain': use hard, hard-turns, easy"):
+    with pytest.raises(ConfigError, match=r"^no generator template is called 'explain'; use hard, hard-turns, easy"):
         load_template("explain", "generator")
     with pytest.raises(ConfigError, match=r"^template gone.yaml: cannot be read \(No such file or directory\)$"):
         load_template("gone.yaml", "teacher", tmp_path)

@@ -71,7 +71,9 @@ def test_the_last_checkpoint_that_is_there(tmp_path: Path) -> None:
 def test_a_run_of_another_version(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     store.write_json("run.json", {"config": CONFIG | {"student": {"model": "m", "engines": 1}}, "base_dir": "."})
-    with pytest.raises(ConfigError, match=r"run\.json: its configuration is of another version .*student\.engines"):
+    with pytest.raises(
+        ConfigError, match=r"run\.json: another version of lion-ray wrote its configuration .*student\.engines"
+    ):
         find_student(store)
 
 

@@ -130,7 +130,7 @@ def test_a_template_file_holds_the_slot_once(tokenizer, tmp_path, text):
 def test_mistakes_are_one_line(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         Prompter(tokenizer, "missing.txt", tmp_path)
-    with pytest.raises(ConfigError, match="neither chat nor instruction"):
+    with pytest.raises(ConfigError, match="neither chat, instruction"):
         Prompter(tokenizer, "chta")
     with pytest.raises(ModelError, match="prompt: instruction"):
         Prompter(make_tiny_tokenizer(chat_template=False), "chat")
