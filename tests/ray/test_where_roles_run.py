@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import ray
 
 from lion_ray.actors.base import BaseActor, Place, restartable
@@ -20,6 +21,7 @@ def places() -> set[str]:
     return {place.node for place in found}
 
 
+@pytest.mark.long
 def test_roles_run_on_their_nodes_and_nowhere_else() -> None:
     with machines(head_cpus=0) as cluster:
         driver = ray.get_runtime_context().get_node_id()
