@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from bench.learning.summary import Figure
+from bench.learning.summary import in_words
+from lion_ray.core.statistics import Estimate
 from lion_ray.report.svg import Scale, bottom_axis, left_axis, legend, line, marker, path, picture, tag, text, ticks
 
 WIDTH, PLOT = 720, 300
@@ -18,7 +19,7 @@ _STYLE = (
 )
 
 
-def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> str:
+def curves(arms: Mapping[str, Sequence[tuple[float, Estimate]]], title: str) -> str:
     """The drawing, of each arm's (answers, exact match)."""
     points = [point for curve in arms.values() for point in curve]
     top = 30 + 16 * len(arms)
@@ -47,7 +48,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Figure]]], title: str) -> st
         for (x, y), (answers, figure) in zip(places, curve, strict=True):
             parts.append(line(x, up(figure.low), x, up(figure.high), f"whisker {classes[name]}"))
             parts.append(
-                marker(place, x, y, f"mark {classes[name]}", f"{name}, {answers:.0f} answers: {figure.said()}")
+                marker(place, x, y, f"mark {classes[name]}", f"{name}, {answers:.0f} answers: {in_words(figure)}")
             )
     told = "; ".join(
         f"{name}: " + ", ".join(f"{figure.value:.1%}" for _, figure in curve) for name, curve in arms.items()

@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.learning.arms import Cell
 from bench.learning.families import FAMILIES
-from lion_ray.core.statistics import percentiles, resampled_sums
+from lion_ray.core.statistics import Estimate, percentiles, resampled_sums
 
 BASELINE = "random_rows"
 BOOTSTRAP_SEED = 0
@@ -76,24 +76,17 @@ def outcome(rows: Iterable[Mapping[str, Any]]) -> Outcome:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A share or a difference of shares, with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def said(self, sign: str = "") -> str:
-        return f"{self.value:{sign}.1%} [{self.low:{sign}.1%}, {self.high:{sign}.1%}]"
+def in_words(figure: Estimate, sign: str = "") -> str:
+    """A share, or a difference of shares, with its interval."""
+    return f"{figure.value:{sign}.1%} [{figure.low:{sign}.1%}, {figure.high:{sign}.1%}]"
 
 
-def mean_right(checkpoints: Sequence[Checkpoint], family: str | None = None) -> Figure:
+def mean_right(checkpoints: Sequence[Checkpoint], family: str | None = None) -> Estimate:
     """The share of held-out tasks that students get right, on average."""
     return _figure(_by_task(checkpoints, family))
 
 
-def difference(ours: Sequence[Checkpoint], theirs: Sequence[Checkpoint]) -> Figure:
+def difference(ours: Sequence[Checkpoint], theirs: Sequence[Checkpoint]) -> Estimate:
     """How much larger our share is, task by task."""
     return _figure(_by_task(ours) - _by_task(theirs))
 
@@ -103,9 +96,9 @@ def _by_task(checkpoints: Sequence[Checkpoint], family: str | None = None) -> An
     return np.mean([[one.right[task] for task in known] for one in checkpoints], axis=0)
 
 
-def _figure(values: Any) -> Figure:
+def _figure(values: Any) -> Estimate:
     low, high = percentiles(resampled_sums([values], BOOTSTRAP_SEED)[0] / len(values))
-    return Figure(float(np.mean(values)), low, high)
+    return Estimate(float(np.mean(values)), low, high, len(values))
 
 
 # --- tables
@@ -135,12 +128,12 @@ def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
             against = "–"
             if pairs and name != BASELINE:
                 ours, theirs = zip(*pairs, strict=True)
-                against = difference(ours, theirs).said("+")
+                against = in_words(difference(ours, theirs), "+")
             spread = f"{statistics.stdev(one.exact for one in lasts):.1%}" if len(lasts) > 1 else "–"
             minutes = statistics.median(one.seconds for one in runs) / 60
             lines.append(
                 f"| {error:g} | {noise:g} | {name} | {len(runs)} | {_range(one.answers for one in lasts)} "
-                f"| {path} | {mean_right(lasts).said()} "
+                f"| {path} | {in_words(mean_right(lasts))} "
                 f"| {spread} | {against} | {minutes:.1f} |"
             )
     return lines
@@ -180,7 +173,7 @@ def _range(numbers: Iterable[int]) -> str:
 # --- what a picture shows
 
 
-def curve(runs: Sequence[Outcome]) -> list[tuple[float, Figure]]:
+def curve(runs: Sequence[Outcome]) -> list[tuple[float, Estimate]]:
     """An arm's learning curve: the teacher's answers so far, and exact match with its interval."""
     steps = min(len(one.checkpoints) for one in runs)
     return [

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lion_ray.core.errors import as_raised
+from lion_ray.core.errors import as_raised, first_line
 
 WRITING_S = 5.0
 """Timeout for a process to write its stack, in seconds."""
@@ -31,8 +31,6 @@ LONGEST = 20_000
 
 LOST = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 """What Ray raises if an actor's process is gone; the second (not a subclass of the first) if Ray killed it."""
-TOLD = 300
-"""Maximum length of Ray's message, in characters."""
 _SHORT = re.compile(r"running low on memory.*?\(IP: ([^,)]+).*?was ([0-9.]+ ?GB) used / ([0-9.]+ ?GB) limit", re.DOTALL)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -77,8 +75,7 @@ def short_of_memory(error: BaseException, remedy: str) -> str:
 def why_lost(error: BaseException, remedy: str = "give the machine more, or let less run beside it") -> str:
     """One line: why an actor or a worker is gone. `remedy`: what to do if its machine was short of memory."""
     said = _COLOURS.sub("", str(as_raised(error)))
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return short_of_memory(error, remedy) or (lines[0] if lines else type(error).__name__)[:TOLD]
+    return short_of_memory(error, remedy) or first_line(said if said.strip() else error)
 
 
 async def get_within(reference: Any, seconds: float) -> Any:

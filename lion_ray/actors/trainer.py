@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray.train
@@ -39,9 +39,6 @@ from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.pairs import pairs
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.models.machine import cores
-
-if TYPE_CHECKING:
-    pass
 
 CANARY_PROMPTS = (
     "What is the capital of France?",

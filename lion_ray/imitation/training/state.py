@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from lion_ray.core import layout
-from lion_ray.core.errors import TrainingError
+from lion_ray.core.errors import TrainingError, first_line
 from lion_ray.imitation.training.dcp_files import Planner, Reader
 from lion_ray.imitation.training.model import World
 
@@ -98,8 +98,7 @@ _DAMAGE = (
 def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return first_line(error)
 
 
 def _options() -> StateDictOptions:
