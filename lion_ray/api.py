@@ -61,7 +61,7 @@ def distil(
         LionError: the error that ended the run, in one line; its class gives the kind (`core.errors`).
         KeyboardInterrupt: the run was interrupted.
     """
-    from lion_ray.pipeline.interrupts import Stop
+    from lion_ray.pipeline.interrupts import Stop, raising_on_interrupt
 
     loaded = load(config, base_dir=base_dir, overrides=overrides)
     stop = Stop()
@@ -74,13 +74,14 @@ def distil(
     except RuntimeError:
         return work()
     thread = _Thread(work)
-    try:
-        thread.start()  # an interrupt may arrive here too
-        return thread.result()
-    except KeyboardInterrupt:
-        stop.ask()
-        thread.wait()
-        raise
+    with raising_on_interrupt():
+        try:
+            thread.start()  # an interrupt may arrive here too
+            return thread.result()
+        except KeyboardInterrupt:
+            stop.ask()
+            thread.wait()
+            raise
 
 
 async def distil_async(

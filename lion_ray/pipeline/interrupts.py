@@ -70,6 +70,16 @@ def signals_given_back() -> Iterator[None]:
                 signal.signal(one, handler)
 
 
+@contextmanager
+def raising_on_interrupt() -> Iterator[None]:
+    """In the block, Ctrl-C raises KeyboardInterrupt, whatever handler another library left behind: Ray Train's, for
+    one, stays after a fit and calls an actor that has ended. No effect outside the main thread."""
+    with signals_given_back():
+        if in_main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+
+
 def interrupt_on_sigterm() -> None:
     """Handle SIGTERM like a Ctrl-C, with the same message. No effect outside the main thread."""
     if in_main_thread():

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from lion_ray.actors.base import LOST, BaseActor, restartable, why_lost
 from lion_ray.actors.student_pool import StudentPool
-from lion_ray.actors.trainer import fit
+from lion_ray.actors.trainer import fit, in_thread
 from lion_ray.core.errors import EngineError, TrainingError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
@@ -52,7 +52,7 @@ async def test_an_engine_is_tried_again_and_then_told_of(short: Machines, tmp_pa
     assert said.getvalue().count("was short of memory") == 3
 
 
-def test_a_training_worker_is_restarted_and_then_told_of(short: Machines, tmp_path: Path) -> None:
+async def test_a_training_worker_is_restarted_and_then_told_of(short: Machines, tmp_path: Path) -> None:
     began = tmp_path / "began"
 
     def loop() -> None:
@@ -69,7 +69,7 @@ def test_a_training_worker_is_restarted_and_then_told_of(short: Machines, tmp_pa
         ),
     )
     with pytest.raises(TrainingError) as caught:
-        fit(trainer)
+        await in_thread(lambda: fit(trainer))  # as a run does: in the main thread Ray Train takes Ctrl-C for itself
     assert re.match(rf"fine-tuning failed: {SHORT}lower imitation\.micro_batch_rows", str(caught.value))
     assert "\n" not in str(caught.value)
 

@@ -254,10 +254,16 @@ def test_an_interrupt_in_a_notebook_ends_the_run_in_order(
             distil(values(finished, tmp_path))
         assert ended == ["in order"]
 
+    def left_behind(_number: int, _frame: object) -> None:  # as Ray Train leaves one after a fit
+        raise RuntimeError("can't find the actor")
+
+    before = signal.signal(signal.SIGINT, left_behind)
     loop = asyncio.new_event_loop()  # asyncio.run would take the signal for itself, which a notebook's loop does not
     try:
         loop.run_until_complete(cell())
+        assert signal.getsignal(signal.SIGINT) is left_behind
     finally:
+        signal.signal(signal.SIGINT, before)
         loop.close()
 
 
