@@ -38,10 +38,10 @@ class RunResult:
     @property
     def checkpoint(self) -> str | None:
         """The last student: a model folder for transformers, or its URL. None before the first fine-tuning is done."""
-        from lion_ray.core import layout
+        from lion_ray.models.checkpoints import student_ref
 
         last = next((one.iteration for one in reversed(self.iterations) if one.model is not None), None)
-        return None if last is None else self.store.address(layout.model(last))
+        return None if last is None else self.store.address(student_ref(self.store, last).folder)
 
     @property
     def report(self) -> str:

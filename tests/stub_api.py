@@ -110,7 +110,7 @@ def lion_answer(
     referee_markers: Sequence[str] = REFEREE_MARKERS,
     generator_markers: Sequence[str] = GENERATOR_MARKERS,
 ) -> Answer:
-    """What Lion's three roles expect: two scores (as JSON where a schema asks), a new instruction, or an answer."""
+    """What Lion's roles expect: a rubric, decisions on one, two scores, a new instruction, or an answer."""
     said = " ".join(_said(body)).lower()
     system = " ".join(_said(body, "system")).lower()
     rng = random.Random(canonical_digest(body))
@@ -120,11 +120,26 @@ def lion_answer(
             explained = {"explanation": "Both were read."} if "explanation" in json.dumps(body) else {}
             return Answer(json.dumps({**explained, "assistant_1": first, "assistant_2": second}))
         return Answer(f"{first} {second}")
+    if "marking schemes" in system:
+        listed = [{"criterion": f"It says {word}.", "points": rng.randint(1, 5)} for word in rng.sample(_WORDS, k=4)]
+        return Answer(json.dumps({"criteria": listed}))
+    if "whether the answer meets it" in system:
+        return Answer(json.dumps({"answers": _checked("\n".join(_said(body)))}))
     if any(marker.lower() in system for marker in generator_markers):
         return Answer(" ".join(rng.sample(_WORDS, k=rng.randint(8, 14))).capitalize() + ".")
     return plain_answer(body)
 
 
+def _checked(said: str) -> list[dict[str, Any]]:
+    """An answer meets a criterion or not by a hash of both: equal pairs get the same decision in every call."""
+    framed = {name: re.findall(rf"\[{name} begins \w+\]\n(.*?)\n\[{name} ends", said, re.S)[0] for name in _CHECKED}
+    criteria, answers = (framed[name].split("\n") for name in _CHECKED)
+    texts = [[line.split(": ", 1)[1] for line in lines] for lines in (criteria, answers)]
+    met = [[hashlib.sha256(f"{one} {text}".encode()).digest()[0] % 2 == 0 for one in texts[0]] for text in texts[1]]
+    return [{"answer": number, "met": each} for number, each in enumerate(met, 1)]
+
+
+_CHECKED = ("criteria", "answers")
 _ONE_WORD = re.compile(r"reply with one word: ([\w, ]+)")
 
 

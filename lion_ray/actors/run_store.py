@@ -47,6 +47,7 @@ from lion_ray.data.pools import bad_rows_jsonl
 from lion_ray.discrimination import split
 from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.drift import Gaps, drift
+from lion_ray.discrimination.rubric import signal
 from lion_ray.evaluation import check_scores
 from lion_ray.imitation.filters import AnsweredRow, RowFilter, first_reason, load_filters
 from lion_ray.models.resolve import resolve_model
@@ -102,6 +103,11 @@ class RunStoreServer(BaseActor):
             for name, pool in (("0", taken.pool), (layout.HELDOUT, taken.heldout))
         )
         return first | taken.counts(), heldout
+
+    def signal(self, rewards: str) -> Manifest:
+        """What the rewards of an on-policy round tell (`discrimination.rubric.signal`)."""
+        folder = self._store.stage(rewards)
+        return signal(folder.read((folder.manifest() or {"parts": 0})["parts"]))
 
     def commit_generated(self, iteration: int, piece: Piece) -> Manifest:
         """Write a piece from the generator: a part of the new pool, or at the end every candidate.

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lion_ray.actors.base import BaseActor
 from lion_ray.actors.metrics import EngineMetrics, own_name, vllm_loggers
 from lion_ray.config import StudentConfig
 from lion_ray.core.store import RunStore
-from lion_ray.inference.engine import Engine
+from lion_ray.inference.engine import Engine, Sampling
 from lion_ray.inference.weight_check import Agreement
 from lion_ray.models.model_ref import ModelRef
 
@@ -48,9 +49,17 @@ class StudentEngine(BaseActor):
     @ray.method(num_returns=2)
     async def answer(self, shard: pa.Table, iteration: int) -> tuple[pa.Table, int]:
         """The answers and their number: awaiting the number waits for the answers without moving them."""
+        return await self._counted(self._engine.answer(shard, iteration))
+
+    @ray.method(num_returns=2)
+    async def rollout(self, shard: pa.Table, sampling: Sampling) -> tuple[pa.Table, int]:
+        """Several answers to each instruction, with their tokens, and the number of answers."""
+        return await self._counted(self._engine.rollout(shard, sampling))
+
+    async def _counted(self, answering: Awaitable[pa.Table]) -> tuple[pa.Table, int]:
         self._metrics.answering(1)
         try:
-            answers = await self._engine.answer(shard, iteration)
+            answers = await answering
         finally:
             self._metrics.answering(-1)
         self._metrics.answered(pc.sum(answers["completion_tokens"]).as_py() or 0)

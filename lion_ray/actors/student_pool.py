@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lion_ray.core.errors import EngineError, as_raised
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.inference import wants_gpu
+from lion_ray.inference.engine import Sampling
 from lion_ray.models.model_ref import ModelRef
 
 MAX_SHARD_ATTEMPTS = 3
@@ -142,12 +144,19 @@ class StudentPool:
         Raises:
             EngineError: every engine that took the shard died, or no engine can be booted any more.
         """
+        return await self._on_an_engine(lambda engine: engine.answer.remote(shard, iteration))
+
+    async def rollout(self, shard: Any, sampling: Sampling) -> Any:
+        """Like `answer`, with several answers to each instruction (SAMPLE rows)."""
+        return await self._on_an_engine(lambda engine: engine.rollout.remote(shard, sampling))
+
+    async def _on_an_engine(self, work: Callable[[Any], tuple[Any, Any]]) -> Any:
         self._asked += 1
         try:
             for attempt in range(1, MAX_SHARD_ATTEMPTS + 1):
                 slot, actor = await self._take()
                 try:
-                    answers, count = actor.answer.remote(shard, iteration)
+                    answers, count = work(actor)
                     await count
                     return answers
                 except (EngineError, *LOST) as error:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from lion_ray.core.step_log import StepLog
 from lion_ray.core.store import RunStore
 from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.pairs import pairs
+from lion_ray.imitation.rewarded import rewarded
 from lion_ray.inference import gpu_build, student_type, wants_gpu
 from lion_ray.models.machine import cores
 
@@ -63,7 +65,7 @@ def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
         ),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
-            name=layout.iteration(job["iteration"]),
+            name=job["fit"],
             storage_path=store.address(layout.FITS),
             failure_config=FailureConfig(max_failures=config.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -137,12 +139,12 @@ def _worker(job: dict[str, Any]) -> None:
     )
 
     shown = TrainingMetrics(job["run"], job["iteration"])
-    steps = StepLog(store, layout.checkpoint(job["iteration"]))
+    steps = StepLog(store, job["stage"])
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
         if leads and "step" in metrics:
             shown.show(metrics)
-            store.write_json(layout.progress(layout.checkpoint(job["iteration"])), metrics)
+            store.write_json(layout.progress(job["stage"]), metrics)
             # Flush before a checkpoint: a fit restored from it does not repeat the earlier steps.
             steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
@@ -152,13 +154,9 @@ def _worker(job: dict[str, Any]) -> None:
     last = ray.train.get_checkpoint()
     # Where it has to be copied, the processes of a machine share the copy.
     with last.as_directory() if last else nullcontext() as restore:
-        objective = load_objective(job["config"].objective, job["base_dir"])
-        rows = read_rows(store, job["rows"], job.get("kept", ()), objective.columns)
-        if wanted := round(job["config"].replay * len(rows)):
-            earlier = read_rows(store, job["earlier"], job["earlier_kept"], objective.columns)
-            rows += drawn(earlier, wanted, job["seed"])
-        if objective.min_gap is not None:
-            rows += read_pairs(store, job.get("judged", ()), objective.min_gap)
+        rows = rows_of(job)
+        if "steps" in job:
+            spec = replace(spec, batch_size=math.ceil(len(rows) / job["steps"]))
         train(
             spec,
             rows=rows,
@@ -172,6 +170,23 @@ def _worker(job: dict[str, Any]) -> None:
         store.adopt_folder(output, job["target"])
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def rows_of(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a job trains on: the rewarded answers of an on-policy round, or the teacher's answers to a pool."""
+    store: RunStore = job["store"]
+    if "rewarded" in job:
+        prompts, samples, rewards = job["rewarded"]
+        joined = (pa.concat_tables(map(store.read_table, parts)) for parts in (samples, rewards))
+        return rewarded(store.read_table(prompts), *joined)
+    objective = load_objective(job["config"].objective, job["base_dir"])
+    rows = read_rows(store, job["rows"], job.get("kept", ()), objective.columns)
+    if wanted := round(job["config"].replay * len(rows)):
+        earlier = read_rows(store, job["earlier"], job["earlier_kept"], objective.columns)
+        rows += drawn(earlier, wanted, job["seed"])
+    if objective.min_gap is not None:
+        rows += read_pairs(store, job.get("judged", ()), objective.min_gap)
+    return rows
 
 
 def read_rows(

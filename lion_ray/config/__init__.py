@@ -13,6 +13,8 @@ This package defines the configuration's shape; `config.file` reads YAML and rep
 
 from lion_ray.config.checks import CheckConfig, EvaluationConfig, SuiteConfig, check_name
 from lion_ray.config.endpoints import BatchConfig, EndpointConfig, LimitsConfig, PricesConfig, ServeConfig
+from lion_ray.config.imitation import ImitationConfig, LoraConfig
+from lion_ray.config.on_policy import OnPolicyConfig, RubricatorConfig, VerifierConfig
 from lion_ray.config.referee import RefereeConfig
 from lion_ray.config.run import (
     MANY_SHARDS,
@@ -23,8 +25,6 @@ from lion_ray.config.run import (
     DiscriminationConfig,
     GenerationConfig,
     GeneratorConfig,
-    ImitationConfig,
-    LoraConfig,
     PlateauConfig,
     RunConfig,
     StopConfig,
@@ -34,6 +34,7 @@ from lion_ray.config.run import (
     endpoints_in_use,
     judges_heldout,
     models_in_use,
+    paid_roles,
     splits,
 )
 from lion_ray.config.section import Dtype, NumberType, Precision, Section, operational
@@ -57,10 +58,12 @@ __all__ = [
     "LimitsConfig",
     "LoraConfig",
     "NumberType",
+    "OnPolicyConfig",
     "PlateauConfig",
     "Precision",
     "PricesConfig",
     "RefereeConfig",
+    "RubricatorConfig",
     "RunConfig",
     "Section",
     "ServeConfig",
@@ -69,11 +72,13 @@ __all__ = [
     "SuiteConfig",
     "TeacherConfig",
     "TrackingConfig",
+    "VerifierConfig",
     "answers_heldout",
     "check_name",
     "endpoints_in_use",
     "judges_heldout",
     "models_in_use",
     "operational",
+    "paid_roles",
     "splits",
 ]

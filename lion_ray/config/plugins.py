@@ -70,6 +70,17 @@ class PreferenceConfig(Section):
     """The least gap between the scores of teacher and student that makes a pair."""
 
 
+class PolicyGradientConfig(Section):
+    """The objective of on-policy rounds; made by `on_policy`, not chosen as `imitation.objective`."""
+
+    type: Literal["policy_gradient"] = "policy_gradient"
+    """The clipped policy gradient on rewarded answers."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    """As on_policy.clip."""
+    importance_cap: float = Field(2.0, ge=1)
+    """As on_policy.importance_cap."""
+
+
 class PairwiseJudgeConfig(Section):
     """Two scores from 1 to 10, asked in both orders of the answers (paper, section 3.2)."""
 
@@ -115,6 +126,14 @@ ObjectiveConfig = Annotated[
     by_kind,
 ]
 """The loss that a fit minimises."""
+FitObjective = Annotated[
+    Annotated[CrossEntropyConfig, Tag("cross_entropy")]
+    | Annotated[PreferenceConfig, Tag("preference")]
+    | Annotated[PolicyGradientConfig, Tag("policy_gradient")]
+    | Annotated[Own, Tag(OWN)],
+    by_kind,
+]
+"""The same, and what a round of `on_policy` minimises."""
 JudgeConfig = Annotated[Annotated[PairwiseJudgeConfig, Tag("pairwise")] | Annotated[Own, Tag(OWN)], by_kind]
 """How the referee reaches a verdict."""
 PromptSourceConfig = Annotated[Annotated[TemplatePromptConfig, Tag("template")] | Annotated[Own, Tag(OWN)], by_kind]

@@ -12,6 +12,7 @@ Invariants:
                      answers-heldout/checks: the checks' scores of them
     iteration-K/     result.json  candidates.parquet
       checkpoint/    model/, steps/ with every step's metrics, progress.json while fine-tuning runs
+      rounds/        on-policy rounds: round-R/ with prompts.parquet, samples/, rubrics/, rewards/, checkpoint/
       student/       the student's answers to the Cache Pool
       verdicts/      the judge's verdicts on them, hard.parquet, easy.parquet
       canaries/      the judge's verdicts on the canary pairs
@@ -93,7 +94,42 @@ def checkpoint(number: int) -> str:
 
 def model(number: int) -> str:
     """The student after an iteration's fine-tuning, a folder in the format of transformers."""
-    return f"{checkpoint(number)}/model"
+    return model_of(checkpoint(number))
+
+
+def rounds(number: int) -> str:
+    """The stage of an iteration's on-policy rounds."""
+    return f"{iteration(number)}/rounds"
+
+
+def round_prompts(number: int, round_: int) -> str:
+    """The instructions of a round, with the teacher's answers; rounds are numbered from 1."""
+    return f"{rounds(number)}/round-{round_}/prompts.parquet"
+
+
+def round_samples(number: int, round_: int) -> str:
+    """The stage with the student's own answers in a round."""
+    return f"{rounds(number)}/round-{round_}/samples"
+
+
+def round_rubrics(number: int, round_: int) -> str:
+    """The stage with the criteria for a round's instructions."""
+    return f"{rounds(number)}/round-{round_}/rubrics"
+
+
+def round_rewards(number: int, round_: int) -> str:
+    """The stage with the rewards of a round's answers."""
+    return f"{rounds(number)}/round-{round_}/rewards"
+
+
+def round_checkpoint(number: int, round_: int) -> str:
+    """The stage of a round's fine-tuning."""
+    return f"{rounds(number)}/round-{round_}/checkpoint"
+
+
+def model_of(stage: str) -> str:
+    """The model in a stage of fine-tuning, a folder in the format of transformers."""
+    return f"{stage}/model"
 
 
 def judged(number: int, *, heldout: bool = False) -> str:
@@ -147,9 +183,14 @@ def progress(stage: str) -> str:
     return f"{stage}/{PROGRESS}"
 
 
-def fit(number: int) -> str:
-    """The checkpoints within an iteration's fit, until that is committed."""
-    return f"{FITS}/{iteration(number)}"
+def fit(number: int, round_: int = 0) -> str:
+    """The checkpoints within an iteration's fit, or within a round's, until that is committed."""
+    return f"{FITS}/{fit_name(number, round_)}"
+
+
+def fit_name(number: int, round_: int = 0) -> str:
+    """A fit's name; `round_`: the on-policy round, 0 for the imitation."""
+    return f"{iteration(number)}-round-{round_}" if round_ else iteration(number)
 
 
 def steps(stage: str, number: int) -> str:

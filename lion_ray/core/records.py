@@ -147,6 +147,45 @@ CANDIDATE = pa.schema(
 )
 """A generated instruction, accepted or rejected with a reason."""
 
+SAMPLE = pa.schema(
+    [
+        *(field for field in ANSWER if field.name not in ("endpoint", "cost_usd", "call")),
+        pa.field("sample", pa.int32(), nullable=False),  # 0, 1, … among the answers to one instruction
+        pa.field("tokens", pa.list_(pa.int32())),  # as sampled, with the end token if there was one
+        pa.field("logprobs", pa.list_(pa.float32())),  # the engine's, of these tokens, in nats
+    ]
+)
+"""One of the student's own answers to an instruction, with its tokens, in a round of on-policy training."""
+
+_BOUGHT = [
+    VERDICT.field(name) for name in ("model", "endpoint", "prompt_tokens", "completion_tokens", "cost_usd", "calls")
+]
+
+RUBRIC = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("criteria", pa.list_(pa.struct([("text", pa.string()), ("points", pa.int32())]))),
+        *_BOUGHT,
+    ]
+)
+"""An instruction's criteria in a round, and what writing them cost."""
+
+REWARD = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # the instruction's
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("score", pa.float64()),  # 0 to 1 with rubrics
+        pa.field("advantage", pa.float64()),  # score - mean of the instruction's answers
+        pa.field("met", pa.list_(pa.bool_())),  # for each criterion of the instruction's rubric in this round
+        *_BOUGHT,  # of all answers to the instruction: in the first one's row
+    ]
+)
+"""The reward of one of the student's own answers, in the order of its SAMPLE rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

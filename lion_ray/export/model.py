@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError, DataError
 from lion_ray.export.source import Source, public_name
+from lion_ray.models.checkpoints import last_round
 from lion_ray.models.prompter import Prompter, frame_template
 
 if TYPE_CHECKING:
@@ -126,6 +127,11 @@ def _read_adapter(source: Source, iteration: int) -> tuple[dict[str, Any], dict[
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    if last_round(source.store, iteration):
+        raise DataError(
+            f"{source.store.root}: iteration {iteration} has on-policy rounds, which the adapters do not hold; export "
+            "the merged model instead"
+        )
     folder = f"{layout.model(iteration)}/adapter"
     config = source.store.read_json(f"{folder}/{ADAPTER_CONFIG}")
     if config is None:

@@ -20,6 +20,7 @@ from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools, train_pool
+from lion_ray.models.checkpoints import student_ref
 from lion_ray.models.resolve import BUNDLED
 from lion_ray.pipeline.results import IterationResult, summarise
 from lion_ray.pipeline.scheduling import Shard
@@ -67,7 +68,7 @@ class Source:
     @property
     def checkpoint(self) -> str:
         """The exported student's folder in the run."""
-        return layout.model(self.iteration)
+        return student_ref(self.store, self.iteration).folder
 
     @property
     def base_dir(self) -> Path:

@@ -48,7 +48,7 @@ class Call:
     ordinal: int = 0
     """Distinguishes intended repetitions of one request (a second sample, a verdict asked again)."""
     role: str = ""
-    """teacher, referee or generator: for accounting, never part of the key."""
+    """teacher, referee, generator, rubricator or verifier: for accounting, never part of the key."""
     stage: str = ""
     """The stage of the run that makes the call: for accounting, never part of the key."""
     omit: tuple[str, ...] = ()

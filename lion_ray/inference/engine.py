@@ -17,14 +17,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError, ModelError, first_line
 from lion_ray.core.process_guard import Guard, command_line, descendants
-from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
+from lion_ray.core.records import ANSWER, OK, QUARANTINED, SAMPLE, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, student_type
 from lion_ray.inference.weight_check import Agreement, Greedy, compare
@@ -92,6 +92,17 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
     if config.tensor_parallel_size == 1:
         arguments["distributed_executor_backend"] = IN_PROCESS
     return arguments
+
+
+class Sampling(NamedTuple):
+    """How an engine samples several answers to an instruction, all tokens being possible."""
+
+    name: str
+    """Distinguishes the random numbers from those of other samplings, such as the round's name."""
+    answers: int
+    """To each instruction."""
+    temperature: float
+    max_tokens: int
 
 
 class Engine:
@@ -233,14 +244,52 @@ class Engine:
             "completion_tokens": len(answer.token_ids),
         }
 
+    async def rollout(self, shard: pa.Table, sampling: Sampling) -> pa.Table:
+        """Several answers to each INSTRUCTION row, with their tokens. Returns SAMPLE rows, those of a row together.
+
+        Raises:
+            EngineError: the engine died. Nothing of the shard was committed, so it can be retried.
+        """
+        rows = [(Prompt.of(row), number) for row in shard.to_pylist() for number in range(sampling.answers)]
+        self._answering += 1
+        try:
+            found = await asyncio.gather(*(self._sample(prompt, number, sampling) for prompt, number in rows))
+        finally:
+            self._answering -= 1
+        return table(found, SAMPLE)
+
+    async def _sample(self, prompt: Prompt, number: int, sampling: Sampling) -> dict[str, Any]:
+        ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
+        row: dict[str, Any] = {
+            **{"id": prompt.id, "sample": number, "text": "", "prompt_tokens": len(ids)},
+            **{"model": self._config.model, "version": self.version},
+        }
+        room = self._config.max_model_len - len(ids)
+        if room < 1:
+            return row | {"status": QUARANTINED, "reason": "prompt too long"}
+        settings = {
+            "temperature": sampling.temperature,
+            "max_tokens": min(sampling.max_tokens, room),
+            "seed": derive_seed(self._seed, sampling.name, prompt.id, number),
+            "logprobs": 0,
+        }
+        answer = (await self._generate(ids, settings)).outputs[0]
+        return row | {
+            "text": without_thoughts(answer.text),
+            "status": OK,
+            "finish_reason": answer.finish_reason,
+            "completion_tokens": len(answer.token_ids),
+            "tokens": list(answer.token_ids),
+            "logprobs": _chosen(answer),
+        }
+
     async def greedy(self, prompts: list[tuple[int, ...]], tokens: int) -> list[Greedy]:
         """The greedy continuation of each prompt's token ids, at most `tokens` tokens each."""
 
         async def one(ids: tuple[int, ...]) -> Greedy:
             output = await self._generate(list(ids), {"temperature": 0.0, "max_tokens": tokens, "logprobs": 0})
             answer = output.outputs[0]
-            chosen = [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
-            return Greedy(ids, tuple(answer.token_ids), tuple(chosen))
+            return Greedy(ids, tuple(answer.token_ids), tuple(_chosen(answer)))
 
         return list(await asyncio.gather(*(one(ids) for ids in prompts)))
 
@@ -317,6 +366,11 @@ class Engine:
                 self._llm.shutdown()
             self._llm = None
         self._guard.close()
+
+
+def _chosen(answer: Any) -> list[float]:
+    """The log-probabilities of an answer's tokens, of a request with ``logprobs: 0``."""
+    return [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
 
 
 def read_canary(model_dir: Path) -> list[Greedy]:

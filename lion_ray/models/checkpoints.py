@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from lion_ray.config import RunConfig
 from lion_ray.core import layout
-from lion_ray.core.copies import copies_folder
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import RunStore
+from lion_ray.models.model_ref import ModelRef
 
 BASE = "base"
-"""The version of the base model; a checkpoint's version is ``iteration-N``."""
+"""The version of the base model; a checkpoint's version is ``iteration-N``, or ``iteration-N-round-R``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,5 +97,29 @@ def find_student(store: RunStore, iteration: int | None = None, say: Callable[[s
     else:
         which = "any iteration" if iteration is None else f"iteration {iteration}"
         raise ConfigError(f"{store.root}: there is no checkpoint of {which} yet")
-    folder = store.local_folder(layout.model(number), cache=copies_folder())
-    return Student(config, folder, base_dir, layout.iteration(number), number)
+    ref = student_ref(store, number)
+    return Student(config, ref.fetch(store, base_dir), base_dir, ref.version, number)
+
+
+def last_round(store: RunStore, iteration: int) -> int:
+    """The last committed on-policy round of an iteration that changed the student; 0 if there is none."""
+    found = 0
+    for number in count(1):
+        manifest = store.stage(layout.round_checkpoint(iteration, number)).manifest()
+        if manifest is None:
+            return found
+        found = number if manifest["steps"] else found
+    raise AssertionError("unreachable")
+
+
+def last_fit(store: RunStore, iteration: int) -> str:
+    """The stage of the fit that made an iteration's student so far: its last on-policy round, else its imitation."""
+    number = last_round(store, iteration)
+    return layout.round_checkpoint(iteration, number) if number else layout.checkpoint(iteration)
+
+
+def student_ref(store: RunStore, iteration: int) -> ModelRef:
+    """The student after an iteration, whose imitation is committed."""
+    number = last_round(store, iteration)
+    stage = layout.round_checkpoint(iteration, number) if number else layout.checkpoint(iteration)
+    return ModelRef(layout.fit_name(iteration, number), folder=layout.model_of(stage))

@@ -25,6 +25,7 @@ from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.resources import beside_the_driver, for_roles
+from lion_ray.actors.rewarder import RewarderActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
@@ -103,6 +104,12 @@ class ActorGroup:
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator", **roles).remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
+        self.rewarder: Any = None
+        if config.on_policy is not None:
+            proxies = {role: named(getattr(config, role).endpoint) for role in ("rubricator", "verifier")}
+            self.rewarder = RewarderActor.options(name=f"{run_name}/rewarder", **roles).remote(
+                config, store, proxies, base_dir
+            )
         self.reporter = Reporter(store, progress, write_report)
         self.students = StudentPool(
             config.student,
@@ -158,7 +165,7 @@ class ActorGroup:
             "run_store": self.run_store,
             "referee": self.referee,
             "generator": self.generator,
-        }
+        } | ({} if self.rewarder is None else {"rewarder": self.rewarder})
         for endpoint, proxies in self.proxies.items():
             named |= {f"endpoint {endpoint}, proxy {number}": proxy for number, proxy in enumerate(proxies)}
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}

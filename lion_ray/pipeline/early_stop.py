@@ -19,6 +19,7 @@ from lion_ray.config import RunConfig
 from lion_ray.core import layout
 from lion_ray.core.shapes import STOP, check
 from lion_ray.core.store import RunStore
+from lion_ray.models.checkpoints import last_fit
 
 
 def on_plateau(values: Sequence[float | None], *, rounds: int, min_gain: float) -> bool:
@@ -84,8 +85,8 @@ def measured(store: RunStore, config: RunConfig, iteration: int) -> tuple[str, l
     if config.discrimination.judge_heldout == "every":
         judged = [store.stage(layout.verdicts(k, heldout=True)).manifest() or {} for k in range(iteration + 1)]
         return "quality", [(one.get("relative_quality") or {}).get("ratio") for one in judged]
-    fits = [store.stage(layout.checkpoint(k)).manifest() or {} for k in range(1, iteration + 1)]
-    first = fits[0].get("heldout_loss_before") if fits else None
+    fits = [store.stage(last_fit(store, k)).manifest() or {} for k in range(1, iteration + 1)]
+    first = (store.stage(layout.checkpoint(1)).manifest() or {}).get("heldout_loss_before")
     return "loss", [first, *(one.get("heldout_loss_after") for one in fits)]
 
 

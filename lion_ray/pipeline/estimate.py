@@ -19,9 +19,9 @@ from lion_ray.gateway.ledger import cost
 from lion_ray.prompts.messages import empty_length, is_file, load_template
 
 CHARACTERS_PER_TOKEN = 4
-FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180}
+FRAME_TOKENS = {"teacher": 60, "referee": 200, "generator": 180, "rubricator": 280, "verifier": 220}
 """Approximate tokens that the built-in templates add to a call."""
-EXPECTED = {"teacher": 160, "referee": 150, "generator": 40, "student": 160}
+EXPECTED = {"teacher": 160, "referee": 150, "generator": 40, "student": 160, "rubricator": 250, "verifier": 250}
 """Approximate tokens of an answer: gpt-3.5-turbo's to Alpaca's instructions, a verdict with reasons, an instruction."""
 
 
@@ -108,6 +108,13 @@ def calls(
         teacher, student = config.teacher.max_tokens, config.student.max_tokens
         prompt += min(EXPECTED["teacher"], teacher) + min(EXPECTED["student"], student)
         prompt_worst += teacher + student
+    elif role == "rubricator":
+        prompt += min(EXPECTED["teacher"], config.teacher.max_tokens)
+        prompt_worst += config.teacher.max_tokens
+    elif role == "verifier" and (rounds := config.on_policy) is not None:
+        longest = rounds.max_tokens or config.student.max_tokens
+        prompt += EXPECTED["rubricator"] + rounds.samples * min(EXPECTED["student"], longest)
+        prompt_worst += config.rubricator.max_tokens + rounds.samples * longest
     prompts, prompts_worst, completions, completions_worst = (
         round(count * each) for each in (prompt, prompt_worst, usual, worst)
     )

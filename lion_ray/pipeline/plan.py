@@ -59,6 +59,12 @@ class StagePlan:
     steps: int = 0
     """Optimizer steps."""
 
+    def plus(self, other: StagePlan) -> StagePlan:
+        """The same stage with the calls of another role as well."""
+        summed = ("calls", "prompt_tokens", "completion_tokens", "usd", "usd_worst", "seconds", "local_s")
+        found: dict[str, Any] = {name: total([self, other], name) for name in summed}
+        return replace(self, **found)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

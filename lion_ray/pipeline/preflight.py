@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lion_ray.config import RunConfig, endpoints_in_use
+from lion_ray.config import RunConfig, endpoints_in_use, paid_roles
 from lion_ray.config.file import LoadedConfig
 from lion_ray.config.plugins import Own
 from lion_ray.core.addresses import in_clear, without_secrets
@@ -58,6 +58,9 @@ def templates_in_use(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     yield "referee.prompt", config.referee.prompt, "referee"
     yield "generator.hard_prompt", config.generator.hard_prompt, "generator"
     yield "generator.easy_prompt", config.generator.easy_prompt, "generator"
+    for role in ("rubricator", "verifier"):
+        if role in paid_roles(config):
+            yield f"{role}.prompt", getattr(config, role).prompt, role
 
 
 def keys_in_clear(loaded: LoadedConfig) -> list[str]:

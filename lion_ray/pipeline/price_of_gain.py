@@ -17,7 +17,7 @@ from lion_ray.pipeline.stages import PIPELINE
 if TYPE_CHECKING:
     from lion_ray.pipeline.results import IterationResult
 
-PAID = {stage.name: stage.phase for stage in PIPELINE if stage.actor in ("teacher", "referee", "generator")}
+PAID = {stage.name: stage.phase for stage in PIPELINE if stage.actor in ("teacher", "referee", "generator", "rewarder")}
 """Stages that make calls, and the phase of each."""
 ANSWERS = "teacher answers the Train Pool"
 

@@ -19,6 +19,7 @@ from lion_ray.core import layout
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.pipeline.early_stop import read_stop
 from lion_ray.pipeline.price_of_gain import price_of_gain
+from lion_ray.pipeline.reward_alarm import alarm
 from lion_ray.pipeline.stage import NUMBERS
 from lion_ray.pipeline.stages import of_iteration
 
@@ -62,6 +63,11 @@ class IterationResult:
     loss_after: float | None = None
     loss_served: float | None = None
     """The same with the weights as the engines hold them (student.dtype)."""
+    loss_after_rounds: float | None = None
+    """The same as loss_after, at the end of the on-policy rounds."""
+    rewards: list[dict[str, Any]] | None = None
+    """Of each on-policy round: `reward` (the mean of the student's answers), `criteria` and `criteria_untelling`,
+    `answers` and `answers_learned`, and `engine_gap_mean` (nats per token)."""
     quality_cache: dict[str, float] | None = None
     """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
     quality_heldout: dict[str, float] | None = None
@@ -134,8 +140,10 @@ def summarise(store: RunStore, iteration: int, *, priced: bool = True) -> Iterat
     )
     if not priced or not iteration:
         return result
-    price = price_of_gain(summarise(store, iteration - 1, priced=False), result)
-    return replace(result, price_of_gain=None if price is None else price.to_json())
+    before = summarise(store, iteration - 1, priced=False)
+    price = price_of_gain(before, result)
+    warnings = [*result.warnings, *alarm(before, result)]
+    return replace(result, warnings=warnings, price_of_gain=None if price is None else price.to_json())
 
 
 def _reasons(summaries: dict[str, Manifest], key: str) -> dict[str, int]:

@@ -7,10 +7,10 @@ Invariants:
   the frame's end. The fence is a hash of those texts: the same prompt has the same bytes, hence the same journal key.
 - A template that loads can be rendered: it was tested with hostile texts, and all its variables are known.
 
-A template file holds `description`, `messages` (each a `role` and a `content`, the last one the user's) and, for a
-referee that supports a JSON schema, `json_schema`: `scores` (or true) or `explain`. Contents are Jinja with these
-variables: `instruction` for a teacher; `instruction`, `first` and `second` for a referee, and `as_json`, which is true
-if a schema will be enforced; `seed` for a generator; and `frame(label, text)` everywhere.
+A template file holds `description`, `messages` (each a `role` and a `content`, the last one the user's) and, if it
+supports a JSON schema, `json_schema`: for a referee `scores` (or true) or `explain`, for a rubricator `criteria`, for a
+verifier `checks`. Contents are Jinja with the variables in `_REQUIRED`; `as_json`, if there can be a schema, which is
+true if it will be enforced; and `frame(label, text)` everywhere.
 
 This module knows nothing of endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its
 appendix, in our own wording.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -33,6 +33,7 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lion_ray.core.errors import ConfigError
+from lion_ray.prompts.schemas import SCHEMAS
 
 Message = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``; the same type as the gateway's."""
@@ -41,28 +42,19 @@ BUILTINS: dict[str, tuple[str, ...]] = {
     "teacher": ("answer",),
     "referee": ("explain", "scores", "scores-turns"),
     "generator": ("hard", "hard-turns", "easy", "easy-turns"),
+    "rubricator": ("criteria",),
+    "verifier": ("check",),
 }
 """The templates that come with the package, by kind."""
 
-_REQUIRED = {"teacher": ("instruction",), "referee": ("instruction", "first", "second"), "generator": ("seed",)}
+_REQUIRED = {
+    "teacher": ("instruction",),
+    "referee": ("instruction", "first", "second"),
+    "generator": ("seed",),
+    "rubricator": ("instruction", "reference"),
+    "verifier": ("instruction", "criteria", "answers"),
+}
 _ROLES = ("system", "user", "assistant")
-
-_SCORE = {"type": "number", "minimum": 1, "maximum": 10}
-REFEREE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"assistant_1": _SCORE, "assistant_2": _SCORE},
-    "required": ["assistant_1", "assistant_2"],
-    "additionalProperties": False,
-}
-"""Two scores; `score_parser` parses replies in this schema."""
-REFEREE_EXPLAIN_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"explanation": {"type": "string"}, "assistant_1": _SCORE, "assistant_2": _SCORE},
-    "required": ["explanation", "assistant_1", "assistant_2"],
-    "additionalProperties": False,
-}
-"""Two scores after their explanation, so that the scores follow from the reasons."""
-_SCHEMAS: dict[str, dict[str, Any]] = {"scores": REFEREE_SCHEMA, "explain": REFEREE_EXPLAIN_SCHEMA}
 
 # Texts that would break a careless template. All differ, so that an omission or a mix-up is detected.
 _HOSTILE = (
@@ -77,16 +69,16 @@ class Template:
     name: str
     """A built-in template's name, or the user's file as named in the configuration."""
     kind: str
-    """teacher, referee or generator."""
+    """A key of BUILTINS."""
     messages: tuple[tuple[str, str], ...]
     """(role, Jinja source) of each message."""
     json_schema: str | None = None
-    """`scores` or `explain` if this prompt supports a JSON schema; None if not."""
+    """The name of its JSON schema, if this prompt supports one; None if not."""
 
     @property
     def schema(self) -> dict[str, Any] | None:
         """The JSON schema that `as_json=True` messages ask for."""
-        return _SCHEMAS[self.json_schema] if self.json_schema else None
+        return SCHEMAS[self.kind][self.json_schema] if self.json_schema else None
 
 
 def is_file(name_or_path: str) -> bool:
@@ -101,7 +93,7 @@ def empty_length(template: Template) -> int:
 
 
 def _flags(template: Template) -> dict[str, bool]:
-    return {"as_json": False} if template.kind == "referee" else {}
+    return {"as_json": False} if template.kind in SCHEMAS else {}
 
 
 def load_template(name_or_path: str, kind: str, base_dir: Path | None = None) -> Template:
@@ -141,6 +133,25 @@ def referee_messages(
 def generator_messages(template: Template, seed: str) -> tuple[Message, ...]:
     """The generator's prompt for one seed instruction."""
     return _render(template, {"seed": seed})
+
+
+def rubricator_messages(
+    template: Template, instruction: str, reference: str, *, as_json: bool = False
+) -> tuple[Message, ...]:
+    """The rubricator's prompt for an instruction and the teacher's answer to it."""
+    return _render(template, {"instruction": instruction, "reference": reference}, as_json=as_json)
+
+
+def verifier_messages(
+    template: Template, instruction: str, criteria: Sequence[str], answers: Sequence[str], *, as_json: bool = False
+) -> tuple[Message, ...]:
+    """The verifier's prompt for some answers to an instruction; criteria and answers are numbered JSON strings."""
+    listed = {name: _numbered(texts) for name, texts in (("criteria", criteria), ("answers", answers))}
+    return _render(template, {"instruction": instruction, **listed}, as_json=as_json)
+
+
+def _numbered(texts: Sequence[str]) -> str:
+    return "\n".join(f"{number}: {quoted(text)}" for number, text in enumerate(texts, 1))
 
 
 def fence(texts: Mapping[str, str], digits: int = 4) -> str:
@@ -224,8 +235,9 @@ def _parse(text: str, name: str, kind: str, where: str) -> Template:
     schema = tree.get("json_schema") or None
     if schema is True:
         schema = "scores"
-    if schema is not None and (kind != "referee" or schema not in _SCHEMAS):
-        raise _wrong(where, "`json_schema` is for referees, and is scores or explain")
+    if schema is not None and schema not in SCHEMAS.get(kind, {}):
+        known = " or ".join(SCHEMAS.get(kind, {})) or "not for this kind of template"
+        raise _wrong(where, f"`json_schema` is {known}")
     listed = tree.get("messages")
     if not isinstance(listed, list) or not listed:
         raise _wrong(where, "needs `messages`, a list of role and content")
@@ -249,7 +261,7 @@ def _parse(text: str, name: str, kind: str, where: str) -> Template:
 def _check(template: Template, where: str) -> None:
     """Raises ConfigError if a template uses unknown variables, lacks a required one, or fails on hostile texts."""
     required = _REQUIRED[template.kind]
-    known = {*required, "frame", "quoted", *(["as_json"] if template.kind == "referee" else [])}
+    known = {*required, "frame", "quoted", *_flags(template)}
     used: set[str] = set()
     for number, (_, source) in enumerate(template.messages, 1):
         try:
@@ -262,7 +274,7 @@ def _check(template: Template, where: str) -> None:
     if missing := [name for name in required if name not in used]:
         raise _wrong(where, f"never uses the variable '{missing[0]}'")
     texts = {name: _HOSTILE.format(name=name) for name in required}
-    for flags in [{"as_json": False}, {"as_json": True}] if template.kind == "referee" else [{}]:
+    for flags in [{"as_json": False}, {"as_json": True}] if template.kind in SCHEMAS else [{}]:
         try:
             contents = [message["content"] for message in _render(template, texts, **flags)]
         # A template is a small program that can fail in these ways.

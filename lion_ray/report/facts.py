@@ -37,7 +37,7 @@ HARDEST = 10
 """Rows that are shown with all answers and verdicts."""
 ANCESTORS = 3
 CALIBRATION = "judge.json"
-COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4"}
+COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4", "rewarder": "s3"}
 """Classes of the style sheet by a stage's actor."""
 
 

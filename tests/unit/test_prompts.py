@@ -11,8 +11,6 @@ from lion_ray.core.errors import ConfigError
 from lion_ray.discrimination.scores import parse_scores
 from lion_ray.prompts.messages import (
     BUILTINS,
-    REFEREE_EXPLAIN_SCHEMA,
-    REFEREE_SCHEMA,
     Message,
     Template,
     fence,
@@ -20,8 +18,11 @@ from lion_ray.prompts.messages import (
     load_template,
     quoted,
     referee_messages,
+    rubricator_messages,
     teacher_messages,
+    verifier_messages,
 )
+from lion_ray.prompts.schemas import REFEREE_EXPLAIN_SCHEMA, REFEREE_SCHEMA
 
 IN_JSON = ("scores-turns",)
 BUILT_IN = [(kind, name) for kind, names in BUILTINS.items() for name in names]
@@ -53,6 +54,10 @@ def messages(template: Template, *texts: str) -> tuple[Message, ...]:
         return teacher_messages(template, texts[0])
     if template.kind == "generator":
         return generator_messages(template, texts[0])
+    if template.kind == "rubricator":
+        return rubricator_messages(template, texts[0], texts[1])
+    if template.kind == "verifier":
+        return verifier_messages(template, texts[0], [texts[1]], [texts[2]])
     return referee_messages(template, texts[0], texts[1], texts[2])
 
 
@@ -74,12 +79,26 @@ def test_hostile_texts_change_nothing_but_their_own_place(kind: str, name: str, 
     plain, hostile = messages(template, "P1", "P2", "P3"), messages(template, text, text, text)
     assert [m["role"] for m in hostile] == [m["role"] for m in plain]
     # Putting the texts, and the fence that hangs on them, where the plain ones stood gives the hostile prompt exactly.
-    names = {"teacher": ["instruction"], "generator": ["seed"], "referee": ["instruction", "first", "second"]}[kind]
-    ours, theirs = (fence(dict(zip(names, texts, strict=False))) for texts in (["P1", "P2", "P3"], [text] * 3))
+    names = {
+        "teacher": ["instruction"],
+        "generator": ["seed"],
+        "referee": ["instruction", "first", "second"],
+        "rubricator": ["instruction", "reference"],
+        "verifier": ["instruction", "criteria", "answers"],
+    }[kind]
+
+    def in_place(number: int, one: str) -> str:
+        return f"1: {quoted(one)}" if kind == "verifier" and number else one
+
+    ours, theirs = (
+        fence({label: in_place(number, one) for number, (label, one) in enumerate(zip(names, texts, strict=False))})
+        for texts in (["P1", "P2", "P3"], [text] * 3)
+    )
     for before, after in zip(plain, hostile, strict=True):
         expected = before["content"].replace(ours, theirs)
         for placeholder in ("P1", "P2", "P3"):
-            shown = quoted(text)[1:-1] if name in IN_JSON else text
+            in_json = name in IN_JSON or (kind == "verifier" and placeholder != "P1")
+            shown = quoted(text)[1:-1] if in_json else text
             expected = shown.join(re.split(rf"\b{placeholder}\b", expected))
         assert after["content"] == expected
 
@@ -192,7 +211,7 @@ def _messages(content: str) -> str:
         ("description: d\nmessages: []", "needs `messages`"),
         ("messages: [{role: user, content: '{{ seed }}'}]", "needs a `description`"),
         (GOOD + "sampling: 1", "unknown key 'sampling'"),
-        (GOOD + "json_schema: scores", "`json_schema` is for referees"),
+        (GOOD + "json_schema: scores", "`json_schema` is not for this kind of template"),
         (GOOD.replace("role: user", "role: tool"), "message 1 has the unknown role 'tool'"),
         (GOOD.replace("role: user", "role: assistant"), "the last message must be the user's"),
         (GOOD + "  - {role: system, content: x}", "message 2 is a system message"),

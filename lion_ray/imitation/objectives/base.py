@@ -31,6 +31,10 @@ class Objective(Protocol):
     """It learns from pairs too: of the rows judged before, those with at least this gap (`imitation.pairs`). None, or
     no such attribute: it does not."""
 
+    per_token: bool
+    """Each sample comes with the log-probability of each of its labelled tokens before the fit, in the column
+    `data.REFERENCE`. Without this attribute: False."""
+
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
         """A scalar with gradient: the sum of the losses of a batch, in nats if that applies."""
 

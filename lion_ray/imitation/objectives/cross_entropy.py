@@ -15,6 +15,7 @@ class CrossEntropy:
     """-log p(token | preceding tokens), over the labelled tokens."""
 
     columns: tuple[str, ...] = ()
+    per_token = False
     min_gap: float | None = None
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:

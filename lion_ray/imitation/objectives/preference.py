@@ -26,6 +26,7 @@ class Preference:
     """
 
     columns: tuple[str, ...] = ()
+    per_token = False
 
     def __init__(self, config: PreferenceConfig) -> None:
         self._config = config

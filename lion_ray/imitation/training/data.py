@@ -48,6 +48,8 @@ class Row(NamedTuple):
     rejected: str | None = None
     """A worse answer, for an objective that compares two."""
     rejected_finish_reason: str | None = "stop"
+    tokens: Sequence[int] = ()
+    """The answer's tokens as the student sampled them, with the end token if there was one; else made of the text."""
 
 
 AnyRow = Mapping[str, Any] | Sequence[Any]
@@ -124,7 +126,8 @@ def as_row(row: AnyRow) -> Row:
         others = {name: value for name, value in row.items() if name not in Row._fields}
         messages = tuple(row.get("messages") or ())
         worse = (row.get("rejected"), row.get("rejected_finish_reason", "stop"))
-        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others, *worse)
+        tokens = tuple(row.get("tokens") or ())
+        row = (row["instruction"], row["answer"], row.get("finish_reason", "stop"), messages, others, *worse, tokens)
     result = Row(*row)
     if not isinstance(result.instruction, str) or not isinstance(result.answer, str):
         raise TypeError("instruction and answer must be strings")
@@ -158,7 +161,7 @@ def encode(
 
 def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -> Sample | str:
     as_text = AnsweredRow("", row.instruction, row.answer, finish_reason=row.finish_reason)
-    if (reason := Empty().reason(as_text)) is not None:
+    if not row.tokens and (reason := Empty().reason(as_text)) is not None:
         return reason
     prompt, spans = prompter.conversation_ids(row.instruction, row.messages)
     if not prompt:
@@ -166,7 +169,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
     if len(prompt) >= max_length:
         return PROMPT_TOO_LONG
     complete = CutOff().reason(as_text) is None
-    answer = prompter.completion_ids(row.answer, complete=complete)
+    answer = list(row.tokens) or prompter.completion_ids(row.answer, complete=complete)
     if not answer:
         return EMPTY_ANSWER
     room = max_length - len(prompt)

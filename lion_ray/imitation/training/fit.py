@@ -31,6 +31,7 @@ from lion_ray.core.errors import DataError, TrainingError
 from lion_ray.core.records import derive_seed
 from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.objectives.base import Objective
+from lion_ray.imitation.objectives.policy_gradient import PolicyGradient
 from lion_ray.imitation.training import output, state
 from lion_ray.imitation.training.data import Batch, Sample, collate, count_steps, digest, encode, pack, step_batches
 from lion_ray.imitation.training.model import (
@@ -44,7 +45,7 @@ from lion_ray.imitation.training.model import (
     shard,
 )
 from lion_ray.imitation.training.output import evaluate_loss
-from lion_ray.imitation.training.reference import log_probabilities, with_reference
+from lion_ray.imitation.training.reference import log_probabilities, token_log_probabilities, with_reference
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.models.machine import resolve_precision
@@ -123,9 +124,11 @@ def _train(
         progress.heldout_before = heldout_before
         if objective.min_gap is not None:
             progress.reference = log_probabilities(model, samples, spec, device, world)
+        elif objective.per_token:
+            progress.reference = token_log_probabilities(model, samples, spec, device, world)
     else:
         progress = state.read_progress(restore, fingerprint)
-    samples = with_reference(samples, progress.reference)
+    samples = with_reference(samples, progress.reference, per_token=objective.per_token)
 
     model = _prepare(model, spec, world, device)
     optimizer = torch.optim.AdamW(
@@ -153,6 +156,7 @@ def _train(
         "last_loss": progress.last_loss,
         "heldout_loss_before": progress.heldout_before,
         "workers": world.size,
+        **(objective.facts(samples) if isinstance(objective, PolicyGradient) else {}),
     }
     weights = _gather(model, spec)
     del model, optimizer

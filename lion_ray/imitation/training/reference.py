@@ -1,4 +1,5 @@
-"""Log-probabilities of both answers of each pair under the model as it comes, before a fit changes it.
+"""Log-probabilities of answers under the model as it comes, before a fit changes it: of both answers of each pair, or
+of each token.
 
 Invariant: computed once per fit. They are part of its checkpoints (`state.Progress`), so that a restored fit goes on
 with the same numbers, whatever machine it is on.
@@ -7,11 +8,13 @@ with the same numbers, whatever machine it is on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack
+from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack, step_batches
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 
@@ -40,8 +43,36 @@ def log_probabilities(
     return [(chosen, rejected) for chosen, rejected in found]
 
 
-def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]]) -> list[Sample]:
-    """The samples, each pair with its log-probabilities in the column `REFERENCE`."""
+@torch.no_grad()
+def token_log_probabilities(
+    model: nn.Module, samples: Sequence[Sample], spec: TrainSpec, device: torch.device, world: World
+) -> list[list[float]]:
+    """The log-probability of each labelled token of each sample, in nats.
+
+    Computed in the batches of the first epoch's steps and in their precision, so that the first step finds the same
+    numbers to the bit. The processes of `world` share the work; each must hold the whole model.
+    """
+    begins = [0, *accumulate(sample.labelled for sample in samples)]
+    numbered = [sample._replace(columns={REFERENCE: number}) for number, sample in enumerate(samples)]
+    logits = LabelledLogits(model.train())  # as in a step; dropout would make the two differ in any case
+    flat = torch.zeros(begins[-1], dtype=torch.float64, device=device)
+    for indices in step_batches(len(samples), 1, spec.batch_size, spec.seed):
+        mine = pack([numbered[index] for index in indices], spec.max_length)[world.rank :: world.size]
+        for start in range(0, len(mine), spec.micro_batch_rows):
+            batch = collate(mine[start : start + spec.micro_batch_rows]).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                found = -F.cross_entropy(logits(batch), batch.targets, reduction="none")
+            places = [columns[REFERENCE] for columns in batch.columns]
+            flat[[at for number in places for at in range(begins[number], begins[number + 1])]] = found.double()
+    whole = world.sum(flat).tolist()
+    return [whole[begin:end] for begin, end in pairwise(begins)]
+
+
+def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]], *, per_token: bool) -> list[Sample]:
+    """The samples, with their log-probabilities in the column `REFERENCE`: each pair, or with `per_token` each one."""
+    if per_token:
+        each = zip(samples, found, strict=True)
+        return [sample._replace(columns={**sample.columns, REFERENCE: list(before)}) for sample, before in each]
     left = iter(found)
     return [
         sample if sample.rejected is None else sample._replace(columns={**sample.columns, REFERENCE: tuple(next(left))})

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
-from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig
+from lion_ray.config.plugins import CrossEntropyConfig, FitObjective
 from lion_ray.core.errors import ConfigError, first_line
 
 _CROSS_ENTROPY = CrossEntropyConfig()
@@ -64,7 +64,7 @@ class TrainSpec:
     precision: Precision = "auto"
     truncated: Literal["drop", "keep"] = "drop"
     loss_on: Literal["answer", "assistant_turns"] = "answer"
-    objective: ObjectiveConfig = _CROSS_ENTROPY
+    objective: FitObjective = _CROSS_ENTROPY
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"
     micro_batch_rows: int = 4
@@ -91,7 +91,7 @@ class TrainSpec:
         """The inverse of `to_json`. Raises ValueError or TypeError if there are other fields."""
         fields = dict(given)
         if "objective" in fields:
-            fields["objective"] = TypeAdapter(ObjectiveConfig).validate_python(fields["objective"])
+            fields["objective"] = TypeAdapter(FitObjective).validate_python(fields["objective"])
         if fields.get("lora") is not None:
             fields["lora"] = LoraConfig(**fields["lora"])
         fields["canary_prompts"] = tuple(fields.get("canary_prompts", ()))

@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,8 +48,8 @@ class Progress:
     first_loss: float = 0.0
     last_loss: float = 0.0
     heldout_before: float | None = None
-    reference: list[tuple[float, float]] = field(default_factory=list)
-    """Of each pair, both answers' log-probabilities before the fit."""
+    reference: Sequence[Sequence[float]] = ()
+    """Before the fit: of each pair, both answers' log-probabilities; or of each sample, its tokens'."""
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World) -> None:

@@ -14,6 +14,7 @@ from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.pipeline.stages.generating import Generating
 from lion_ray.pipeline.stages.importing import Importing
 from lion_ray.pipeline.stages.judging import Judging, JudgingHeldout
+from lion_ray.pipeline.stages.on_policy import OnPolicyRounds
 from lion_ray.pipeline.stages.student_answers import StudentAnswers, StudentAnswersHeldout
 from lion_ray.pipeline.stages.teacher_answers import TeacherAnswers, TeacherAnswersHeldout
 
@@ -24,6 +25,7 @@ PIPELINE: list[Stage] = [
     TeacherAnswers(),
     Filtering(),
     FineTuning(),
+    OnPolicyRounds(),
     StudentAnswers(),
     Judging(),
     CanaryPairs(),

@@ -14,6 +14,7 @@ from lion_ray.core import layout
 from lion_ray.core.errors import TrainingError
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import train_pool
+from lion_ray.models.checkpoints import last_fit, student_ref
 from lion_ray.models.model_ref import ModelRef
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.stage import Phase, Stage, When, since
@@ -53,35 +54,7 @@ class FineTuning(Stage):
         Raises:
             TrainingError: the workers failed more often than `max_restarts`.
         """
-        # Imported here, because readers of the pipeline need no Ray.
-        from lion_ray.actors.resources import group_waits, scarce
-        from lion_ray.actors.trainer import fit, in_thread, torch_trainer
-
-        job = job_of(run, iteration)
-        trainer = torch_trainer(run.store, job)
-        config = job["config"]
-        began = time.time()
-        with run.progress.stage(self.title(iteration), 0, "steps") as shown:
-
-            async def look() -> int:
-                resources = trainer.scaling_config.resources_per_worker or {}
-                waits = group_waits(resources, config.workers)
-                shown.waits_for = f"{config.workers} × {scarce(resources)}" if waits else ""
-                if (seen := run.store.read_json(layout.progress(self.folder(iteration)))) is None:
-                    return 0
-                shown.total = seen["steps"]
-                shown.note = f"loss {seen['loss']:.3f}"
-                run.trackers.wake()
-                return int(seen["step"])
-
-            await run.progress.follow(in_thread(partial(fit, trainer)), shown, look)
-            written = run.store.read_json(f"{layout.model(iteration)}/{layout.TRAINING}")
-            if written is None:
-                raise TrainingError(f"iteration {iteration}: fine-tuning ended without writing a model")
-            metrics = written["metrics"]
-            shown.total = metrics["steps"]
-            shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
-        return metrics | {"fit_seconds": metrics["seconds"]} | since(began)
+        return await run_fit(run, job_of(run, iteration), self.title(iteration))
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         rows, config = planner.train_rows(iteration), planner.config.imitation
@@ -105,11 +78,43 @@ class FineTuning(Stage):
         }
 
 
+async def run_fit(run: Run, job: dict[str, Any], title: str) -> Manifest:
+    """Run a job under Ray Train and show its progress. Returns its metrics. Raises TrainingError."""
+    # Imported here, because readers of the pipeline need no Ray.
+    from lion_ray.actors.resources import group_waits, scarce
+    from lion_ray.actors.trainer import fit, in_thread, torch_trainer
+
+    trainer = torch_trainer(run.store, job)
+    config = job["config"]
+    began = time.time()
+    with run.progress.stage(title, 0, "steps") as shown:
+
+        async def look() -> int:
+            resources = trainer.scaling_config.resources_per_worker or {}
+            waits = group_waits(resources, config.workers)
+            shown.waits_for = f"{config.workers} × {scarce(resources)}" if waits else ""
+            if (seen := run.store.read_json(layout.progress(job["stage"]))) is None:
+                return 0
+            shown.total = seen["steps"]
+            shown.note = f"loss {seen['loss']:.3f}"
+            run.trackers.wake()
+            return int(seen["step"])
+
+        await run.progress.follow(in_thread(partial(fit, trainer)), shown, look)
+        written = run.store.read_json(f"{job['target']}/{layout.TRAINING}")
+        if written is None:
+            raise TrainingError(f"{title}: it ended without writing a model")
+        metrics = written["metrics"]
+        shown.total = metrics["steps"]
+        shown.update(metrics["steps"], f"held-out loss {_arrow(metrics)}")
+    return metrics | {"fit_seconds": metrics["seconds"]} | since(began)
+
+
 def student_after(run: Run, iteration: int) -> ModelRef:
-    """The student after an iteration's imitation; iteration 0 is the base model."""
+    """The student after an iteration, as far as it is committed; iteration 0 is the base model."""
     if iteration == 0:
         return ModelRef("base", source=run.config.student.model)
-    return ModelRef(layout.iteration(iteration), folder=layout.model(iteration))
+    return student_ref(run.store, iteration)
 
 
 def job_of(run: Run, iteration: int) -> dict[str, Any]:
@@ -118,6 +123,8 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
     job: dict[str, Any] = {
         "run": run.config.run_name,
         "iteration": iteration,
+        "fit": layout.fit_name(iteration),
+        "stage": layout.checkpoint(iteration),
         "store": run.store,
         "base_dir": run.base_dir,
         "start": student_after(run, iteration - 1),
@@ -134,9 +141,14 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "seed": run.config.seed + iteration,
         "workers": config.workers,
     }
-    if (previous := run.store.stage(layout.checkpoint(iteration - 1)).manifest()) is not None:
-        job["heldout_before"] = previous["heldout_loss_after"]
+    if iteration > 1:
+        job["heldout_before"] = heldout_loss(run, iteration - 1)
     return job
+
+
+def heldout_loss(run: Run, iteration: int) -> float | None:
+    """The held-out loss of the student after an iteration, as its last fit measured it."""
+    return (run.store.stage(last_fit(run.store, iteration)).manifest() or {}).get("heldout_loss_after")
 
 
 def judged_parts(run: Run, iteration: int) -> list[tuple[str, str, str, str]]:

@@ -1,0 +1,84 @@
+"""The configuration of fine-tuning: hyperparameters, objective, filters, adapters, workers and checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig
+from lion_ray.config.section import Precision, Section, by_machine, operational
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685), merged into the weights at the end of each imitation."""
+
+    rank: int = Field(16, ge=1)
+    """The adapters' rank."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapters' scale is alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which linear layers get adapters: their names, or all-linear."""
+
+
+class ImitationConfig(Section):
+    """Fine-tuning on the teacher's answers (paper, section 3.1 and appendix)."""
+
+    epochs: int = Field(3, ge=1)
+    """Passes over the Train Pool."""
+    learning_rate: float = Field(2e-5, gt=0)
+    """AdamW's peak learning rate."""
+    later_learning_rate: float | None = Field(None, gt=0)
+    """The peak from the second imitation on, when a few new rows could undo earlier learning; null: the same."""
+    replay: float = Field(0.0, ge=0)
+    """Earlier rows to train on again from the second imitation on, as a multiple of the new rows; the paper: none."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate schedule after warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Warm-up, in which the learning rate rises from 0, as a share of the steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    batch_size: int = Field(128, ge=1)
+    """Samples in one optimizer step, over all workers."""
+    max_length: int = Field(1024, ge=16)
+    """The longest prompt plus answer, in tokens, and the length of a packed row."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    precision: Precision = by_machine()
+    """Precision of forward and backward pass (auto: bf16 on a GPU, on a CPU the faster one); weights are float32."""
+    truncated: Literal["drop", "keep"] = "drop"
+    """A truncated answer is dropped, or trained on without an end-of-sequence token."""
+    loss_on: Literal["answer", "assistant_turns"] = "answer"
+    """The turns with labels: the teacher's answer, or also the assistant's earlier turns in a longer conversation."""
+    objective: ObjectiveConfig = CrossEntropyConfig()
+    """The loss: cross_entropy, or your own class (docs/extending.md)."""
+    filters: tuple[FilterConfig, ...] = ()
+    """Filters that leave answers out of the training: by length, by pattern, or your own class."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights; null: train all weights."""
+    workers: int = operational(1, ge=1)
+    """Ray Train workers; on GPUs, one GPU each."""
+    use_gpu: bool | None = operational(None)
+    """Train on GPUs; null: if the installed torch has CUDA."""
+    num_cpus: float = operational(1.0, ge=0)
+    """CPUs that each worker reserves in Ray."""
+    sharding: Literal["full", "none"] = operational("full")
+    """full: every worker holds a share of weights, gradients and optimizer state; none: each holds all of them."""
+    micro_batch_rows: int = operational(4, ge=1)
+    """Packed rows in a worker's forward pass."""
+    activation_checkpointing: bool = operational(False)
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_every_steps: int = operational(50, ge=1)
+    """Optimizer steps between checkpoints within a fit."""
+    max_restarts: int = operational(3, ge=0)
+    """How often a fit is restored from its last checkpoint after a worker died or hung."""
+    collective_timeout_s: float = operational(900.0, ge=1)
+    """Timeout of a collective operation between workers, in seconds; the error names the workers that are missing."""
+
+    def of_iteration(self, iteration: int) -> ImitationConfig:
+        """The hyperparameters of one imitation, numbered from 1."""
+        if iteration == 1 or self.later_learning_rate is None:
+            return self
+        return self.model_copy(update={"learning_rate": self.later_learning_rate})

@@ -1,0 +1,93 @@
+"""On-policy rounds with rubrics: a whole small run with real parts, and one that is cut off in a round.
+
+The rewards' arithmetic: `unit/test_rubric.py`; the objective: `training/test_policy_gradient.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from lion_ray.core import layout
+from lion_ray.core.errors import BudgetError
+from lion_ray.core.store import RunStore
+from lion_ray.models.checkpoints import last_round, student_ref
+from lion_ray.pipeline.results import results
+from tests.ray.harness import LATENCY, Job
+from tests.ray.outcome import table_of
+from tests.stub_api import fetch_stats, stub_process
+
+ROUNDS, PROMPTS, SAMPLES = 2, 4, 3
+CHANGES: dict[str, Any] = {
+    "iterations": 0,
+    "data": {"limit": 12},
+    "imitation": {"epochs": 2},
+    "on_policy": {
+        "rounds": ROUNDS,
+        "prompts": PROMPTS,
+        "samples": SAMPLES,
+        "max_tokens": 8,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "allow_same_judge": True,
+    },
+    "rubricator": {"max_tokens": 200},
+    "verifier": {"max_tokens": 200},
+    "discrimination": {"judge_heldout": "never"},
+}
+ENOUGH, TOO_LITTLE = {"usd": 100}, {"usd": 0.75}
+
+
+def test_a_run_with_rounds_out_of_money_in_one_of_them(tmp_path: Path, one_cluster: Cluster) -> None:
+    with stub_process(*LATENCY) as base_url:
+        job = Job(tmp_path, base_url, CHANGES, {"RAY_ADDRESS": one_cluster.address})
+        store = job.store
+        job.changes["budget"] = TOO_LITTLE
+        job.write()
+        assert job.end() == BudgetError.exit_code, job.words()
+        assert store.stage(layout.checkpoint(1)).manifest() is not None
+        assert store.stage(layout.rounds(1)).manifest() is None
+        stopped_at = last_round(store, 1)
+        assert stopped_at < ROUNDS
+        assert store.exists(f"{student_ref(store, 1).folder}/model.safetensors"), "a student that can be used"
+
+        job.changes["budget"] = ENOUGH
+        job.write()
+        job.finish()
+        assert not fetch_stats(base_url)["repeated"]
+    check_rounds(store)
+
+
+def check_rounds(store: RunStore) -> None:
+    manifest = store.stage(layout.rounds(1)).manifest()
+    assert manifest is not None
+    assert len(manifest["rewards"]) == ROUNDS
+    assert manifest["calls"] > 0
+    drawn = []
+    for number in range(1, ROUNDS + 1):
+        prompts = store.read_table(layout.round_prompts(1, number))
+        drawn += prompts["id"].to_pylist()
+        samples = table_of(store, layout.round_samples(1, number)).to_pylist()
+        rewards = table_of(store, layout.round_rewards(1, number)).to_pylist()
+        assert len(samples) == len(rewards) == PROMPTS * SAMPLES
+        assert len({row["version"] for row in samples}) == 1
+        for sample, reward in zip(samples, rewards, strict=True):
+            assert (sample["id"], sample["sample"]) == (reward["id"], reward["sample"])
+            assert len(sample["tokens"]) == len(sample["logprobs"]) == sample["completion_tokens"] <= 8
+        fit = store.stage(layout.round_checkpoint(1, number)).manifest()
+        assert fit is not None
+        assert fit["steps"] == (2 if fit["answers_learned"] else 0)
+        if fit["steps"]:
+            assert 0 <= fit["engine_gap_mean"] < 0.01, "engine and trainer agree in float32"
+    assert len(set(drawn)) == len(drawn), "later rounds take other instructions while there are some"
+    last = student_ref(store, 1)
+    assert last.version == f"iteration-1-round-{last_round(store, 1)}"
+    answered = table_of(store, "iteration-1/heldout/student").to_pylist()
+    assert {row["version"] for row in answered} == {last.version}
+    (result,) = [one for one in results(store) if one.iteration == 1]
+    assert result.rewards is not None
+    assert json.loads(json.dumps(result.to_json()))["rewards"] == manifest["rewards"]
+    assert store.exists(layout.model(1)), "the imitation's student stays"
