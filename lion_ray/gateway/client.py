@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import openai
 import orjson
 
 from lion_ray.config import EndpointConfig
@@ -28,6 +27,7 @@ from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.address import Address, read_address
 from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
@@ -64,6 +64,7 @@ class Client:
         *,
         run: str = "",
         transport: Transport | None = None,
+        batch_api: Callable[[], BatchAPI] | None = None,
         base_url: str | None = None,
         weights: str = "",
         keys: str | None = None,
@@ -78,7 +79,8 @@ class Client:
 
         `base_url` overrides the configured one, for a server that the run started; `weights` is the hash of the weights
         that it serves, and part of every call's key. Without a `transport`, reads the API key from the file `keys` or
-        the environment (`keys.read_key`). Raises EndpointError if the key is missing or the address is invalid.
+        the environment (`keys.read_key`); with one, only `batch_api` gives a Batch API. Raises EndpointError if the key
+        is missing or the address is invalid.
         """
         self.name = name
         self.config = config
@@ -86,7 +88,7 @@ class Client:
         self._run = run
         self._weights = weights
         self._batches: BatchQueue | None = None
-        self._batch_api: openai.AsyncOpenAI | None = None
+        self._batch_api: BatchAPI | None = None
         self._make_batches: Callable[[], BatchQueue] | None = None
         self._records = BatchRecords(journal.root)
         self._any_before: asyncio.Task[bool] | None = None
@@ -104,18 +106,23 @@ class Client:
             kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
             transport = kind(config, address, key)
 
+            batch_api = partial(_batch_api, config, address, key)
+
+        if batch_api is not None:
+
             def make_batches() -> BatchQueue:
                 if self._batches is None:
-                    api = self._batch_api = openai_client(config, address, key)
+                    self._batch_api = batch_api()
                     self._batches = BatchQueue(
                         name,
                         config,
-                        api,
+                        self._batch_api,
                         journal.root,
                         journaled=journal.__contains__,
                         say=say,
                         clock=clock,
                         sleep=sleep,
+                        rng=rng,
                     )
                 return self._batches
 
@@ -365,6 +372,10 @@ class Client:
 
     def _closed_error(self) -> InfrastructureError:
         return InfrastructureError(f"the client of endpoint {self.name} was closed before this call was answered")
+
+
+def _batch_api(config: EndpointConfig, address: Address, key: str | None) -> BatchAPI:
+    return BatchAPI(openai_client(config, address, key), config.timeout_s, keyed=config.api_key_env is not None)
 
 
 def _in_batches(queue: BatchQueue) -> int:

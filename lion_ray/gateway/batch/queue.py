@@ -21,12 +21,12 @@ handles the journal. Use it from one event loop.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-import openai
 from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
@@ -57,16 +57,17 @@ class BatchQueue:
         self,
         name: str,
         config: EndpointConfig,
-        api: openai.AsyncOpenAI,
+        api: BatchAPI,
         journal_root: str,
         *,
         journaled: Callable[[str], bool] | None = None,
         say: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """For endpoint `name`, through `api` (made with max_retries=0), which its owner closes.
+        """For endpoint `name`, through `api`, which its owner closes.
 
         `journaled` tells whether a key is in the journal: a batch of an earlier process whose keys all are is closed at
         the first call, and otherwise only its other keys have to be settled. Reads and writes nothing yet.
@@ -74,12 +75,12 @@ class BatchQueue:
         self.name = name
         self._config = config
         self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
-        self._api = BatchAPI(api, config.timeout_s, keyed=config.api_key_env is not None)
+        self._api = api
         self._records = BatchRecords(journal_root)
-        self._buyer = Buyer(config, self._api, self._records, self._say, clock, sleep, now)
+        self._now = now or time.time
+        self._buyer = Buyer(config, api, self._records, self._say, clock, sleep, self._now, rng or random.Random())
         self._journaled = journaled or (lambda key: False)
         self._sleep = sleep
-        self._now = now
         self._gathering = Gathering(config.batch, self._ship, clock, sleep)
         self._loading: asyncio.Task[None] | None = None
         self._asked: dict[str, Asked] = {}
