@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -26,7 +27,7 @@ from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.address import Address, read_address
-from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch import BatchQueue, InJournal
 from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
@@ -119,6 +120,7 @@ class Client:
                         self._batch_api,
                         journal.root,
                         journaled=journal.__contains__,
+                        refresh=journal.refresh,
                         say=say,
                         clock=clock,
                         sleep=sleep,
@@ -270,24 +272,29 @@ class Client:
 
     async def _fly(self, key: str, call: Call, flight: _Flight) -> Outcome:
         try:
-            known = await self._journal.get(key)
-            if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
-                known = await self._journal.get(key)  # another run that shares the journal may have bought it
-            if known is not None:
-                self._stats.replayed += 1
-                self._on_event(Event("replayed", key, call.role))
-                return self._meant(known)
-            account = Account(self._run, call.role, call.stage)
-            flight.attempt.lose = partial(self._journal.lose, account, self.name)
-            bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
-            if isinstance(bought, Failure):
-                return self._fail(bought, call)
-            if self._batches is not None:
-                await self._batches.settled(key)
-            self._count(bought, call)
-            return self._meant(bought)
+            while True:
+                known = await self._journal.get(key)
+                if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
+                    known = await self._journal.get(key)  # another run that shares the journal may have bought it
+                if known is not None:
+                    self._stats.replayed += 1
+                    self._on_event(Event("replayed", key, call.role))
+                    return self._meant(known)
+                with contextlib.suppress(InJournal):
+                    return await self._buy(key, call, flight)
         finally:
             self._forget(key, flight)
+
+    async def _buy(self, key: str, call: Call, flight: _Flight) -> Outcome:
+        account = Account(self._run, call.role, call.stage)
+        flight.attempt.lose = partial(self._journal.lose, account, self.name)
+        bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
+        if isinstance(bought, Failure):
+            return self._fail(bought, call)
+        if self._batches is not None:
+            await self._batches.settled(key)
+        self._count(bought, call)
+        return self._meant(bought)
 
     def _meant(self, answer: Completion) -> Completion:
         """The answer with its finish reason mapped by the configured `finish_reasons`."""

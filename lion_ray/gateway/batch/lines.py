@@ -38,6 +38,10 @@ class NotDone(TransportError):  # noqa: N818 - it names an answer, not a mistake
         self.billed = billed
 
 
+class InJournal(Exception):  # noqa: N818 - it names an answer, not a mistake
+    """Another process that shares the journal has fetched this answer of a batch and journaled it."""
+
+
 def request_line(key: str, body: dict[str, Any]) -> bytes:
     """One request in a batch's input file, with its newline."""
     return orjson.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}) + b"\n"

@@ -12,7 +12,7 @@ Invariants:
   be sent live is cancelled: its finished answers are fetched, and the rest is sent live.
 
 Several processes may share a journal: each knows the batches that were open at its start. They may poll the same batch,
-but buy it only once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
+but buy it only once: a process that finds it closed by another looks into the journal before it buys again. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
 
 Source: OpenAI's Batch API. This module tracks which calls wait for which batch; `buyer` handles a batch, and the caller
 handles the journal. Use it from one event loop.
@@ -33,7 +33,7 @@ from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch.api import BatchAPI, Gone
 from lion_ray.gateway.batch.buyer import Buyer
-from lion_ray.gateway.batch.lines import NotDone, Output, read_line, request_line
+from lion_ray.gateway.batch.lines import InJournal, NotDone, Output, read_line, request_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.batch.verdict import Verdict, verdict_of
 from lion_ray.gateway.batch.work import Asked, Gathering, UnderWay
@@ -61,6 +61,7 @@ class BatchQueue:
         journal_root: str,
         *,
         journaled: Callable[[str], bool] | None = None,
+        refresh: Callable[[], Awaitable[object]] | None = None,
         say: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -70,7 +71,8 @@ class BatchQueue:
         """For endpoint `name`, through `api`, which its owner closes.
 
         `journaled` tells whether a key is in the journal: a batch of an earlier process whose keys all are is closed at
-        the first call, and otherwise only its other keys have to be settled. Reads and writes nothing yet.
+        the first call, and otherwise only its other keys have to be settled. `refresh` reads what other processes have
+        journaled. Reads and writes nothing yet.
         """
         self.name = name
         self._config = config
@@ -80,12 +82,15 @@ class BatchQueue:
         self._now = now or time.time
         self._buyer = Buyer(config, api, self._records, self._say, clock, sleep, self._now, rng or random.Random())
         self._journaled = journaled or (lambda key: False)
+        self._refresh = refresh
         self._sleep = sleep
         self._gathering = Gathering(config.batch, self._ship, clock, sleep)
         self._loading: asyncio.Task[None] | None = None
         self._asked: dict[str, Asked] = {}
         self._batches: dict[str, UnderWay] = {}
         self._where: dict[str, str] = {}
+        self._adopted: list[UnderWay] = []
+        """Batches of earlier processes, oldest first: two of them may hold the same call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -93,8 +98,7 @@ class BatchQueue:
     async def holds(self, key: str) -> bool:
         """Whether an open batch may answer this call. Raises InfrastructureError like `chat`."""
         await self._ready()
-        batch = self._batches.get(self._where.get(key, ""))
-        return batch is not None and batch.has(key)
+        return self._holder(key) is not None
 
     async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
         """Send a call in a batch, or join an earlier process's batch that holds it; returns its answer.
@@ -105,18 +109,14 @@ class BatchQueue:
         refuses all), Transient (failed in `ROUNDS` batches, or the endpoint is down for `outage_timeout_s`), NotDone
         (with `leftovers: live` or `live`: the batch ended without answering it; otherwise only for a call that may have
         been billed, which must be `settled` and then repeated). Raises InfrastructureError if the journal's folder
-        refuses or the queue is closed.
+        refuses or the queue is closed, InJournal if another process was faster.
         """
         await self._ready()
         asked = self._asked.get(key)
         if asked is None:
             future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             asked = self._asked[key] = Asked(key, request_line(key, body), future, live=live)
-            batch = self._batches.get(self._where.get(key, ""))
-            if batch is None or not batch.has(key):
-                self._gather([asked])
-            else:
-                self._attend(batch, asked)
+            self._gather([asked])
         asked.waiters += 1
         try:
             return await asyncio.shield(asked.future)
@@ -193,6 +193,7 @@ class BatchQueue:
             # An unfinished call of one batch is also in the next batch's record: the newest one holds it.
             self._where.update((key, record.nonce) for key in record.keys)
             if unsettled:
+                self._adopted.append(batch)
                 told = record.batch_id or "perhaps created"
                 self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls wait for it")
             else:
@@ -231,6 +232,7 @@ class BatchQueue:
         if batch.fresh:
             await self._buy(batch)
         elif batch.record.batch_id is None and not await self._buyer.found(batch):
+            await self._look_into_the_journal(batch)
             await self._close_batch(batch)
             self._gather(batch.take())
             return
@@ -251,11 +253,20 @@ class BatchQueue:
                 batch.open &= batch.output.answered | batch.output.doubtful
             self._gathering.widen()
         except Gone as gone:
+            await self._look_into_the_journal(batch)
             self._say(f"{gone.detail}; its {len(batch.waiting)} calls are retried")
             # It existed, so its calls may have been answered.
             batch.output = Output()
             batch.output.doubtful = batch.open = batch.open & batch.waiting.keys()
         await self._hand_out(batch, batch.output)
+
+    async def _look_into_the_journal(self, batch: UnderWay) -> None:
+        """It is gone: another process may have journaled its answers, and closed it."""
+        if self._refresh is not None:
+            await self._refresh()
+        for key in [key for key in batch.waiting if self._journaled(key)]:
+            batch.open.discard(key)
+            self._end(batch.waiting.pop(key), InJournal())
 
     async def _buy(self, batch: UnderWay) -> None:
         try:
@@ -306,7 +317,9 @@ class BatchQueue:
     def _again(self, left: Iterable[Asked], error: NotDone) -> None:
         for asked in left:
             asked.rounds += 1
-            if asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
+            if not error.billed and (batch := self._holder(asked.key)) is not None:
+                self._attend(batch, asked)
+            elif asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
                 self._end(asked, error)
             elif asked.rounds >= ROUNDS:
                 self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
@@ -337,9 +350,11 @@ class BatchQueue:
             self._again(left, NotDone(verdict.detail))
 
     def _gather(self, left: Iterable[Asked]) -> None:
-        """Add calls to the next batch, except those that prefer to be sent live."""
+        """Let calls wait for the batch that holds them, or add them to the next one unless they prefer to be live."""
         for asked in left:
-            if asked.live:
+            if (batch := self._holder(asked.key)) is not None:
+                self._attend(batch, asked)
+            elif asked.live:
                 self._end(asked, NotDone("no open batch holds it"))
             else:
                 self._gathering.add(asked)
@@ -383,11 +398,19 @@ class BatchQueue:
         await self._buyer.forget(batch.record)
         self._batches.pop(batch.record.nonce, None)
         batch.release()
+        self._adopted = [one for one in self._adopted if one is not batch]
         for key in batch.record.keys:
             if self._where.get(key) == batch.record.nonce:
                 del self._where[key]
 
     # --- helpers
+
+    def _holder(self, key: str) -> UnderWay | None:
+        """The newest batch that may answer this call."""
+        newest = self._batches.get(self._where.get(key, ""))
+        if newest is not None and newest.has(key):
+            return newest
+        return next((one for one in reversed(self._adopted) if key in one.open and one.has(key)), None)
 
     def _running(self) -> list[UnderWay]:
         return [batch for batch in self._batches.values() if batch.running]
