@@ -107,7 +107,7 @@ class Model:
                 )
         for known in self.purchases[prompt]:
             mine = known.process is process or process.began > known.at
-            if known.batch and mine and not (known.undone or known.spoilt or known.handed_out):
+            if kept is None and known.batch and mine and not (known.undone or known.spoilt or known.handed_out):
                 raise Violation(f"{process.name} buys {prompt!r} again, which is in {known.batch} since {known.at:.3f}")
         purchase = Purchase(prompt, process, len(self.purchases[prompt]), batch=batch, at=self.now)
         self.purchases[prompt].append(purchase)
@@ -168,8 +168,8 @@ class Model:
             elif text not in (p.text for p in self.purchases[prompt]):
                 raise Violation(f"{when}: the journal answers {prompt!r} with {text!r}, which was not bought for it")
 
-    def check_spending(self, usd: float, when: str) -> None:
-        """What a newly opened journal says was spent."""
+    def check_spending(self, usd: float, at_most: float, when: str) -> None:
+        """What a newly opened journal says was spent, without and with what may have been billed."""
         bought = [p for purchases in self.purchases.values() for p in purchases]
         least = sum(p.usd for p in bought if p.handed_out)
         most = self.billed + sum((len(p.fetched_by) - 1) * p.usd for p in bought if p.fetched_by)
@@ -178,12 +178,19 @@ class Model:
                 f"{when}: the journal counts ${usd:.6f}; what was handed out cost ${least:.6f}, and ${self.billed:.6f} "
                 "was billed"
             )
+        if at_most < self.billed - self.forgiven - ROUNDING_USD:
+            raise Violation(
+                f"{when}: by the journal at most ${at_most:.6f} was billed, but it was ${self.billed:.6f}, and "
+                f"${self.forgiven:.6f} of that nobody could know of"
+            )
 
-    def check_batches(self, in_records: Collection[str], holds: Callable[[Purchase], bool], when: str) -> None:
-        """What a batch has answered was handed out, or can be fetched; `in_records`: the prompts of open records."""
+    def check_batches(
+        self, journaled: Collection[str], in_records: Collection[str], holds: Callable[[Purchase], bool], when: str
+    ) -> None:
+        """What a batch has answered is in the journal, or can be fetched; `in_records`: the prompts of open records."""
         for prompt, purchases in self.purchases.items():
             for one in purchases:
-                if not one.batch or one.text is None or one.spoilt or prompt in self.kept_at:
+                if not one.batch or one.text is None or one.spoilt or prompt in journaled:
                     continue
                 if prompt not in in_records or not holds(one):
                     raise Violation(f"{when}: {one.batch} has answered {prompt!r}, and nobody can know that any more")

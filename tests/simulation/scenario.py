@@ -265,13 +265,15 @@ async def _audit(world: World, process: Process) -> None:
     world.model.check_answers(
         {prompt: (c.text if c else None) for prompt, c in found.items()}, process.began, process.name
     )
-    # Without what may have been billed for nothing: that is an upper bound, and not what an endpoint did.
-    bought = sum(one.usd for one in journal.spending(RUN, never_billed=("api",)).values())
-    world.model.check_spending(bought, process.name)
+    bought, at_most = (
+        sum(one.usd for one in journal.spending(RUN, never_billed=never).values()) for never in (("api",), ())
+    )
+    world.model.check_spending(bought, at_most, process.name)
     records = await asyncio.to_thread(BatchRecords(journal.root).load, ADDRESS)
     keys = {key for record in records for key in record.keys}
     in_records = {prompt for prompt in world.model.purchases if call_for(prompt).key("simulated") in keys}
-    world.model.check_batches(in_records, world.service.holds, process.name)
+    journaled = {prompt for prompt, completion in found.items() if completion is not None}
+    world.model.check_batches(journaled, in_records, world.service.holds, process.name)
     await journal.close()
     store = RunStore(str(world.disk.root / "runs" / RUN))
     for name in world.model.committed:

@@ -179,8 +179,8 @@ class World:
                     self._came_to_its_end(process)
 
     def _came_to_its_end(self, process: Process) -> None:
-        self._end(process)
         error = None if process.main.cancelled() else process.main.exception()
+        self._end(process, at_once=error is not None)
         if error is None:
             self.say(f"{process.name} is done")
         elif isinstance(error, LionError):
@@ -246,7 +246,7 @@ class World:
         for victim in victims:
             self._again(victim)
 
-    def _end(self, process: Process) -> None:
+    def _end(self, process: Process, *, at_once: bool = True) -> None:
         process.alive = False
         self.processes.remove(process)
         self.graveyard.append(process)
@@ -255,7 +255,8 @@ class World:
         process.descriptors.clear()
         for file in list(process.files):
             file.close()
-        self.model.ended(process)
+        if at_once:
+            self.model.ended(process)
 
     def _again(self, process: Process) -> None:
         self.restarts += 1

@@ -127,12 +127,12 @@ class BatchQueue:
                 self._asked.pop(key, None)
                 asked.future.cancel()
 
-    async def settled(self, key: str) -> None:
-        """The caller has durably journaled this key, or its possible cost. A batch's last key closes it in the
-        background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
+    async def settled(self, key: str, left: NotDone | None = None) -> None:
+        """The caller has durably journaled this key, or what the batch that `left` it may have cost. A batch's last key
+        closes it in the background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
         self._asked.pop(key, None)
         for batch in list(self._batches.values()):
-            if key in batch.open:
+            if key in batch.open and (left is None or left.nonce == batch.record.nonce):
                 batch.open.discard(key)
                 self._close_if_done(batch)
 
@@ -292,6 +292,7 @@ class BatchQueue:
                 reply = read_line(self._api.redact(line) if line is not None else None)
             except NotDone as error:
                 error.billed |= key in output.doubtful
+                error.nonce = batch.record.nonce
                 undone, why = undone + 1, error.detail
                 if not error.billed:
                     batch.open.discard(key)
@@ -317,14 +318,12 @@ class BatchQueue:
     def _again(self, left: Iterable[Asked], error: NotDone) -> None:
         for asked in left:
             asked.rounds += 1
-            if not error.billed and (batch := self._holder(asked.key)) is not None:
-                self._attend(batch, asked)
-            elif asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
+            if asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
                 self._end(asked, error)
             elif asked.rounds >= ROUNDS:
                 self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
             else:
-                self._gathering.add(asked)
+                self._gather([asked])
 
     async def _failed(self, batch: UnderWay, over: Batch) -> None:
         """Handle a batch that the endpoint did not begin: none of it was bought."""
