@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -19,7 +20,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import openai
 import orjson
 
 from lion_ray.config import EndpointConfig
@@ -27,7 +27,8 @@ from lion_ray.core.addresses import without_secrets
 from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.address import Address, read_address
-from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch import BatchQueue, InJournal
+from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Account, Call, Completion, Failure, Outcome
 from lion_ray.gateway.http import AiohttpTransport
@@ -64,6 +65,7 @@ class Client:
         *,
         run: str = "",
         transport: Transport | None = None,
+        batch_api: Callable[[], BatchAPI] | None = None,
         base_url: str | None = None,
         weights: str = "",
         keys: str | None = None,
@@ -78,7 +80,8 @@ class Client:
 
         `base_url` overrides the configured one, for a server that the run started; `weights` is the hash of the weights
         that it serves, and part of every call's key. Without a `transport`, reads the API key from the file `keys` or
-        the environment (`keys.read_key`). Raises EndpointError if the key is missing or the address is invalid.
+        the environment (`keys.read_key`); with one, only `batch_api` gives a Batch API. Raises EndpointError if the key
+        is missing or the address is invalid.
         """
         self.name = name
         self.config = config
@@ -86,7 +89,7 @@ class Client:
         self._run = run
         self._weights = weights
         self._batches: BatchQueue | None = None
-        self._batch_api: openai.AsyncOpenAI | None = None
+        self._batch_api: BatchAPI | None = None
         self._make_batches: Callable[[], BatchQueue] | None = None
         self._records = BatchRecords(journal.root)
         self._any_before: asyncio.Task[bool] | None = None
@@ -104,18 +107,24 @@ class Client:
             kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
             transport = kind(config, address, key)
 
+            batch_api = partial(_batch_api, config, address, key)
+
+        if batch_api is not None:
+
             def make_batches() -> BatchQueue:
                 if self._batches is None:
-                    api = self._batch_api = openai_client(config, address, key)
+                    self._batch_api = batch_api()
                     self._batches = BatchQueue(
                         name,
                         config,
-                        api,
+                        self._batch_api,
                         journal.root,
                         journaled=journal.__contains__,
+                        refresh=journal.refresh,
                         say=say,
                         clock=clock,
                         sleep=sleep,
+                        rng=rng,
                     )
                 return self._batches
 
@@ -263,24 +272,29 @@ class Client:
 
     async def _fly(self, key: str, call: Call, flight: _Flight) -> Outcome:
         try:
-            known = await self._journal.get(key)
-            if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
-                known = await self._journal.get(key)  # another run that shares the journal may have bought it
-            if known is not None:
-                self._stats.replayed += 1
-                self._on_event(Event("replayed", key, call.role))
-                return self._meant(known)
-            account = Account(self._run, call.role, call.stage)
-            flight.attempt.lose = partial(self._journal.lose, account, self.name)
-            bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
-            if isinstance(bought, Failure):
-                return self._fail(bought, call)
-            if self._batches is not None:
-                await self._batches.settled(key)
-            self._count(bought, call)
-            return self._meant(bought)
+            while True:
+                known = await self._journal.get(key)
+                if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
+                    known = await self._journal.get(key)  # another run that shares the journal may have bought it
+                if known is not None:
+                    self._stats.replayed += 1
+                    self._on_event(Event("replayed", key, call.role))
+                    return self._meant(known)
+                with contextlib.suppress(InJournal):
+                    return await self._buy(key, call, flight)
         finally:
             self._forget(key, flight)
+
+    async def _buy(self, key: str, call: Call, flight: _Flight) -> Outcome:
+        account = Account(self._run, call.role, call.stage)
+        flight.attempt.lose = partial(self._journal.lose, account, self.name)
+        bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
+        if isinstance(bought, Failure):
+            return self._fail(bought, call)
+        if self._batches is not None:
+            await self._batches.settled(key)
+        self._count(bought, call)
+        return self._meant(bought)
 
     def _meant(self, answer: Completion) -> Completion:
         """The answer with its finish reason mapped by the configured `finish_reasons`."""
@@ -365,6 +379,10 @@ class Client:
 
     def _closed_error(self) -> InfrastructureError:
         return InfrastructureError(f"the client of endpoint {self.name} was closed before this call was answered")
+
+
+def _batch_api(config: EndpointConfig, address: Address, key: str | None) -> BatchAPI:
+    return BatchAPI(openai_client(config, address, key), config.timeout_s, keyed=config.api_key_env is not None)
 
 
 def _in_batches(queue: BatchQueue) -> int:

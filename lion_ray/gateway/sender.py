@@ -307,7 +307,8 @@ class Sender:
             outcome = await self._in_one_batch(batches, key, call, body, size, attempt)
             if not isinstance(outcome, NotDone):
                 return outcome
-            if not call.batch or self.config.batch.leftovers == "live":
+            live = not call.batch or self.config.batch.leftovers == "live"
+            if live and not await batches.holds(key):
                 return None
             why = outcome.detail
         return Failure(key, NOT_DONE, f"{why} ({ROUNDS} batches)")
@@ -317,7 +318,8 @@ class Sender:
     ) -> Outcome | Suspicion | NotDone | None:
         """Like `_in_batch`, for one batch; returns NotDone if it gave no answer. Settles its reservation."""
         worst = await self._purse.take(call, size, batch=True)
-        paid, lost = 0.0, False
+        paid = 0.0
+        lost: NotDone | None = None
         started = self._clock()
         try:
             # Not committed while it waits: a batch outlives this process, and the next start resumes it.
@@ -329,7 +331,7 @@ class Sender:
             paid = completion.cost_usd or 0.0
             return completion
         except NotDone as left:
-            lost = left.billed
+            lost = left if left.billed else None
             self._on_event(Event("retried", key, call.role, left.detail))
             return left
         except Rejected as rejected:
@@ -341,11 +343,11 @@ class Sender:
                 return None  # a batch takes up to a day, and only this call is left: send it live
             return self._refused(key, call, refused)
         finally:
-            if lost:
+            if lost is not None:
                 # Before the batch's record may be removed, so that a later start finds one of the two.
                 attempt.committed = True
                 await self._lost(worst, attempt)
-                await batches.settled(key)
+                await batches.settled(key, lost)
                 attempt.committed = False
             else:
                 await self._purse.settle(worst, paid)

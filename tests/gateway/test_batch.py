@@ -18,6 +18,7 @@ import pytest_asyncio
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch import BatchQueue, NotDone
+from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.batch.lines import request_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.reply import Reply
@@ -52,7 +53,7 @@ class World:
             BatchQueue(
                 "default",
                 config,
-                api,
+                BatchAPI(api, config.timeout_s, keyed=True),
                 str(self.folder),
                 journaled=journaled,
                 say=self.said.append,
@@ -629,13 +630,14 @@ import asyncio, sys
 import openai
 from lion_ray.config import EndpointConfig
 from lion_ray.gateway.batch import BatchQueue
+from lion_ray.gateway.batch.api import BatchAPI
 from tests.gateway.support import key
 from tests.gateway.test_batch import body
 
 async def main(base_url, folder):
     config = EndpointConfig(model="stub-model", batch={"linger_s": 0.01, "poll_s": 0.01})
     api = openai.AsyncOpenAI(api_key="sk-of-the-buyer", base_url=base_url, max_retries=0)
-    queue = BatchQueue("default", config, api, folder)
+    queue = BatchQueue("default", config, BatchAPI(api, config.timeout_s, keyed=True), folder)
     await asyncio.gather(*(queue.chat(key(n), body(n)) for n in range(8)))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -656,7 +658,7 @@ async def test_a_process_that_was_killed_is_followed_by_one_that_adopts_its_batc
         assert stats["batch"]["sizes"] == [8]
         config = EndpointConfig(model="stub-model", batch={"linger_s": 0.01, "poll_s": 0.01})
         async with openai.AsyncOpenAI(api_key="sk-of-the-buyer", base_url=base_url, max_retries=0) as api:
-            queue = BatchQueue("default", config, api, str(tmp_path))
+            queue = BatchQueue("default", config, BatchAPI(api, config.timeout_s, keyed=True), str(tmp_path))
             await ask(queue, *range(8))
             await queue.close()
         stats = fetch_stats(base_url)

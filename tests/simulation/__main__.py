@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.simulation.scenario import simulate
-from tests.simulation.world import folder_in_memory, only_its_own_garbage
+from tests.simulation.scenario import play, simulate
+from tests.simulation.world import World, folder_in_memory, only_its_own_garbage
 
 TELL_S = 10.0
 BLOCK = 50
@@ -75,11 +75,16 @@ def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
 def one(seed: int, folder: str | None) -> int:
     """Tell all that happens in one seed."""
     with tempfile.TemporaryDirectory(dir=folder) if folder else folder_in_memory() as base:
-        world = simulate(seed, Path(base))
+        world, failed = World(seed, Path(base)), ""
+        try:
+            play(world)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told after the history
+            del error.__notes__[:]
+            failed = "".join(traceback.format_exception(error))
     for line in world.said:
         print(line.replace(f"{base}/", ""))
-    print(f"seed {seed}: {world.steps:,} steps")
-    return 0
+    print(f"{failed}seed {seed}: {world.steps:,} steps")
+    return 1 if failed else 0
 
 
 def _minutes(seconds: float) -> str:

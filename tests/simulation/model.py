@@ -6,15 +6,21 @@ outside, and raises a Violation as soon as the run contradicts one of its promis
   same request, and is never another request's.
 - What was handed out is not bought again: not by its own process ever, not by another whose view of the journal is
   newer (`JOURNAL_REFRESH_S`).
-- The endpoint's bills never exceed the cap by more than the bills of requests that were out when a process ended.
-- The journal's sums are no less than what was handed out cost, and no more than what was billed.
+- What was bought in a batch is not bought again by the process that bought it, nor by one that began later; and what a
+  batch has answered was handed out, or can be fetched: its record and its files are there.
+- The endpoint's bills never exceed the cap by more than the bills of requests that were out when a process ended, and
+  of batches that nobody waited for.
+- The journal's sums are no less than what was handed out cost, and no more than what was billed; an answer that several
+  processes fetched from one batch may count for each. With what may have been billed, they are no less than all bills
+  that a process could know of.
 - A stage that was committed stays as it was; a manifest that is visible has all its parts.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +51,16 @@ class Purchase:
     handed_out: bool = False
     out: bool = True
     """The client has not heard of it yet."""
+    batch: str = ""
+    """The batch that it is in, if any."""
+    at: float = 0.0
+    undone: bool = False
+    """Its batch ended without doing it: nothing was billed."""
+    spoilt: bool = False
+    """The batch gave no readable answer for what it billed."""
+    forgiven: bool = False
+    fetched_by: set[Process] = field(default_factory=set)
+    """Processes that have its batch's output: each may journal it."""
 
 
 @dataclass
@@ -60,6 +76,8 @@ class Model:
     forgiven: float = 0.0
     """Bills that nobody could know of: their process ended before it had kept the answer."""
     asked_at: dict[tuple[str, str], float] = field(default_factory=dict)
+    waiting: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Callers by process and prompt."""
     committed: dict[str, dict[str, Any]] = field(default_factory=dict)
     now: float = 0.0
 
@@ -68,12 +86,17 @@ class Model:
     def asked(self, process: Process, prompt: str) -> None:
         """A caller asks; the process may look at the journal from now on."""
         self.asked_at.setdefault((process.name, prompt), self.now)
+        self.waiting[process.name, prompt] += 1
 
     def left(self, process: Process, prompt: str) -> None:
-        """Nobody waits in this process for this prompt any more."""
-        self.asked_at.pop((process.name, prompt), None)
+        """A caller has its answer, or does not wait for it any more."""
+        self.waiting[process.name, prompt] -= 1
+        if not self.waiting[process.name, prompt]:
+            for purchase in self.purchases[prompt]:
+                if purchase.batch and purchase.process is process and not purchase.handed_out:
+                    self.forgive(purchase)
 
-    def sent(self, process: Process, prompt: str) -> Purchase:
+    def sent(self, process: Process, prompt: str, batch: str = "") -> Purchase:
         kept = self.kept_at.get(prompt)
         if kept is not None:
             own = any(p.process is process and p.handed_out for p in self.purchases[prompt])
@@ -82,19 +105,30 @@ class Model:
                 raise Violation(
                     f"{process.name} buys {prompt!r} again, which was handed out {self.now - kept:.3f} s ago"
                 )
-        purchase = Purchase(prompt, process, len(self.purchases[prompt]))
+        for known in self.purchases[prompt]:
+            mine = known.process is process or process.began > known.at
+            if kept is None and known.batch and mine and not (known.undone or known.spoilt or known.handed_out):
+                raise Violation(f"{process.name} buys {prompt!r} again, which is in {known.batch} since {known.at:.3f}")
+        purchase = Purchase(prompt, process, len(self.purchases[prompt]), batch=batch, at=self.now)
         self.purchases[prompt].append(purchase)
         return purchase
 
     def bill(self, purchase: Purchase, prompt_tokens: int, completion_tokens: int) -> str:
         """The endpoint does its work; returns the answer."""
-        purchase.usd = cost(self.prices, prompt_tokens, 0, completion_tokens)
+        purchase.usd = cost(self.prices, prompt_tokens, 0, completion_tokens, batch=bool(purchase.batch))
         purchase.text = f"{purchase.prompt} / answer {purchase.number}"
         self.billed += purchase.usd
-        if not purchase.process.alive:
-            self.forgiven += purchase.usd
+        alone = not self.waiting[purchase.process.name, purchase.prompt]
+        if not purchase.process.alive or (purchase.batch and alone):
+            self.forgive(purchase)
         self.check_cap()
         return purchase.text
+
+    def forgive(self, purchase: Purchase) -> None:
+        """Nobody can know of its bill."""
+        if not purchase.forgiven and purchase.usd:
+            purchase.forgiven = True
+            self.forgiven += purchase.usd
 
     def heard(self, purchase: Purchase) -> None:
         """The client has heard what came of it."""
@@ -104,7 +138,7 @@ class Model:
         known = [p for p in self.purchases[prompt] if p.text == text]
         if not known:
             raise Violation(f"{prompt!r} was answered with {text!r}, which was not bought for it")
-        if not replayed and known[0].handed_out:
+        if not replayed and known[0].handed_out and not known[0].batch:
             raise Violation(f"{text!r} was handed out twice as bought")
         known[0].handed_out = True
         self.kept_at.setdefault(prompt, self.now)
@@ -113,9 +147,10 @@ class Model:
         """A process ended at once. What it bought and had not kept, nobody can know of."""
         for prompt, purchases in self.purchases.items():
             self.asked_at.pop((process.name, prompt), None)
+            self.waiting.pop((process.name, prompt), None)
             for purchase in purchases:
                 if purchase.process is process and not purchase.handed_out:
-                    self.forgiven += purchase.usd
+                    self.forgive(purchase)
 
     def check_cap(self) -> None:
         if self.cap is not None and self.billed > self.cap + self.forgiven + ROUNDING_USD:
@@ -133,14 +168,32 @@ class Model:
             elif text not in (p.text for p in self.purchases[prompt]):
                 raise Violation(f"{when}: the journal answers {prompt!r} with {text!r}, which was not bought for it")
 
-    def check_spending(self, usd: float, when: str) -> None:
-        """What a newly opened journal says was spent."""
-        least = sum(p.usd for purchases in self.purchases.values() for p in purchases if p.handed_out)
-        if usd < least - ROUNDING_USD or usd > self.billed + ROUNDING_USD:
+    def check_spending(self, usd: float, at_most: float, when: str) -> None:
+        """What a newly opened journal says was spent, without and with what may have been billed."""
+        bought = [p for purchases in self.purchases.values() for p in purchases]
+        least = sum(p.usd for p in bought if p.handed_out)
+        most = self.billed + sum((len(p.fetched_by) - 1) * p.usd for p in bought if p.fetched_by)
+        if usd < least - ROUNDING_USD or usd > most + ROUNDING_USD:
             raise Violation(
                 f"{when}: the journal counts ${usd:.6f}; what was handed out cost ${least:.6f}, and ${self.billed:.6f} "
                 "was billed"
             )
+        if at_most < self.billed - self.forgiven - ROUNDING_USD:
+            raise Violation(
+                f"{when}: by the journal at most ${at_most:.6f} was billed, but it was ${self.billed:.6f}, and "
+                f"${self.forgiven:.6f} of that nobody could know of"
+            )
+
+    def check_batches(
+        self, journaled: Collection[str], in_records: Collection[str], holds: Callable[[Purchase], bool], when: str
+    ) -> None:
+        """What a batch has answered is in the journal, or can be fetched; `in_records`: the prompts of open records."""
+        for prompt, purchases in self.purchases.items():
+            for one in purchases:
+                if not one.batch or one.text is None or one.spoilt or prompt in journaled:
+                    continue
+                if prompt not in in_records or not holds(one):
+                    raise Violation(f"{when}: {one.batch} has answered {prompt!r}, and nobody can know that any more")
 
     # --- stages
 

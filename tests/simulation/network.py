@@ -30,11 +30,15 @@ class Weather:
 
     chances: dict[str, float]
     latency_s: float
+    storm: float = 0.0
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Weather:
         storm = rng.choice((0.0, 0.05, 0.3))
-        return cls({fate: storm * rng.random() for fate in FATES}, rng.choice((0.05, 0.3, 1.0)))
+        return cls({fate: storm * rng.random() for fate in FATES}, rng.choice((0.05, 0.3, 1.0)), storm)
+
+    def strikes(self, rng: random.Random) -> bool:
+        return rng.random() < self.storm
 
     def fate(self, rng: random.Random) -> str:
         draw = rng.random()

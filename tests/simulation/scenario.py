@@ -6,33 +6,44 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
-from lion_ray.config import EndpointConfig
+from lion_ray.config import BatchConfig, EndpointConfig
 from lion_ray.core.errors import BudgetError, LionError, RunConflictError
 from lion_ray.core.store import RunStore
+from lion_ray.gateway.batch.state import BatchRecords
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.ledger import Ledger
+from tests.simulation.batches import ADDRESS, SimBatchAPI
 from tests.simulation.model import Violation
 from tests.simulation.network import SimTransport
 from tests.simulation.system import SimFileSystem, installed
 from tests.simulation.world import Process, World, collector_off, folder_in_memory
 
 RUN = "run-1"
+T = TypeVar("T")
 STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
 
 
 def simulate(seed: int, folder: Path) -> World:
     """Run one seed in an empty folder. Raises Violation, or what a process should not have raised."""
     world = World(seed, folder)
+    play(world)
+    return world
+
+
+def play(world: World) -> None:
+    """Let a seed's history happen. Raises like `simulate`."""
     with _quiet(), collector_off(), installed():
         try:
             _populate(world)
@@ -43,7 +54,6 @@ def simulate(seed: int, folder: Path) -> World:
             raise
         finally:
             world.clear_away()
-    return world
 
 
 def run(seed: int) -> World:
@@ -74,6 +84,9 @@ def _populate(world: World) -> None:
         max_attempts=rng.randint(1, 4),
         breaker_failures=rng.randint(2, 8),
         outage_timeout_s=rng.choice((30.0, 3600.0)),
+        batch=BatchConfig(
+            linger_s=1.0, poll_s=5.0, leftovers=rng.choice(("batch", "live")), max_requests=rng.choice((2, 50))
+        ),
     )
     segment_bytes = rng.choice((1, 500, 2**20))
     overlap = rng.random() < 0.3
@@ -108,35 +121,29 @@ class Proxy:
         spent = sum(one.usd for one in journal.spending(RUN).values())
         budget = world.budget
 
-        async def message() -> None:
-            await asyncio.sleep(world.rng.random() * 0.01)
+        def lease(wanted: float) -> Awaitable[float | None]:
+            return _message(world, lambda: budget.lease(process.name, wanted))
 
-        async def lease(wanted: float) -> float | None:
-            await message()
-            granted = budget.lease(process.name, wanted)
-            await message()
-            return granted
+        def report(amount: float, returned: float) -> Awaitable[None]:
+            return _message(world, lambda: budget.report(process.name, amount, returned))
 
-        async def report(amount: float, returned: float) -> None:
-            await message()
-            budget.report(process.name, amount, returned)
-            await message()
-
-        await message()
-        budget.opened(process.name, spent)
+        await _message(world, lambda: budget.opened(process.name, spent))
         client = Client(
             "api",
             self.config,
             journal,
             run=RUN,
             transport=SimTransport(world, process),
-            base_url="http://127.0.0.1:1/v1",
+            batch_api=lambda: SimBatchAPI(world, process),
+            base_url=ADDRESS,
             ledger=Ledger(world.prices, lease=lease, report=report),
             clock=world.clock,
             rng=random.Random(world.rng.random()),
         )
+        # The role's mode, which may change from one start to the next.
+        batch = world.rng.random() < world.in_batches
         callers = [
-            asyncio.create_task(self._ask(world, process, client, prompt))
+            asyncio.create_task(self._ask(world, process, client, prompt, batch=batch))
             for prompt in self.prompts
             for _ in range(world.rng.choice((1, 1, 2)))
         ]
@@ -157,10 +164,14 @@ class Proxy:
             elif isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
 
-    async def _ask(self, world: World, process: Process, client: Client, prompt: str) -> None:
+    async def _ask(self, world: World, process: Process, client: Client, prompt: str, *, batch: bool) -> None:
         await asyncio.sleep(world.rng.random() * world.rng.choice((0.0, 10.0)))
         world.model.asked(process, prompt)
-        outcome = await client.complete(self._call(prompt))
+        try:
+            outcome = await client.complete(replace(self._call(prompt), batch=batch))
+        finally:
+            if process.alive:
+                world.model.left(process, prompt)
         if isinstance(outcome, Completion):
             world.say(f"{process.name} has {outcome.text!r}{' (replayed)' if outcome.replayed else ''}")
             world.model.handed_out(prompt, outcome.text, replayed=outcome.replayed)
@@ -168,6 +179,18 @@ class Proxy:
     @staticmethod
     def _call(prompt: str) -> Call:
         return call_for(prompt)
+
+
+def _message(world: World, act: Callable[[], T]) -> Awaitable[T]:
+    """Call an actor's method: it arrives even if its caller has ended."""
+    answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def arrives() -> None:
+        result = act()
+        world.later(world.rng.random() * 0.01, lambda: answer.done() or answer.set_result(result))
+
+    world.later(world.rng.random() * 0.01, arrives)
+    return answer
 
 
 def call_for(prompt: str) -> Call:
@@ -242,9 +265,15 @@ async def _audit(world: World, process: Process) -> None:
     world.model.check_answers(
         {prompt: (c.text if c else None) for prompt, c in found.items()}, process.began, process.name
     )
-    # Without what may have been billed for nothing: that is an upper bound, and not what an endpoint did.
-    bought = sum(one.usd for one in journal.spending(RUN, never_billed=("api",)).values())
-    world.model.check_spending(bought, process.name)
+    bought, at_most = (
+        sum(one.usd for one in journal.spending(RUN, never_billed=never).values()) for never in (("api",), ())
+    )
+    world.model.check_spending(bought, at_most, process.name)
+    records = await asyncio.to_thread(BatchRecords(journal.root).load, ADDRESS)
+    keys = {key for record in records for key in record.keys}
+    in_records = {prompt for prompt in world.model.purchases if call_for(prompt).key("simulated") in keys}
+    journaled = {prompt for prompt, completion in found.items() if completion is not None}
+    world.model.check_batches(journaled, in_records, world.service.holds, process.name)
     await journal.close()
     store = RunStore(str(world.disk.root / "runs" / RUN))
     for name in world.model.committed:

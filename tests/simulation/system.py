@@ -17,6 +17,7 @@ import io
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -155,6 +156,8 @@ def installed() -> Iterator[None]:
     put(
         time, "time_ns", lambda real: lambda: real() if (m := _acting.machine) is None else int((EPOCH_S + m.now) * 1e9)
     )
+    put(tempfile, "TemporaryFile", lambda real: lambda: real() if _acting.machine is None else io.BytesIO())
+    put(pafs, "LocalFileSystem", lambda real: SimFileSystem)
     put(secrets, "token_hex", _token)
     put(uuid, "uuid4", _uuid)
     put(concurrent.futures.ThreadPoolExecutor, "submit", _submitting)
@@ -168,10 +171,6 @@ def installed() -> Iterator[None]:
 EPOCH_S = 4_000_000_000.0
 """Later than any real clock says: a file's own time is a real one, and always long ago."""
 PID, HOST = 4711, "simulated"
-
-
-def _telling(simulated: Callable[[float], Any]) -> Callable[[Any], Any]:
-    return lambda real: lambda: real() if (machine := _acting.machine) is None else simulated(machine.now)
 
 
 def _opening(real: Callable[..., int]) -> Callable[..., int]:

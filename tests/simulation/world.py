@@ -31,6 +31,7 @@ from typing import Any
 from lion_ray.config import PricesConfig
 from lion_ray.core.errors import LionError
 from lion_ray.gateway.ledger import Budget
+from tests.simulation.batches import Service
 from tests.simulation.disk import Disk
 from tests.simulation.loop import SimLoop
 from tests.simulation.model import Model, Violation
@@ -63,10 +64,13 @@ class World:
         self.now = 0.0
         self.disk = Disk(folder)
         self.weather = Weather.drawn(self.rng)
-        self.prices = PricesConfig(input=1000.0, output=2000.0)
+        self.prices = PricesConfig(input=1000.0, output=2000.0, batch=0.5)
         self.cap = self.rng.choice((None, 0.5, 2.0, 8.0))
         self.model = Model(self.prices, self.cap)
         self.budget = Budget(self.cap)
+        self.service = Service(self)
+        self.in_batches = self.rng.choice((0.0, 0.0, 0.5, 1.0))
+        """How likely a process asks in batches."""
         self.thread_s = self.rng.choice((0.0, 0.001, 0.5))
         self.failing_calls = self.rng.choice((0.0, 0.0, 0.01))
         self.processes: list[Process] = []
@@ -76,12 +80,13 @@ class World:
         """The proxies that are still asked for something."""
         self.said: list[str] = []
         self.steps = 0
+        self.moments = 0
         self.restarts = 0
         self._current: Process | None = None
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._serials = itertools.count()
-        # Most runs take some hundred steps.
-        spread = self.rng.choice((100, 400, 1500))
+        # In moments: most runs take some hundred steps, and some system calls in each.
+        spread = self.rng.choice((200, 1000, 4000))
         self._disasters = sorted(self.rng.randrange(spread) for _ in range(self.rng.randrange(5)))
         if not self._disasters:
             self._calm()
@@ -141,12 +146,14 @@ class World:
 
     def run(self) -> None:
         """Let it all happen. Raises Violation where it breaks a promise."""
-        while self.processes or self._later:
+        while True:
             self.steps += 1
             if self.steps > MOST_STEPS:
                 raise Violation(f"no end after {MOST_STEPS} steps")
             while self._later and self._later[0][0] <= self.now:
                 heapq.heappop(self._later)[2]()
+            if not self.processes and not self._later:
+                return
             due, ahead = [], self._later[0][0] if self._later else math.inf
             for process in self.processes:
                 at = process.loop.next_at()
@@ -172,8 +179,8 @@ class World:
                     self._came_to_its_end(process)
 
     def _came_to_its_end(self, process: Process) -> None:
-        self._end(process)
         error = None if process.main.cancelled() else process.main.exception()
+        self._end(process, at_once=error is not None)
         if error is None:
             self.say(f"{process.name} is done")
         elif isinstance(error, LionError):
@@ -206,7 +213,9 @@ class World:
     # --- disasters
 
     def _tick(self, where: str) -> None:
-        if not self._disasters or self.steps < self._disasters[0]:
+        """A moment between two steps, or before or after a system call: it may be a process's last."""
+        self.moments += 1
+        if not self._disasters or self.moments < self._disasters[0]:
             return
         self._disasters.pop(0)
         if not self._disasters:
@@ -237,7 +246,7 @@ class World:
         for victim in victims:
             self._again(victim)
 
-    def _end(self, process: Process) -> None:
+    def _end(self, process: Process, *, at_once: bool = True) -> None:
         process.alive = False
         self.processes.remove(process)
         self.graveyard.append(process)
@@ -246,13 +255,15 @@ class World:
         process.descriptors.clear()
         for file in list(process.files):
             file.close()
-        self.model.ended(process)
+        if at_once:
+            self.model.ended(process)
 
     def _again(self, process: Process) -> None:
         self.restarts += 1
         if self.restarts > 30:
             raise Violation(f"{process.name} does not come to its end in {self.restarts} restarts")
-        self.later(self.rng.random() * 10, lambda: self.start(process.name, process.body))
+        # Not at once: what it sent to the actor that holds the budget arrives before it is there again.
+        self.later(0.1 + self.rng.random() * 10, lambda: self.start(process.name, process.body))
 
     def _calm(self) -> None:
         self.weather = Weather({}, self.weather.latency_s)

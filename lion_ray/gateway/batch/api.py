@@ -38,12 +38,16 @@ class BatchAPI:
     """Requests about files and batches. All methods raise TransportError."""
 
     def __init__(self, api: openai.AsyncOpenAI, timeout_s: float, *, keyed: bool) -> None:
-        """`timeout_s` applies to each small request; a file transfer has no limit while bytes move. `keyed`: the
-        package's key is a real key, not a placeholder, which may be an ordinary word."""
+        """`api` is made with max_retries=0. `timeout_s` applies to each small request; a file transfer has no limit
+        while bytes move. `keyed`: the package's key is a real key, not a placeholder, which may be an ordinary word."""
         self._api = api
         self._key = api.api_key.encode() if keyed else b""
         self._timeout_s = timeout_s
         self.address = without_secrets(str(api.base_url))
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._api.close()
 
     async def upload(self, name: str, data: bytes) -> str:
         """Upload a batch's input and return its file id."""

@@ -46,6 +46,7 @@ class Buyer:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         now: Callable[[], float],
+        rng: random.Random,
     ) -> None:
         self._config = config
         self._api = api
@@ -54,6 +55,7 @@ class Buyer:
         self._clock = clock
         self._sleep = sleep
         self._now = now
+        self._rng = rng
         self.ran_at = float("-inf")
         """When the endpoint last reported that one of our batches had begun."""
 
@@ -217,4 +219,4 @@ class Buyer:
 
     def _backoff(self, failures: int) -> float:
         longest = min(self._config.max_backoff_s, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 60))
-        return longest * random.uniform(0.5, 1.0)
+        return longest * self._rng.uniform(0.5, 1.0)

@@ -30,12 +30,17 @@ URL = "/v1/chat/completions"
 class NotDone(TransportError):  # noqa: N818 - it names an answer, not a mistake
     """A batch ended without an answer to this request; a retry may succeed.
 
-    `billed`: the work may have been done and billed nevertheless.
+    `billed`: the work may have been done and billed nevertheless, by the batch `nonce`.
     """
 
     def __init__(self, detail: str, *, billed: bool = False) -> None:
         super().__init__(detail)
         self.billed = billed
+        self.nonce = ""
+
+
+class InJournal(Exception):  # noqa: N818 - it names an answer, not a mistake
+    """Another process that shares the journal has fetched this answer of a batch and journaled it."""
 
 
 def request_line(key: str, body: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ Invariants:
   be sent live is cancelled: its finished answers are fetched, and the rest is sent live.
 
 Several processes may share a journal: each knows the batches that were open at its start. They may poll the same batch,
-but buy it only once. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
+but buy it only once: a process that finds it closed by another looks into the journal before it buys again. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
 
 Source: OpenAI's Batch API. This module tracks which calls wait for which batch; `buyer` handles a batch, and the caller
 handles the journal. Use it from one event loop.
@@ -21,19 +21,19 @@ handles the journal. Use it from one event loop.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-import openai
 from openai.types import Batch
 
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.batch.api import BatchAPI, Gone
 from lion_ray.gateway.batch.buyer import Buyer
-from lion_ray.gateway.batch.lines import NotDone, Output, read_line, request_line
+from lion_ray.gateway.batch.lines import InJournal, NotDone, Output, read_line, request_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.batch.verdict import Verdict, verdict_of
 from lion_ray.gateway.batch.work import Asked, Gathering, UnderWay
@@ -57,34 +57,40 @@ class BatchQueue:
         self,
         name: str,
         config: EndpointConfig,
-        api: openai.AsyncOpenAI,
+        api: BatchAPI,
         journal_root: str,
         *,
         journaled: Callable[[str], bool] | None = None,
+        refresh: Callable[[], Awaitable[object]] | None = None,
         say: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """For endpoint `name`, through `api` (made with max_retries=0), which its owner closes.
+        """For endpoint `name`, through `api`, which its owner closes.
 
         `journaled` tells whether a key is in the journal: a batch of an earlier process whose keys all are is closed at
-        the first call, and otherwise only its other keys have to be settled. Reads and writes nothing yet.
+        the first call, and otherwise only its other keys have to be settled. `refresh` reads what other processes have
+        journaled. Reads and writes nothing yet.
         """
         self.name = name
         self._config = config
         self._say = lambda line: say(f"endpoint {name}: {line}") if say is not None else None
-        self._api = BatchAPI(api, config.timeout_s, keyed=config.api_key_env is not None)
+        self._api = api
         self._records = BatchRecords(journal_root)
-        self._buyer = Buyer(config, self._api, self._records, self._say, clock, sleep, now)
+        self._now = now or time.time
+        self._buyer = Buyer(config, api, self._records, self._say, clock, sleep, self._now, rng or random.Random())
         self._journaled = journaled or (lambda key: False)
+        self._refresh = refresh
         self._sleep = sleep
-        self._now = now
         self._gathering = Gathering(config.batch, self._ship, clock, sleep)
         self._loading: asyncio.Task[None] | None = None
         self._asked: dict[str, Asked] = {}
         self._batches: dict[str, UnderWay] = {}
         self._where: dict[str, str] = {}
+        self._adopted: list[UnderWay] = []
+        """Batches of earlier processes, oldest first: two of them may hold the same call."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -92,8 +98,7 @@ class BatchQueue:
     async def holds(self, key: str) -> bool:
         """Whether an open batch may answer this call. Raises InfrastructureError like `chat`."""
         await self._ready()
-        batch = self._batches.get(self._where.get(key, ""))
-        return batch is not None and batch.has(key)
+        return self._holder(key) is not None
 
     async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
         """Send a call in a batch, or join an earlier process's batch that holds it; returns its answer.
@@ -104,18 +109,14 @@ class BatchQueue:
         refuses all), Transient (failed in `ROUNDS` batches, or the endpoint is down for `outage_timeout_s`), NotDone
         (with `leftovers: live` or `live`: the batch ended without answering it; otherwise only for a call that may have
         been billed, which must be `settled` and then repeated). Raises InfrastructureError if the journal's folder
-        refuses or the queue is closed.
+        refuses or the queue is closed, InJournal if another process was faster.
         """
         await self._ready()
         asked = self._asked.get(key)
         if asked is None:
             future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             asked = self._asked[key] = Asked(key, request_line(key, body), future, live=live)
-            batch = self._batches.get(self._where.get(key, ""))
-            if batch is None or not batch.has(key):
-                self._gather([asked])
-            else:
-                self._attend(batch, asked)
+            self._gather([asked])
         asked.waiters += 1
         try:
             return await asyncio.shield(asked.future)
@@ -126,12 +127,12 @@ class BatchQueue:
                 self._asked.pop(key, None)
                 asked.future.cancel()
 
-    async def settled(self, key: str) -> None:
-        """The caller has durably journaled this key, or its possible cost. A batch's last key closes it in the
-        background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
+    async def settled(self, key: str, left: NotDone | None = None) -> None:
+        """The caller has durably journaled this key, or what the batch that `left` it may have cost. A batch's last key
+        closes it in the background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
         self._asked.pop(key, None)
         for batch in list(self._batches.values()):
-            if key in batch.open:
+            if key in batch.open and (left is None or left.nonce == batch.record.nonce):
                 batch.open.discard(key)
                 self._close_if_done(batch)
 
@@ -192,6 +193,7 @@ class BatchQueue:
             # An unfinished call of one batch is also in the next batch's record: the newest one holds it.
             self._where.update((key, record.nonce) for key in record.keys)
             if unsettled:
+                self._adopted.append(batch)
                 told = record.batch_id or "perhaps created"
                 self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls wait for it")
             else:
@@ -230,6 +232,7 @@ class BatchQueue:
         if batch.fresh:
             await self._buy(batch)
         elif batch.record.batch_id is None and not await self._buyer.found(batch):
+            await self._look_into_the_journal(batch)
             await self._close_batch(batch)
             self._gather(batch.take())
             return
@@ -250,11 +253,20 @@ class BatchQueue:
                 batch.open &= batch.output.answered | batch.output.doubtful
             self._gathering.widen()
         except Gone as gone:
+            await self._look_into_the_journal(batch)
             self._say(f"{gone.detail}; its {len(batch.waiting)} calls are retried")
             # It existed, so its calls may have been answered.
             batch.output = Output()
             batch.output.doubtful = batch.open = batch.open & batch.waiting.keys()
         await self._hand_out(batch, batch.output)
+
+    async def _look_into_the_journal(self, batch: UnderWay) -> None:
+        """It is gone: another process may have journaled its answers, and closed it."""
+        if self._refresh is not None:
+            await self._refresh()
+        for key in [key for key in batch.waiting if self._journaled(key)]:
+            batch.open.discard(key)
+            self._end(batch.waiting.pop(key), InJournal())
 
     async def _buy(self, batch: UnderWay) -> None:
         try:
@@ -280,6 +292,7 @@ class BatchQueue:
                 reply = read_line(self._api.redact(line) if line is not None else None)
             except NotDone as error:
                 error.billed |= key in output.doubtful
+                error.nonce = batch.record.nonce
                 undone, why = undone + 1, error.detail
                 if not error.billed:
                     batch.open.discard(key)
@@ -310,7 +323,7 @@ class BatchQueue:
             elif asked.rounds >= ROUNDS:
                 self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
             else:
-                self._gathering.add(asked)
+                self._gather([asked])
 
     async def _failed(self, batch: UnderWay, over: Batch) -> None:
         """Handle a batch that the endpoint did not begin: none of it was bought."""
@@ -336,9 +349,11 @@ class BatchQueue:
             self._again(left, NotDone(verdict.detail))
 
     def _gather(self, left: Iterable[Asked]) -> None:
-        """Add calls to the next batch, except those that prefer to be sent live."""
+        """Let calls wait for the batch that holds them, or add them to the next one unless they prefer to be live."""
         for asked in left:
-            if asked.live:
+            if (batch := self._holder(asked.key)) is not None:
+                self._attend(batch, asked)
+            elif asked.live:
                 self._end(asked, NotDone("no open batch holds it"))
             else:
                 self._gathering.add(asked)
@@ -382,11 +397,19 @@ class BatchQueue:
         await self._buyer.forget(batch.record)
         self._batches.pop(batch.record.nonce, None)
         batch.release()
+        self._adopted = [one for one in self._adopted if one is not batch]
         for key in batch.record.keys:
             if self._where.get(key) == batch.record.nonce:
                 del self._where[key]
 
     # --- helpers
+
+    def _holder(self, key: str) -> UnderWay | None:
+        """The newest batch that may answer this call."""
+        newest = self._batches.get(self._where.get(key, ""))
+        if newest is not None and newest.has(key):
+            return newest
+        return next((one for one in reversed(self._adopted) if key in one.open and one.has(key)), None)
 
     def _running(self) -> list[UnderWay]:
         return [batch for batch in self._batches.values() if batch.running]
