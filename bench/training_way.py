@@ -191,7 +191,7 @@ def profiled(job: Job) -> dict[str, Any]:
         (torch.Tensor, "backward", timed("backward", torch.Tensor.backward)),
         (torch.optim.AdamW, "step", timed("optimizer", torch.optim.AdamW.step)),
         (torch.nn.utils, "clip_grad_norm_", timed("clipping", torch.nn.utils.clip_grad_norm_)),
-        (fit, "pack", timed("data", fit.pack)),
+        (fit, "share_out", timed("data", fit.share_out)),
         (fit, "micro_batches", each("data", fit.micro_batches)),
     ]
     loop = fit._run

@@ -25,7 +25,7 @@ from lion_ray.models.machine import resolve_precision
 from lion_ray.models.resolve import parameters_of
 from lion_ray.pipeline import estimate
 from lion_ray.pipeline.local_times import LocalTimes, in_words, planned_s
-from lion_ray.pipeline.preflight import heldout_problems
+from lion_ray.pipeline.preflight import heldout_problems, idle_workers
 from lion_ray.pipeline.stage import Stage, When
 from lion_ray.pipeline.stages import due
 
@@ -156,6 +156,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         config.endpoints[one].serve is None for one in endpoints_in_use(config)
     ):
         notes.append("no endpoint has limits configured, so its time is not planned: see endpoints.NAME.limits")
+    notes += idle_workers(config)
     local_s = planned_s(stages)
     if local_s is not None:
         notes.append(

@@ -75,6 +75,17 @@ def keys_in_clear(loaded: LoadedConfig) -> list[str]:
     ]
 
 
+def idle_workers(config: RunConfig) -> list[str]:
+    """A warning if some training workers get no sample of a batch."""
+    batch, workers = config.imitation.batch_size, config.imitation.workers
+    if batch >= workers:
+        return []
+    return [
+        f"imitation.batch_size: {batch} samples cannot keep {workers} workers busy, so {workers - batch} would idle in "
+        f"every step; raise it to {workers} or more, or set imitation.workers to {batch} or fewer"
+    ]
+
+
 def check_references(loaded: LoadedConfig) -> list[str]:
     """Check that the checks can score the held-out rows. Returns warnings about rows that they cannot score.
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, MambaConfig, MambaForCausalLM
 
 from lion_ray.core.errors import ModelError
+from lion_ray.imitation.training.balance import micro_batches, share_out
 from lion_ray.imitation.training.data import Sample, collate, encode, pack
-from lion_ray.imitation.training.fit import micro_batches
 from lion_ray.imitation.training.model import LabelledLogits, World, check_packing, load_model
 from lion_ray.models.prompter import Prompter
 from tests.training.conftest import ROWS
@@ -68,7 +68,7 @@ def test_packed_and_plain_have_the_same_loss_and_gradients(kind, model, samples)
     rows = pack(samples, 256)
     assert len(rows) < len(samples) / 3
     total = torch.zeros(())
-    for batch in micro_batches(rows, 3, World()):
+    for batch in micro_batches([rows], 3, World()):
         loss = logits.losses(batch).sum()
         loss.backward()
         total += loss.detach()
@@ -107,7 +107,7 @@ def test_a_share_without_rows_adds_nothing_and_still_has_gradients(model):
 
 
 def test_every_process_takes_as_many_micro_batches_and_together_they_take_all(samples):
-    rows = pack(samples[:7], 64)
+    rows = share_out(samples[:7], 64, 3)
     shares = [list(micro_batches(rows, 2, World(rank, 3))) for rank in range(3)]
     assert len({len(share) for share in shares}) == 1
     assert sum(len(batch.targets) for share in shares for batch in share) == sum(s.labelled for s in samples[:7])

@@ -183,3 +183,18 @@ def test_near_threshold_is_not_promised_to_save_anything(tmp_path: Path) -> None
     plans = [make_plan(one, tmp_path) for one in (config, near)]
     assert plans[0].to_json()["totals"] == plans[1].to_json()["totals"]
     assert any("near_threshold" in note for note in plans[1].notes)
+
+
+def test_workers_without_a_sample_are_warned_of(tmp_path: Path) -> None:
+    config = configured(tmp_path).model_dump(mode="json")
+
+    def warned(batch: int, workers: int) -> list[str]:
+        imitation = config["imitation"] | {"batch_size": batch, "workers": workers}
+        notes = make_plan(RunConfig.model_validate(config | {"imitation": imitation}), tmp_path).notes
+        return [note for note in notes if note.startswith("imitation.batch_size")]
+
+    assert warned(128, 128) == []
+    assert warned(8, 10) == [
+        "imitation.batch_size: 8 samples cannot keep 10 workers busy, so 2 would idle in every step; raise it to 10 or "
+        "more, or set imitation.workers to 8 or fewer"
+    ]

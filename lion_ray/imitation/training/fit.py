@@ -19,7 +19,7 @@ import gc
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.objectives.base import Objective
 from lion_ray.imitation.objectives.policy_gradient import PolicyGradient
 from lion_ray.imitation.training import output, state
-from lion_ray.imitation.training.data import Batch, Sample, collate, count_steps, digest, encode, pack, step_batches
+from lion_ray.imitation.training.balance import Shares, micro_batches, share_out
+from lion_ray.imitation.training.data import Sample, count_steps, digest, encode, step_batches
 from lion_ray.imitation.training.model import (
     LabelledLogits,
     World,
@@ -182,14 +183,6 @@ def learning_rate(spec: TrainSpec, step: int, steps: int) -> float:
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def micro_batches(rows: Sequence[Sequence[Sample]], micro_batch_rows: int, world: World) -> Iterator[Batch]:
-    """This process's share of a step's packed rows; the same number of batches on every process."""
-    mine = rows[world.rank :: world.size]
-    most = -(-len(rows) // world.size)
-    for start in range(0, most, micro_batch_rows):
-        yield collate(mine[start : start + micro_batch_rows])
-
-
 def _prepare(model: Any, spec: TrainSpec, world: World, device: torch.device) -> Any:
     if spec.lora is not None:
         torch.manual_seed(derive_seed(spec.seed, "adapters"))
@@ -220,12 +213,12 @@ def _run(
     for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
         began = time.monotonic()
         torch.manual_seed(derive_seed(spec.seed, "step", progress.step, world.rank))
-        packed = pack([samples[i] for i in indices], spec.max_length)
+        shares = share_out([samples[i] for i in indices], spec.max_length, world.size)
         rate = learning_rate(spec, progress.step, steps)
         roll.meet()
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, norm, positions = _step(spec, packed, logits, objective, optimizer, world, device)
+        loss, norm, positions = _step(spec, shares, logits, objective, optimizer, world, device)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}")
         tokens = sum(samples[i].size for i in indices)
@@ -260,7 +253,7 @@ def _run(
 
 def _step(
     spec: TrainSpec,
-    packed: list[list[Sample]],
+    shares: Shares,
     logits: LabelledLogits,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -269,11 +262,11 @@ def _step(
 ) -> tuple[float, float, int]:
     """One optimizer step: mean loss (nats per token, of cross-entropy), gradient norm before clipping, positions."""
     sharded = world.size > 1 and spec.sharding == "full"
-    count = objective.count(sample for row in packed for sample in row)
+    count = objective.count(sample for rows in shares for row in rows for sample in row)
     # fully_shard averages gradients over the processes; the loss needs their sum.
     scale = (world.size if sharded else 1) / count
     totals = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in micro_batches(packed, spec.micro_batch_rows, world):
+    for batch in micro_batches(shares, spec.micro_batch_rows, world):
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
             loss = objective.loss(logits, batch.to(device))
         (loss * scale).backward()
