@@ -268,7 +268,7 @@ async def test_an_endpoint_without_log_probabilities(
 ) -> None:
     monkeypatch.setattr("tests.stub_api._logprobs", lambda *_: None)
     target = participant(stub, "student")
-    with pytest.raises(EndpointError, match="gives no log-probabilities; use --letters published or standing"):
+    with pytest.raises(EndpointError, match="returns no log-probabilities; use --letters published or standing"):
         await choose(ChoicePlan("bbh", bbh, target, "logprobs", limit=1), place(tmp_path, target), quiet())
 
 

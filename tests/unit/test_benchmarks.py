@@ -136,8 +136,8 @@ def test_scores_are_means_over_tasks_and_count_what_is_missing(two_tasks: Path) 
         (['{"id": "bbh/navigate/0", "output": "A"}', "{"], "outputs.jsonl:2: not {"),
         (['{"id": "bbh/navigate/0"}'], "outputs.jsonl:1: not {"),
         (['{"id": 3, "output": "A"}'], "outputs.jsonl:1: id and output must be texts"),
-        (['{"id": "bbh/navigate/0", "output": "A"}'] * 2, "outputs.jsonl:2: bbh/navigate/0 is there twice"),
-        (['{"id": "bbh/navigate/999", "output": "A"}'], "1 ids are none of bbh's questions here"),
+        (['{"id": "bbh/navigate/0", "output": "A"}'] * 2, "outputs.jsonl:2: duplicate id bbh/navigate/0"),
+        (['{"id": "bbh/navigate/999", "output": "A"}'], "1 ids are not among bbh's questions here"),
     ],
 )
 def test_outputs_that_cannot_be_used(two_tasks: Path, tmp_path: Path, lines: list[str], said: str) -> None:
@@ -152,19 +152,19 @@ def test_a_file_that_is_not_whole(two_tasks: Path) -> None:
     (two_tasks / "snarks.json").write_text(json.dumps({"examples": whole["examples"][:-1]}))
     with pytest.raises(DataError, match=r"snarks\.json: 177 questions, and snarks has 178"):
         load_suite("bbh", two_tasks)
-    with pytest.raises(DataError, match="none of agieval's files is there"):
+    with pytest.raises(DataError, match="it has no file of agieval"):
         load_suite("agieval", two_tasks)
 
 
 def test_a_file_of_another_form(tmp_path: Path) -> None:
     (tmp_path / "snarks.json").write_text('{"rows": []}')
-    with pytest.raises(DataError, match=r"snarks\.json: not the form that was expected: KeyError: 'examples'"):
+    with pytest.raises(DataError, match=r"snarks\.json: unexpected format: KeyError: 'examples'"):
         load_suite("bbh", tmp_path)
     bbh_file(tmp_path, "snarks", [{"input": "Which?", "answer": "(A)"}])
-    with pytest.raises(DataError, match=r"snarks\.json: question 0: not the form"):
+    with pytest.raises(DataError, match=r"snarks\.json: question 0: unexpected format"):
         load_suite("bbh", tmp_path)
     (tmp_path / "sat-en.jsonl").write_text('{"passage": null, "question": "Which?", "options": null, "label": "A"}\n')
-    with pytest.raises(DataError, match=r"sat-en\.jsonl:1: not the form"):
+    with pytest.raises(DataError, match=r"sat-en\.jsonl:1: unexpected format"):
         load_suite("agieval", tmp_path)
 
 

@@ -188,7 +188,7 @@ def test_a_judge_that_never_moves_leaves_tau_free() -> None:
     assert advice is not None
     assert (advice.sd, advice.recommended, advice.configured) == (0.0, STEP, 2.5)
     assert [line.changed for line in advice.lines] == [0.0] * len(advice.lines)
-    assert "it is left as it is" in advice.reasoning
+    assert "it is not changed" in advice.reasoning
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ PAIR = {"instruction": "Q", "first": "A", "second": "B", "label": 1}
         (PAIR | {"label": 3}, "`label` (or `winner`) is 3"),
         ({key: PAIR[key] for key in PAIR if key != "label"}, "`label` (or `winner`) is None"),
         ({key: PAIR[key] for key in PAIR if key != "second"}, "`second` is missing"),
-        (PAIR | {"instruction": 5}, "`instruction` is missing or not a text"),
-        (PAIR | {"id": "x"}, "'x' is there twice"),
+        (PAIR | {"instruction": 5}, "`instruction` is missing or not a string"),
+        (PAIR | {"id": "x"}, "duplicate id 'x'"),
         ("{", "not JSON"),
         ([1], "not an object"),
-        ({"conversation_a": [{"content": "Q"}] * 4, "winner": "tie"}, "only the first turn"),
+        ({"conversation_a": [{"content": "Q"}] * 4, "winner": "tie"}, "only single turns"),
     ],
 )
 def test_what_is_no_pair_is_told_with_its_line(tmp_path: Path, row: Any, says: str) -> None:
@@ -289,5 +289,5 @@ def test_a_runs_rows_are_joined_with_their_verdicts(tmp_path: Path) -> None:
     assert [row.id for row in both_orders(rows.values())] == ["row-0", "row-4", "row-5"]
     assert len(judged_rows(store, 2, 2)) == 2
     assert judged_rows(store, 2, 2) == judged_rows(store, 2, 2)
-    with pytest.raises(DataError, match="iteration 1 has no whole verdicts"):
+    with pytest.raises(DataError, match="iteration 1 has not finished judging"):
         judged_rows(store, 1)

@@ -116,7 +116,7 @@ def test_a_hub_with_other_rows() -> None:
 
     with pytest.raises(DataError, match="SaylorTwift/bbh: 249 questions, and boolean_expressions has 250"):
         load_from_hub("bbh", hub(fewer))
-    with pytest.raises(DataError, match="SaylorTwift/bbh, boolean_expressions, row 3: not the form"):
+    with pytest.raises(DataError, match="SaylorTwift/bbh, boolean_expressions, row 3: unexpected format"):
         load_from_hub("bbh", hub(other))
-    with pytest.raises(DataError, match="hails/agieval-aqua-rat, aqua-rat, row 3: not the form"):
+    with pytest.raises(DataError, match="hails/agieval-aqua-rat, aqua-rat, row 3: unexpected format"):
         load_from_hub("agieval", hub(several))

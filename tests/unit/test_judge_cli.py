@@ -124,7 +124,7 @@ def test_a_runs_rows_are_judged_again_by_its_own_referee(tmp_path: Path) -> None
     found = json.loads(done.out)["rows"]
     assert (found["pairs"], found["samples"], found["calls_now"]) == (5, 2, 11)
     # Of the recorded calls two could not be read for the row that is quarantined, and one for another.
-    assert found["unread"] == {"verdict cut off": 2, "asked again": 1}
+    assert found["unread"] == {"verdict cut off": 2, "retried": 1}
     assert found["replies"] == 11 + 11
     assert found["tau"]["configured"] == 1.5
     assert json.loads(again.out)["rows"]["calls_now"] == 0

@@ -1,10 +1,10 @@
-"""The lettered suites from a model hub's data sets, through the `datasets` package.
+"""The multiple-choice suites from a model hub's data sets, through the `datasets` package.
 
 The repositories and their columns are those of lm-eval's own tasks (0.4.13): SaylorTwift/bbh (a configuration for each
 task, columns `input` and `target`, split `test`), and hails/agieval-TASK (columns `query`, `choices` and `gold`, split
 `test`). A `query` is the paper's prompt; passage and question are taken from it.
 
-Not tried against a hub: the formats are tested on made-up rows. Counts are checked as for a folder.
+Untested against a real hub: the formats are tested on synthetic rows. Counts are checked as for a folder.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def _questions(suite: str, task: str, repository: str, rows: Rows) -> Iterator[Q
             else:
                 yield _agieval(task, number, row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DataError(f"{where}: not the form that was expected: {type(error).__name__}: {error}") from None
+            raise DataError(f"{where}: unexpected format: {type(error).__name__}: {error}") from None
 
 
 def _agieval(task: str, number: int, row: Mapping[str, Any]) -> Question:
-    asked, _, rest = row["query"].rpartition(" Answer Choices: ")
+    query, _, rest = row["query"].rpartition(" Answer Choices: ")
     if not rest:
         raise ValueError("`query` has no Answer Choices")
-    passage, mark, text = asked.rpartition("Q: ")
+    passage, mark, text = query.rpartition("Q: ")
     if not mark:
         raise ValueError("`query` has no Q:")
     options = tuple(strip_letter(option) for option in row["choices"])
-    # Several right answers occur in other sets of AGIEval, in none of these.
+    # Only other sets of AGIEval have questions with several correct answers.
     (gold,) = row["gold"]
     return Question(
         "agieval", task, number, text.strip(), options, ascii_uppercase[: len(options)][gold], passage.strip()

@@ -1,10 +1,10 @@
-"""BBH and AGIEval as the paper asks them: zero-shot, multiple choice, one letter as the answer.
+"""BBH and AGIEval by the paper's protocol: zero-shot, multiple choice, one letter as the answer.
 
 Invariants:
-- A question's id is ``suite/task/number``, the number its place in its file, from 0; ids are what answers go by.
-- Every question has lettered options and one letter that is right. Where a task's answers are words, they are lettered
-  in the order in which the task names them.
-- A suite is whole or it is not: how many questions each task has is known and checked, and what is missing is said.
+- A question's id is ``suite/task/number``, where number is its index in its file, from 0. Answers are matched by id.
+- Every question has lettered options and one correct letter. If a task's answers are words, they get letters in the
+  order in which the task lists them.
+- Each task's number of questions is known and checked; missing tasks are reported.
 
 Sources: the paper, section 5.1 and appendix; BIG-Bench Hard (arXiv 2210.09261); AGIEval (arXiv 2304.06364). The
 questions are not shipped: see `FILES`.
@@ -34,7 +34,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "sports_understanding": ("yes", "no"),
     "web_of_lies": YES_NO,
 }
-"""The answers of BBH's tasks whose targets are not letters."""
+"""The possible answers of the BBH tasks whose targets are not letters."""
 BBH: dict[str, int] = dict.fromkeys(
     (
         "boolean_expressions",
@@ -60,7 +60,7 @@ BBH: dict[str, int] = dict.fromkeys(
     ),
     250,
 ) | {"causal_judgement": 187, "penguins_in_a_table": 146, "snarks": 178}
-"""Questions by task: 23 tasks, 5,511 questions; the four that have no choices to letter are left out, as published."""
+"""Questions by task: 23 tasks, 5,511 questions; as in the paper, the four tasks without choices are left out."""
 AGIEVAL: dict[str, int] = {
     "aqua-rat": 254,
     "logiqa-en": 651,
@@ -71,18 +71,18 @@ AGIEVAL: dict[str, int] = {
     "sat-en-without-passage": 206,
     "sat-math": 220,
 }
-"""Questions by set: the 8 English multiple-choice sets, 2,546 questions."""
+"""Questions by task: the 8 English multiple-choice tasks, 2,546 questions."""
 SUITES: dict[str, dict[str, int]] = {"bbh": BBH, "agieval": AGIEVAL}
 FILES = {
     "bbh": "bbh/*.json of github.com/suzgunmirac/BIG-Bench-Hard",
     "agieval": "data/v1/*.jsonl of github.com/ruixiangcui/AGIEval",
 }
-"""Where a suite's questions are to be had."""
+"""Where to get a suite's questions."""
 PAPER: dict[str, dict[str, float]] = {
     "agieval": {"ChatGPT": 47.2, "Vicuna-7B": 22.6, "Lion-7B": 26.3, "Vicuna-13B": 29.3, "Lion-13B": 34.2},
     "bbh": {"ChatGPT": 48.9, "Vicuna-7B": 21.9, "Lion-7B": 32.0, "Vicuna-13B": 23.3, "Lion-13B": 36.2},
 }
-"""What the paper reports: unweighted means over the tasks, per cent."""
+"""The paper's results: unweighted means over the tasks, in per cent."""
 
 _OPTION = re.compile(r"^(?:\([A-Z]\)|[A-Z][.)]?\s)\s*")
 _PUBLISHED = re.compile(r"[A-F]")
@@ -97,7 +97,7 @@ _MARKED = re.compile(r"[(\[]([A-Z])[)\]]|(?:^|(?<=\s))\*{0,2}([A-Z])(?:[.):]|\*\
 _ALONE = re.compile(r"(?<![A-Za-z'’])([A-Z])(?![A-Za-z'’])")
 _JOINS = frozenset({"because", "since", "as", "is", "and", "or", "but", "seems", "was", "would", "matches", "fits"})
 _AFTER_ANSWER = _JOINS | {"for", "due", "which", "in", "from", "with", "by", "on", "the", "given", "based"}
-"""Words that may follow an answer A, where an article would have a noun."""
+"""Words that may follow the answer A; a noun would follow the article."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,9 @@ class Question:
     text: str
     """The question, without its options."""
     options: tuple[str, ...]
-    """What the letters from A on stand for."""
+    """The options' texts, in the order of their letters."""
     answer: str
-    """The letter that is right."""
+    """The correct letter."""
     passage: str = ""
 
     @property
@@ -121,7 +121,7 @@ class Question:
 
     @property
     def letters(self) -> str:
-        """The letters there are to choose from."""
+        """The letters of the options."""
         return ascii_uppercase[: len(self.options)]
 
     def prompt(self) -> str:
@@ -133,17 +133,17 @@ class Question:
 
 
 def published_letter(output: str) -> str | None:
-    """The answer as the paper takes it: the first of the characters A to F, wherever it stands but in thoughts."""
+    """The answer by the paper's method: the first character from A to F anywhere in the output, except in reasoning."""
     found = _PUBLISHED.search(without_thoughts(output))
     return found[0] if found else None
 
 
 def standing_letter(output: str, letters: str) -> str | None:
-    """Which of `letters` an output answers with; None where it names none.
+    """The one of `letters` that an output gives as its answer; None if there is none.
 
-    An announced letter goes first: "the answer is B", "Answer: (B)", "\\\\boxed{B}"; of several the last, as whoever
-    reasons ends with it. Then a letter in brackets or with a mark behind it: ``(B)``, ``B.``, ``B)``; then one that
-    stands alone, but the B of ``Because``, the article A and the word I. What the model thought does not count.
+    In order of precedence: the last announced letter ("the answer is B", "Answer: (B)", "\\\\boxed{B}"), because
+    reasoning comes before its conclusion; the first letter in brackets or before punctuation (``(B)``, ``B.``,
+    ``B)``); the first letter that is a word by itself, except the article A and the pronoun I. Reasoning is ignored.
     """
     output = without_thoughts(output)
     announced = [found for found in _ANNOUNCED.finditer(output) if found["letter"] in letters]
@@ -159,7 +159,7 @@ def standing_letter(output: str, letters: str) -> str | None:
 
 
 def _is_word(output: str, place: int, *, announced: bool = False) -> bool:
-    """Whether the letter there is a word of the sentence: the article A, or I."""
+    """Whether the letter at `place` is the article A or the pronoun I."""
     if output[place] == "A":
         # "A because it is" is an answer, and "A man walks" is not.
         word = re.match(r"A ([a-z]+)", output[place:])
@@ -171,10 +171,10 @@ def _is_word(output: str, place: int, *, announced: bool = False) -> bool:
 
 
 def load_suite(suite: str, folder: Path) -> list[Question]:
-    """The questions of a suite, as far as its files are in `folder`, task by task.
+    """The questions of a suite's files in `folder`, task by task; files may be missing.
 
     Raises:
-        DataError: there is none, or a file does not hold what it should; with the file and the row.
+        DataError: there are no files, or one is invalid; with the file and the row.
     """
     questions: list[Question] = []
     for task, count in SUITES[suite].items():
@@ -185,25 +185,25 @@ def load_suite(suite: str, folder: Path) -> list[Question]:
         check_count(path, task, len(found), count)
         questions += found
     if not questions:
-        raise DataError(f"{folder}: none of {suite}'s files is there; it takes {FILES[suite]}")
+        raise DataError(f"{folder}: it has no file of {suite}; it needs {FILES[suite]}")
     return questions
 
 
 def missing_tasks(suite: str, questions: Iterable[Question]) -> list[str]:
-    """The tasks of the suite that none of these questions is of."""
-    there = {question.task for question in questions}
-    return [task for task in SUITES[suite] if task not in there]
+    """The tasks of the suite without a question."""
+    present = {question.task for question in questions}
+    return [task for task in SUITES[suite] if task not in present]
 
 
 def check_count(where: object, task: str, found: int, count: int) -> None:
-    """Raises DataError where a task has not as many questions as it must have."""
+    """Raises DataError if a task has the wrong number of questions."""
     if found != count:
-        raise DataError(f"{where}: {found} questions, and {task} has {count}; is the file whole?")
+        raise DataError(f"{where}: {found} questions, but {task} has {count}; is the file complete?")
 
 
-def bbh_question(task: str, number: int, asked: str, target: str, where: object) -> Question:
-    """A question of BBH from its `input` and its `target`; raises DataError where the target is none of the options."""
-    text, _, listed = asked.partition("\nOptions:\n")
+def bbh_question(task: str, number: int, source: str, target: str, where: object) -> Question:
+    """A question of BBH from its `input` and its `target`; raises DataError if the target is not an option."""
+    text, _, listed = source.partition("\nOptions:\n")
     if task in WORDS:
         return _question("bbh", task, number, text, WORDS[task], target, where)
     options = tuple(strip_letter(line) for line in listed.strip().split("\n"))
@@ -211,34 +211,34 @@ def bbh_question(task: str, number: int, asked: str, target: str, where: object)
 
 
 def strip_letter(option: str) -> str:
-    """An option without the letter before it."""
+    """An option without its leading letter."""
     return _OPTION.sub("", option, count=1)
 
 
 def _bbh(task: str, path: Path) -> Iterator[Question]:
-    with _row_of(f"{path}"):
+    with _locating_errors(f"{path}"):
         rows = _json(path, path.read_bytes())["examples"]
     for number, row in enumerate(rows):
-        with _row_of(f"{path}: question {number}"):
+        with _locating_errors(f"{path}: question {number}"):
             yield bbh_question(task, number, row["input"], row["target"], path)
 
 
 def _agieval(task: str, path: Path) -> Iterator[Question]:
     for number, line in enumerate(path.read_bytes().splitlines()):
         row = _json(path, line, number + 1)
-        with _row_of(f"{path}:{number + 1}"):
+        with _locating_errors(f"{path}:{number + 1}"):
             options = tuple(strip_letter(option) for option in row["options"])
             passage = row["passage"] or ""
             yield _question("agieval", task, number, row["question"], options, row["label"], path, passage)
 
 
 @contextmanager
-def _row_of(where: str) -> Iterator[None]:
-    """What is not in a row is told with its place."""
+def _locating_errors(where: str) -> Iterator[None]:
+    """Turns a missing or wrong field into a DataError with its location."""
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not the form that was expected: {type(error).__name__}: {error}") from None
+        raise DataError(f"{where}: unexpected format: {type(error).__name__}: {error}") from None
 
 
 def _question(
@@ -253,14 +253,16 @@ def _question(
 ) -> Question:
     letters = ascii_uppercase[: len(options)]
     if answer not in letters or len(answer) != 1:
-        # A word; or an option that was itself cut at its comma ("Monsters, Inc" in movie_recommendation).
+        # A word; or an option that the source split at its comma ("Monsters, Inc" in movie_recommendation).
         for place in range(len(options) - 1):
             if ", ".join(options[place : place + 2]) == answer:
                 options = (*options[:place], answer, *options[place + 2 :])
                 break
         places = [place for place, option in enumerate(options) if option == answer]
         if len(places) != 1:
-            raise DataError(f"{where}: question {number}: the target '{answer}' is none of {len(options)} options")
+            raise DataError(
+                f"{where}: question {number}: the target '{answer}' is not one of {len(options)} options"
+            )
         answer = letters[places[0]]
     return Question(suite, task, number, text.strip(), options, answer, passage.strip())
 

@@ -1,8 +1,8 @@
 """Score recorded outputs, from any source, against a suite's answers, without a model.
 
 Invariants:
-- An output counts for the question with its id; an unknown or duplicate id is an error.
-- An output without a readable letter is wrong, and counted; a question without an output is neither.
+- Outputs are matched to questions by id; an unknown or duplicate id is an error.
+- An output without a readable letter counts as wrong; a question without an output is not counted.
 - A suite's score is the unweighted mean over its tasks (the paper), whatever their sizes.
 """
 
@@ -32,10 +32,10 @@ from lion_ray.evaluation.benchmarks.protocol import (
 EXTRACTIONS: dict[str, Callable[[str, Question], str | None]] = {
     "published": lambda output, _: published_letter(output),
     "standing": lambda output, question: standing_letter(output, question.letters),
-    # What was written down is the letter itself: see `choices`.
+    # The recorded output is the letter itself: see `run.written`.
     "logprobs": lambda output, question: standing_letter(output, question.letters),
 }
-"""How a letter is read off an output: as published, or the first that stands alone; `logprobs` names how it was got."""
+"""How a letter is extracted from an output (see `protocol`); for `logprobs`, it was chosen by the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,17 @@ class SuiteScore:
         if not known:
             return None
         rng = np.random.default_rng(seed)
-        # Drawing a task's questions anew is drawing how many of them are right.
+        # Resampling a task's questions is drawing the number of right ones from a binomial distribution.
         means = [rng.binomial(task.answered, task.right / task.answered, RESAMPLES) / task.answered for task in known]
         return percentiles(np.mean(means, axis=0))
 
     @property
     def whole(self) -> bool:
-        """Whether every question of every task of the suite was answered; only then do paper's numbers stand beside."""
+        """Whether every question of every task was answered; only then is the score comparable with the paper's."""
         return not self.missing and all(task.answered == task.questions for task in self.tasks)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with what follows from it."""
+        """All fields and the values derived from them."""
         tasks = [asdict(task) | {"accuracy": task.accuracy} for task in self.tasks]
         low, high = self.interval() or (None, None)
         derived = {"tasks": tasks, "mean": self.mean, "low": low, "high": high, "whole": self.whole}
@@ -99,7 +99,7 @@ def read_outputs(path: Path) -> dict[str, str]:
     """Outputs by question id, from JSON Lines with ``id`` and ``output``.
 
     Raises:
-        DataError: a line is not that, or an id is there twice; with the file and the line.
+        DataError: a line is invalid, or an id is a duplicate; with the file and the line.
     """
     outputs: dict[str, str] = {}
     try:
@@ -117,7 +117,7 @@ def read_outputs(path: Path) -> dict[str, str]:
         if not isinstance(one, str) or not isinstance(output, str):
             raise DataError(f"{path}:{number}: id and output must be texts")
         if one in outputs:
-            raise DataError(f"{path}:{number}: {one} is there twice")
+            raise DataError(f"{path}:{number}: duplicate id {one}")
         outputs[one] = output
     return outputs
 
@@ -128,29 +128,29 @@ def score(
     """Score outputs by question id.
 
     Raises:
-        DataError: an id is none of the questions'.
+        DataError: an id is unknown.
     """
-    read = EXTRACTIONS[extraction]
+    extract = EXTRACTIONS[extraction]
     known = {question.id for question in questions}
-    strangers = [one for one in outputs if one not in known]
-    if strangers:
-        raise DataError(f"{len(strangers)} ids are none of {suite}'s questions here, such as '{strangers[0]}'")
-    asked: dict[str, list[Question]] = defaultdict(list)
+    unknown = [one for one in outputs if one not in known]
+    if unknown:
+        raise DataError(f"{len(unknown)} ids are not among {suite}'s questions here, such as '{unknown[0]}'")
+    by_task: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        asked[question.task].append(question)
+        by_task[question.task].append(question)
     tasks = []
     for task in SUITES[suite]:
-        given = [(one, read(outputs[one.id], one)) for one in asked[task] if one.id in outputs]
-        right = sum(letter == one.answer for one, letter in given)
-        unparsed = sum(letter is None for _, letter in given)
-        if asked[task]:
-            tasks.append(TaskScore(task, len(asked[task]), len(given), right, unparsed))
+        answers = [(one, extract(outputs[one.id], one)) for one in by_task[task] if one.id in outputs]
+        right = sum(letter == one.answer for one, letter in answers)
+        unparsed = sum(letter is None for _, letter in answers)
+        if by_task[task]:
+            tasks.append(TaskScore(task, len(by_task[task]), len(answers), right, unparsed))
     return SuiteScore(suite, extraction, tuple(tasks), tuple(missing_tasks(suite, questions)))
 
 
 def score_table(scored: SuiteScore) -> Table:
     """The result as a table, with the paper's numbers below."""
-    table = Table(title=f"{scored.suite}, zero-shot, letters {scored.extraction}")
+    table = Table(title=f"{scored.suite}, zero-shot, letters: {scored.extraction}")
     table.add_column("task")
     for heading in ("questions", "answered", "no letter", "accuracy"):
         table.add_column(heading, justify="right")

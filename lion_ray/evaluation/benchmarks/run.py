@@ -1,12 +1,12 @@
-"""`lion-ray eval --suite bbh | agieval`: lettered questions asked of a model, zero-shot, by the paper's protocol.
+"""`lion-ray eval --suite bbh | agieval`: multiple-choice questions to a model, zero-shot, by the paper's protocol.
 
 Invariants:
 - The prompt is the paper's, as one user message in the model's own prompt format, at temperature 0.
 - `lion-ray eval score` computes the same result from the written outputs, without a model.
 - A question whose call failed has no output: it counts as unanswered, neither right nor wrong.
 
-Letters are read from the text (`published`, `standing`: see `scoring`), or from the log-probabilities of the first
-token (`logprobs`): of the question's letters the likeliest, where ``A``, `` A``, ``(A`` and their like are one.
+Letters are read from the text (`published`, `standing`: see `protocol`), or from the log-probabilities of the first
+token (`logprobs`): the likeliest of the question's letters, pooling spellings such as ``A``, `` A`` and ``(A``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOGPROBS = "logprobs"
 TOP_LOGPROBS = 20
 """The maximum number of alternatives in OpenAI's API."""
 MAX_TOKENS = 64
-"""Room for a letter and the words that a chat model puts around it."""
+"""Enough for a letter and the words that a chat model adds."""
 
 _LETTER = re.compile(r"\W*([A-Z])\W*")
 
@@ -57,12 +57,12 @@ class ChoicePlan:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What came out."""
+    """The result of a suite."""
 
     json: dict[str, Any]
     score: SuiteScore
     path: str
-    """The result's file; its outputs are beside it."""
+    """The result file; its outputs are beside it."""
 
 
 async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
@@ -82,8 +82,8 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
         reasons = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failure))
         outputs = written(questions, outcomes, plan.letters)
         scored = score(plan.suite, plan.questions, outputs, plan.letters)
-        ways = [LOGPROBS] if plan.letters == LOGPROBS else ["published", "standing"]
-        means = {way: score(plan.suite, plan.questions, outputs, way).mean for way in ways}
+        extractions = [LOGPROBS] if plan.letters == LOGPROBS else ["published", "standing"]
+        means = {name: score(plan.suite, plan.questions, outputs, name).mean for name in extractions}
         result = {
             **scored.to_json(),
             "suite": plan.suite,
@@ -96,8 +96,8 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
             "reasons": dict(reasons.most_common()),
             "cost": opened.costs(),
         }
-        said = {question.id: outcome for question, outcome in zip(questions, outcomes, strict=True)}
-        lines = (_line(one, outputs[one.id], said[one.id]) for one in questions if one.id in outputs)
+        by_id = {question.id: outcome for question, outcome in zip(questions, outcomes, strict=True)}
+        lines = (_line(one, outputs[one.id], by_id[one.id]) for one in questions if one.id in outputs)
         place.store.write_bytes(place.name(stem, "jsonl"), b"".join(lines))
         place.store.write_json(path := place.name(stem, "json"), result)
     if not outputs:
@@ -127,13 +127,13 @@ async def ask_choices(
         answered = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
         if answered and all(not outcome.logprobs for outcome in answered):
             raise EndpointError(
-                f"endpoint {asked.name} gives no log-probabilities; use --letters published or standing"
+                f"endpoint {asked.name} returns no log-probabilities; use --letters published or standing"
             )
     return outcomes
 
 
 def written(questions: Sequence[Question], outcomes: Sequence[Outcome], letters: str) -> dict[str, str]:
-    """What counts as each answered question's output, by id: its text, or the likeliest letter in parentheses."""
+    """Each answered question's output to record, by id: its text, or the likeliest letter in parentheses."""
     outputs = {}
     for question, outcome in zip(questions, outcomes, strict=True):
         if isinstance(outcome, Completion):
@@ -145,9 +145,9 @@ def written(questions: Sequence[Question], outcomes: Sequence[Outcome], letters:
 
 
 def likeliest_letter(completion: Completion, letters: str) -> str | None:
-    """Of `letters` the one that the first token says with the greatest probability, all its spellings together.
+    """The most probable of `letters` as the first token, all spellings of a letter together.
 
-    None where no alternative to the first token is one of them, or no log-probabilities are known.
+    None if none of them is among the first token's alternatives, or there are no log-probabilities.
     """
     first = next((choice for choice in completion.logprobs or () if choice.offset == 0), None)
     if first is None:
@@ -158,13 +158,13 @@ def likeliest_letter(completion: Completion, letters: str) -> str | None:
         if found and found[1] in letters and not math.isnan(logprob):
             spellings[found[1]].append(logprob)
     pooled = {letter: _log_sum_exp(values) for letter, values in spellings.items()}
-    # On a tie the first letter, so that the same numbers give the same answer everywhere.
+    # The first letter wins a tie, so that the result is deterministic.
     return min(pooled, key=lambda letter: (-pooled[letter], letter)) if pooled else None
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:
-    most = max(values)
-    return most if math.isinf(most) else most + math.log(sum(math.exp(value - most) for value in values))
+    highest = max(values)
+    return highest if math.isinf(highest) else highest + math.log(sum(math.exp(value - highest) for value in values))
 
 
 def _line(question: Question, output: str, outcome: Outcome) -> bytes:

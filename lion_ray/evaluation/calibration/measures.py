@@ -1,14 +1,14 @@
 """Measures of a judge from its replies: agreement, flips, bias, noise, cost.
 
 Invariants:
-- A verdict is the mean of both orders, as in a run. A pair without scores in both orders has none, and is counted.
-- Each call is made once: an unreadable reply stays unread, so the failure rate is the judge's own, without retries.
+- A verdict is the mean of both orders, as in a run. A pair without scores in both orders has no verdict.
+- Each call is made once and unreadable replies are not retried, so the failure rate is the judge's own.
 
 Terms: d = score(answer 1) - score(answer 2); in a run's rows, answer 1 is the teacher's. The sign of a verdict's d is
-the winner, and d = 0 is a tie: with whole scores, either both answers get the same score, or the orders contradict each
-other by the same amount (FastChat counts any such contradiction as a tie).
+the winner, and d = 0 is a tie: with integer scores, either both answers get the same score, or the orders contradict
+each other by the same amount (FastChat counts any such contradiction as a tie).
 
-This module makes no calls and knows no endpoint: `run` does that.
+This module makes no calls: `run` does.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ class Reply:
 
     case: str
     order: str
-    """One of ORDERS; empty where it is not known, for a reply of a run that was asked again."""
+    """One of ORDERS; empty if unknown, for a run's unreadable reply that was retried."""
     sample: int
     scores: Pair | None
-    """Of answer 1 and answer 2, whichever was shown first."""
+    """Of answer 1 and answer 2, in either order."""
     failure: str = ""
     weighted: bool = False
     prompt_tokens: float = 0
     completion_tokens: float = 0
     cost_usd: float | None = None
     replayed: bool = True
-    """Whether it was in the journal or the run, so that nothing was paid for it now."""
+    """Whether it came from the journal or the run, without a new call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """A judge, measured on some pairs. Shares are 0 to 1; None where the data determines nothing."""
+    """A judge's measures on some pairs. Rates are 0 to 1; None if the data is insufficient."""
 
     pairs: int
     samples: int
     replies: int
     unread: dict[str, int]
-    """Replies without usable scores, by reason."""
+    """Counts of replies without readable scores, by reason."""
     unread_rate: float | None
     verdicts: int
-    """Of pairs times samples, those with scores in both orders."""
+    """Samples of pairs with scores in both orders."""
     weighted: int
     """Replies whose scores were weighted by log-probabilities."""
     agreement: Estimate | None
@@ -73,26 +73,26 @@ class Measures:
     ties: int
     tie_rate: Estimate | None
     sd_one_order: float | None
-    """Test and retest: the standard deviation of d for one pair in one order."""
+    """Test-retest noise: the standard deviation of d for one pair in one order."""
     sd_both_orders: float | None
-    """The same of the mean of both orders."""
+    """The same for the mean of both orders."""
     length_correlation: float | None
-    """Spearman, of d with the difference in the answers' characters."""
+    """Spearman correlation of d with the difference of the answers' lengths in characters."""
     histogram: dict[int, int]
-    """Scores, to the nearest whole number."""
+    """Counts of scores, rounded to integers."""
     prompt_tokens_per_pair: float | None
-    """For one verdict: both orders."""
+    """Per verdict, that is for both orders."""
     completion_tokens_per_pair: float | None
     usd_per_pair: float | None
     usd_now: float | None
-    """The cost of replies that were not in a journal."""
+    """The cost of new calls."""
     calls_now: int
     tau: TauAdvice | None = field(default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """One pair in one sample, both orders read."""
+    """One sample of one pair, with scores in both orders."""
 
     case: Case
     teacher_first: Pair
@@ -116,20 +116,20 @@ class _Verdict:
 
     @property
     def favours_first(self) -> float:
-        """The score of the answer shown first minus the other's, mean of both orders."""
+        """The score of the answer shown first minus the other's; mean of both orders."""
         one, other = self.in_order
         return (one - other) / 2
 
 
 def winner(d: float) -> str:
-    """1, 2 or tie, by the difference of the scores."""
+    """1, 2 or tie, from the difference of the scores."""
     return "tie" if d == 0 else "1" if d > 0 else "2"
 
 
 def measure(
     cases: Sequence[Case], replies: Sequence[Reply], *, alpha: float, tau: float | None, seed: int = 0
 ) -> Measures:
-    """Measure a judge by its replies about `cases`. `tau`: the threshold that a run has configured."""
+    """Measure a judge by its replies about `cases`. `tau`: the configured threshold."""
     verdicts = _verdicts(cases, replies)
     grouped = list(verdicts.values())
     everything = [verdict for group in grouped for verdict in group]
@@ -138,15 +138,15 @@ def measure(
     ]
     read = [reply for reply in replies if reply.scores is not None]
     unread = Counter(reply.failure for reply in replies if reply.scores is None)
-    spent = [reply for reply in replies if not reply.replayed]
-    pairs_asked = len({(reply.case, reply.sample) for reply in replies})
+    new = [reply for reply in replies if not reply.replayed]
+    judgements = len({(reply.case, reply.sample) for reply in replies})
 
     def of_verdicts(figure: str) -> Estimate | None:
         return estimate([[float(getattr(v, figure)) for v in group] for group in grouped], mean, seed=seed)
 
     def per_pair(name: str) -> float | None:
         values = [getattr(reply, name) for reply in replies]
-        return None if None in values or not pairs_asked else math.fsum(values) / pairs_asked
+        return None if None in values or not judgements else math.fsum(values) / judgements
 
     by_case = [[v.d for v in group] for group in grouped]
     sd = pooled_sd(by_case)
@@ -170,21 +170,21 @@ def measure(
         position_bias=of_verdicts("favours_first"),
         ties=sum(verdict.d == 0 for verdict in everything),
         tie_rate=estimate([[float(v.d == 0) for v in group] for group in grouped], mean, seed=seed),
-        sd_one_order=pooled_sd(_by_question(read)),
+        sd_one_order=pooled_sd(_by_order(read)),
         sd_both_orders=sd,
         length_correlation=spearman([case.longer for case, _ in averages], [d for _, d in averages]),
         histogram=dict(sorted(Counter(round(score) for reply in read for score in reply.scores or ()).items())),
         prompt_tokens_per_pair=per_pair("prompt_tokens"),
         completion_tokens_per_pair=per_pair("completion_tokens"),
         usd_per_pair=per_pair("cost_usd"),
-        usd_now=None if any(r.cost_usd is None for r in spent) else math.fsum(r.cost_usd or 0.0 for r in spent),
-        calls_now=len(spent),
+        usd_now=None if any(r.cost_usd is None for r in new) else math.fsum(r.cost_usd or 0.0 for r in new),
+        calls_now=len(new),
         tau=None if sd is None else advise(by_case, sd, alpha=alpha, configured=tau),
     )
 
 
 def _verdicts(cases: Sequence[Case], replies: Sequence[Reply]) -> dict[str, list[_Verdict]]:
-    """Each case's verdicts, a sample's where both of its orders were read."""
+    """Each case's verdicts: one for each sample with scores in both orders."""
     scores: dict[tuple[str, int], dict[str, Pair]] = defaultdict(dict)
     for reply in replies:
         if reply.scores is not None:
@@ -197,8 +197,8 @@ def _verdicts(cases: Sequence[Case], replies: Sequence[Reply]) -> dict[str, list
     return found
 
 
-def _by_question(read: Sequence[Reply]) -> list[list[float]]:
-    """d of every sample, by case and order."""
+def _by_order(read: Sequence[Reply]) -> list[list[float]]:
+    """The samples' d, grouped by case and order."""
     grouped: dict[tuple[str, str], list[float]] = defaultdict(list)
     for reply in read:
         if reply.scores is not None:
@@ -209,4 +209,4 @@ def _by_question(read: Sequence[Reply]) -> list[list[float]]:
 def _confusion(pairs: Iterator[tuple[str | None, str]]) -> dict[str, dict[str, int]]:
     counted: Mapping[tuple[str | None, str], int] = Counter(pairs)
     names = ("1", "2", "tie")
-    return {label: {said: counted.get((label, said), 0) for said in names} for label in names} if counted else {}
+    return {label: {won: counted.get((label, won), 0) for won in names} for label in names} if counted else {}

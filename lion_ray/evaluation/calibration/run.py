@@ -1,8 +1,8 @@
 """Run a calibration: judge pairs repeatedly and report the judge's measures.
 
 Invariants:
-- All calls use the gateway: replies are journaled before anyone sees them, priced, capped and never paid for twice. A
-  run's referee is measured with the run's own journal and its recorded verdicts, which cost nothing.
+- All calls use the gateway: replies are journaled before use, priced, capped and never paid for twice. A run's referee
+  is measured with the run's own journal and its recorded verdicts, which cost nothing.
 - A calibration does not use its run's budget: it has its own account, ``NAME/judge``, and its own cap.
 
 `measures` computes the results from the replies; `cases` provides the pairs.
@@ -35,10 +35,10 @@ from lion_ray.gateway.calls import Completion, Failure
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A judge and a template."""
+    """A judge to calibrate: an endpoint and the referee's settings."""
 
     name: str
-    """The endpoint's, in its configuration."""
+    """The endpoint's name in its configuration."""
     endpoint: EndpointConfig
     referee: RefereeConfig
     base_dir: Path
@@ -47,19 +47,19 @@ class Calibrated:
     """The configured threshold."""
 
     def judge(self) -> PairwiseJudge:
-        """The pairwise judge. Never in batch mode, because a calibration is small."""
+        """The pairwise judge; always in live mode, because a calibration is small."""
         live = self.referee.model_copy(update={"mode": "live"})
         return PairwiseJudge(live, structured=self.endpoint.json_schema, base_dir=self.base_dir, seed=self.seed)
 
     def participant(self) -> Participant:
-        """Who is asked."""
+        """The judge as a participant of an evaluation session."""
         return Participant(self.name, endpoint=self.name, config=self.endpoint, base_dir=self.base_dir)
 
     def described(self) -> dict[str, Any]:
         """The judge's description in a report."""
         names = ("prompt", "temperature", "max_tokens", "weighted", "second_order", "second_order_margin")
-        asked = {name: getattr(self.referee, name) for name in names}
-        return {"endpoint": self.name, "model": self.endpoint.model, "tau": self.tau} | asked
+        settings = {name: getattr(self.referee, name) for name in names}
+        return {"endpoint": self.name, "model": self.endpoint.model, "tau": self.tau} | settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Report:
     judge: dict[str, Any]
     labelled: Measures | None
     rows: Measures | None
-    """Of a run's own."""
+    """On a run's own rows."""
     second_order: tuple[Replayed, ...]
-    """What `near_threshold` would have saved and changed, on every row of the run judged in both orders."""
+    """What `near_threshold` would have saved and changed, on all rows of the run with scores in both orders."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -84,7 +84,7 @@ class Report:
 
 
 def named_judge(named: str) -> Calibrated:
-    """The judge of ``CONFIG.yaml``, or another of its endpoints: ``CONFIG.yaml:NAME``.
+    """The referee of ``CONFIG.yaml``, or another of its endpoints: ``CONFIG.yaml:NAME``.
 
     Raises:
         ConfigError: no such file or endpoint.
@@ -100,28 +100,29 @@ def named_judge(named: str) -> Calibrated:
 
 
 def runs_judge(store: RunStore) -> Calibrated:
-    """A run's referee, as the run was configured.
+    """A run's referee, as configured in the run.
 
     Raises:
-        ConfigError: the run's description lacks it, or is another version's.
+        ConfigError: another version of lion-ray wrote the run's description.
     """
     described = store.described()
     config = described["config"]
-    # Only these sections, because the others may be another version's, and do not matter here.
+    # Only these sections are validated, because another version may have written the others.
     try:
         referee = RefereeConfig.model_validate(config["referee"])
         endpoint = EndpointConfig.model_validate(config["endpoints"][referee.endpoint])
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ConfigError(
-            f"{store.path(layout.RUN)}: its referee is another version's ({where}); name a judge: CONFIG.yaml:ENDPOINT"
+            f"{store.path(layout.RUN)}: another version of lion-ray wrote its referee ({where}); "
+            "name a judge: CONFIG.yaml:ENDPOINT"
         ) from None
     tau = config["discrimination"]["tau"]
     return Calibrated(referee.endpoint, endpoint, referee, Path(described["base_dir"]), config["seed"], tau)
 
 
 def place_of(store: RunStore | None, journal: str | None) -> Place:
-    """The place of a calibration's calls and result: the run's folder, if it measures a run."""
+    """Where a calibration's calls and result are kept: the run's folder, if it measures a run."""
     if store is None:
         return Place(RunStore(layout.EVALUATIONS), "", journal or f"{layout.EVALUATIONS}/{layout.JOURNAL}", "judge")
     config = store.described()["config"]
@@ -142,23 +143,23 @@ async def calibrate(
     budget: float | None,
     progress: Progress,
 ) -> tuple[Measures | None, Measures | None]:
-    """Ask what is not known yet; returns the measures of the labelled pairs, and of a run's rows.
+    """Judge what is not recorded yet; returns the measures on the labelled pairs, and on a run's rows.
 
     Args:
-        recorded: the rows' verdicts are this very judge's, and are its first sample.
-        samples: how often each pair is judged in each order; noise needs two.
-        budget: US dollars, for all that this judge's calibrations here have cost; None for no cap.
+        recorded: the rows' verdicts are this judge's own, and count as its first sample.
+        samples: how often each pair is judged in each order; measuring noise needs two.
+        budget: a cap in US dollars on all of this judge's calibrations here; None for no cap.
 
     Raises:
-        EndpointError: no key, no server at the address, or a refusal.
-        BudgetError: the cap is reached; what was answered is in the journal.
-        ConfigError: a cap, and an endpoint without prices.
+        EndpointError: there is no key, no server at the address, or the endpoint refuses the calls.
+        BudgetError: the cap is reached; received answers are in the journal.
+        ConfigError: there is a cap, but the endpoint has no prices.
     """
-    asks = judge.judge()
+    pairwise = judge.judge()
     known = [reply for row in judged for reply in _recorded(row)] if recorded else []
-    # Rows that rest on one order; the other was never asked.
-    half = {row.case.id for row in judged if recorded and not row.reason and len(row.orders) == 1}
-    there = {(reply.case, reply.order) for reply in known}
+    # Rows that the run judged in one order only.
+    one_order = {row.case.id for row in judged if recorded and not row.reason and len(row.orders) == 1}
+    present = {(reply.case, reply.order) for reply in known}
     groups = [list(labelled), [row.case for row in judged]]
     wanted = [
         (group, case, order, sample)
@@ -166,25 +167,25 @@ async def calibrate(
         for case in cases
         for sample in range(samples)
         for order in ORDERS
-        if group == 0 or sample or not recorded or (case.id in half and (case.id, order) not in there)
+        if group == 0 or sample or not recorded or (case.id in one_order and (case.id, order) not in present)
     ]
     replies: tuple[list[Reply], list[Reply]] = ([], list(known))
     if wanted:
         participant, stem = judge.participant(), f"judge-{judge.name}"
-        calls = [asks.call(case.comparison, order, stem, sample=sample) for _, case, order, sample in wanted]
+        calls = [pairwise.call(case.comparison, order, stem, sample=sample) for _, case, order, sample in wanted]
         async with session(place, stem, progress, [participant], budget) as opened:
             outcomes = await (await opened.asked(participant)).ask(calls, "asking the judge")
         for (group, case, order, sample), outcome in zip(wanted, outcomes, strict=True):
-            replies[group].append(_reply(asks, case, order, sample, outcome))
-    found = [
-        measure(cases, said, alpha=alpha, tau=judge.tau, seed=judge.seed) if cases else None
-        for cases, said in zip(groups, replies, strict=True)
+            replies[group].append(_reply(pairwise, case, order, sample, outcome))
+    measured = [
+        measure(cases, own, alpha=alpha, tau=judge.tau, seed=judge.seed) if cases else None
+        for cases, own in zip(groups, replies, strict=True)
     ]
-    return found[0], found[1]
+    return measured[0], measured[1]
 
 
 def replays(store: RunStore, tau: float) -> tuple[Replayed, ...]:
-    """Replay a run's verdicts in both orders with the second order only near `tau`; all iterations together."""
+    """Simulate `near_threshold` on a run's verdicts in both orders; all iterations together."""
     rows = both_orders(row for iteration in judged_iterations(store) for row in judged_rows(store, iteration))
     return tuple(replay(rows, tau)) if rows else ()
 
@@ -208,22 +209,22 @@ def _reply(judge: PairwiseJudge, case: Case, order: str, sample: int, outcome: C
 
 
 def _recorded(row: Judged) -> Iterable[Reply]:
-    """A recorded verdict as replies: one for each of its calls, which share its tokens and its cost alike."""
+    """A recorded verdict as replies, one for each of its calls, with equal shares of its tokens and cost."""
     each = max(1, row.calls)
     cost = None if row.cost_usd is None else row.cost_usd / each
     tokens = (row.prompt_tokens / each, row.completion_tokens / each)
     for place, (order, pair) in enumerate(row.orders.items()):
         yield Reply(row.case.id, order, 0, pair, "", place < row.weighted, *tokens, cost)
     for _ in range(row.calls - len(row.orders)):
-        # The run keeps the reason of the last one only.
-        yield Reply(row.case.id, "", 0, None, row.reason or "asked again", False, *tokens, cost)
+        # The run keeps only the last one's reason.
+        yield Reply(row.case.id, "", 0, None, row.reason or "retried", False, *tokens, cost)
 
 
 def rows_to_judge(store: RunStore, count: int) -> list[Judged]:
-    """`count` rows of the newest iteration that judged the Cache Pool.
+    """`count` rows of the latest iteration that judged the Cache Pool.
 
     Raises:
-        DataError: none has yet.
+        DataError: no iteration has yet.
     """
     iterations = judged_iterations(store)
     if not iterations:

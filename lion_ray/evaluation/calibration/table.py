@@ -1,7 +1,6 @@
 """A calibration's report as tables for the terminal.
 
-Invariants:
-- What was not measured is a dash, never a 0.
+Invariant: a value that was not measured is shown as a dash, never as 0.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lion_ray.evaluation.calibration.threshold import TauAdvice
 
 
 def report_tables(report: Report) -> Group:
-    """All of a report."""
+    """The report's tables and notes."""
     return Group(*_parts(report))
 
 
@@ -36,8 +35,8 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         for cells in zip(*(_lines(found) for _, found in columns), strict=True):
             table.add_row(cells[0][0], *(value for _, value in cells))
         yield table
-        yield "each figure with its 95 % interval, from resampling pairs"
-    # A run's own rows are what its threshold decides about.
+        yield "in brackets: 95 % bootstrap intervals over pairs"
+    # A run's own rows take precedence, because its threshold is applied to them.
     advice = next((found.tau for found in (report.rows, report.labelled) if found and found.tau), None)
     if advice is not None:
         yield _tau_table(advice)
@@ -52,33 +51,33 @@ def _lines(found: Measures) -> list[tuple[str, str]]:
     return [
         ("pairs × samples", f"{found.pairs} × {found.samples}"),
         (
-            "replies, of them unread",
+            "replies, unread",
             f"{found.replies}, {_share(found.unread_rate)}" + (f" ({unread})" if unread else ""),
         ),
         ("verdicts (both orders)", str(found.verdicts)),
         ("replies with weighted scores", str(found.weighted)),
         ("agreement with the labels", _shares(found.agreement)),
-        ("… where neither says tie", _shares(found.agreement_decided)),
+        ("… without ties", _shares(found.agreement_decided)),
         ("Cohen's kappa, 3 classes", _plain(found.kappa)),
         ("winner flips with the order", _shares(found.flip_rate)),
-        ("score for standing first", _plain(found.position_bias)),
+        ("position bias", _plain(found.position_bias)),
         ("ties", _shares(found.tie_rate)),
         ("noise (SD) in one order", _number(found.sd_one_order)),
         ("noise (SD), mean of both", _number(found.sd_both_orders)),
         ("correlation with length", _number(found.length_correlation)),
         ("scores", histogram or "–"),
         (
-            "tokens a pair, in and out",
+            "tokens per pair, in and out",
             f"{_whole(found.prompt_tokens_per_pair)}, {_whole(found.completion_tokens_per_pair)}",
         ),
-        ("USD a pair", "–" if found.usd_per_pair is None else f"{found.usd_per_pair:.5f}"),
-        ("bought now", f"{found.calls_now} calls" + ("" if found.usd_now is None else f", ${found.usd_now:.4f}")),
+        ("USD per pair", "–" if found.usd_per_pair is None else f"{found.usd_per_pair:.5f}"),
+        ("new calls", str(found.calls_now) + ("" if found.usd_now is None else f", ${found.usd_now:.4f}")),
     ]
 
 
 def _tau_table(advice: TauAdvice) -> Table:
-    table = Table("tau", title="What noise does at a threshold")
-    for title in ("reached by noise, if normal", "… as seen", "rows that change sides", "hard"):
+    table = Table("tau", title="The judge's noise and the threshold tau")
+    for title in ("reached by noise, if normal", "… as observed", "rows that change sides", "hard"):
         table.add_column(title, justify="right")
     for line in advice.lines:
         marks = [
@@ -95,7 +94,7 @@ def _second_table(lines: tuple[Replayed, ...]) -> Table:
     always = lines[0]
     caption = f"{always.rows} rows that were judged in both orders, {always.hard_always} of them hard"
     table = Table("margin", title="second_order: near_threshold instead of always", caption=caption)
-    for title in ("asked twice", "calls saved", "USD saved", "became hard", "became easy", "decisions changed"):
+    for title in ("both orders", "calls saved", "USD saved", "became hard", "became easy", "decisions changed"):
         table.add_column(title, justify="right")
     for line in lines:
         table.add_row(

@@ -2,9 +2,10 @@
 
 Invariants:
 - It is recommended with its reasoning, never applied.
-- Noise counts twice: as a normal curve of the measured deviation, and as it was seen, because it often has a long tail.
+- Noise is estimated in two ways: as a normal distribution with the measured deviation, and as observed, because it is
+  often heavy-tailed.
 
-d is score(answer 1) - score(answer 2), the mean of both orders. This module knows nothing of judges.
+d is score(answer 1) - score(answer 2), the mean of both orders. This module does not know judges.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from statistics import NormalDist
 from lion_ray.discrimination.scores import is_hard
 
 TAUS = (0.5, 1.0, 1.5, 2.0)
-"""Thresholds whose noise is told; the recommended one may lie beyond."""
+"""Thresholds always in the table; the recommended and the configured one are added."""
 STEP = 0.5
-"""The mean of two whole differences moves by halves, and so does a threshold."""
+"""The mean of two integer differences is a multiple of one half, and so is a threshold."""
 HIGHEST_TAU = 9.0
 
 
 @dataclass(frozen=True, slots=True)
 class TauLine:
-    """What noise does at one threshold."""
+    """The effect of noise at one threshold."""
 
     tau: float
     normal: float
-    """How often noise of the measured standard deviation alone reaches it, were it normal."""
+    """The probability that normal noise with the measured standard deviation reaches it."""
     measured: float
-    """How often the noise that was seen reaches it: differences of two samples' verdicts on one pair, over sqrt(2)."""
+    """The share of observed noise that reaches it: differences of two samples' verdicts on one pair, over sqrt(2)."""
     changed: float
-    """The share of rows that change sides (hard, easy) from one sample to another."""
+    """The share of pairs of samples that put one row into different classes (hard, easy)."""
     hard: float
     """The share of hard verdicts."""
 
@@ -45,7 +46,7 @@ class TauAdvice:
 
     alpha: float
     sd: float
-    """Within a pair, of the mean of both orders."""
+    """The standard deviation within a pair, of the mean of both orders."""
     recommended: float | None
     configured: float | None
     lines: tuple[TauLine, ...]
@@ -57,14 +58,14 @@ def advise(by_case: Sequence[Sequence[float]], sd: float, *, alpha: float, confi
 
     Args:
         by_case: the verdicts' d of each pair, one for each sample.
-        sd: what `pooled_sd` says of them.
+        sd: their `pooled_sd`.
     """
-    # A difference of two samples has twice the variance of one; each counts in both directions.
+    # A difference of two samples has twice the variance of one; each counts with both signs.
     noise = [(a - b) / math.sqrt(2) for group in by_case for a, b in itertools.permutations(group, 2)]
     verdicts = [d for group in by_case for d in group]
 
     def line(tau: float) -> TauLine:
-        sides = [
+        changes = [
             is_hard(a, 0.0, tau) != is_hard(b, 0.0, tau)
             for group in by_case
             for a, b in itertools.combinations(group, 2)
@@ -73,7 +74,7 @@ def advise(by_case: Sequence[Sequence[float]], sd: float, *, alpha: float, confi
             tau,
             normal=1 - NormalDist(0, sd).cdf(tau) if sd else 0.0,
             measured=sum(one >= tau for one in noise) / len(noise),
-            changed=sum(sides) / len(sides),
+            changed=sum(changes) / len(changes),
             hard=sum(is_hard(d, 0.0, tau) for d in verdicts) / len(verdicts),
         )
 
@@ -91,18 +92,18 @@ def advise(by_case: Sequence[Sequence[float]], sd: float, *, alpha: float, confi
 
 
 def _reasoning(sd: float, fits: TauLine | None, alpha: float, configured: TauLine | None) -> str:
-    said = (
-        f"Asked again, this judge's verdict on the same pair moves with a standard deviation of {sd:.2f} points (mean "
-        "of both orders). "
+    text = (
+        f"This judge's repeated verdicts on the same pair have a standard deviation of {sd:.2f} points (mean of both "
+        "orders). "
     )
     if fits is None:
-        return said + f"No threshold up to {HIGHEST_TAU:g} is beyond that noise in {1 - alpha:.0%} of the cases."
-    said += (
-        f"A row without a true gap would be called hard by that noise alone in {fits.normal:.1%} of the cases at tau = "
-        f"{fits.tau:g} if the noise is normal, and in {fits.measured:.1%} by the differences that were seen: "
-        f"{fits.tau:g} is the smallest threshold, in steps of {STEP:g}, with at most {alpha:.0%} by both."
+        return text + f"No threshold up to {HIGHEST_TAU:g} exceeds that noise in {1 - alpha:.0%} of the cases."
+    text += (
+        f"At tau = {fits.tau:g}, noise alone would make a row without a true gap hard in {fits.normal:.1%} of the "
+        f"cases if the noise is normal, and in {fits.measured:.1%} by the observed differences: {fits.tau:g} is the "
+        f"smallest threshold, in steps of {STEP:g}, with at most {alpha:.0%} by both estimates."
     )
     if configured is not None:
         worst = max(configured.normal, configured.measured)
-        said += f" The configured tau = {configured.tau:g} has {worst:.1%}; it is left as it is."
-    return said
+        text += f" The configured tau = {configured.tau:g} has {worst:.1%}; it is not changed."
+    return text

@@ -1,10 +1,10 @@
-"""BBH and AGIEval as the paper asks them, for EleutherAI's lm-eval (tried with 0.4.13): tasks, and what makes them.
+"""BBH and AGIEval by the paper's protocol as tasks for EleutherAI's lm-eval (tested with 0.4.13), and their generator.
 
 Invariants:
-- Questions, prompts and letters are `benchmarks`'s: lm-eval and `lion-ray eval` ask and score the same.
-- A group's figure is the unweighted mean over its tasks (the paper).
+- Questions, prompts and answer extraction come from `benchmarks`: lm-eval and `lion-ray eval` give the same scores.
+- A group's score is the unweighted mean over its tasks (the paper).
 
-`python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write` makes one small YAML file for each task; without
+`python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --write` generates one small YAML file for each task; without
 ``--write`` it prints the folder, for lm-eval's ``--include_path``. Questions are read from the folder in the
 environment variable LION_BBH or LION_AGIEVAL, or in ``--metadata '{"data": FOLDER}'``.
 """
@@ -22,12 +22,12 @@ _NOTE = "# Made by `python -m lion_ray.evaluation.benchmarks.lm_eval_tasks --wri
 
 
 def task_name(suite: str, task: str) -> str:
-    """What a task is called in lm-eval."""
+    """A task's name in lm-eval."""
     return f"lion_{suite}_{task.replace('-', '_')}"
 
 
 def yaml_files() -> Iterator[tuple[str, str]]:
-    """Each file's name and text."""
+    """Each file's name and content."""
     for suite, tasks in SUITES.items():
         for task in tasks:
             name = task_name(suite, task)

@@ -1,4 +1,4 @@
-"""Prints where lm-eval finds the tasks; with ``--write`` it writes their files."""
+"""Prints the folder of the tasks, for lm-eval; with ``--write``, generates their files first."""
 
 from __future__ import annotations
 
