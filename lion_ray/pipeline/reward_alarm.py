@@ -33,10 +33,10 @@ def independent(result: IterationResult) -> tuple[str, float] | None:
 
 def alarm(before: IterationResult, after: IterationResult) -> Iterator[str]:
     """A warning if the reward rose from one iteration to the next and the independent figure did not."""
-    rewards, figures = (reward(before), reward(after)), (independent(before), independent(after))
-    if rewards[0] is None or rewards[1] is None or figures[0] is None or figures[1] is None:
+    rewards, first, last = (reward(before), reward(after)), independent(before), independent(after)
+    if rewards[0] is None or rewards[1] is None or first is None or last is None:
         return
-    (name, earlier), (same, later) = figures
+    (name, earlier), (same, later) = first, last
     if name == same and rewards[1] - rewards[0] >= MIN_RISE and later <= earlier:
         yield (
             f"the reward rose from {rewards[0]:.3f} to {rewards[1]:.3f}, and {name} did not ({earlier:.3f}, now "
