@@ -65,6 +65,15 @@ class Arm:
 _BOTH = ("generation.hard={half}", "generation.easy={half}")
 _NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
 """No row is hard, so that seeds of new rows are drawn from all: the judge's verdicts decide nothing."""
+_ROUNDS = (
+    "on_policy.rounds=6",
+    "on_policy.prompts=20",
+    "on_policy.samples=6",
+    "on_policy.steps=2",
+    "on_policy.learning_rate=2e-5",
+    "rubricator.endpoint=world",
+    "verifier.endpoint=world",
+)
 _REPLAY = "imitation.replay=1"
 
 ARMS = (
@@ -78,11 +87,15 @@ ARMS = (
     Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
     Arm("lion_replay", "as lion, each new row beside an earlier one", (*_BOTH, _REPLAY)),
     Arm("random_replay", "as random_rows, each beside an earlier one", (*_NO_JUDGE, _REPLAY), families="random"),
+    Arm("rubric", "the seed rows alone, then on-policy rounds on them", ("iterations=0", *_ROUNDS)),
     Arm("preference", "as lion, and pairs out of its verdicts", (*_BOTH, "imitation.objective.type=preference")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
-AFTER_STEM = ("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay=")
+AFTER_STEM = (
+    *("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay="),
+    *("on_policy.", "rubricator.", "verifier."),
+)
 """Changes that tell only once the first student has answered."""
 
 
@@ -110,6 +123,11 @@ class Cell:
         early = [change for change in self.overrides if not change.startswith(AFTER_STEM)]
         what = (VERSION, self.seed, self.error, early, STUDENT_PROMPT, config(replace(self, noise=0.0), ""))
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether on-policy rounds follow its imitations."""
+        return any(change.startswith("on_policy.") for change in self.overrides)
 
     @property
     def nature(self) -> Nature:

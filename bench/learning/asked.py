@@ -58,7 +58,24 @@ class ToGenerator:
     kind: Literal["hard", "easy"]
 
 
-Asked = ToTeacher | ToReferee | ToGenerator
+@dataclass(frozen=True, slots=True)
+class ToRubricator:
+    """An instruction and the teacher's answer to it, to write criteria from."""
+
+    instruction: str
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToVerifier:
+    """Answers to check against criteria."""
+
+    instruction: str
+    criteria: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+Asked = ToTeacher | ToReferee | ToGenerator | ToRubricator | ToVerifier
 
 
 def asked(messages: Sequence[Mapping[str, str]]) -> Asked:
@@ -72,6 +89,10 @@ def asked(messages: Sequence[Mapping[str, str]]) -> Asked:
         return ToReferee(framed["instruction"], (framed[ANSWERS[0]], framed[ANSWERS[1]]), _form(last))
     if set(framed) == {"task"} and system.startswith(_WRITER):
         return ToGenerator(framed["task"], "easy" if _RARER in last else "hard")
+    if set(framed) == {"instruction", "reference answer"}:
+        return ToRubricator(framed["instruction"], framed["reference answer"])
+    if set(framed) == {"instruction", "criteria", "answers"}:
+        return ToVerifier(framed["instruction"], _numbered(framed["criteria"]), _numbered(framed["answers"]))
     if framed:
         raise UnreadError(f"texts in unknown frames: {', '.join(framed)}")
     if (quoted := _quoted(last)) is not None:
@@ -86,6 +107,11 @@ def asked(messages: Sequence[Mapping[str, str]]) -> Asked:
     if len(messages) > 2:
         raise UnreadError("several turns that are no template's examples")
     return ToTeacher(last)
+
+
+def _numbered(text: str) -> tuple[str, ...]:
+    """The texts of lines such as ``1: "text"``."""
+    return tuple(json.loads(line.split(": ", 1)[1]) for line in text.split("\n"))
 
 
 def _form(prompt: str) -> Literal["lines", "numbers", "json"]:

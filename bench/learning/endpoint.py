@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that plays teacher, referee and generator in the world whose truth is known.
+"""An OpenAI-compatible endpoint that plays every role in the world whose truth is known.
 
 Invariants:
 - The role is read from lion-ray's own prompt; what cannot be read is answered with 400 and counted.
@@ -26,7 +26,8 @@ from typing import Any
 from aiohttp import web
 
 from bench.harness import ROOT
-from bench.learning.asked import Asked, ToGenerator, ToReferee, UnreadError, asked
+from bench.learning.asked import Asked, ToGenerator, ToReferee, ToRubricator, ToVerifier, UnreadError, asked
+from bench.learning.rubrics import criteria, decided
 from bench.learning.world import Task, judged, read, rng_of, tasks, taught
 
 START_S = 60.0
@@ -40,7 +41,7 @@ class Nature:
     teacher_error: float = 0.0
     """The share of tasks that the teacher answers wrongly."""
     judge_noise: float = 0.0
-    """The standard deviation of a score, in points of ten."""
+    """The standard deviation of a score, in points of ten; of a verifier's certainty, in tenths."""
     families: str = "seed"
     """What the generator writes: another task of the seed's family, or (`random`) of any."""
 
@@ -74,6 +75,13 @@ class Roles:
             rng = rng_of("generator", nature.seed, question.kind, task.instruction, body.get("seed"))
             family = None if nature.families == "random" else task.family
             return next(tasks(rng, family, known=[task.instruction])).instruction, "generator"
+        if isinstance(question, ToRubricator):
+            listed = [{"criterion": text, "points": points} for text, points in criteria(question.reference)]
+            return json.dumps({"criteria": listed}), "rubricator"
+        if isinstance(question, ToVerifier):
+            met = [decided(question.criteria, one, nature.judge_noise, nature.seed) for one in question.answers]
+            rows = [{"answer": number, "met": each} for number, each in enumerate(met, 1)]
+            return json.dumps({"answers": rows}), "verifier"
         return taught(task, nature.teacher_error, nature.seed), "teacher"
 
 

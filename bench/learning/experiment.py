@@ -41,10 +41,10 @@ STEM = (
     layout.answers(layout.HELDOUT),
     layout.iteration(0),
     layout.checkpoint(1),
-    layout.student_answers(1),
-    layout.judged(1, heldout=True),
 )
-"""The stages of a run up to where its first student has answered: nothing in them depends on a judge."""
+"""The stages of a run up to its first imitation: nothing in them depends on a judge."""
+STEM_ANSWERS = (layout.student_answers(1), layout.judged(1, heldout=True))
+"""What follows without on-policy rounds: the answers of the first student."""
 STEM_FROM = "stem.json"
 """In a run's folder: whose these are."""
 
@@ -83,10 +83,11 @@ def take_stem(folder: Path, cell: Cell) -> str | None:
     for file in sorted((folder / "results").glob("*.jsonl")):
         other = Cell.of({name: read_result(file)[0][name] for name in asdict(cell)})
         source = run_folder(folder, other)
-        if other.name == file.stem and other.stem == cell.stem and all((source / one).is_dir() for one in STEM):
+        stages = STEM if cell.has_rounds or other.has_rounds else (*STEM, *STEM_ANSWERS)
+        if other.name == file.stem and other.stem == cell.stem and all((source / one).is_dir() for one in stages):
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            for one in STEM:
+            for one in stages:
                 shutil.copytree(source / one, partial / one, copy_function=_link_or_copy)
             (partial / STEM_FROM).write_text(json.dumps(other.name))
             partial.rename(target)

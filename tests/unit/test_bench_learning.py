@@ -15,13 +15,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.learning import world
+from bench.learning import rubrics, world
 from bench.learning.__main__ import cells, parse
 from bench.learning.arms import ARMS, FULL, QUICK, Cell, config
 from bench.learning.asked import ToGenerator, ToReferee, ToTeacher, UnreadError, asked
 from bench.learning.endpoint import Nature, Roles, endpoint
 from bench.learning.experiment import (
     STEM,
+    STEM_ANSWERS,
     ensure,
     read_result,
     result_file,
@@ -36,9 +37,18 @@ from bench.learning.summary import arms_table, curve, difference, families_table
 from lion_ray.api import load
 from lion_ray.config import DataConfig
 from lion_ray.data.importing import import_data
+from lion_ray.discrimination.rubric import read_checks, read_rubric, score
 from lion_ray.discrimination.score_parser import parse_scores
 from lion_ray.generation.sampling import clean_candidate, filter_candidate
-from lion_ray.prompts.messages import BUILTINS, generator_messages, load_template, referee_messages, teacher_messages
+from lion_ray.prompts.messages import (
+    BUILTINS,
+    generator_messages,
+    load_template,
+    referee_messages,
+    rubricator_messages,
+    teacher_messages,
+    verifier_messages,
+)
 
 TASK = world.Task("larger", "Which number is larger, 482 or 428?", "482")
 
@@ -223,6 +233,9 @@ def test_an_arm_is_a_configuration_that_asks_for_as_many_answers(arm: Any, size:
     if arm.name == "seed_only":
         assert loaded.iterations == 0
         assert loaded.imitation.epochs > size.epochs
+    elif cell.has_rounds:
+        assert loaded.iterations == 0
+        assert loaded.imitation.epochs == size.epochs
     else:
         assert loaded.iterations == size.iterations
         assert loaded.generation.hard + loaded.generation.easy == size.new_rows
@@ -258,7 +271,7 @@ def test_arms_share_a_first_imitation_unless_it_is_another() -> None:
 
 def test_a_run_begins_with_the_first_imitation_of_one_that_is_done(tmp_path: Path) -> None:
     done, cell = Cell("lion"), Cell("hard_only")
-    for one in STEM:
+    for one in (*STEM, *STEM_ANSWERS):
         (run_folder(tmp_path, done) / one).mkdir(parents=True)
     weights = Path("iteration-1/checkpoint/model/model.safetensors")
     for name in (weights, Path("iteration-0/result.json"), Path("iteration-1/verdicts/part-00000.parquet")):
@@ -358,3 +371,29 @@ def test_the_picture_has_a_line_for_each_arm_and_answers_across() -> None:
     names = {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"lion", "seed_only", "teacher's answers"} <= names
     assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) == 2
+
+
+def test_a_rubric_of_the_world_knows_right_from_wrong() -> None:
+    for task in (next(world.tasks(world.rng_of("rubric", name), name)) for name in BY_NAME):
+        criteria = [text for text, _ in rubrics.criteria(task.answer)]
+        assert all(rubrics.decided(criteria, task.answer + ".", 0.0, 0)), task
+        wrong = world.slip(task, world.rng_of("slip", task.instruction))
+        assert not rubrics.decided(criteria, wrong, 0.0, 0)[0]
+        assert not any(rubrics.decided(criteria[:1], "", 0.0, 0))
+
+
+def test_the_world_writes_and_applies_rubrics_in_lion_ray_s_own_prompts() -> None:
+    task = next(world.tasks(world.rng_of("rounds")))
+    roles = Roles(Nature())
+    template = load_template("criteria", "rubricator")
+    written = roles.reply({"messages": rubricator_messages(template, task.instruction, task.answer)})
+    found = read_rubric(written)
+    assert isinstance(found, list)
+    template = load_template("check", "verifier")
+    answers = [task.answer, "It's \"something\"\nelse", ""]
+    messages = verifier_messages(template, task.instruction, [one.text for one in found], answers)
+    met = read_checks(roles.reply({"messages": messages}), len(answers), len(found))
+    assert isinstance(met, list)
+    scores = [score(each, found) for each in met]
+    assert scores[0] == 1.0 > scores[1] >= scores[2] == 0.0
+    assert {"rubricator calls", "verifier calls"} < set(roles.counts)
