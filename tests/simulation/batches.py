@@ -28,13 +28,13 @@ from lion_ray.gateway.wire import (
     Unreachable,
     status_error,
 )
-from tests.simulation.model import Purchase
+from tests.simulation.model import Purchase, Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import Process, World
 
 ADDRESS = "http://127.0.0.1:1/v1"
-LINE_FATES = ("expired", "500", "429", "rejected", "unreadable", "garbled", "missing")
+LINE_FATES = ("expired", "500", "429", "unreadable", "garbled", "missing")
 FAILURES: tuple[list[dict[str, Any]], ...] = (
     [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}],
     [{"code": "invalid_json_line", "message": "not a valid line", "line": 1}],
@@ -50,6 +50,7 @@ class _Made:
     """A batch at the endpoint."""
 
     shown: Batch
+    process: Process
     lines: list[tuple[dict[str, Any], Purchase]]
     known_at: float
     tells_counts: bool
@@ -66,6 +67,8 @@ class Service:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, _Made] = {}
         self._kept = 0
+        self._faulty = world.rng.choice((0.0, 0.0, 0.1, 0.4))
+        """How likely a batch leaves a line without an answer, in any weather."""
 
     def keep(self, kind: str, data: bytes) -> str:
         self._kept += 1
@@ -93,7 +96,7 @@ class Service:
         )
         stormy = world.weather.strikes(world.rng)
         known_at = world.now + (world.rng.random() * HIDDEN_S if stormy else 0.0)
-        made = self.batches[batch_id] = _Made(shown, lines, known_at, world.rng.random() < 0.8)
+        made = self.batches[batch_id] = _Made(shown, process, lines, known_at, world.rng.random() < 0.8)
         world.say(f"{batch_id} of {process.name}: {', '.join(purchase.prompt for _, purchase in lines)}")
         if world.weather.strikes(world.rng):
             errors = world.rng.choice(FAILURES)
@@ -120,6 +123,15 @@ class Service:
         shown = self.batches[purchase.batch].shown
         return shown.output_file_id is None or shown.output_file_id in self.files
 
+    def check_left(self, process: Process) -> None:
+        """What a process that has closed for good leaves behind."""
+        for made in self.batches.values():
+            wanted = not all(purchase.handed_out for _, purchase in made.lines)
+            # A cancellation is requested once, and may be lost in a storm.
+            if made.process is process and made.shown.status in ("validating", "in_progress") and wanted:
+                if not self._world.weather.storm and made.shown.created_at < self._world.now - HIDDEN_S:
+                    raise Violation(f"{process.name} has closed for good, and {made.shown.id} is still in progress")
+
     def _begin(self, made: _Made) -> None:
         if made.shown.status == "validating":
             made.shown.status = "in_progress"
@@ -135,7 +147,9 @@ class Service:
         world, rng = self._world, self._world.rng
         fates = []
         for line, purchase in made.lines:
-            fate = rng.choice(LINE_FATES) if world.weather.strikes(rng) else "ok"
+            fate = rng.choice(LINE_FATES) if rng.random() < self._faulty else "ok"
+            if world.weather.strikes(rng):
+                fate = "rejected"
             if made.cancelled and rng.random() < 0.5:
                 fate = "expired"
             fates.append(fate)

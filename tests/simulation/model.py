@@ -88,13 +88,14 @@ class Model:
         self.asked_at.setdefault((process.name, prompt), self.now)
         self.waiting[process.name, prompt] += 1
 
-    def left(self, process: Process, prompt: str) -> None:
-        """A caller has its answer, or does not wait for it any more."""
+    def left(self, process: Process, prompt: str, *, answered: bool) -> None:
+        """A caller has its answer, or does not wait for it any more: batches go on, and nobody fetches them."""
         self.waiting[process.name, prompt] -= 1
         if not self.waiting[process.name, prompt]:
-            for purchase in self.purchases[prompt]:
-                if purchase.batch and purchase.process is process and not purchase.handed_out:
-                    self.forgive(purchase)
+            for one in self.purchases[prompt]:
+                known = one.handed_out or (one.spoilt and answered)
+                if one.batch and one.process is process and not known:
+                    self.forgive(one)
 
     def sent(self, process: Process, prompt: str, batch: str = "") -> Purchase:
         kept = self.kept_at.get(prompt)
@@ -145,9 +146,10 @@ class Model:
 
     def ended(self, process: Process) -> None:
         """A process ended at once. What it bought and had not kept, nobody can know of."""
-        for prompt, purchases in self.purchases.items():
-            self.asked_at.pop((process.name, prompt), None)
-            self.waiting.pop((process.name, prompt), None)
+        for asked in [one for one in self.asked_at if one[0] == process.name]:
+            del self.asked_at[asked]
+            del self.waiting[asked]
+        for purchases in self.purchases.values():
             for purchase in purchases:
                 if purchase.process is process and not purchase.handed_out:
                     self.forgive(purchase)

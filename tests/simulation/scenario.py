@@ -151,12 +151,15 @@ class Proxy:
             if world.rng.random() < 0.1:
                 asyncio.get_running_loop().call_later(world.rng.random() * 5, caller.cancel)
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
-        if not any(isinstance(outcome, LionError) and not isinstance(outcome, BudgetError) for outcome in outcomes):
+        failed = any(isinstance(outcome, LionError) and not isinstance(outcome, BudgetError) for outcome in outcomes)
+        if not failed:
             # It lives as long as the run does.
             world.working.discard(process.name)
             while world.working:  # noqa: ASYNC110 - the others are other processes, with other loops
-                await asyncio.sleep(1.0)
-        await client.close()
+                await asyncio.sleep(5.0)
+        await client.close(for_good=not failed)
+        if not failed:
+            world.service.check_left(process)
         await journal.close()
         for outcome in outcomes:
             if isinstance(outcome, BudgetError):
@@ -167,11 +170,12 @@ class Proxy:
     async def _ask(self, world: World, process: Process, client: Client, prompt: str, *, batch: bool) -> None:
         await asyncio.sleep(world.rng.random() * world.rng.choice((0.0, 10.0)))
         world.model.asked(process, prompt)
+        outcome = None
         try:
             outcome = await client.complete(replace(self._call(prompt), batch=batch))
         finally:
             if process.alive:
-                world.model.left(process, prompt)
+                world.model.left(process, prompt, answered=isinstance(outcome, Completion))
         if isinstance(outcome, Completion):
             world.say(f"{process.name} has {outcome.text!r}{' (replayed)' if outcome.replayed else ''}")
             world.model.handed_out(prompt, outcome.text, replayed=outcome.replayed)

@@ -65,11 +65,11 @@ class World:
         self.disk = Disk(folder)
         self.weather = Weather.drawn(self.rng)
         self.prices = PricesConfig(input=1000.0, output=2000.0, batch=0.5)
-        self.cap = self.rng.choice((None, 0.5, 2.0, 8.0))
+        self.cap = self.rng.choice((None, None, 0.15, 0.3, 0.5, 2.0))
         self.model = Model(self.prices, self.cap)
         self.budget = Budget(self.cap)
         self.service = Service(self)
-        self.in_batches = self.rng.choice((0.0, 0.0, 0.5, 1.0))
+        self.in_batches = self.rng.choice((0.0, 0.5, 1.0))
         """How likely a process asks in batches."""
         self.thread_s = self.rng.choice((0.0, 0.001, 0.5))
         self.failing_calls = self.rng.choice((0.0, 0.0, 0.01))
