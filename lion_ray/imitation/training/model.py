@@ -26,6 +26,7 @@ from torch import nn
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import ModelError, first_line
 from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
 from lion_ray.imitation.training.spec import TrainSpec
 
@@ -163,7 +164,8 @@ class LabelledLogits:
         self._positions = batch.positions
         try:
             # Without an attention mask, the model derives it from the position ids.
-            logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **borders(batch, self.model)}
+            logits = self.model(**given, use_cache=False).logits
         finally:
             self._positions = None
         return logits.float()
