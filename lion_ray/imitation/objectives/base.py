@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
 Logits = Callable[["Batch"], "torch.Tensor"]
 """The model's logits for a batch: [N, vocabulary] in float32, in the order of `Batch.targets`."""
+
+
+def cross_entropy(logits: Logits, batch: Batch, reduction: Literal["none", "sum"]) -> torch.Tensor:
+    """The labelled tokens' cross-entropy in nats, [N] or their sum, without all logits at once where a fit allows it."""
+    import torch.nn.functional as F
+
+    whole = getattr(logits, "cross_entropy", None)
+    if whole is not None:
+        return cast("torch.Tensor", whole(batch, reduction))
+    return F.cross_entropy(logits(batch), batch.targets, reduction=reduction)
 
 
 class Objective(Protocol):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 
-from lion_ray.imitation.objectives.base import Logits
+from lion_ray.imitation.objectives.base import Logits, cross_entropy
 from lion_ray.imitation.training.data import Batch, Sample
 
 
@@ -19,7 +18,7 @@ class CrossEntropy:
     min_gap: float | None = None
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
-        return F.cross_entropy(logits(batch), batch.targets, reduction="sum")
+        return cross_entropy(logits, batch, "sum")
 
     def count(self, samples: Iterable[Sample]) -> float:
         return sum(sample.labelled for sample in samples)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lion_ray.config.plugins import PreferenceConfig
-from lion_ray.imitation.objectives.base import Logits
+from lion_ray.imitation.objectives.base import Logits, cross_entropy
 from lion_ray.imitation.training.data import REFERENCE, Batch, Sample
 
 
@@ -33,7 +33,7 @@ class Preference:
         self.min_gap: float | None = config.min_gap
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
-        per_token = -F.cross_entropy(logits(batch), batch.targets, reduction="none")
+        per_token = -cross_entropy(logits, batch, "none")
         count = len(batch.columns)
         place = 2 * batch.sample + batch.rejected
         sums = per_token.new_zeros(2 * count).index_add(0, place, per_token).view(count, 2)

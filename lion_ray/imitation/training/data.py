@@ -101,9 +101,13 @@ class Batch:
     """[N]: 1 for a token of a pair's worse answer, else 0."""
     columns: list[Mapping[str, Any]] = field(default_factory=list)
     """For each sample, the columns that the objective requested."""
+    starts: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
+    """Where each sample, and each row's padding, begins in the flattened [B * L]; then B * L."""
+    longest: int = 0
+    """The length of the longest of these."""
 
     def to(self, device: torch.device) -> Batch:
-        names = ("input_ids", "position_ids", "positions", "targets", "sample", "rejected")
+        names = ("input_ids", "position_ids", "positions", "targets", "sample", "rejected", "starts")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -292,12 +296,17 @@ def collate(rows: Sequence[Sequence[Sample]]) -> Batch:
         padding = width - len(row_ids)
         ids.append(row_ids + [0] * padding)
         places.append(row_places + list(range(padding)))
+    position_ids = torch.tensor(places, dtype=torch.long)
+    flat = position_ids.flatten()
+    starts = torch.cat([(flat == 0).nonzero().flatten(), torch.tensor([len(flat)])])
     return Batch(
         torch.tensor(ids, dtype=torch.long),
-        torch.tensor(places, dtype=torch.long),
+        position_ids,
         torch.tensor(positions, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(owners, dtype=torch.long),
         torch.tensor(worse, dtype=torch.long),
         columns,
+        starts.to(torch.int32),
+        int(starts.diff().max()),
     )

@@ -26,7 +26,9 @@ from torch import nn
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import ModelError, first_line
 from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
+from lion_ray.imitation.training.loss import Head, Reduction
 from lion_ray.imitation.training.spec import TrainSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -142,12 +144,14 @@ class LabelledLogits:
 
     The model's own head is called on the hidden states at labelled positions only, so the architecture's own changes to
     logits (scaling, capping) still apply. `head_rows` counts the rows passed to the head. Logits are float32, also
-    under autocast.
+    under autocast. `rows`: how many tokens' logits may exist at once in `cross_entropy`; 0: all.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rows: int = 0) -> None:
         self.model = model
         self.head_rows = 0
+        self._rows = rows
+        self._head: Head | None = None
         self._positions: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._select)  # type: ignore[operator]
 
@@ -163,14 +167,39 @@ class LabelledLogits:
         self._positions = batch.positions
         try:
             # Without an attention mask, the model derives it from the position ids.
-            logits = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **borders(batch, self.model)}
+            logits = self.model(**given, use_cache=False).logits
         finally:
             self._positions = None
         return logits.float()
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """[N]: the cross-entropy of each labelled token in nats."""
-        return F.cross_entropy(self(batch), batch.targets, reduction="none")
+        return self.cross_entropy(batch, "none")
+
+    def cross_entropy(self, batch: Batch, reduction: Reduction) -> torch.Tensor:
+        """[N], or their sum: the cross-entropy of the labelled tokens in nats."""
+        if self._rows and self._head is None:
+            self._check(batch)
+        if self._head is None or len(batch.targets) <= self._rows:
+            return F.cross_entropy(self(batch), batch.targets, reduction=reduction)
+        with self._head.losing(batch.targets, self._rows, reduction):
+            found = self(batch).flatten()
+        return found if reduction == "none" else found.sum()
+
+    @torch.no_grad()
+    def _check(self, batch: Batch) -> None:
+        """Go without chunks if this model changes its logits after the head. Every process checks, also without rows."""
+        positions, targets = batch.positions[:64], batch.targets[:64]
+        if not len(targets):
+            positions = targets = batch.input_ids.new_zeros(1)
+        few = replace(batch, positions=positions, targets=targets)
+        whole = F.cross_entropy(self(few), targets, reduction="none")
+        self._head = Head(self.model)
+        with self._head.losing(targets, max(1, len(targets) // 2), "none"):
+            found = self(few).flatten()
+        if found.shape != whole.shape or not torch.allclose(found, whole, rtol=1e-3, atol=1e-3):
+            self._rows, self._head = 0, None
 
 
 LEAK = 5e-4
