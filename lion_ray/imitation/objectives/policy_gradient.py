@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 
 from lion_ray.config.plugins import PolicyGradientConfig
-from lion_ray.imitation.objectives.base import Logits
+from lion_ray.imitation.objectives.base import Logits, cross_entropy
 from lion_ray.imitation.training.data import REFERENCE, Batch, Sample
 
 ADVANTAGE, SAMPLED = "advantage", "logprobs"
@@ -36,7 +35,7 @@ class PolicyGradient:
         self._config = config
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
-        now = -F.cross_entropy(logits(batch), batch.targets, reduction="none")
+        now = -cross_entropy(logits, batch, "none")
         if not batch.columns:
             return now.sum()  # a batch of padding
         before, engine = (now.new_tensor(_joined(batch.columns, name)) for name in (REFERENCE, SAMPLED))

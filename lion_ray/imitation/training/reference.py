@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from lion_ray.imitation.training.balance import micro_batches, share_out
 from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack, step_batches
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
@@ -57,11 +57,11 @@ def token_log_probabilities(
     logits = LabelledLogits(model.train())  # as in a step; dropout would make the two differ in any case
     flat = torch.zeros(begins[-1], dtype=torch.float64, device=device)
     for indices in step_batches(len(samples), 1, spec.batch_size, spec.seed):
-        mine = pack([numbered[index] for index in indices], spec.max_length)[world.rank :: world.size]
-        for start in range(0, len(mine), spec.micro_batch_rows):
-            batch = collate(mine[start : start + spec.micro_batch_rows]).to(device)
+        shares = share_out([numbered[index] for index in indices], spec.max_length, world.size)
+        for on_cpu in micro_batches(shares, spec.micro_batch_rows, world):
+            batch = on_cpu.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-                found = -F.cross_entropy(logits(batch), batch.targets, reduction="none")
+                found = -logits.losses(batch)
             places = [columns[REFERENCE] for columns in batch.columns]
             flat[[at for number in places for at in range(begins[number], begins[number + 1])]] = found.double()
     whole = world.sum(flat).tolist()
