@@ -48,6 +48,7 @@ from lion_ray.discrimination import split
 from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.drift import Gaps, drift
 from lion_ray.discrimination.rubric import signal
+from lion_ray.discrimination.win_rate import heldout_figures
 from lion_ray.evaluation import check_scores
 from lion_ray.imitation.filters import AnsweredRow, RowFilter, first_reason, load_filters
 from lion_ray.models.resolve import resolve_model
@@ -147,6 +148,24 @@ class RunStoreServer(BaseActor):
             **split.order_flips(verdicts),
             "judges": counted(everything["model"]),
         }
+
+    def heldout_figures(self, iteration: int, seed: int) -> Manifest:
+        """The win rate of an iteration's student on the held-out set, and its gain (`win_rate.heldout_figures`)."""
+        parts = (self._store.stage(layout.pool(layout.HELDOUT)).manifest() or {})["parts"]
+        answers = ("id", "text")
+
+        def read(stage: str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+            return self._store.stage(stage).read(parts, columns, optional)
+
+        earlier = layout.verdicts(iteration - 1, heldout=True)
+        judged = iteration > 0 and self._store.stage(earlier).manifest() is not None
+        return heldout_figures(
+            read(layout.verdicts(iteration, heldout=True), split.COLUMNS, split.OWN_COLUMNS),
+            read(layout.answers(layout.HELDOUT), answers),
+            read(layout.student_answers(iteration, heldout=True), answers),
+            read(earlier, split.COLUMNS, split.OWN_COLUMNS) if judged else None,
+            seed=derive_seed(seed, "held-out", iteration),
+        )
 
     def filter_answers(self, config: RunConfig, base_dir: Path, instructions: str, answers: str) -> pa.Table:
         """Which answers of a part to train on, as KEPT rows. Raises ConfigError if a filter cannot be used."""

@@ -84,7 +84,6 @@ class OnPolicyConfig(Section):
     clip: float = Field(0.2, gt=0, lt=1)
     """A token whose probability changed by more than this share since the round began no longer counts (PPO)."""
     importance_cap: float = Field(2.0, ge=1)
-    """Upper limit of the weight that corrects a token for the difference between the engine's and the trainer's
-    probability of it."""
+    """Upper limit of a token's weight for the difference between the trainer's and the engine's probability of it."""
     allow_same_judge: bool = False
     """Let the model that rewards answers also be the judge of the held-out answers, so that it measures itself."""

@@ -52,6 +52,8 @@ JOURNAL = "journal"
 STALLS = "stalls"
 """Stack traces of actors that missed their heartbeat."""
 EVALUATIONS = "evaluations"
+CALIBRATION = "judge.json"
+"""The calibration of the run's judge, among the evaluations."""
 TENSORBOARD = "tensorboard"
 """The TensorBoard tracker's folder, unless its configuration names another."""
 

@@ -71,6 +71,11 @@ class IterationResult:
     quality_cache: dict[str, float] | None = None
     """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
     quality_heldout: dict[str, float] | None = None
+    win_rate: dict[str, Any] | None = None
+    """On the held-out set: `wins`, `ties`, `losses` of the student against the teacher, `rate` (ties count half) and
+    `length_controlled`, each with its interval; if the judge was calibrated, `wins_corrected`, `losses_corrected`."""
+    gain_heldout: dict[str, float] | None = None
+    """The mean rise of the student's score over the iteration before, in the judge's points, with its interval."""
     checks: dict[str, Any] | None = None
     """The checks' scores of the held-out answers, each value as {value, low, high, n} or null: `mean` (over checks,
     then over rows), `by_check`, `gain` (over the previous checkpoint), `gain_over_base`, `teacher` (its own mean),

@@ -36,7 +36,6 @@ from lion_ray.report.pictures import Clock, Span
 HARDEST = 10
 """Rows that are shown with all answers and verdicts."""
 ANCESTORS = 3
-CALIBRATION = "judge.json"
 COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "generator": "s4", "rewarder": "s3"}
 """Classes of the style sheet by a stage's actor."""
 
@@ -163,8 +162,8 @@ def read_facts(store: RunStore) -> Facts:
         examples=read_examples(store),
         spans=spans,
         untimed=untimed,
-        calibration=dict(evaluations).get(CALIBRATION),
-        evaluations=[one for one in evaluations if one[0] != CALIBRATION],
+        calibration=dict(evaluations).get(layout.CALIBRATION),
+        evaluations=[one for one in evaluations if one[0] != layout.CALIBRATION],
         problems=[*problems, *status.problems],
     )
 

@@ -390,7 +390,7 @@ def test_the_world_writes_and_applies_rubrics_in_lion_ray_s_own_prompts() -> Non
     found = read_rubric(written)
     assert isinstance(found, list)
     template = load_template("check", "verifier")
-    answers = [task.answer, "It's \"something\"\nelse", ""]
+    answers = [task.answer, 'It\'s "something"\nelse', ""]
     messages = verifier_messages(template, task.instruction, [one.text for one in found], answers)
     met = read_checks(roles.reply({"messages": messages}), len(answers), len(found))
     assert isinstance(met, list)

@@ -6,12 +6,14 @@ The referee judges one shard while the student answers the next. A row of the Ca
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lion_ray.config import judges_heldout, splits
 from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.discrimination.pairwise import JUDGED
+from lion_ray.discrimination.win_rate import JudgeErrors, corrected
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import Feed, Shard
 from lion_ray.pipeline.shard_stage import shard_stage
@@ -52,7 +54,10 @@ class Judging(Stage):
         judged = await shard_stage(run, stage.name, self.title(iteration), Feed.of(shards), judge, batched=batched)
         names = [shard.instructions for shard in shards]
         tau, seed = run.config.discrimination.tau, run.config.seed
-        stage.commit(judged | await run.actors.run_store.split_verdicts.remote(stage.name, names, tau, seed))
+        found = await run.actors.run_store.split_verdicts.remote(stage.name, names, tau, seed)
+        if self.heldout:
+            found |= await run.actors.run_store.heldout_figures.remote(iteration, seed)
+        stage.commit(judged | found)
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         rows = planner.cache_rows(iteration)
@@ -85,4 +90,24 @@ class JudgingHeldout(Judging):
         return planner.called(planner.stage(self, iteration, rows), "referee", 2 * rows, planner.heldout.mean)
 
     def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
-        return {"quality_heldout": self.manifest(store, iteration).get("relative_quality")}
+        found = self.manifest(store, iteration)
+        rate = found.get("win_rate")
+        return {
+            "quality_heldout": found.get("relative_quality"),
+            "win_rate": None if rate is None else rate | corrected_for(store, rate),
+            "gain_heldout": found.get("gain"),
+        }
+
+
+def corrected_for(store: RunStore, rate: dict[str, Any]) -> dict[str, Any]:
+    """The shares of rows on which each side's answer is better, corrected by the judge's calibration in this run.
+
+    Empty if `lion-ray judge calibrate` has not measured the judge on labelled pairs.
+    """
+    calibration = store.read_json(layout.evaluation(layout.CALIBRATION)) or {}
+    judge = JudgeErrors.of((calibration.get("labelled") or {}).get("confusion") or {})
+    if judge is None:
+        return {}
+    rows = rate["rate"]["n"]
+    found = {name: corrected(rate[name] / rows, rows, judge) for name in ("wins", "losses")}
+    return {f"{name}_corrected": None if one is None else asdict(one) for name, one in found.items()}
