@@ -650,7 +650,7 @@ async def two_records(world: World, **newer: Any) -> BatchRecord:
 
 
 async def test_a_call_in_two_open_records_is_taken_from_the_batch_that_exists(world: World) -> None:
-    """The newer record's batch was never created; the older batch's answer was bought again (found by the simulation)."""
+    """The newer batch was never created; the older one's answer was bought again (found by the simulation)."""
     await two_records(world, batch_id=None, input_file_id="file-x")
     queue = world.queue()
     await ask(queue, 1)
