@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
-from lion_ray.gateway.batch import BatchQueue, NotDone
+from lion_ray.gateway.batch import BatchQueue, InJournal, NotDone
 from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.batch.lines import request_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
@@ -111,7 +111,7 @@ async def ask(queue: BatchQueue, *numbers: int) -> list[Reply]:
     async def one(number: int) -> Reply:
         while not isinstance(reply := await one_batch(number), Reply):
             assert reply.billed
-            await queue.settled(key(number))
+            await queue.settled(key(number), reply)
         assert reply.text == plain_answer(body(number)).text
         await queue.settled(key(number))
         return reply
@@ -613,6 +613,64 @@ async def test_a_record_with_a_field_of_another_kind_is_told_by_its_file(
     assert isinstance(seen[0], InfrastructureError)
     assert "n1.json is damaged" in seen[0].message
     assert world.stub.stats()["total"] == 0
+
+
+async def test_a_batch_that_another_process_has_closed_is_not_bought_again(world: World) -> None:
+    """Two processes poll one batch; the faster one settles and deletes it (found by the simulation)."""
+    time = world.time = ManualTime()
+    journal: set[str] = set()
+    slow = asyncio.create_task(world.queue(journal.__contains__).chat(key(1), body(1)))
+    while not world.stub.stats()["batch"]["looks"]:
+        await time.until_asleep(1)
+        time.advance(SETTINGS["linger_s"])
+        await asyncio.sleep(0.001)
+    world.time = QuickTime()
+    fast = world.queue(journal.__contains__)
+    await ask(fast, 1)
+    journal.add(key(1))
+    await fast.close()
+    world.nothing_is_left()
+    while not slow.done():
+        time.advance(SETTINGS["poll_s"])
+        await asyncio.sleep(0.001)
+    with pytest.raises(InJournal):
+        await slow
+    assert world.stub.stats()["batch"]["sizes"] == [1]
+
+
+async def two_records(world: World, **newer: Any) -> BatchRecord:
+    """An open record of a batch with call 1, and a newer one of the same call; returns the newer one."""
+    async with under_way(ask(world.queue(), 1)):
+        await until(lambda: world.stub.stats()["batch"]["looks"] > 0)
+    world.drop()
+    records = BatchRecords(str(world.folder))
+    made = records.load(BatchAPI(world.apis[0], 10, keyed=True).address)[0]
+    records.write(added := replace(made, nonce=f"{made.nonce[:-1]}x", made_at=made.made_at + 1, **newer))
+    return added
+
+
+async def test_a_call_in_two_open_records_is_taken_from_the_batch_that_exists(world: World) -> None:
+    """The newer batch was never created; the older one's answer was bought again (found by the simulation)."""
+    await two_records(world, batch_id=None, input_file_id="file-x")
+    queue = world.queue()
+    await ask(queue, 1)
+    await queue.close()
+    assert world.stub.stats()["batch"]["sizes"] == [1]
+
+
+async def test_what_one_batch_may_have_billed_leaves_the_same_call_of_another_batch_open(world: World) -> None:
+    """The newer batch is gone; its call's possible cost is settled, and the older batch has the answer (the same)."""
+    newer = await two_records(world, batch_id="batch-gone")
+    queue = world.queue()
+    with pytest.raises(NotDone) as left:
+        await queue.chat(key(1), body(1), live=True)
+    assert left.value.billed
+    assert left.value.nonce == newer.nonce
+    await queue.settled(key(1), left.value)
+    assert await queue.holds(key(1))
+    await ask(queue, 1)
+    await queue.close()
+    assert world.stub.stats()["batch"]["sizes"] == [1]
 
 
 async def test_a_folder_that_refuses_buys_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,11 +126,12 @@ class Service:
     def check_left(self, process: Process) -> None:
         """What a process that has closed for good leaves behind."""
         for made in self.batches.values():
+            goes_on = made.process is process and made.shown.status in ("validating", "in_progress")
             wanted = not all(purchase.handed_out for _, purchase in made.lines)
             # A cancellation is requested once, and may be lost in a storm.
-            if made.process is process and made.shown.status in ("validating", "in_progress") and wanted:
-                if not self._world.weather.storm and made.shown.created_at < self._world.now - HIDDEN_S:
-                    raise Violation(f"{process.name} has closed for good, and {made.shown.id} is still in progress")
+            certain = not self._world.weather.storm and made.shown.created_at < self._world.now - HIDDEN_S
+            if goes_on and wanted and certain:
+                raise Violation(f"{process.name} has closed for good, and {made.shown.id} is still in progress")
 
     def _begin(self, made: _Made) -> None:
         if made.shown.status == "validating":

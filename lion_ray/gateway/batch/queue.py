@@ -12,7 +12,8 @@ Invariants:
   be sent live is cancelled: its finished answers are fetched, and the rest is sent live.
 
 Several processes may share a journal: each knows the batches that were open at its start. They may poll the same batch,
-but buy it only once: a process that finds it closed by another looks into the journal before it buys again. Time is read and slept through `clock`, `now` and `sleep`, which tests replace.
+but buy it only once: a process that finds it closed by another looks into the journal before it buys again. Time is
+read and slept through `clock`, `now` and `sleep`, which tests replace.
 
 Source: OpenAI's Batch API. This module tracks which calls wait for which batch; `buyer` handles a batch, and the caller
 handles the journal. Use it from one event loop.
