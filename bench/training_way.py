@@ -148,7 +148,7 @@ def ours(job: Job) -> dict[str, Any]:
         batch_size=job.batch_size,
         max_length=job.max_length,
         micro_batch_rows=job.packed_rows,
-        checkpoint_every_steps=10**9,
+        checkpoint_every="1000h",
     )
     metrics = train(spec, rows=read_rows(job.rows), report=lambda *_: None)
     samples = job.labelled()

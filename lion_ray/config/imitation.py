@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig
-from lion_ray.config.section import Precision, Section, by_machine, operational
+from lion_ray.config.section import DURATION, Precision, Section, by_machine, operational
 
 
 class LoraConfig(Section):
@@ -70,8 +70,10 @@ class ImitationConfig(Section):
     """Packed rows in a worker's forward pass."""
     activation_checkpointing: bool = operational(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    checkpoint_every_steps: int = operational(50, ge=1)
-    """Optimizer steps between checkpoints within a fit."""
+    checkpoint_every: str = operational("10min", pattern=DURATION)
+    """Time between checkpoints within a fit; longer if writing them would take more than 5 % of the fit."""
+    checkpoint_every_steps: int | None = operational(None, ge=1)
+    """Optimizer steps between checkpoints within a fit, whatever they cost; null: by time (checkpoint_every)."""
     max_restarts: int = operational(3, ge=0)
     """How often a fit is restored from its last checkpoint after a worker died or hung."""
     collective_timeout_s: float = operational(900.0, ge=1)

@@ -18,7 +18,7 @@ from pydantic import Tag
 from pydantic.fields import FieldInfo
 
 from lion_ray.config import RunConfig, Section
-from lion_ray.config.section import AUTO
+from lion_ray.config.section import AUTO, DURATION
 
 KeyPath = tuple[str, ...]
 
@@ -26,6 +26,7 @@ _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "text of letters, digits, '.', '_' and '-' that starts with a letter or a digit",
     r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$": "text of letters, digits, spaces, '.', '_' and '-'",
     r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$": "package.module:name",
+    DURATION: "a duration such as 30s, 10min or 1.5h",
 }
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 

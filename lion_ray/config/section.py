@@ -15,6 +15,15 @@ Precision = Literal["auto", "bf16", "fp32"]
 Mode = Literal["live", "batch"]
 
 
+DURATION = r"^[0-9]+(\.[0-9]+)?(s|min|h)$"
+
+
+def seconds_of(duration: str) -> float:
+    """The seconds in a text that matches `DURATION`, such as 30s, 10min or 1.5h."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
+
+
 def operational(default: Any = ..., **constraints: Any) -> Any:
     """A field that may differ between the attempts of one run."""
     return Field(default, json_schema_extra={"operational": True}, **constraints)

@@ -54,10 +54,10 @@ def main(
         with (keep / f"steps-{rank}.jsonl").open("a") as steps:
             steps.write(json.dumps(metrics) + "\n")
         if folder is not None:
-            shutil.copytree(folder, keep / f"step-{metrics['step']}", dirs_exist_ok=True)
+            shutil.copytree(folder, keep / f"step-{metrics['checkpoint']}", dirs_exist_ok=True)
             if processes > 1:
                 dist.barrier()
-        if metrics["step"] == kill_at:
+        if kill_at is not None and metrics.get("checkpoint") == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if stop is not None and stop[:2] == (rank, metrics["step"]):
             stand_still() if stop[2] == "after" else setattr(LabelledLogits, "__call__", lambda *_: stand_still())

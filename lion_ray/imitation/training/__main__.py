@@ -89,7 +89,7 @@ def _report(metrics: dict[str, Any], folder: Path | None, progress: Path) -> Non
     _wait()
     if _rank() == 0:
         old = list(progress.glob("step-*"))
-        partial.rename(progress / f"step-{metrics['step']:08d}")
+        partial.rename(progress / f"step-{metrics['checkpoint']:08d}")
         for path in old:
             shutil.rmtree(path)
     _wait()

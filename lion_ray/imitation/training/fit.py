@@ -17,9 +17,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from lion_ray.imitation.objectives.base import Objective
 from lion_ray.imitation.objectives.policy_gradient import PolicyGradient
 from lion_ray.imitation.training import output, state
 from lion_ray.imitation.training.balance import Shares, micro_batches, share_out
+from lion_ray.imitation.training.checkpoints import Checkpoints, Report
 from lion_ray.imitation.training.data import Sample, count_steps, digest, encode, step_batches
 from lion_ray.imitation.training.model import (
     LabelledLogits,
@@ -51,12 +51,6 @@ from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
-
-Report = Callable[[dict[str, Any], Path | None], None]
-"""Called on every process after every step with the step's metrics, and with a folder if the step has a checkpoint.
-
-The folder is this process's part of the checkpoint. The callable may move or copy it before it returns.
-"""
 
 
 def train(
@@ -209,6 +203,7 @@ def _run(
     world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
     logits = LabelledLogits(model)
+    checkpoints = Checkpoints(spec, model, optimizer, report, roll)
     spent = 0.0
     for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
         began = time.monotonic()
@@ -239,15 +234,7 @@ def _run(
             "tokens": progress.tokens,
             "tokens_per_second": tokens / seconds,
         }
-        if progress.step % spec.checkpoint_every_steps:
-            report(metrics, None)
-        else:
-            folder = Path(f"{spec.output_dir}.checkpoint-{world.rank}")
-            shutil.rmtree(folder, ignore_errors=True)  # left by a killed attempt
-            folder.mkdir(parents=True)
-            state.save(folder, model, optimizer, progress, world)
-            report(metrics, folder)
-            shutil.rmtree(folder, ignore_errors=True)  # unless it was moved
+        checkpoints.after_step(metrics, progress)
     return spent
 
 

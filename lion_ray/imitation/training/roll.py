@@ -71,6 +71,14 @@ class Roll:
         if self.world.size > 1:
             dist.barrier(group=self._meeting)
 
+    def all(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on every process."""
+        if self.world.size == 1:
+            return list(flags)
+        least = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._meeting)
+        return [bool(flag) for flag in least]
+
     def _absent(self) -> list[int]:
         """Ping each other process. Returns the ranks that do not answer."""
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]

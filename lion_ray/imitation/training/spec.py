@@ -27,7 +27,8 @@ from lion_ray.core.errors import ConfigError, first_line
 _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
     {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
-    | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps", "collective_timeout_s"}
+    | {"micro_batch_rows", "activation_checkpointing", "collective_timeout_s"}
+    | {"checkpoint_every", "checkpoint_every_steps"}
 )
 
 
@@ -69,7 +70,8 @@ class TrainSpec:
     sharding: Literal["full", "none"] = "full"
     micro_batch_rows: int = 4
     activation_checkpointing: bool = False
-    checkpoint_every_steps: int = 50
+    checkpoint_every: str = "10min"
+    checkpoint_every_steps: int | None = None
     collective_timeout_s: float = 900.0
 
     @classmethod

@@ -17,10 +17,13 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -52,12 +55,37 @@ class Progress:
     """Before the fit: of each pair, both answers' log-probabilities; or of each sample, its tokens'."""
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, world: World) -> None:
-    """Write this process's part of the checkpoint into `folder`; every process must call it."""
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    world: World,
+    *,
+    group: dist.ProcessGroup | None = None,
+    background: bool = False,
+) -> Future[Any]:
+    """Write this process's part of the checkpoint into `folder`; every process must call it.
+
+    `background`: copy the state to main memory and return; the copy is written in a thread. Otherwise it is written
+    when this returns. `group`: of a CPU backend, not in use for anything else meanwhile; needed if there are several
+    processes.
+    """
     weights, moments = get_state_dict(model, optimizer, options=_options())
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder, no_dist=world.size == 1)
     if world.rank == 0:
         (folder / _PROGRESS).write_text(json.dumps(dataclasses.asdict(progress)))
+    given: Any = {
+        "state_dict": {"model": weights, "optimizer": moments},
+        "checkpoint_id": folder,
+        "process_group": group,
+        "no_dist": world.size == 1,
+    }
+    if background:
+        return dcp.async_save(**given)  # type: ignore[return-value]
+    dcp.save(**given)
+    done: Future[Any] = Future()
+    done.set_result(None)
+    return done
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
