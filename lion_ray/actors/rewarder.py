@@ -116,7 +116,7 @@ class Rewarder(BaseActor):
             return rubric.check_call(self._verifier, texts[one.id], criteria[one.id], answers[one.id], **rest)
 
         def read(one: _Work, reply: str) -> list[list[bool]] | str:
-            return rubric.read_checks(reply, len(answers[one.id]), len(criteria[one.id]))
+            return rubric.read_checks(reply, answers[one.id], len(criteria[one.id]))
 
         await self._settle("verifier", open_, call, read)
         rows: list[dict[str, Any]] = []

@@ -51,6 +51,7 @@ _LATER = re.compile(
     rf"^[ \t]*(?:(?P<fence>```|~~~)|(?P<open>{_OPEN.pattern}))|(?P<close>{_CLOSE.pattern})",
     re.MULTILINE | re.IGNORECASE,
 )
+_MARKER = re.compile(rf"{_OPEN.pattern}|{_CLOSE.pattern}|{_MAYBE.pattern}|<\|channel\|>|<\|message\|>", re.IGNORECASE)
 _QUOTES = "`'\"“”‘’«»"
 
 
@@ -83,6 +84,13 @@ def closing_of(prompt: str) -> str:
         if begin in opened:
             return opened.replace(begin, end)
     return re.sub(r"\A([<\[◁]\|?)", r"\1/", opened)
+
+
+def defused(text: str) -> str:
+    """The text with a space within each marker of thoughts, so that a reply that quotes it holds none."""
+    if _HINT.search(text) is None:
+        return text
+    return _MARKER.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def only_thoughts(text: str) -> bool:

@@ -20,8 +20,10 @@ from typing import Any
 from lion_ray.config import RefereeConfig
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.records import OK, ORDERS, QUARANTINED, Prompt, derive_seed
+from lion_ray.core.thoughts import defused
 from lion_ray.discrimination.logprob_scores import ALTERNATIVES, weighted_pair
 from lion_ray.discrimination.orders import first_order, needs_second
+from lion_ray.discrimination.quotes import without_quotes
 from lion_ray.discrimination.scores import Pair, combine, in_range, parse_scores
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
 from lion_ray.prompts.messages import Template, load_template, referee_messages
@@ -69,11 +71,14 @@ def ask(
     return Call(messages=messages, json_schema=schema, **rest)
 
 
-def read_scores(completion: Completion) -> Pair | str:
-    """The scores of the first and second answer, each from 1 to 10, or a short reason that can be counted."""
+def read_scores(completion: Completion, answers: Sequence[str]) -> Pair | str:
+    """The scores of the first and second answer, each from 1 to 10, or a short reason that can be counted.
+
+    `answers`: those that the judge was shown; what it quotes of them is not read.
+    """
     if ending(completion.finish_reason) is not Ending.COMPLETE and completion.text[-1:].isdigit():
         return "verdict cut off"  # the cut may be inside the last number: a 10 that reads as 1
-    pair = parse_scores(completion.text)
+    pair = parse_scores(without_quotes(completion.text, map(defused, answers)))
     if pair is None:
         return "verdict without readable scores"
     return pair if in_range(pair) else "score outside 1 to 10"
@@ -118,11 +123,11 @@ class PairwiseJudge:
             batch=self.config.mode == "batch",
         )
 
-    def read(self, order: str, outcome: Outcome) -> Reading:
+    def read(self, comparison: Comparison, order: str, outcome: Outcome) -> Reading:
         """The judge's scores for a comparison in this order."""
         if isinstance(outcome, Failure):
             return Reading(None, f"referee: {outcome.reason}")
-        pair = read_scores(outcome)
+        pair = read_scores(outcome, (comparison.teacher, comparison.student))
         if isinstance(pair, str):
             return Reading(None, pair)
         weighted = weighted_pair(outcome.text, outcome.logprobs, pair) if self.config.weighted else None
@@ -183,7 +188,7 @@ class Row:
         if isinstance(outcome, Completion):
             self._answered.append(outcome)
             self._reviews[order] = outcome.text
-        self._readings[order] = self._judge.read(order, outcome)
+        self._readings[order] = self._judge.read(self.comparison, order, outcome)
         self._failure = self._readings[order].failure or self._failure
 
     def verdict(self) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from typing import Any
 import pyarrow as pa
 
 from lion_ray.core.records import OK, derive_seed
-from lion_ray.core.thoughts import without_thoughts
+from lion_ray.core.thoughts import defused, without_thoughts
+from lion_ray.discrimination.quotes import without_quotes
 from lion_ray.gateway.calls import Call
 from lion_ray.prompts.messages import Template, rubricator_messages, verifier_messages
 
@@ -80,9 +81,13 @@ def read_rubric(reply: str) -> list[Criterion] | str:
     return _only(map(_criteria, _objects(reply))) or NO_RUBRIC
 
 
-def read_checks(reply: str, answers: int, criteria: int) -> list[list[bool]] | str:
-    """For each answer, whether it meets each criterion; or a short reason that can be counted."""
-    return _only(_checks(value, answers, criteria) for value in _objects(reply)) or NO_DECISION
+def read_checks(reply: str, answers: Sequence[str], criteria: int) -> list[list[bool]] | str:
+    """For each answer, whether it meets each criterion; or a short reason that can be counted.
+
+    `answers`: those that the verifier was shown; what it quotes of them is not read.
+    """
+    plain = without_quotes(reply, [defused(answer) for answer in answers])
+    return _only(_checks(value, len(answers), criteria) for value in _objects(plain)) or NO_DECISION
 
 
 def score(met: Sequence[bool], criteria: Sequence[Criterion]) -> float:

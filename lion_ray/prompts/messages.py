@@ -5,6 +5,8 @@ Invariants:
   instruction or an answer can add a message, change a role or be executed as a template.
 - A framed text stands between two lines with a fence that occurs in none of the prompt's texts, so no text can imitate
   the frame's end. The fence is a hash of those texts: the same prompt has the same bytes, hence the same journal key.
+- A text that a judge is shown holds no marker of a model's thoughts (`thoughts.defused`): a judge that quoted it would
+  hide its own verdict.
 - A template that loads can be rendered: it was tested with hostile texts, and all its variables are known.
 
 A template file holds `description`, `messages` (each a `role` and a `content`, the last one the user's) and, if it
@@ -33,6 +35,7 @@ import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lion_ray.core.errors import ConfigError
+from lion_ray.core.thoughts import defused
 from lion_ray.prompts.schemas import SCHEMAS
 
 Message = dict[str, str]
@@ -127,7 +130,8 @@ def referee_messages(
     template: Template, instruction: str, first: str, second: str, *, as_json: bool = False
 ) -> tuple[Message, ...]:
     """The referee's prompt for two answers, in this order; pass `as_json` if `template.schema` is enforced."""
-    return _render(template, {"instruction": instruction, "first": first, "second": second}, as_json=as_json)
+    texts = {"instruction": instruction, "first": first, "second": second}
+    return _render(template, {name: defused(text) for name, text in texts.items()}, as_json=as_json)
 
 
 def generator_messages(template: Template, seed: str) -> tuple[Message, ...]:
@@ -139,7 +143,8 @@ def rubricator_messages(
     template: Template, instruction: str, reference: str, *, as_json: bool = False
 ) -> tuple[Message, ...]:
     """The rubricator's prompt for an instruction and the teacher's answer to it."""
-    return _render(template, {"instruction": instruction, "reference": reference}, as_json=as_json)
+    texts = {"instruction": defused(instruction), "reference": defused(reference)}
+    return _render(template, texts, as_json=as_json)
 
 
 def verifier_messages(
@@ -147,11 +152,11 @@ def verifier_messages(
 ) -> tuple[Message, ...]:
     """The verifier's prompt for some answers to an instruction; criteria and answers are numbered JSON strings."""
     listed = {name: _numbered(texts) for name, texts in (("criteria", criteria), ("answers", answers))}
-    return _render(template, {"instruction": instruction, **listed}, as_json=as_json)
+    return _render(template, {"instruction": defused(instruction), **listed}, as_json=as_json)
 
 
 def _numbered(texts: Sequence[str]) -> str:
-    return "\n".join(f"{number}: {quoted(text)}" for number, text in enumerate(texts, 1))
+    return "\n".join(f"{number}: {quoted(defused(text))}" for number, text in enumerate(texts, 1))
 
 
 def fence(texts: Mapping[str, str], digits: int = 4) -> str:

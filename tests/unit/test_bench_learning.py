@@ -392,7 +392,7 @@ def test_the_world_writes_and_applies_rubrics_in_lion_ray_s_own_prompts() -> Non
     template = load_template("check", "verifier")
     answers = [task.answer, 'It\'s "something"\nelse', ""]
     messages = verifier_messages(template, task.instruction, [one.text for one in found], answers)
-    met = read_checks(roles.reply({"messages": messages}), len(answers), len(found))
+    met = read_checks(roles.reply({"messages": messages}), answers, len(found))
     assert isinstance(met, list)
     scores = [score(each, found) for each in met]
     assert scores[0] == 1.0 > scores[1] >= scores[2] == 0.0

@@ -63,8 +63,8 @@ def completion(text: str, reason: str) -> Completion:
 @pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS", "SAFETY", "novel_reason"])
 def test_a_verdict_that_may_have_lost_its_last_digit_is_none(reason: str) -> None:
     text = "Score of the Assistant 1: 8\nScore of the Assistant 2: 1"
-    assert isinstance(read_scores(completion(text, reason)), str)
-    assert read_scores(completion(text, "end_turn")) == (8, 1)
+    assert isinstance(read_scores(completion(text, reason), ()), str)
+    assert read_scores(completion(text, "end_turn"), ()) == (8, 1)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ RUBRIC = {
     "criteria": [{"criterion": "It names Paris.", "points": 5}, {"criterion": "It is one\nsentence.", "points": 2}]
 }
 READ = [Criterion("It names Paris.", 5), Criterion("It is one sentence.", 2)]
+SHOWN = ("Paris, I think.", "Rome.")
 CHECKS = {"answers": [{"answer": 1, "met": [True, False]}, {"answer": 2, "met": [False, True]}]}
 
 
@@ -78,7 +79,7 @@ def test_two_rubrics_that_differ_are_none() -> None:
     ],
 )
 def test_decisions_are_read(answers: object) -> None:
-    assert read_checks(json.dumps({"answers": answers}), 2, 2) == [[True, False], [False, True]]
+    assert read_checks(json.dumps({"answers": answers}), SHOWN, 2) == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +98,13 @@ def test_decisions_are_read(answers: object) -> None:
     ],
 )
 def test_what_decides_nothing(reply: str) -> None:
-    assert read_checks(reply, 2, 2) == NO_DECISION
+    assert read_checks(reply, SHOWN, 2) == NO_DECISION
 
 
 @given(st.text(), st.integers(1, 4), st.integers(1, 4))
 def test_no_reply_is_too_much(reply: str, answers: int, criteria: int) -> None:
     for text in (reply, '{"answers": [' + reply, '{"criteria": ' + reply + "}"):
-        found = read_checks(text, answers, criteria)
+        found = read_checks(text, SHOWN[:1] * answers, criteria)
         assert found == NO_DECISION or (len(found) == answers and {len(row) for row in found} == {criteria})
         assert isinstance(read_rubric(text), str | list)
 

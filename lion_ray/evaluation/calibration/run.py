@@ -191,7 +191,7 @@ def replays(store: RunStore, tau: float) -> tuple[Replayed, ...]:
 
 
 def _reply(judge: PairwiseJudge, case: Case, order: str, sample: int, outcome: Completion | Failure) -> Reply:
-    reading = judge.read(order, outcome)
+    reading = judge.read(case.comparison, order, outcome)
     if isinstance(outcome, Failure):
         return Reply(case.id, order, sample, None, reading.failure)
     return Reply(

@@ -55,7 +55,7 @@ async def ask_verdicts(
         again = "" if not attempt else ", again where nothing could be read"
         for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{again}"), strict=True):
             pair, setting, order, sample = slots[place]
-            verdicts[place] = _verdict(pair.question.id, setting.number, order, sample, outcome)
+            verdicts[place] = _verdict(pair, setting.number, order, sample, outcome)
         # Failed calls were already retried by the gateway.
         left = [place for place in left if verdicts[place].scores is None and verdicts[place].call]
     return [verdicts[place] for place in range(len(slots))]
@@ -88,10 +88,11 @@ def _call(
     )
 
 
-def _verdict(question: str, setting: int, order: str, sample: int, outcome: Outcome) -> Verdict:
+def _verdict(pair: JudgedPair, setting: int, order: str, sample: int, outcome: Outcome) -> Verdict:
+    question = pair.question.id
     if isinstance(outcome, Failure):
         return Verdict(question, setting, order, sample, None, f"judge: {outcome.reason}")
-    read = read_scores(outcome)
+    read = read_scores(outcome, (pair.reference, pair.candidate))
     if isinstance(read, str):
         return Verdict(question, setting, order, sample, None, read, outcome.text, outcome.key)
     scores = read if order == REFERENCE_FIRST else read[::-1]
