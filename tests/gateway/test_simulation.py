@@ -18,11 +18,18 @@ import pytest
 
 from lion_ray.core import durable
 from lion_ray.core.store import RunStore
+from lion_ray.gateway.batch.buyer import Buyer
+from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
+from lion_ray.gateway.batch.work import UnderWay
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
+from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.record import encode_record
 from lion_ray.gateway.ledger import Budget
+from lion_ray.gateway.purse import Purse, Reserved
+from lion_ray.gateway.sender import Sender
 from tests.gateway.support import ACCOUNT, completion
+from tests.simulation.batches import SimBatchAPI
 from tests.simulation.model import Violation
 from tests.simulation.scenario import run, run_all
 from tests.simulation.system import EPOCH_S
@@ -134,7 +141,7 @@ def no_look_into_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "_fly", fly)
 
 
-async def _nothing(key: str) -> None:
+async def _nothing(_: object) -> None:
     return None
 
 
@@ -162,6 +169,86 @@ def manifest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunStore, "write_bytes", write)
 
 
+def batches_recorded_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch's record is written once its id is known."""
+    real = BatchRecords.write
+    monkeypatch.setattr(BatchRecords, "write", lambda self, one: real(self, one) if one.batch_id is not None else None)
+
+
+def batch_records_not_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: BatchRecords, record: BatchRecord) -> None:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(Folder, "write", lambda folder, name, data, durable: put(folder, name, data))
+            real(self, record)
+
+    real, put = BatchRecords.write, Folder.write
+    monkeypatch.setattr(BatchRecords, "write", write)
+
+
+def batches_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a lost answer a batch is simply created again."""
+
+    async def find(self: SimBatchAPI, nonce: str, since: float) -> None:
+        return None
+
+    monkeypatch.setattr(SimBatchAPI, "find", find)
+
+
+def batches_closed_before_their_answers_are_journaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fetch(self: Buyer, batch: UnderWay, over: Any) -> Any:
+        output = await real(self, batch, over)
+        await self.delete_files(batch)
+        await self.forget(batch.record)
+        return output
+
+    real = Buyer.fetch
+    monkeypatch.setattr(Buyer, "fetch", fetch)
+
+
+def answers_of_batches_not_journaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def buy(self: Sender, key: str, call: Any, attempt: Any, keep: Any) -> Any:
+        return await real(self, key, call, attempt, _nothing if call.batch else keep)
+
+    real = Sender.buy
+    monkeypatch.setattr(Sender, "buy", buy)
+
+
+def no_reservations_for_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def take(self: Purse, call: Any, size: int, *, batch: bool = False) -> Reserved:
+        reserved = await real(self, call, size, batch=batch)
+        if batch:
+            await self.ledger.settle(reserved.usd, 0.0)
+        return reserved._replace(usd=0.0) if batch else reserved
+
+    real = Purse.take
+    monkeypatch.setattr(Purse, "take", take)
+
+
+def live_calls_look_for_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role's mode was changed from batch to live."""
+
+    async def bought_before(self: Client, key: str) -> None:
+        return None
+
+    monkeypatch.setattr(Client, "_bought_before", bought_before)
+
+
+def batches_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cancel(self: Buyer, batch: UnderWay) -> None:
+        return None
+
+    monkeypatch.setattr(Buyer, "cancel", cancel)
+
+
+def bills_without_an_answer_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def in_one_batch(self: Sender, batches: Any, key: str, call: Any, body: Any, size: int, attempt: Any) -> Any:
+        attempt.lose = _nothing
+        return await real(self, batches, key, call, body, size, attempt)
+
+    real = Sender._in_one_batch
+    monkeypatch.setattr(Sender, "_in_one_batch", in_one_batch)
+
+
 FOUND_BY: dict[Callable[[pytest.MonkeyPatch], None], tuple[int, int]] = {served_before_it_is_flushed: (600, 1000)}
 """The seeds that find what few seeds find: it takes a process that dies between writing and flushing, another that
 serves what it wrote, and then a power cut."""
@@ -177,6 +264,15 @@ serves what it wrote, and then a power cut."""
         leases_for_everybody,
         torn_lines_served,
         manifest_first,
+        batches_recorded_late,
+        batch_records_not_flushed,
+        batches_not_looked_for,
+        batches_closed_before_their_answers_are_journaled,
+        answers_of_batches_not_journaled,
+        no_reservations_for_batches,
+        live_calls_look_for_no_batch,
+        batches_not_cancelled,
+        bills_without_an_answer_not_recorded,
     ],
 )
 def test_a_broken_promise_is_found(

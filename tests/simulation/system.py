@@ -126,6 +126,15 @@ class SimFileSystem(pafs.LocalFileSystem):
         return super().open_output_stream(path, *args, **options)
 
 
+class _Scratch(io.BytesIO):
+    """An unnamed temporary file: nothing of it outlives its process."""
+
+    def write(self, data: Any) -> int:
+        if (machine := _acting.machine) is not None and machine.fails("write to a temporary file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
 def _moment(name: str) -> None:
     if (machine := _acting.machine) is not None:
         machine.system_call(name)
@@ -156,7 +165,7 @@ def installed() -> Iterator[None]:
     put(
         time, "time_ns", lambda real: lambda: real() if (m := _acting.machine) is None else int((EPOCH_S + m.now) * 1e9)
     )
-    put(tempfile, "TemporaryFile", lambda real: lambda: real() if _acting.machine is None else io.BytesIO())
+    put(tempfile, "TemporaryFile", lambda real: lambda: real() if _acting.machine is None else _Scratch())
     put(pafs, "LocalFileSystem", lambda real: SimFileSystem)
     put(secrets, "token_hex", _token)
     put(uuid, "uuid4", _uuid)
