@@ -17,7 +17,7 @@ from lion_ray.config.plugins import (
     TemplatePromptConfig,
 )
 from lion_ray.config.referee import RefereeConfig
-from lion_ray.config.section import Dtype, Mode, Precision, Section, by_machine, operational
+from lion_ray.config.section import AttentionKernel, Dtype, Mode, Precision, Section, by_machine, operational
 from lion_ray.config.tracking import TrackingConfig
 from lion_ray.core.addresses import check_storage
 
@@ -200,6 +200,12 @@ class ImitationConfig(Section):
     """Packed rows in a worker's forward pass."""
     activation_checkpointing: bool = operational(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: AttentionKernel = operational("auto")
+    """Kernel for packed rows; auto: on a GPU the first that is installed and right, on a CPU sdpa with a dense mask."""
+    logits_at_once: int | None = operational(None, ge=0)
+    """Labelled tokens whose logits exist at once; 0: all; null: on a GPU as many as fit into 1 GiB, on a CPU all."""
+    compile: bool | None = operational(None)
+    """Compile each layer with torch.compile; null: on a GPU."""
     checkpoint_every_steps: int = operational(50, ge=1)
     """Optimizer steps between checkpoints within a fit."""
     max_restarts: int = operational(3, ge=0)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
+from lion_ray.config import AttentionKernel, ImitationConfig, LoraConfig, NumberType, Precision
 from lion_ray.config.plugins import CrossEntropyConfig, ObjectiveConfig
 from lion_ray.core.errors import ConfigError, first_line
 
@@ -28,6 +28,7 @@ _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
     {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
     | {"micro_batch_rows", "activation_checkpointing", "checkpoint_every_steps", "collective_timeout_s"}
+    | {"attention", "logits_at_once", "compile"}
 )
 
 
@@ -69,6 +70,9 @@ class TrainSpec:
     sharding: Literal["full", "none"] = "full"
     micro_batch_rows: int = 4
     activation_checkpointing: bool = False
+    attention: AttentionKernel = "auto"
+    logits_at_once: int | None = None
+    compile: bool | None = None
     checkpoint_every_steps: int = 50
     collective_timeout_s: float = 900.0
 
