@@ -181,6 +181,7 @@ class TrainingMetrics:
                 ("step", "Optimizer steps done."),
                 ("loss", "Nats for each labelled token, in the last step."),
                 ("tokens_per_second", "Tokens trained on, in the last step."),
+                ("mfu", "Share of the GPUs' peak speed that the last step used; only for GPUs whose peak is known."),
                 ("grad_norm", "The gradient's norm before clipping."),
                 ("learning_rate", "Learning rate in the last step."),
             )
@@ -191,7 +192,8 @@ class TrainingMetrics:
     def show(self, metrics: dict[str, Any]) -> None:
         """Set the gauges to a step's metrics."""
         for name, gauge in self._now.items():
-            gauge.set(float(metrics[name]))
+            if name in metrics:
+                gauge.set(float(metrics[name]))
 
 
 class EnginePoolMetrics:

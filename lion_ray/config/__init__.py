@@ -37,13 +37,14 @@ from lion_ray.config.run import (
     paid_roles,
     splits,
 )
-from lion_ray.config.section import Dtype, NumberType, Precision, Section, operational
+from lion_ray.config.section import AttentionKernel, Dtype, NumberType, Precision, Section, operational
 from lion_ray.config.tracking import TrackingConfig
 
 __all__ = [
     "MANY_SHARDS",
     "MAX_SHARD_ROWS",
     "SHARD_ROWS",
+    "AttentionKernel",
     "BatchConfig",
     "BudgetConfig",
     "CheckConfig",

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig
-from lion_ray.config.section import DURATION, Precision, Section, by_machine, operational
+from lion_ray.config.section import DURATION, AttentionKernel, Precision, Section, by_machine, operational
 
 
 class LoraConfig(Section):
@@ -70,6 +70,12 @@ class ImitationConfig(Section):
     """Packed rows in a worker's forward pass."""
     activation_checkpointing: bool = operational(False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    attention: AttentionKernel = operational("auto")
+    """Kernel for packed rows; auto: on a GPU the first that is installed and right, on a CPU sdpa with a dense mask."""
+    logits_at_once: int | None = operational(None, ge=0)
+    """Labelled tokens whose logits exist at once; 0: all; null: on a GPU as many as fit into 1 GiB, on a CPU all."""
+    compile: bool | None = operational(None)
+    """Compile each layer with torch.compile; null: on a GPU."""
     checkpoint_every: str = operational("10min", pattern=DURATION)
     """Time between checkpoints within a fit; longer if writing them would take more than 5 % of the fit."""
     checkpoint_every_steps: int | None = operational(None, ge=1)

@@ -12,6 +12,7 @@ NumberType = Literal["float32", "float16", "bfloat16"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """A number type, or `auto`: on a CPU the fastest one (see `models.machine`), on a GPU the field's own default."""
 Precision = Literal["auto", "bf16", "fp32"]
+AttentionKernel = Literal["auto", "flash_attn_3", "flash_attn", "varlen", "flex", "sdpa"]
 Mode = Literal["live", "batch"]
 
 

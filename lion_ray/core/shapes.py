@@ -19,7 +19,7 @@ MANIFEST: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rows", "parts", "hard", "easy", "calls", "samples", "steps", "verdicts", "right"), _COUNT),
     **dict.fromkeys(("pairs", "order_flips", "both_orders", "cut_off", "against", "scored"), _COUNT),
     **dict.fromkeys(("prompt_tokens", "completion_tokens", "cost_usd", "tokens", "mean_gap"), _NUMBER),
-    **dict.fromkeys(("began", "seconds", "fit_seconds", "tokens_per_second"), (int, float)),
+    **dict.fromkeys(("began", "seconds", "fit_seconds", "tokens_per_second", "mfu"), (int, float)),
     **dict.fromkeys(("heldout_loss_before", "heldout_loss_after", "heldout_loss_served"), _NUMBER),
     **dict.fromkeys(("quarantined", "unanswered", "kinds", "judges", "dropped", "by_check", "files"), _OBJECT),
     **dict.fromkeys(("relative_quality", "drift", "mean", "gain", "gain_over_base", "teacher"), _MAYBE),

@@ -59,7 +59,8 @@ class TrainingStep:
     time: float
     """When it finished, in Unix seconds."""
     metrics: Mapping[str, float]
-    """loss (nats per labelled token), learning_rate, grad_norm, tokens (so far in this fit), tokens_per_second."""
+    """loss (nats per labelled token), learning_rate, grad_norm, tokens (so far in this fit), tokens_per_second; mfu on
+    GPUs whose peak speed is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def chosen(model, batch, wanted, monkeypatch, *, agreed=lambda good: good):
     def losses():
         return logits.losses(batch)
 
-    return attention.choose(model, wanted, losses, losses, CPU, agreed)
+    return attention.choose(model, wanted, losses, losses, CPU, agreed, print)
 
 
 def test_the_first_kernel_that_is_right_is_taken(tiny, batch, monkeypatch):
@@ -90,11 +90,11 @@ def test_a_kernel_is_used_by_all_processes_or_none(tiny, batch, monkeypatch):
 
 
 def test_flex_attention_cannot_train_on_a_cpu(tiny, batch, monkeypatch):
-    with pytest.raises(ConfigError, match="imitation.attention: flex .*backward on CPU"):
+    with pytest.raises(ConfigError, match=r"imitation.attention: flex .*backward on CPU"):
         chosen(load_model(tiny, CPU), batch, "flex", monkeypatch)
 
 
 def test_on_a_cpu_nothing_is_tried(tiny, batch):
     model = load_model(tiny, CPU)
-    assert attention.choose(model, "auto", None, None, CPU, None) == "sdpa"
+    assert attention.choose(model, "auto", None, None, CPU, None, None) == "sdpa"
     assert attention.available(model, CPU) == []

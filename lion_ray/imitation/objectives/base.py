@@ -23,7 +23,7 @@ Logits = Callable[["Batch"], "torch.Tensor"]
 
 
 def cross_entropy(logits: Logits, batch: Batch, reduction: Literal["none", "sum"]) -> torch.Tensor:
-    """The labelled tokens' cross-entropy in nats, [N] or their sum, without all logits at once where a fit allows it."""
+    """The labelled tokens' cross-entropy in nats, [N] or their sum; in a fit on a GPU not all logits exist at once."""
     import torch.nn.functional as F
 
     whole = getattr(logits, "cross_entropy", None)

@@ -1,6 +1,7 @@
 """Fine-tuning: torch and transformers, no ray.
 
-`spec` the settings of one fit · `data` rows to batches · `model` loss, adapters, sharding · `fit` the loop ·
+`spec` the settings of one fit · `data` rows to batches · `model` logits, adapters, sharding ·
+`attention`, `loss`, `speed` what is faster on a GPU · `flops` tokens/s and MFU · `fit` the loop ·
 `state` checkpoints within a fit · `output` the result folder.
 
 Without Ray: ``python -m lion_ray.imitation.training SPEC.json``.

@@ -15,7 +15,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +34,6 @@ flash-attn 2, torch's own variable-length flash attention, FlexAttention."""
 
 Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, float, int], torch.Tensor]
 """(query, key, value, starts, longest, scale, keys to the left; -1: all). Tensors are [tokens, heads, head size]."""
-
-_log = logging.getLogger(__name__)
 
 
 def borders(batch: Batch, model: nn.Module) -> dict[str, Any]:
@@ -97,6 +94,7 @@ def choose(
     exact: Callable[[], torch.Tensor],
     device: torch.device,
     agreed: Callable[[bool], bool],
+    say: Callable[[str], None],
 ) -> str:
     """Switch the model to the first kernel that gives the dense mask's losses; returns its name.
 
@@ -105,6 +103,7 @@ def choose(
         losses: the losses of some packed samples in the precision of the training.
         exact: the same in float32.
         agreed: whether every process of the fit says so.
+        say: is told the choice, and why others were passed over.
 
     Raises:
         ConfigError: the kernel that was asked for cannot be used.
@@ -128,16 +127,16 @@ def choose(
         except (RuntimeError, ValueError, TypeError, KeyError, ImportError, NotImplementedError) as error:
             good, why = False, first_line(error)
         if agreed(good):
-            _log.info("attention: %s", name)
+            say(f"attention: {name}")
             return name
-        _log.warning("attention: not %s: %s", name, why)
+        say(f"attention: not {name}: {why}")
     use(model, DENSE)
     if wanted != "auto":
         raise ConfigError(
             f"imitation.attention: {wanted} cannot be used with {type(model).__name__} on {device.type}: {why}; "
             "set it to auto"
         )
-    _log.warning("attention: a dense mask, which is slow")
+    say("attention: a dense mask, which is slow")
     return DENSE
 
 
@@ -187,6 +186,7 @@ def _no_mask(**_: Any) -> None:
     """The kernel gets the borders between samples instead."""
 
 
+@torch.compiler.disable
 def _varlen(
     kernel: str,
     module: nn.Module,
@@ -266,6 +266,7 @@ def _torch_varlen() -> Callable[..., torch.Tensor]:
     return varlen_attn
 
 
+@torch.compiler.disable  # it is compiled by itself
 def _flex(
     module: nn.Module,
     query: torch.Tensor,

@@ -35,6 +35,7 @@ from lion_ray.imitation.training import output, state
 from lion_ray.imitation.training.balance import Shares, micro_batches, share_out
 from lion_ray.imitation.training.checkpoints import Checkpoints, Report
 from lion_ray.imitation.training.data import Sample, count_steps, digest, encode, step_batches
+from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak
 from lion_ray.imitation.training.model import (
     LabelledLogits,
     World,
@@ -49,6 +50,7 @@ from lion_ray.imitation.training.output import evaluate_loss
 from lion_ray.imitation.training.reference import log_probabilities, token_log_probabilities, with_reference
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.imitation.training.speed import choose_attention, compile_layers, loss_rows, set_allocator, tensor_cores
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
 
@@ -75,6 +77,7 @@ def train(
     """
     device = device or default_device()
     if device.type == "cuda":
+        set_allocator()
         torch.cuda.set_device(device)
     roll = Roll(World.current(), spec.collective_timeout_s)
     with roll.called():
@@ -111,6 +114,7 @@ def _train(
 
     model = load_model(spec.model_dir, device)
     check_length(model, [*samples, *heldout], spec.max_length)
+    kernel = choose_attention(model, samples, spec, device, world)
     check_packing(model, samples, device)
     if restore is None:
         progress = state.Progress(fingerprint)
@@ -134,8 +138,9 @@ def _train(
     )
     if restore is not None:
         state.load(restore, model, optimizer, world)
-    before = progress.tokens
-    seconds = _run(spec, objective, samples, model, optimizer, progress, report, roll, device)
+    speed = Speedometer(ModelFlops.of(model), device_peak(device, spec.precision), world.size)
+    with tensor_cores(device):
+        _run(spec, objective, samples, model, optimizer, progress, report, roll, device, speed)
 
     metrics = {
         "steps": progress.step,
@@ -145,13 +150,14 @@ def _train(
         "heldout_samples": len(heldout),
         "heldout_dropped": heldout_dropped,
         "tokens": progress.tokens,
-        "tokens_per_second": (progress.tokens - before) / seconds if seconds else 0.0,
+        **speed.overall(),
         "fill": progress.tokens / progress.positions,
         "first_loss": progress.first_loss,
         "last_loss": progress.last_loss,
         "heldout_loss_before": progress.heldout_before,
         "workers": world.size,
         **(objective.facts(samples) if isinstance(objective, PolicyGradient) else {}),
+        "attention": kernel,
     }
     weights = _gather(model, spec)
     del model, optimizer
@@ -183,6 +189,7 @@ def _prepare(model: Any, spec: TrainSpec, world: World, device: torch.device) ->
         model = add_adapters(model, spec.lora)
     if spec.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    compile_layers(model, spec.compile, device)
     if world.size > 1 and spec.sharding == "full":
         shard(model, spec, world, device)
     return model.train()
@@ -198,17 +205,18 @@ def _run(
     report: Report,
     roll: Roll,
     device: torch.device,
-) -> float:
-    """Run the remaining steps. Returns the seconds spent in them, without checkpoints."""
+    speed: Speedometer,
+) -> None:
+    """Run the remaining steps."""
     world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
-    logits = LabelledLogits(model)
+    logits = LabelledLogits(model, loss_rows(model, spec.logits_at_once, device))
     checkpoints = Checkpoints(spec, model, optimizer, report, roll)
-    spent = 0.0
     for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
         began = time.monotonic()
         torch.manual_seed(derive_seed(spec.seed, "step", progress.step, world.rank))
-        shares = share_out([samples[i] for i in indices], spec.max_length, world.size)
+        chosen = [samples[i] for i in indices]
+        shares = share_out(chosen, spec.max_length, world.size)
         rate = learning_rate(spec, progress.step, steps)
         roll.meet()
         for group in optimizer.param_groups:
@@ -216,14 +224,12 @@ def _run(
         loss, norm, positions = _step(spec, shares, logits, objective, optimizer, world, device)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(f"step {progress.step + 1}: the loss is {loss} and the gradient's norm {norm}")
-        tokens = sum(samples[i].size for i in indices)
-        seconds = time.monotonic() - began
-        spent += seconds
+        passed = speed.step(chosen, time.monotonic() - began)
 
         progress.first_loss = loss if progress.step == 0 else progress.first_loss
         progress.last_loss = loss
         progress.step += 1
-        progress.tokens += tokens
+        progress.tokens += sum(sample.size for sample in chosen)
         progress.positions += positions
         metrics = {
             "step": progress.step,
@@ -232,10 +238,9 @@ def _run(
             "learning_rate": rate,
             "grad_norm": norm,
             "tokens": progress.tokens,
-            "tokens_per_second": tokens / seconds,
+            **passed,
         }
         checkpoints.after_step(metrics, progress)
-    return spent
 
 
 def _step(

@@ -189,7 +189,7 @@ class LabelledLogits:
 
     @torch.no_grad()
     def _check(self, batch: Batch) -> None:
-        """Go without chunks if this model changes its logits after the head. Every process checks, also without rows."""
+        """Go without chunks if this model changes its logits after the head. Processes without rows check too."""
         positions, targets = batch.positions[:64], batch.targets[:64]
         if not len(targets):
             positions = targets = batch.input_ids.new_zeros(1)

@@ -28,6 +28,7 @@ from lion_ray.core.durable import make_folder, sync_path
 from lion_ray.imitation.training.data import Sample, collate, pack
 from lion_ray.imitation.training.model import DTYPES, LabelledLogits, World, add_adapters, default_device, load_model
 from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.imitation.training.speed import loss_rows
 from lion_ray.models.prompter import Prompter
 
 
@@ -96,7 +97,7 @@ def evaluate_loss(
     labelled = sum(sample.labelled for sample in samples)
     if not labelled:
         return None
-    logits = LabelledLogits(model.eval())
+    logits = LabelledLogits(model.eval(), loss_rows(model, spec.logits_at_once, device))
     total = torch.zeros((), dtype=torch.float64, device=device)
     mine = pack(samples, spec.max_length)[world.rank :: world.size]
     for start in range(0, len(mine), spec.micro_batch_rows):

@@ -17,6 +17,7 @@ from lion_ray.imitation.training.balance import micro_batches, share_out
 from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack, step_batches
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.imitation.training.speed import loss_rows, tensor_cores
 
 Pairs = list[tuple[float, float]]
 """(chosen, rejected), in nats, of each sample that is a pair, in their order."""
@@ -26,19 +27,21 @@ Pairs = list[tuple[float, float]]
 def log_probabilities(
     model: nn.Module, samples: Sequence[Sample], spec: TrainSpec, device: torch.device, world: World
 ) -> Pairs:
-    """The summed log-probabilities of the labelled tokens, in float32 arithmetic.
+    """The summed log-probabilities of the labelled tokens, in float32 arithmetic (on a GPU in TF32).
 
     The processes of `world` share the work; each must hold the whole model.
     """
     compared = [sample for sample in samples if sample.rejected is not None]
     numbered = [sample._replace(columns={REFERENCE: number}) for number, sample in enumerate(compared)]
-    logits = LabelledLogits(model.eval())
+    logits = LabelledLogits(model.eval(), loss_rows(model, spec.logits_at_once, device))
     total = torch.zeros(2 * len(compared), dtype=torch.float64, device=device)
     mine = pack(numbered, spec.max_length)[world.rank :: world.size]
     for start in range(0, len(mine), spec.micro_batch_rows):
         batch = collate(mine[start : start + spec.micro_batch_rows]).to(device)
         number = torch.tensor([columns[REFERENCE] for columns in batch.columns], device=device)
-        total.index_add_(0, 2 * number[batch.sample] + batch.rejected, -logits.losses(batch).double())
+        with tensor_cores(device):
+            losses = logits.losses(batch)
+        total.index_add_(0, 2 * number[batch.sample] + batch.rejected, -losses.double())
     found = world.sum(total).view(-1, 2).tolist() if compared else []
     return [(chosen, rejected) for chosen, rejected in found]
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from lion_ray.config import ImitationConfig, LoraConfig, NumberType, Precision
+from lion_ray.config import AttentionKernel, ImitationConfig, LoraConfig, NumberType, Precision
 from lion_ray.config.plugins import CrossEntropyConfig, FitObjective
 from lion_ray.core.errors import ConfigError, first_line
 
@@ -28,7 +28,7 @@ _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
     {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
     | {"micro_batch_rows", "activation_checkpointing", "collective_timeout_s"}
-    | {"checkpoint_every", "checkpoint_every_steps"}
+    | {"checkpoint_every", "checkpoint_every_steps", "attention", "logits_at_once", "compile"}
 )
 
 
@@ -72,6 +72,9 @@ class TrainSpec:
     activation_checkpointing: bool = False
     checkpoint_every: str = "10min"
     checkpoint_every_steps: int | None = None
+    attention: AttentionKernel = "auto"
+    logits_at_once: int | None = None
+    compile: bool | None = None
     collective_timeout_s: float = 900.0
 
     @classmethod
