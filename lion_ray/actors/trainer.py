@@ -140,6 +140,7 @@ def _worker(job: dict[str, Any]) -> None:
     steps = StepLog(store, layout.checkpoint(job["iteration"]))
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        metrics = {name: value for name, value in metrics.items() if name != "checkpoint"}
         if leads and "step" in metrics:
             shown.show(metrics)
             store.write_json(layout.progress(layout.checkpoint(job["iteration"])), metrics)
@@ -147,7 +148,11 @@ def _worker(job: dict[str, Any]) -> None:
             steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
             return
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_upload_fn=_moved if store.is_local else None,
+        )
 
     last = ray.train.get_checkpoint()
     # Where it has to be copied, the processes of a machine share the copy.
@@ -172,6 +177,16 @@ def _worker(job: dict[str, Any]) -> None:
         store.adopt_folder(output, job["target"])
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _moved(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Move this process's part of a checkpoint to its place: on one file system nothing is copied."""
+    storage = ray.train.get_context().get_storage()
+    target = Path(storage.experiment_fs_path) / name
+    target.mkdir(parents=True, exist_ok=True)
+    for path in Path(checkpoint.path).iterdir():
+        shutil.move(path, target / path.name)
+    return Checkpoint(path=str(target), filesystem=storage.storage_filesystem)
 
 
 def read_rows(
