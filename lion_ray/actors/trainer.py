@@ -142,6 +142,7 @@ def _worker(job: dict[str, Any]) -> None:
     steps = StepLog(store, job["stage"])
 
     def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        metrics = {name: value for name, value in metrics.items() if name != "checkpoint"}
         if leads and "step" in metrics:
             shown.show(metrics)
             store.write_json(layout.progress(job["stage"]), metrics)
@@ -149,7 +150,11 @@ def _worker(job: dict[str, Any]) -> None:
             steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
             return
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(checkpoint)))
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_upload_fn=_moved if store.is_local else None,
+        )
 
     last = ray.train.get_checkpoint()
     # Where it has to be copied, the processes of a machine share the copy.
@@ -187,6 +192,16 @@ def rows_of(job: dict[str, Any]) -> list[dict[str, Any]]:
     if objective.min_gap is not None:
         rows += read_pairs(store, job.get("judged", ()), objective.min_gap)
     return rows
+
+
+def _moved(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Move this process's part of a checkpoint to its place: on one file system nothing is copied."""
+    storage = ray.train.get_context().get_storage()
+    target = Path(storage.experiment_fs_path) / name
+    target.mkdir(parents=True, exist_ok=True)
+    for path in Path(checkpoint.path).iterdir():
+        shutil.move(path, target / path.name)
+    return Checkpoint(path=str(target), filesystem=storage.storage_filesystem)
 
 
 def read_rows(

@@ -24,6 +24,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.room import free_disk, memory_limit
 from lion_ray.models.machine import cores, speeds
 from lion_ray.models.resolve import cache_folder, list_models
 
@@ -224,30 +225,15 @@ def _arithmetic() -> Check:
 def _memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{total / _GIB:.1f} GiB"
-    limit = _container_limit()
+    limit = memory_limit()
     if limit is not None and limit < total:
         total, found = limit, f"{limit / _GIB:.1f} GiB (this container's limit)"
     ok = total >= _DEMO_MEMORY
     return Check("memory", ok, found, "" if ok else f"the demo wants {_DEMO_MEMORY // _GIB} GiB")
 
 
-def _container_limit() -> int | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return int(Path("/sys/fs/cgroup", name).read_text())
-        except (OSError, ValueError):
-            continue  # not a container, or `max`: no limit
-    return None
-
-
-def _free(folder: Path) -> int:
-    """Free bytes where `folder` is or would be created."""
-    folder = folder.absolute()
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
 def _disk(name: str, folder: Path, wanted: int, how: str) -> Check:
-    free = _free(folder)
+    free = free_disk(folder)
     ok = free >= wanted
     found = f"{free / _GIB:.1f} GiB free at {folder.absolute()}"
     return Check(name, ok, found, "" if ok else f"{wanted / _GIB:.1f} GiB wanted; {how}")
@@ -263,7 +249,7 @@ def _shared_memory() -> Check:
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return Check("shared memory", None, "no /dev/shm on this system")
-    free = _free(folder)
+    free = free_disk(folder)
     ok = free >= _SHARED_MEMORY
     advice = "" if ok else "Ray's object store would use the disk; in Docker, --shm-size=4g"
     return Check("shared memory", ok, f"{free / _GIB:.1f} GiB free at {folder}", advice)

@@ -35,7 +35,7 @@ def test_a_fit_learns_and_says_so(make_spec):
     spec = make_spec(learning_rate=5e-3)
     metrics = fit(spec, lambda step, folder: seen.append((step, folder is not None and folder.is_dir())))
     assert [step["step"] for step, _ in seen] == list(range(1, 13))
-    assert [step["step"] for step, kept in seen if kept] == [5, 10]
+    assert [step["checkpoint"] for step, kept in seen if kept] == [5, 10]
     assert seen[0][0]["learning_rate"] == 0.0
     assert metrics["first_loss"] == seen[0][0]["loss"]
     assert metrics["last_loss"] == seen[-1][0]["loss"] < 0.5 * metrics["first_loss"]

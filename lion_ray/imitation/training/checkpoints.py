@@ -23,12 +23,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from lion_ray.config.section import seconds_of
+from lion_ray.core.room import free_memory
 from lion_ray.core.terminal import tell
 from lion_ray.imitation.training import state
 from lion_ray.imitation.training.roll import Roll
@@ -96,15 +96,13 @@ class Checkpoints:
         self._writing: _Writing | None = None
         self._told = 0.0
         mine = _bytes_to_save(model)
-        total, self._copies_fit = mine, mine <= OF_MEMORY * psutil.virtual_memory().available
+        total, self._copies_fit = mine, mine <= OF_MEMORY * free_memory()
         # The writing thread has a group of its own: collectives of two threads in one group could be mixed up.
         self._group = None
         if world.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=spec.collective_timeout_s))
             parts: list[Any] = [None] * world.size
-            dist.all_gather_object(
-                parts, (socket.gethostname(), mine, psutil.virtual_memory().available), group=self._group
-            )
+            dist.all_gather_object(parts, (socket.gethostname(), mine, free_memory()), group=self._group)
             total = sum(size for _, size, _ in parts)
             self._copies_fit = all(
                 sum(size for other, size, _ in parts if other == host) <= OF_MEMORY * free for host, _, free in parts
