@@ -105,6 +105,8 @@ class EndpointConfig(Section):
     """The model's name at the endpoint; part of every call's key."""
     base_url: str | None = operational(None)
     """The API's address, ending in /v1; null: the openai package's default."""
+    more_urls: tuple[str, ...] = operational(())
+    """Further addresses of the same model: a call goes to the one with the fewest in flight, a batch to base_url."""
     api_key_env: str | None = operational("OPENAI_API_KEY")
     """The environment variable that holds the key; null if the endpoint needs none."""
     serve: ServeConfig | None = None
@@ -165,7 +167,14 @@ class EndpointConfig(Section):
     def _one_source(self) -> EndpointConfig:
         if self.serve is not None and self.base_url is not None:
             raise ValueError("give either base_url or serve, not both")
+        if self.more_urls and self.base_url is None:
+            raise ValueError("more_urls: give the first address as base_url")
         return self
+
+    @field_validator("more_urls")
+    @classmethod
+    def _no_secrets_in_more(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_api, value))
 
     @field_validator("extra_body")
     @classmethod

@@ -17,6 +17,8 @@ class RefereeConfig(Section):
     """The name of the endpoint that judges."""
     mode: Mode = operational("live")
     """live calls, or batch: the endpoint's Batch API, cheaper, within a day."""
+    replicas: int = operational(1, ge=1)
+    """Referee actors, which make the prompts and read the verdicts; more than one pays off for millions of rows."""
     prompt: str = "explain"
     """The template: explain (reasons, then scores), scores (two numbers only, for small judges), or a .yaml file."""
     judge: JudgeConfig = PairwiseJudgeConfig()

@@ -37,6 +37,7 @@ from lion_ray.gateway.keys import read_key
 from lion_ray.gateway.ledger import Excess, Ledger
 from lion_ray.gateway.request import as_sent
 from lion_ray.gateway.sender import Attempt, Sender
+from lion_ray.gateway.spread import Spread
 from lion_ray.gateway.stats import Event, Latencies, Stats
 from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
 from lion_ray.gateway.wire import shorten
@@ -96,9 +97,10 @@ class Client:
         if transport is None:
             if config.serve is not None and base_url is None:
                 raise ValueError(f"endpoint {name} is served by the run: base_url is required")
-            address = self._read_address()
+            address = self._read_address(self.address)
+            more = [self._read_address(one) for one in config.more_urls] if base_url in (None, config.base_url) else []
             key = self._read_key(keys)
-            if key is not None and address.credentials is not None:
+            if key is not None and any(one.credentials is not None for one in (address, *more)):
                 raise EndpointError(
                     f"endpoint {name} ({without_secrets(self.address)}): base_url holds a user or a password and "
                     f"{config.api_key_env} holds a key, but only one can be sent; remove the user and password from "
@@ -106,6 +108,8 @@ class Client:
                 )
             kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
             transport = kind(config, address, key)
+            if more:
+                transport = Spread([transport, *(kind(config, one, key) for one in more)])
 
             batch_api = partial(_batch_api, config, address, key)
 
@@ -354,12 +358,12 @@ class Client:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    def _read_address(self) -> Address:
+    def _read_address(self, address: str) -> Address:
         try:
-            return read_address(self.address)
+            return read_address(address)
         except ValueError as cause:
             raise EndpointError(
-                f"endpoint {self.name}: '{shorten(without_secrets(self.address))}' is not a valid address: {cause}"
+                f"endpoint {self.name}: '{shorten(without_secrets(address))}' is not a valid address: {cause}"
             ) from None
 
     def _read_key(self, file: str | None) -> str | None:

@@ -98,9 +98,12 @@ class ActorGroup:
         # Pass proxies by name: an actor with an actor handle among its arguments cannot be restarted by Ray.
         judge, writer = config.referee.endpoint, config.generator.endpoint
         structured, tau = config.endpoints[judge].json_schema, config.discrimination.tau
-        self.referee: Any = RefereeActor.options(name=f"{run_name}/referee", **roles).remote(
-            config.referee, named(judge), structured, base_dir, config.seed, tau
-        )
+        self._referees: list[Any] = [
+            RefereeActor.options(name=f"{run_name}/referee-{number}", **roles).remote(
+                config.referee, named(judge), structured, base_dir, config.seed, tau
+            )
+            for number in range(config.referee.replicas)
+        ]
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator", **roles).remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
@@ -163,9 +166,9 @@ class ActorGroup:
         named = {
             "ledger": self.ledger,
             "run_store": self.run_store,
-            "referee": self.referee,
             "generator": self.generator,
         } | ({} if self.rewarder is None else {"rewarder": self.rewarder})
+        named |= {f"referee {number}": actor for number, actor in enumerate(self._referees)}
         for endpoint, proxies in self.proxies.items():
             named |= {f"endpoint {endpoint}, proxy {number}": proxy for number, proxy in enumerate(proxies)}
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
@@ -187,6 +190,10 @@ class ActorGroup:
     def teacher(self, shard: int) -> Any:
         """The proxy for a teacher shard: always the same one."""
         return self._teachers[shard % len(self._teachers)]
+
+    def referee(self, shard: int) -> Any:
+        """The referee for a shard: always the same one."""
+        return self._referees[shard % len(self._referees)]
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

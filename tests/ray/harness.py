@@ -95,7 +95,7 @@ class Job:
                 }
             },
             "teacher": {"max_tokens": 40},
-            "referee": {"prompt": "scores", "max_tokens": 16},
+            "referee": {"prompt": "scores", "max_tokens": 16, "replicas": 2},
             "student": {
                 "model": "student",
                 "dtype": "float32",

@@ -224,6 +224,7 @@ def test_rows_of_a_file_and_rows_in_memory_are_the_same(make_spec):
             "columns": {},
             "rejected": None,
             "rejected_finish_reason": "stop",
+            "tokens": (),
         }
         for row in ROWS
     ]

@@ -36,7 +36,7 @@ class CanaryPairs(Stage):
     async def run(self, run: Run, iteration: int) -> None:
         stage = run.store.stage(self.folder(iteration))
         if stage.manifest() is None:
-            verdicts = run.actors.referee.judge_canaries.remote(iteration, stage.name)
+            verdicts = run.actors.referee(0).judge_canaries.remote(iteration, stage.name)
             stage.commit(await run.actors.run_store.commit_canaries.remote(iteration, verdicts))
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:

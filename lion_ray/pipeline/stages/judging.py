@@ -48,7 +48,7 @@ class Judging(Stage):
             tables = run.actors.run_store.load_each.options(num_returns=len(names)).remote(
                 *zip(names, JUDGED, strict=True)
             )
-            return run.actors.referee.judge.remote(*tables, stage.name, both_orders=self.heldout)
+            return run.actors.referee(index).judge.remote(*tables, stage.name, both_orders=self.heldout)
 
         batched = run.config.referee.mode == "batch"
         judged = await shard_stage(run, stage.name, self.title(iteration), Feed.of(shards), judge, batched=batched)
