@@ -54,8 +54,8 @@ def adapter_card(source: Source, rank: int, data_repo: str | None = None) -> str
         f"A low-rank adapter (arXiv 2106.09685) for {_base(source)}, trained on answers of "
         f"{facts.model_of(source, 'teacher')} with the method of {facts.PAPER}. With it, that model is the student "
         f"after iteration {source.iteration}. Each iteration trained adapters of rank "
-        f"{source.get('imitation.lora.rank')} on top of the previous ones; concatenated they are this one, of rank {rank}. Merged into the base model, it "
-        "gives the run's own weights up to float32 rounding.",
+        f"{source.get('imitation.lora.rank')} on top of the previous ones; concatenated they are this one, of rank "
+        f"{rank}. Merged into the base model, it gives the run's own weights up to float32 rounding.",
         f"## Results\n\n{_results(source)}",
         f"## Usage\n\n{_adapter_usage(source, rank)}",
         f"## Prompt format\n\n{_prompt_format(source)}",
