@@ -1,1 +1,1 @@
-"""What a finished or running run's folder says about its data: lineage, diversity, gain, examples. Only reads."""
+"""Read-only analysis of a finished or running run's data: lineage, diversity, gain, examples."""

@@ -1,11 +1,11 @@
-"""A few held-out instructions with the student's answers before and after the run, beside the teacher's.
+"""A few held-out instructions with the student's answers before and after the run, and the teacher's.
 
 Invariants:
-- The choice depends only on the run's seed and the rows' ids, never on the answers. A failed answer is shown as such,
-  not skipped.
+- The choice depends only on the run's seed and the rows' ids, never on the answers. A failed answer is shown as
+  failed, not skipped.
 - Texts are shortened but otherwise unchanged: the caller must escape them before display.
 
-It reads only the parts of a run's folder that hold the chosen rows. This module does not know terminals or pages.
+It reads only the files that contain the chosen rows. This module does not know terminals or pages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lion_ray.core.records import OK, derive_seed
 from lion_ray.core.store import RunStore
 
 COUNT = 3
-HOW = "chosen by a hash of the run's seed and their ids, not by what was answered: neither the best nor the worst"
-"""How the examples were chosen, for the reader."""
+HOW = "chosen by a hash of the run's seed and their ids, not by their answers: neither the best nor the worst"
+"""How the examples were chosen, as shown to the reader."""
 LINES, CHARACTERS = 6, 480
 """Maximum lines and characters of a text."""
 
@@ -36,7 +36,7 @@ class Said:
     problem: str | None
     """Why there is no answer."""
     score: float | None
-    """The mean of its checks, 0 to 1; None if there are none or they could not score it."""
+    """The mean of its checks, 0 to 1; None without checks, or if they could not score it."""
     by_check: Mapping[str, float | None]
 
 
@@ -78,20 +78,20 @@ def read_examples(store: RunStore, count: int = COUNT) -> list[Example]:
     )
     chosen = _chosen(store, pool["parts"], config["seed"], count)
     texts = _rows(store, layout.pool(layout.HELDOUT), chosen, ("id", "text"))
-    checked = [_checks(store, checks, chosen) for _, _, checks in stages]
-    given = [_rows(store, answers, chosen, ("id", "text", "status", "reason")) for _, answers, _ in stages]
+    check_scores = [_checks(store, checks, chosen) for _, _, checks in stages]
+    answers_by_stage = [_rows(store, answers, chosen, ("id", "text", "status", "reason")) for _, answers, _ in stages]
     examples = []
     for row in chosen:
         base, after, teacher = (
-            _said(who, answers[row], checks.get(row))
-            for (who, _, _), answers, checks in zip(stages, given, checked, strict=True)
+            _example_answer(who, answers[row], checks.get(row))
+            for (who, _, _), answers, checks in zip(stages, answers_by_stage, check_scores, strict=True)
         )
         examples.append(Example(row, shortened(texts[row]["text"]), (base, after, teacher)))
     return examples
 
 
 def shortened(text: str, lines: int = LINES, characters: int = CHARACTERS) -> str:
-    """The beginning of a text, with a note of how much was left out, if any."""
+    """The beginning of a text, with the number of characters left out, if any."""
     kept = "\n".join(text.strip().split("\n")[:lines])[:characters].rstrip()
     left = len(text.strip()) - len(kept)
     return kept if left <= 0 else f"{kept} … ({left:,} more characters)"
@@ -102,13 +102,13 @@ def _answered(store: RunStore, iteration: int) -> bool:
 
 
 def _chosen(store: RunStore, parts: int, seed: int, count: int) -> dict[str, int]:
-    """The chosen rows' ids in the order of their hashes, each with the part that holds it."""
+    """The chosen rows' ids in the order of their hashes, each with the number of its part."""
     stage = store.stage(layout.pool(layout.HELDOUT))
-    where = {
+    part_of = {
         row: part for part in range(parts) for row in store.read_table(stage.part_name(part), ("id",))["id"].to_pylist()
     }
-    order = sorted(where, key=lambda row: (derive_seed("examples", seed, row), row))
-    return {row: where[row] for row in order[:count]}
+    order = sorted(part_of, key=lambda row: (derive_seed("examples", seed, row), row))
+    return {row: part_of[row] for row in order[:count]}
 
 
 def _rows(store: RunStore, stage: str, chosen: Mapping[str, int], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -124,12 +124,12 @@ def _checks(store: RunStore, stage: str, chosen: Mapping[str, int]) -> dict[str,
     return {row["id"]: row for row in store.stage(stage).read_part(0).to_pylist() if row["id"] in chosen}
 
 
-def _said(who: str, answer: Mapping[str, Any], checked: Mapping[str, Any] | None) -> Said:
-    there = answer["status"] == OK
+def _example_answer(who: str, answer: Mapping[str, Any], check_scores: Mapping[str, Any] | None) -> Said:
+    answered = answer["status"] == OK
     return Said(
         who=who,
-        text=shortened(answer["text"]) if there else "",
-        problem=None if there else str(answer["reason"]),
-        score=checked["score"] if checked else None,
-        by_check={one["check"]: one["value"] for one in checked["scores"]} if checked else {},
+        text=shortened(answer["text"]) if answered else "",
+        problem=None if answered else str(answer["reason"]),
+        score=check_scores["score"] if check_scores else None,
+        by_check={one["check"]: one["value"] for one in check_scores["scores"]} if check_scores else {},
     )

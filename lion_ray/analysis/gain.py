@@ -1,7 +1,7 @@
-"""The gain between two checkpoints on the same instructions, judged both times.
+"""The gain between two checkpoints that were judged on the same instructions.
 
-Invariant: rows are resampled as pairs, so an instruction's difficulty for both checkpoints cancels out. The interval is
-narrower than two separate intervals suggest, and it is the right one for the gain.
+Invariant: the bootstrap is paired: a row is resampled for both checkpoints at once, so its difficulty cancels out and
+the interval of the gain is narrower than two separate intervals suggest.
 
 This module does not know files.
 """

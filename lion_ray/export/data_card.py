@@ -1,6 +1,6 @@
-"""The data set's card: what is in it, where every part comes from, and what was left out.
+"""The data set's card: its content, the source of each part, and what was left out.
 
-Invariants: as `facts`. Counts are those of the files that were just written, and of the run's manifests.
+Invariants: as `facts`. Counts are taken from the files just written and from the run's manifests.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from lion_ray.export.source import Source, public_name
 
 ABOUT = {
     ("answers", TRAIN): "what the student was trained on: an instruction and the teacher's answer",
-    ("answers", LEFT_OUT): "answered, but not trained on; `left_out` says why",
-    ("answers", layout.HELDOUT): "never trained on: the measure",
+    ("answers", LEFT_OUT): "answered, but not trained on; `left_out` gives the reason",
+    ("answers", layout.HELDOUT): "the evaluation set: never trained on",
     ("judged", CACHE): "the Cache Pool: both answers and the judge's scores, for each iteration's student",
     ("judged", layout.HELDOUT): "the same for the held-out instructions",
 }
 COLUMNS = {
-    "id": "of the instruction: the first 16 hex digits of its text's SHA-256",
-    "instruction": "what was asked last",
+    "id": "the instruction's: the first 16 hex digits of its text's SHA-256",
+    "instruction": "the user's last message",
     "messages": "the whole conversation, without the answer",
-    "gap": "by how much the judge finds the teacher's answer better",
-    "answer": "what the teacher answered",
-    "source": "`seed`: from the user; `hard`, `easy`: generated from such an instruction",
+    "gap": "how much better the judge rates the teacher's answer",
+    "answer": "the teacher's answer",
+    "source": "`seed`: from the user; `hard`, `easy`: generated from a hard or an easy instruction",
     "parent_id": "the `id` of the instruction that it was generated from; null for seeds",
     "left_out": "why it was not trained on",
     "teacher": "the model that answered",
     "endpoint": "the name of the API that answered, in the run's configuration",
-    "finish_reason": "`stop`, `length` where the answer was cut off, `unknown` where the endpoint's word for it is",
-    "prompt_tokens, completion_tokens": "as the API counted them",
+    "finish_reason": "`stop`, `length` (cut off), or `unknown` (a value of the endpoint that is not recognised)",
+    "prompt_tokens, completion_tokens": "as with_counts by the API",
     "cost_usd": "US dollars; null where no price was configured",
     "call": "the key of the call in the run's journal",
-    "teacher_answer, student_answer": "what was compared",
+    "teacher_answer, student_answer": "the two answers that were compared",
     "teacher_score, student_score": "1 to 10: means of both orders",
     "hard": "the student's score is lower by τ or more",
-    "teacher_first, student_first": "[teacher's score, student's score] with that one's answer shown first",
-    "review_teacher_first, review_student_first": "what the judge wrote",
+    "teacher_first, student_first": "[teacher's score, student's score] with that model's answer shown first",
+    "review_teacher_first, review_student_first": "the judge's text",
     "judge, judge_endpoint": "the model that judged, and the API's name in the run's configuration",
     "calls": "the keys of the calls in the run's journal",
 }
 ITERATION = {
-    "answers": "whose Train Pool it is in, from 1; the iteration before wrote it, or the user. 0: held out",
-    "judged": "whose student was judged; 0: the base model",
+    "answers": "the iteration whose Train Pool contains it, from 1; 0: held out",
+    "judged": "the iteration whose student was judged; 0: the base model",
 }
 
 
 def data_card(source: Source, written: Written, model_repo: str | None = None) -> str:
-    """README.md of the data set. `model_repo` is where the student is pushed to, if it is."""
+    """README.md of the data set. `model_repo`: the hub repository of the student, if it is pushed."""
     from huggingface_hub import DatasetCardData
 
     configs = [
@@ -79,23 +79,23 @@ def _sections(source: Source, written: Written, model_repo: str | None) -> Itera
     made = written.rows["answers", TRAIN] - seeds
     yield f"# {escape(source.name)}"
     yield (
-        f"Instructions and a teacher's answers, with which a smaller model was trained: {seeds:,} instructions of the "
-        f"user's and {made:,} that were generated where the student was weak or strong, by the method of {facts.PAPER}."
-        " Every verdict on teacher and student is here too."
+        f"Instructions and a teacher's answers that a smaller model was trained on: {seeds:,} of the user's "
+        f"instructions and {made:,} generated from those on which the student was weak or strong, by the method of "
+        f"{facts.PAPER}. Every verdict on teacher and student is included."
         + (f" The student is [{model_repo}](https://huggingface.co/{model_repo})." if model_repo else "")
     )
     yield table(
-        ("config", "split", "rows", "what it is"),
+        ("config", "split", "rows", "content"),
         [(f"`{c}`", f"`{s}`", written.rows[c, s], text) for (c, s), text in ABOUT.items() if written.rows[c, s]],
         raw=(0, 1, 3),
     )
     yield (
         "```python\nfrom datasets import load_dataset\n\n"
-        'answers = load_dataset("PATH_OR_REPO")                 # train, and the other splits\n'
+        'answers = load_dataset("PATH_OR_REPO")                 # train and the other splits\n'
         'judged = load_dataset("PATH_OR_REPO", "judged")\n```'
     )
-    yield "## Who and when"
-    yield _who(source, written)
+    yield "## Models and dates"
+    yield _models(source, written)
     yield "## How it was made"
     yield _method(source)
     yield facts.sampling(source)
@@ -110,20 +110,20 @@ def _sections(source: Source, written: Written, model_repo: str | None) -> Itera
     yield f"**The answers, the generated instructions and the verdicts.** {facts.teacher_terms(source)}"
     yield "## Limits"
     yield (
-        "The answers are a model's: some are wrong, and none was checked by a person. The scores are a model's too, "
-        "and the splits into hard and easy rest on them. Generated instructions lean towards what the generator finds "
-        "easy to write. The texts were not searched for personal data."
+        "The answers are a model's: some are wrong, and none was checked by a person. The scores, and so the split "
+        "into hard and easy, are a model's too. Generated instructions are biased towards what the generator writes "
+        "easily. The texts were not searched for personal data."
     )
     yield "## Prompts"
-    yield "As the templates were when this card was written; the run keeps their names."
+    yield "The templates when this card was written; the run records only their names."
     yield facts.prompts(source)
     yield "## Software"
-    yield f"{facts.versions(source)}. Seed of every random choice: {source.get('seed')}."
+    yield f"{facts.versions(source)}. Random seed: {source.get('seed')}."
     yield f"## Citation\n\n{facts.fenced(facts.CITATION, 'bibtex')}"
 
 
-def _who(source: Source, written: Written) -> str:
-    def counted(found: Mapping[tuple[str, str], int]) -> str:
+def _models(source: Source, written: Written) -> str:
+    def with_counts(found: Mapping[tuple[str, str], int]) -> str:
         return "; ".join(
             f"{escape(model)} ({escape(source.host(name))}): {count:,} rows"
             for (model, name), count in sorted(found.items())
@@ -131,13 +131,13 @@ def _who(source: Source, written: Written) -> str:
 
     student = public_name(source.get("student.model") or "unknown")
     return table(
-        ("role", "who"),
+        ("role", "model"),
         [
-            ("teacher", counted(written.teachers) or "nobody"),
-            ("judge", counted(written.judges) or "nobody"),
-            ("generator", facts.who(source, "generator")),
+            ("teacher", with_counts(written.teachers) or "none"),
+            ("judge", with_counts(written.judges) or "none"),
+            ("generator", facts.model_of(source, "generator")),
             ("student", f"{escape(student)}, after iteration {source.iteration}"),
-            ("when", facts.when(source)),
+            ("dates", facts.dates(source)),
         ],
         raw=(1,),
     )
@@ -148,28 +148,28 @@ def _method(source: Source) -> str:
     return (
         "1. The teacher answered the Train Pool, and the student was trained on the answers.\n"
         "2. Teacher and student answered the Cache Pool (every instruction so far). The judge scored both answers from "
-        f"1 to 10, twice: with either one shown first. A row is *hard* where the student's mean score is lower than "
+        f"1 to 10 in both orders. A row is *hard* where the student's mean score is lower than "
         f"the teacher's by τ = {tau} or more, else *easy*.\n"
-        f"3. From hard and easy rows the generator wrote new instructions ({source.get('generation.hard'):,} and "
-        f"{source.get('generation.easy'):,} wanted). They are the next iteration's Train Pool, and joined the "
+        f"3. From hard and easy rows the generator wrote new instructions (targets: {source.get('generation.hard'):,} "
+        f"and {source.get('generation.easy'):,}). They are the next iteration's Train Pool and were added to the "
         "Cache Pool."
     )
 
 
 def _filters(source: Source) -> str:
     lines = [
-        f"- A generated instruction whose ROUGE-L F with any known one exceeded "
+        f"- Generated instructions whose ROUGE-L F with an existing one exceeded "
         f"{source.get('generation.max_similarity')}, or of fewer than {source.get('generation.min_words')} words.",
     ]
     sets = source.get("data.decontaminate")
     if sets:
         names = ", ".join(f"`{public_name(one).replace('`', '')}`" for one in sets)
-        lines.append(f"- What was too near a question of an evaluation set: {names}.")
+        lines.append(f"- Rows too similar to a question of an evaluation set: {names}.")
     else:
-        lines.append("- No evaluation set was named for decontamination: nothing was checked against any.")
-    lines.append("- Answers that failed, and verdicts without readable scores: none was replaced by a made-up one.")
+        lines.append("- No decontamination: no evaluation set was configured for it.")
+    lines.append("- Failed answers, and verdicts without readable scores: none was replaced by a default.")
     if source.get("imitation.truncated") == "drop":
-        lines.append("- Answers that were cut off: they are in `left_out`.")
+        lines.append("- Answers that were cut off (in `left_out`).")
     reasons = Counter[tuple[str, str]]()
     first = source.manifest(layout.pool(0))
     for what in ("duplicates", "bad_rows", "in_heldout"):
@@ -180,13 +180,13 @@ def _filters(source: Source) -> str:
         for stage_reason, count in result.quarantined.items():
             stage, _, reason = stage_reason.partition(": ")
             reasons[stage, reason] += count
-        # What the exported iteration generated was not trained on, and is not here.
+        # Instructions that the exported iteration generated were not trained on and are not exported.
         if result.iteration < source.iteration:
             for kind, entry in result.generation.items():
                 for reason, count in (entry.get("rejected") or {}).items():
                     reasons[f"generated from {kind}", reason] += count
-    rows = [(where, reason, count) for (where, reason), count in reasons.items() if count]
-    return "\n".join(lines) + ("\n\n" + table(("where", "why", "rows"), rows) if rows else "")
+    rows = [(stage, reason, count) for (stage, reason), count in reasons.items() if count]
+    return "\n".join(lines) + ("\n\n" + table(("stage", "reason", "rows"), rows) if rows else "")
 
 
 def _counts(source: Source, written: Written) -> str:
@@ -223,7 +223,7 @@ def _columns(written: Written) -> Iterator[str]:
             for group in ordered
         ]
         yield f"`{config}`:"
-        yield table(("column", "type", "is"), rows, raw=(0, 1, 2))
+        yield table(("column", "type", "meaning"), rows, raw=(0, 1, 2))
 
 
 def _type(schema: pa.Schema, group: str) -> str:

@@ -1,12 +1,12 @@
-"""The data set as Parquet: what was trained on, what was judged, what was held out.
+"""The data set as Parquet: training rows, verdicts and held-out rows.
 
 Invariants:
 - `train` is exactly what imitation trained on: the same function decides as in training. An answer that was paid for
   but not trained on is in `left_out`, with the reason. Failed answers are only counted in the card.
-- All files of a split have the same schema; a column that a run cannot fill is null.
-- Only a few thousand rows are in memory at a time, however large the run.
+- All files of a split have the same schema; columns for which a run has no value are null.
+- Memory is bounded: a few thousand rows at a time, whatever the size of the run.
 
-This module does not know cards, and models only by their tokenizers.
+This module does not know cards; of models it uses only the tokenizer.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from lion_ray.models.prompter import Prompter
 
 TRAIN, LEFT_OUT, CACHE = "train", "left_out", "cache"
-"""The splits, beside the held-out one."""
+"""The splits, in addition to the held-out one."""
 ROWS_AT_ONCE = 4096
 """Rows in a row group of the Parquet files."""
 
 ANSWERS = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # the instruction's: a hash of its text
-        pa.field("instruction", pa.string(), nullable=False),  # the user's last turn
+        pa.field("id", pa.string(), nullable=False),  # hash of the instruction's text
+        pa.field("instruction", pa.string(), nullable=False),  # the user's last message
         pa.field("messages", MESSAGES, nullable=False),  # the whole conversation, without the answer
         pa.field("answer", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # seed | hard | easy
         pa.field("parent_id", pa.string()),
-        # Whose Train Pool it is in, from 1; the iteration before wrote it, or the user. 0: held out.
+        # The iteration whose Train Pool contains it, from 1; 0: held out.
         pa.field("iteration", pa.int32(), nullable=False),
-        pa.field("left_out", pa.string()),  # why it was not trained on
+        pa.field("left_out", pa.string()),  # reason why it was not trained on
         pa.field("teacher", pa.string()),
         pa.field("endpoint", pa.string()),
         pa.field("finish_reason", pa.string()),
@@ -54,23 +54,23 @@ ANSWERS = pa.schema(
         pa.field("call", pa.string()),
     ]
 )
-"""A row of `answers`: an instruction and what the teacher said."""
+"""A row of `answers`: an instruction and the teacher's answer."""
 
 JUDGED = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("instruction", pa.string(), nullable=False),  # the user's last turn
+        pa.field("instruction", pa.string(), nullable=False),  # the user's last message
         pa.field("messages", MESSAGES, nullable=False),  # the whole conversation, without the answer
         pa.field("source", pa.string(), nullable=False),
         pa.field("parent_id", pa.string()),
-        pa.field("iteration", pa.int32(), nullable=False),  # whose student was judged; 0: the base model
+        pa.field("iteration", pa.int32(), nullable=False),  # of the judged student; 0: the base model
         pa.field("teacher_answer", pa.string(), nullable=False),
         pa.field("student_answer", pa.string(), nullable=False),
-        pa.field("teacher_score", pa.float64()),  # null by a judge that does not score
+        pa.field("teacher_score", pa.float64()),  # null if the judge gives no scores
         pa.field("student_score", pa.float64()),
-        pa.field("gap", pa.float64(), nullable=False),  # by how much the teacher's answer is better
+        pa.field("gap", pa.float64(), nullable=False),  # how much better the judge rates the teacher's answer
         pa.field("hard", pa.bool_(), nullable=False),
-        # [teacher, student] as scored with that one's answer shown first.
+        # [teacher's score, student's score] with that model's answer shown first.
         pa.field("teacher_first", pa.list_(pa.float64())),
         pa.field("student_first", pa.list_(pa.float64())),
         pa.field("review_teacher_first", pa.string()),
@@ -84,10 +84,10 @@ JUDGED = pa.schema(
         pa.field("calls", pa.list_(pa.string())),
     ]
 )
-"""A row of `judged`: both answers and the judge's scores, 1 to 10, means of both orders."""
+"""A row of `judged`: both answers and the judge's scores (1 to 10, means of both orders)."""
 
-_GIVEN = ("finish_reason", "prompt_tokens", "completion_tokens", "cost_usd", "call")
-_VERDICT = (
+_ANSWER_COLUMNS = ("finish_reason", "prompt_tokens", "completion_tokens", "cost_usd", "call")
+_VERDICT_COLUMNS = (
     *ORDERS,
     *(f"review_{order}" for order in ORDERS),
     "prompt_tokens",
@@ -99,10 +99,10 @@ _VERDICT = (
 
 @dataclass
 class Written:
-    """What came of writing a data set."""
+    """Files and row counts of a written data set."""
 
     files: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By config and split: its files, relative to the data set."""
+    """File names by config and split, relative to the data set."""
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By config and split."""
     by_source: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -110,14 +110,14 @@ class Written:
     judged: Counter[tuple[int, bool]] = field(default_factory=Counter)
     """Rows of the Cache Pool, by iteration and whether they are hard."""
     teachers: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Answers in `answers`, by the model's name and the endpoint's."""
+    """Rows of `answers`, by model and endpoint."""
     judges: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 def write_dataset(source: Source, folder: Path, prompter: Prompter) -> Written:
     """Write every split into `folder`; a split without rows has no file.
 
-    `prompter` is the trained student's: it decides which answers were too long to train on.
+    `prompter` is the trained student's: its tokens decide which answers were too long to train on.
     """
     written = Written()
     heldout = source.shards(layout.HELDOUT)
@@ -148,78 +148,80 @@ def _answers(source: Source, shards: list[Shard], iteration: int, prompter: Prom
     length, truncated = source.get("imitation.max_length"), source.get("imitation.truncated")
     for shard in shards:
         filtered = _filtered(source, shard) if iteration else {}
-        for asked, given in _pairs(source, shard):
-            if given["status"] != OK:
+        for instruction, answer in _pairs(source, shard):
+            if answer["status"] != OK:
                 continue
-            row = (asked["text"], given["text"], given["finish_reason"], Prompt.of(asked).messages)
-            dropped = filtered.get(asked["id"]) or (encode([row], prompter, length, truncated)[1] if iteration else {})
+            row = (instruction["text"], answer["text"], answer["finish_reason"], Prompt.of(instruction).messages)
+            dropped = filtered.get(instruction["id"]) or (
+                encode([row], prompter, length, truncated)[1] if iteration else {}
+            )
             yield {
-                "id": asked["id"],
-                "instruction": asked["text"],
-                "messages": list(Prompt.of(asked).turns),
-                "answer": given["text"],
-                "source": asked["source"],
-                "parent_id": asked["parent"],
+                "id": instruction["id"],
+                "instruction": instruction["text"],
+                "messages": list(Prompt.of(instruction).turns),
+                "answer": answer["text"],
+                "source": instruction["source"],
+                "parent_id": instruction["parent"],
                 "iteration": iteration,
                 "left_out": next(iter(dropped), None),
-                "teacher": given["model"],
-                "endpoint": given["endpoint"],
-                **{name: given.get(name) for name in _GIVEN},
+                "teacher": answer["model"],
+                "endpoint": answer["endpoint"],
+                **{name: answer.get(name) for name in _ANSWER_COLUMNS},
             }
 
 
 def _judged(source: Source, iteration: int, shards: list[Shard], *, heldout: bool = False) -> Iterator[dict[str, Any]]:
     names = (layout.student_answers(iteration, heldout=heldout), layout.verdicts(iteration, heldout=heldout))
     if "hard" not in source.manifest(names[1]):
-        return  # not judged, or not to its end
+        return  # not judged, or not completely
     tau = source.get("discrimination.tau")
     students, verdicts = map(source.store.stage, names)
     for index, shard in enumerate(shards):
-        said = {row["id"]: row["text"] for row in students.read_part(index).to_pylist()}
+        student_answers = {row["id"]: row["text"] for row in students.read_part(index).to_pylist()}
         judged = ok_rows(verdicts.read_part(index))
-        lead = zip(judged.to_pylist(), split.gaps(judged).tolist(), split.lags(judged, tau).tolist(), strict=True)
-        scored = {row["id"]: (row, gap, hard) for row, gap, hard in lead}
-        for asked, given in _pairs(source, shard):
-            if asked["id"] not in scored:
+        gaps = zip(judged.to_pylist(), split.gaps(judged).tolist(), split.lags(judged, tau).tolist(), strict=True)
+        scored = {row["id"]: (row, gap, hard) for row, gap, hard in gaps}
+        for instruction, answer in _pairs(source, shard):
+            if instruction["id"] not in scored:
                 continue
-            verdict, gap, hard = scored[asked["id"]]
+            verdict, gap, hard = scored[instruction["id"]]
             yield {
-                "id": asked["id"],
-                "instruction": asked["text"],
-                "messages": list(Prompt.of(asked).turns),
-                "source": asked["source"],
-                "parent_id": asked["parent"],
+                "id": instruction["id"],
+                "instruction": instruction["text"],
+                "messages": list(Prompt.of(instruction).turns),
+                "source": instruction["source"],
+                "parent_id": instruction["parent"],
                 "iteration": iteration,
-                "teacher_answer": given["text"],
-                "student_answer": said[asked["id"]],
+                "teacher_answer": answer["text"],
+                "student_answer": student_answers[instruction["id"]],
                 "teacher_score": verdict["teacher_score"],
                 "student_score": verdict["student_score"],
                 "gap": gap,
                 "hard": hard,
-                "teacher": given["model"],
+                "teacher": answer["model"],
                 "judge": verdict["model"],
                 "judge_endpoint": verdict["endpoint"],
-                **{name: verdict.get(name) for name in _VERDICT},
+                **{name: verdict.get(name) for name in _VERDICT_COLUMNS},
             }
 
 
 def _filtered(source: Source, shard: Shard) -> dict[str, dict[str, int]]:
-    """Rows that a filter left out, each with its reason."""
+    """The reason for each row that a filter removed."""
     if not source.get("imitation.filters"):
         return {}
-    kept = source.store.read_table(layout.part(layout.filtered(shard.pool), shard.index)).to_pylist()
-    return {row["id"]: {row["reason"]: 1} for row in kept if row["status"] == FILTERED}
+    rows = source.store.read_table(layout.part(layout.filtered(shard.pool), shard.index)).to_pylist()
+    return {row["id"]: {row["reason"]: 1} for row in rows if row["status"] == FILTERED}
 
 
 def _pairs(source: Source, shard: Shard) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each instruction of a shard with the teacher's answer to it."""
     answers = {row["id"]: row for row in source.store.read_table(shard.answers).to_pylist()}
-    for asked in source.store.read_table(shard.instructions).to_pylist():
-        yield asked, answers[asked["id"]]
+    for instruction in source.store.read_table(shard.instructions).to_pylist():
+        yield instruction, answers[instruction["id"]]
 
 
 class _Splits:
-    """The files of one config and one iteration, a split each; opened when they get their first row."""
+    """The files of one config and one iteration, one per split; each is opened at its first row."""
 
     def __init__(self, folder: Path, config: str, schema: pa.Schema, iteration: int, written: Written) -> None:
         self._folder = folder
@@ -233,8 +235,8 @@ class _Splits:
     def __enter__(self) -> _Splits:
         return self
 
-    def __exit__(self, raised: type[BaseException] | None, *_: object) -> None:
-        if raised is None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is None:
             for split in list(self._rows):
                 self._flush(split)
         for writer in self._writers.values():

@@ -1,4 +1,4 @@
-"""Facts for both cards: which models answered and judged, when, under which licence, with which software.
+"""Facts for both cards: models that answered and judged, dates of the run, licences, software versions.
 
 Invariants:
 - What the run did not record is shown as unknown, never guessed.
@@ -37,11 +37,11 @@ _HUB_LICENCES = """
     llama3.3
 """
 HUB_LICENCES = frozenset(_HUB_LICENCES.split())
-"""Names that the hub knows (huggingface.co/docs/hub/repositories-licenses), of those that data and models have."""
+"""The hub's identifiers (huggingface.co/docs/hub/repositories-licenses) of licences common for data and models."""
 
 
 def licence_fields(licence: str | None, also: str = "") -> dict[str, Any]:
-    """A card's licence keys: the hub's own name, else `other` with a name; `also` names further terms."""
+    """A card's licence keys: the hub's identifier, else `other` with a name. `also` is appended for further terms."""
     if not licence:
         return {"license": "unknown"}
     slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
@@ -56,23 +56,23 @@ def weights_licence(model: str | None) -> str | None:
     return entry.licence if entry else None
 
 
-def who(source: Source, role: str) -> str:
-    """A sentence part that names the model of a role."""
+def model_of(source: Source, role: str) -> str:
+    """The model and host of a role, as part of a sentence."""
     name = source.get(f"{role}.endpoint")
     return f"{escape(source.endpoint(name).get('model') or 'unknown')} ({escape(source.host(name))})"
 
 
-def when(source: Source) -> str:
-    """When the run began and ended (UTC), as far as it was recorded."""
-    began = source.manifest(layout.answers(0)).get("began")
+def dates(source: Source) -> str:
+    """Start and end date of the run (UTC), as far as recorded."""
+    started = source.manifest(layout.answers(0)).get("began")
     attempt: dict[str, Any] = source.store.attempt() or {}
     ended = attempt.get("alive") if attempt.get("ended") else None
-    told = (("begun", began), ("ended", ended))
-    return ", ".join(f"{word} {time.strftime('%Y-%m-%d', time.gmtime(at))}" for word, at in told if at) or "unknown"
+    known = (("started", started), ("ended", ended))
+    return ", ".join(f"{word} {time.strftime('%Y-%m-%d', time.gmtime(at))}" for word, at in known if at) or "unknown"
 
 
 def teacher_terms(source: Source) -> str:
-    """The known terms of use for the teachers' answers."""
+    """Known licences of the teachers' weights, and a warning about providers' terms of use."""
     lines = []
     for name in source.teachers():
         endpoint = source.endpoint(name)
@@ -83,24 +83,24 @@ def teacher_terms(source: Source) -> str:
         [
             *lines,
             "The terms of use of a teacher's provider may limit what its answers may be used for, such as training "
-            "models that compete with it: read them before you use or pass on what is here.",
+            "competing models: read them before you use or redistribute this.",
         ]
     )
 
 
 def sampling(source: Source) -> str:
-    """How each role's tokens were drawn."""
+    """Table of each role's sampling settings."""
     rows = []
     for role in ("teacher", "referee", "generator", "student"):
         length = source.get(f"{role}.max_tokens")
         if role == "generator":
-            length = f"{source.get('generator.tokens_per_word')} for each word of the example"
+            length = f"{source.get('generator.tokens_per_word')} per word of the example"
         rows.append((role, source.get(f"{role}.temperature"), source.get(f"{role}.top_p"), length))
-    return table(("role", "temperature", "top-p", "tokens at most"), rows)
+    return table(("role", "temperature", "top-p", "max tokens"), rows)
 
 
 def prompts(source: Source) -> str:
-    """Each API role's template, whole; the run keeps their names alone, so they are read as they are now."""
+    """Each API role's full template. The run records only their names, so the current files are read."""
     parts = []
     for role, kind, key in (
         ("Teacher", "teacher", "teacher.prompt"),
@@ -122,9 +122,9 @@ def prompts(source: Source) -> str:
 
 
 def frame(source: Source) -> str | None:
-    """The text around an instruction with which the student was trained; None for the model's chat template.
+    """The prompt template that the student was trained with; None for the model's chat template.
 
-    Raises ConfigError where the user's file is not there any more.
+    Raises ConfigError if the user's file no longer exists.
     """
     prompt = source.get("student.prompt")
     if prompt == "chat":
@@ -139,19 +139,19 @@ def frame(source: Source) -> str | None:
 
 
 def versions(source: Source) -> str:
-    """What the run ran on."""
+    """Versions of the software that the run used."""
     found = source.described.get("versions") or {}
     return ", ".join(f"{escape(name)} {escape(version)}" for name, version in found.items()) or "unknown"
 
 
 def instructions(source: Source) -> str:
-    """Where the user's instructions come from and under what licence, in a sentence or two."""
+    """Origin and licence of the user's instructions, in a few sentences."""
     pool = source.get("data.pool")
     name = pool if pool and pool.startswith("hf:") and "/" in pool[3:] and pool[3] not in "./~" else None
-    told = f"The first instructions were read from `{_code(name or Path(pool).name)}`." if pool else ""
-    origin = f"The owner says of them: {escape(source.origin)}." if source.origin else "Their origin is unknown."
+    read_from = f"The first instructions were read from `{_code(name or Path(pool).name)}`." if pool else ""
+    origin = f"Their origin, by the owner: {escape(source.origin)}." if source.origin else "Their origin is unknown."
     licence = f"Their licence: {escape(source.licence)}." if source.licence else "Their licence is unknown."
-    return " ".join(part for part in (told, origin, licence) if part)
+    return " ".join(part for part in (read_from, origin, licence) if part)
 
 
 def quality(value: dict[str, float] | None) -> str:

@@ -2,9 +2,9 @@
 
 Invariants:
 - The folder is written completely or not at all. A folder that holds anything but an export is never replaced.
-- Every file except the checksums is in SHA256SUMS (the format of sha256sum(1)), for the whole and for each part, and
-  with its size in manifest.json.
-- The same run exports to the same bytes: nothing here depends on when or where.
+- Every file except SHA256SUMS itself is listed in it (format of sha256sum(1)), for the whole export and for each part,
+  and with its size in manifest.json.
+- The same run exports to the same bytes: nothing depends on time or machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lion_ray.export.model_card import adapter_card, model_card
 from lion_ray.export.source import Source
 
 PARTS = {"data": "data", "model": "model", "adapters": "adapter"}
-"""What can be exported, and the folder it goes to."""
+"""Parts that can be exported, and their folders."""
 FORMAT = 1
 ABOUT, SUMS = "manifest.json", "SHA256SUMS"
 
@@ -55,15 +55,15 @@ def export(
     """Write `source` to the folder `out`.
 
     Args:
-        what: keys of PARTS; by default all that the run has.
+        what: keys of PARTS; default: all that the run has.
         force: replace an earlier export.
-        push_to: OWNER/NAME, where the parts will be pushed to: the cards point at each other. An export of the same
-            that is there already, and whole, is then good enough.
+        push_to: OWNER/NAME, the hub repository that the cards link to. With it, an existing complete export of the same
+            run is reused.
 
     Raises:
         ConfigError: an unknown part, or adapters of a run that trained none.
-        DataError: `out` is there already, or what the run holds cannot be exported.
-        InfrastructureError: a storage or the disk refused.
+        DataError: `out` exists already, or the run's data cannot be exported.
+        InfrastructureError: reading the run or writing to the disk failed.
     """
     parts = _parts(source, what)
     about: dict[str, Any] = {
@@ -74,13 +74,13 @@ def export(
         "hub": push_to,
         "lion-ray": __version__,
     }
-    if push_to is not None and not force and _is_whole(out, about):
+    if push_to is not None and not force and _is_complete(out, about):
         return Exported(out, parts, made=False)
-    _check_place(out, force)
+    _check_out(out, force)
     with whole_folder(out, replace=force) as folder:
         if "data" in parts:
             rows = _write_data(source, folder / PARTS["data"], push_to if "model" in parts else None)
-            say(f"data: {rows:,} rows that were trained on")
+            say(f"data: {rows:,} training rows")
         data_repo = push_to if "data" in parts else None
         if "model" in parts:
             write_model(source, folder / PARTS["model"])
@@ -89,51 +89,51 @@ def export(
         if "adapters" in parts:
             rank = write_adapter(source, folder / PARTS["adapters"])
             _write(folder / PARTS["adapters"] / "README.md", adapter_card(source, rank, data_repo))
-            say(f"adapters: {source.iteration} iterations' as one, of rank {rank}")
+            say(f"adapters: of {source.iteration} iterations, merged into one of rank {rank}")
         _write_sums(folder, about)
     return Exported(out, parts, made=True)
 
 
 def check_sums(folder: Path) -> None:
-    """Compare every file of an export with its sum.
+    """Verify the checksums of an export.
 
     Raises:
-        DataError: it is no export, or a file is missing or another.
+        DataError: it is not an export, or a file is missing or changed.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         files: dict[str, dict[str, Any]] = about["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder}: no export there (looked for {ABOUT})") from None
+        raise DataError(f"{folder}: not an export (no {ABOUT})") from None
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path} is missing; export again with --force")
         if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-            raise DataError(f"{path} is not what was exported; export again with --force")
+            raise DataError(f"{path} was changed after the export; export again with --force")
 
 
 def _parts(source: Source, what: Sequence[str] | None) -> tuple[str, ...]:
     if what is None:
         return tuple(part for part in PARTS if part != "adapters" or has_adapters(source))
     if unknown := [part for part in what if part not in PARTS]:
-        raise ConfigError(f"--what {','.join(what)}: unknown part '{unknown[0]}'; there is {', '.join(PARTS)}")
+        raise ConfigError(f"--what {','.join(what)}: unknown part '{unknown[0]}'; choose from {', '.join(PARTS)}")
     if not what:
         raise ConfigError(f"--what: name at least one of {', '.join(PARTS)}")
     return tuple(part for part in PARTS if part in what)
 
 
-def _check_place(out: Path, force: bool) -> None:
-    """Refuse before minutes are spent what `whole_folder` would, and a --force that would remove something else."""
+def _check_out(out: Path, force: bool) -> None:
+    """Check early what `whole_folder` would refuse at the end, and that --force replaces only an export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not _described(out):
-        raise DataError(f"{out} is there already, and is no export: name another folder")
+    if not _read_manifest(out):
+        raise DataError(f"{out} exists already and is not an export; choose another folder")
     if not force:
-        raise DataError(f"{out} holds an export already; name another folder, or give --force to replace it")
+        raise DataError(f"{out} already contains an export; choose another folder, or replace it with --force")
 
 
-def _described(out: Path) -> dict[str, Any] | None:
+def _read_manifest(out: Path) -> dict[str, Any] | None:
     try:
         about: dict[str, Any] = json.loads((out / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,9 +141,9 @@ def _described(out: Path) -> dict[str, Any] | None:
     return about if isinstance(about, dict) and about.keys() >= {"format", "run", "iteration", "files"} else None
 
 
-def _is_whole(out: Path, about: dict[str, Any]) -> bool:
-    """Whether `out` holds an export of exactly this. Raises DataError where it does and is damaged."""
-    known = _described(out)
+def _is_complete(out: Path, about: dict[str, Any]) -> bool:
+    """Whether `out` is a complete export that `about` describes. Raises DataError if it is, but damaged."""
+    known = _read_manifest(out)
     if known is None or {name: known.get(name) for name in about} != about:
         return False
     check_sums(out)
@@ -155,7 +155,7 @@ def _write_data(source: Source, folder: Path, model_repo: str | None) -> int:
         prompter = fetch_tokenizer(source, Path(scratch))
         written = write_dataset(source, folder, prompter)
     if not written.rows["answers", TRAIN]:
-        raise DataError(f"{source.store.root}: no row was trained on")
+        raise DataError(f"{source.store.root}: no training rows")
     _write(folder / "README.md", data_card(source, written, model_repo))
     return written.rows["answers", TRAIN]
 

@@ -1,9 +1,9 @@
-"""Pushing an export to the Hugging Face hub, when asked to.
+"""Pushing an export to the Hugging Face hub.
 
 Invariants:
 - The token is HF_TOKEN only, never a stored login. It appears in no message.
-- New repositories are private by default. Nothing is uploaded to an already public one without the option to do so, so
-  that a run's results are not published by mistake.
+- New repositories are private by default. An already public one is uploaded to only with `--public`, so that results
+  are not published by mistake.
 - Uploaded files match their checksums from the export.
 
 huggingface_hub implements the protocol; HF_ENDPOINT selects another hub.
@@ -22,10 +22,10 @@ TOKEN = "HF_TOKEN"
 
 
 def check_target(repo: str) -> str:
-    """The token, once it is clear that there is one and that `repo` can be a repository's name.
+    """Validate the repository's name and return the token.
 
     Raises:
-        ConfigError: it cannot be, or HF_TOKEN is not set.
+        ConfigError: the name is not valid, or HF_TOKEN is not set.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -35,12 +35,10 @@ def check_target(repo: str) -> str:
     except HFValidationError as error:
         raise ConfigError(f"--push {repo}: {one_line(error)}") from None
     if repo.count("/") != 1:
-        raise ConfigError(f"--push {repo}: wanted OWNER/NAME")
+        raise ConfigError(f"--push {repo}: expected OWNER/NAME")
     token = os.environ.get(TOKEN, "").strip()
     if not token:
-        raise ConfigError(
-            f"--push {repo}: the environment variable {TOKEN} is not set; it holds a token that may write"
-        )
+        raise ConfigError(f"--push {repo}: set the environment variable {TOKEN} to a token with write access")
     return token
 
 
@@ -48,9 +46,9 @@ def push(exported: Exported, repo: str, *, public: bool = False, say: Callable[[
     """Push every part: the data set and the model to `repo`, adapters to `repo`-adapter. Returns their addresses.
 
     Raises:
-        ConfigError: as `check_target`; or a repository is public, and was not asked to be.
-        EndpointError: the hub refuses the token, or what is asked for.
-        InfrastructureError: the hub cannot be reached, or failed.
+        ConfigError: as `check_target`; or a repository is public, without `public`.
+        EndpointError: the hub refused the token or the request.
+        InfrastructureError: the hub is unreachable or failed.
     """
     token = check_target(repo)
     from huggingface_hub import HfApi
@@ -66,25 +64,25 @@ def push(exported: Exported, repo: str, *, public: bool = False, say: Callable[[
             say(f"pushed {part}: {addresses[-1]}")
     except HfHubHTTPError as error:
         status = error.response.status_code
-        told = f"{api.endpoint}: {_hidden(error.server_message or error, token)}"
+        message = f"{api.endpoint}: {_redacted(error.server_message or error, token)}"
         if status in (401, 403):
-            raise EndpointError(f"{told}; does {TOKEN} hold a token that may write to {repo}?") from None
-        raise InfrastructureError(f"{told}; the folder stays: the same command pushes it again") from None
+            raise EndpointError(f"{message}; does the token in {TOKEN} have write access to {repo}?") from None
+        raise InfrastructureError(f"{message}; the export is kept: repeat the command to push it again") from None
     except Exception as error:
-        # Its transports are others' packages (httpx, hf_xet), and raise what they like: all that is known is that
-        # nothing is lost, as the folder is whole.
+        # huggingface_hub's transports (httpx, hf_xet) raise exceptions of many types. Nothing is lost: the export is
+        # complete on disk.
         if isinstance(error, ConfigError):
             raise
         cause = error.__cause__ or error
-        told = f"{api.endpoint}: the push failed: {_hidden(cause, token)}"
-        raise InfrastructureError(f"{told}; the folder stays: the same command pushes it again") from None
+        message = f"{api.endpoint}: the push failed: {_redacted(cause, token)}"
+        raise InfrastructureError(f"{message}; the export is kept: repeat the command to push it again") from None
     return addresses
 
 
 def _push_part(api: Any, exported: Exported, part: str, kind: str, target: str, public: bool) -> str:
     address = api.create_repo(target, repo_type=kind, private=not public, exist_ok=True)
     if not public and not api.repo_info(target, repo_type=kind).private:
-        raise ConfigError(f"--push {target}: the {kind} repository is public; give --public, or another name")
+        raise ConfigError(f"--push {target}: the {kind} repository is public; add --public, or choose another name")
     api.upload_folder(
         repo_id=target,
         repo_type=kind,
@@ -94,5 +92,5 @@ def _push_part(api: Any, exported: Exported, part: str, kind: str, target: str, 
     return str(address)
 
 
-def _hidden(text: object, token: str) -> str:
+def _redacted(text: object, token: str) -> str:
     return one_line(str(text).replace(token, "…"))

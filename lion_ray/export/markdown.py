@@ -1,10 +1,10 @@
-"""Text for Markdown pages that other people's sites show.
+"""Escaping and tables for Markdown pages that are shown on other sites.
 
 Invariants:
-- Text from models and users is data: after `escape` it is shown as it is, and makes no heading, link, image, table cell
-  or HTML; after `fenced` it cannot end its block.
+- Text from models and users is data: after `escape` it is shown literally, and makes no heading, link, image, table
+  cell or HTML; after `fenced` it cannot end its block.
 
-This module knows nothing of what it writes about.
+This module does not know runs.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ _MARKS = re.compile(r"([\\`*_{}\[\]#!|<>&~$]|:(?=//))")
 
 
 def escape(text: object) -> str:
-    """One line of plain words: every character that Markdown could take for its own is escaped.
+    """One line of literal text: every character with a meaning in Markdown is escaped.
 
-    As CommonMark has it: a backslash before ASCII punctuation makes it literal, and a line end is a space here.
+    By CommonMark, a backslash before ASCII punctuation makes it literal. Line ends become spaces.
     """
     return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A code block that holds `text` as it stands: its fence is longer than any run of backticks within."""
+    """A code block with unchanged `text`: its fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], raw: Container[int] = ()) -> str:
-    """A table; numbers are written with thousands apart, None as a dash, and every cell is escaped.
+    """A table. Numbers get thousands separators, None is a dash, and cells are escaped.
 
-    But for the columns in `raw`, which hold Markdown of our own.
+    The columns in `raw` already contain Markdown and are not escaped.
     """
     made = ([str(value) if place in raw else _cell(value) for place, value in enumerate(row)] for row in rows)
     lines = [headings, ["---"] * len(headings), *made]

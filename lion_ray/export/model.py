@@ -1,14 +1,13 @@
-"""The student as files: the checkpoint that was trained, and its adapters as one.
+"""The student as files: the trained checkpoint, and its adapters merged into one.
 
 Invariants:
-- Weights are copied, not converted: what was measured is what leaves. Only safetensors and the tokenizer's and the
-  configuration's files go along.
-- The folder is self-contained: its chat template builds the prompt of the training, and generation stops at every token
-  at which the run's own engines stopped.
+- Weights are copied, not converted, so the exported model is the measured one. Besides them only the files of the
+  tokenizer and the configuration are exported.
+- The folder is self-contained: its chat template builds the training's prompt, and it has the run's own stop tokens.
 - The training record is included without machine paths.
 
 Each iteration's adapters are relative to the previous iteration's student. Low-rank updates of the same layers add up,
-so concatenated they are one adapter for the run's base model: A stacked, B side by side, the rank the sum.
+so concatenating them (A by rows, B by columns; ranks add) gives one adapter for the run's base model.
 
 This module does not know cards.
 """
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
     import torch
 
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template", "spiece")
-"""How the names of a tokenizer's files begin."""
+"""Prefixes of a tokenizer's file names."""
 CONFIGURATION = ("config.json", "generation_config.json", "model.safetensors.index.json")
 WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PATHS = ("model_dir", "output_dir", "base_dir", "rows", "heldout")
 
 
 def fetch_tokenizer(source: Source, folder: Path) -> Prompter:
-    """Copy the student's small files into `folder`; returns how it was asked.
+    """Copy the student's tokenizer and configuration into `folder`; return its prompter.
 
     Raises:
-        ConfigError, ModelError: as `tokens.Prompter`.
+        ConfigError, ModelError: as `Prompter.load`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in source.store.names(source.checkpoint):
@@ -57,30 +56,30 @@ def write_model(source: Source, folder: Path) -> None:
     prompter = fetch_tokenizer(source, folder)
     weights = [name for name in source.store.names(source.checkpoint) if name.endswith(".safetensors")]
     if not weights:
-        raise DataError(f"{source.store.path(source.checkpoint)}: no .safetensors files there")
+        raise DataError(f"{source.store.path(source.checkpoint)}: no .safetensors files")
     for name in weights:
         source.store.copy_out(f"{source.checkpoint}/{name}", folder / name)
     template = frame_template(folder, source.get("student.prompt"), source.base_dir)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    _stop_where_trained(folder / "generation_config.json", prompter)
+    _add_stop_tokens(folder / "generation_config.json", prompter)
     _write_json(folder / layout.TRAINING, training_record(source))
 
 
 def training_record(source: Source) -> dict[str, Any]:
-    """What the exported iteration's training wrote about itself, without the paths of its machine."""
+    """The training record of the exported iteration, without machine paths."""
     record: dict[str, Any] = source.store.read_json(f"{source.checkpoint}/{layout.TRAINING}") or {}
     spec = {name: value for name, value in record.get("spec", {}).items() if name not in _PATHS}
     return record | ({"spec": spec} if spec else {})
 
 
-def _stop_where_trained(path: Path, prompter: Prompter) -> None:
-    """Let generation end at every token at which the run's engines ended it; other people's engines read only this."""
+def _add_stop_tokens(path: Path, prompter: Prompter) -> None:
+    """Add the run's stop tokens to the generation configuration, the only place where other engines look for them."""
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known = config.get("eos_token_id")
-    ends = [] if known is None else known if isinstance(known, list) else [known]
-    if missing := [token for token in prompter.stop_token_ids if token not in ends]:
-        _write_json(path, config | {"eos_token_id": [*ends, *missing]})
+    stops = [] if known is None else known if isinstance(known, list) else [known]
+    if missing := [token for token in prompter.stop_token_ids if token not in stops]:
+        _write_json(path, config | {"eos_token_id": [*stops, *missing]})
 
 
 def has_adapters(source: Source) -> bool:
@@ -89,11 +88,11 @@ def has_adapters(source: Source) -> bool:
 
 
 def write_adapter(source: Source, folder: Path) -> int:
-    """Write the adapters of every iteration into `folder` as one; returns its rank.
+    """Merge the adapters of all iterations into one in `folder`; return its rank.
 
     Raises:
-        ConfigError: the run trained every weight, so that there are none.
-        DataError: an iteration kept none, or they do not go together.
+        ConfigError: the run trained all weights, so it has no adapters.
+        DataError: an iteration's adapters are missing or incompatible.
     """
     import torch
     from safetensors.torch import save_file
@@ -104,19 +103,19 @@ def write_adapter(source: Source, folder: Path) -> int:
     weights: list[dict[str, torch.Tensor]] = []
     for iteration in range(1, source.iteration + 1):
         config, tensors = _read_adapter(source, iteration)
-        if weights and (_alike(config) != _alike(configs[0]) or tensors.keys() != weights[0].keys()):
-            raise DataError(f"{source.name}: the adapters of iteration {iteration} are of another kind than the first")
+        if weights and (_adapter_shape(config) != _adapter_shape(configs[0]) or tensors.keys() != weights[0].keys()):
+            raise DataError(f"{source.name}: the adapters of iterations 1 and {iteration} are not compatible")
         configs.append(config)
         weights.append(tensors)
-    joined = {
-        # A is [rank, in], B [out, rank]: together B A is the sum of each iteration's.
+    merged = {
+        # A is [rank, in], B is [out, rank]: the concatenated B A is the sum over iterations.
         name: torch.cat([one[name] for one in weights], dim=0 if ".lora_A." in name else 1).contiguous()
         for name in sorted(weights[0])
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(joined, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(merged, folder / WEIGHTS, metadata={"format": "pt"})
     rank = sum(config["r"] for config in configs)
-    # The scale is alpha / rank, and must stay what it was.
+    # The scale alpha / rank must not change.
     scaled = {"r": rank, "lora_alpha": configs[0]["lora_alpha"] * rank / configs[0]["r"]}
     base = public_name(source.get("student.model"))
     _write_json(folder / ADAPTER_CONFIG, configs[0] | scaled | {"base_model_name_or_path": base})
@@ -135,17 +134,17 @@ def _read_adapter(source: Source, iteration: int) -> tuple[dict[str, Any], dict[
     folder = f"{layout.model(iteration)}/adapter"
     config = source.store.read_json(f"{folder}/{ADAPTER_CONFIG}")
     if config is None:
-        raise DataError(f"{source.store.path(folder)}: iteration {iteration} kept no adapters")
+        raise DataError(f"{source.store.path(folder)}: iteration {iteration} has no adapters")
     try:
         tensors = load(source.store.read_bytes(f"{folder}/{WEIGHTS}"))
     except (SafetensorError, FileNotFoundError) as error:
         raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: cannot be read ({error})") from None
     if other := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
-        raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: {other[0]} is no low-rank adapter's")
+        raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: {other[0]} is not a low-rank adapter's")
     return config, tensors
 
 
-def _alike(config: dict[str, Any]) -> list[Any]:
+def _adapter_shape(config: dict[str, Any]) -> list[Any]:
     return [config.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "fan_in_fan_out")]
 
 

@@ -1,6 +1,6 @@
-"""The student's card, and its adapters': what it is, what it gained, how to ask it, and what not to expect of it.
+"""The cards of the student and of its adapters: results, usage, training and limits.
 
-Invariants: as `facts`. A number that was not measured is said to be so.
+Invariants: as `facts`. A number that was not measured is called so.
 """
 
 from __future__ import annotations
@@ -27,38 +27,39 @@ SETTINGS = (
     "precision",
     "truncated",
 )
-"""Keys of `imitation` that decide the weights."""
+"""Keys of `imitation` that affect the weights."""
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def model_card(source: Source, data_repo: str | None = None) -> str:
-    """README.md of the model. `data_repo` is where the data set is pushed to, if it is."""
+    """README.md of the model. `data_repo`: the hub repository of the data set, if it is pushed."""
     sections = [
         f"# {escape(source.name)}",
-        f"The model {_base(source)}, taught by {facts.who(source, 'teacher')} with the method of {facts.PAPER}: "
-        "imitation of the teacher's answers, and new instructions where the student lags. This is the student after "
-        f"iteration {source.iteration}.",
-        f"## What it gained\n\n{_gain(source)}",
-        f"## How to ask it\n\n{_asking(source)}",
-        *_running(source),
-        f"## How it was trained\n\n{_training(source, data_repo)}",
+        f"{_base(source)}, fine-tuned on answers of {facts.model_of(source, 'teacher')} with the method of "
+        f"{facts.PAPER}: imitation of the teacher's answers, and new instructions where the student is weak. "
+        f"This is the student after iteration {source.iteration}.",
+        f"## Results\n\n{_results(source)}",
+        f"## Prompt format\n\n{_prompt_format(source)}",
+        *_usage(source),
+        f"## Training\n\n{_training(source, data_repo)}",
         *_closing(source),
     ]
     return _front(source, data_repo, "transformers") + "\n\n".join(sections) + "\n"
 
 
 def adapter_card(source: Source, rank: int, data_repo: str | None = None) -> str:
-    """README.md of the adapters, of the rank that they have together."""
+    """README.md of the merged adapters; `rank` is their total rank."""
     sections = [
         f"# {escape(source.name)}: adapters",
-        f"Low-rank adapters (arXiv 2106.09685) for {_base(source)}, taught by {facts.who(source, 'teacher')} with the "
-        f"method of {facts.PAPER}. They make of that model the student after iteration {source.iteration}. Each "
-        f"iteration trained adapters of rank {source.get('imitation.lora.rank')} on top of the last one's; side by "
-        f"side they are this one, of rank {rank}. Merged, they give the run's own weights, but for float32's rounding.",
-        f"## What the student gained\n\n{_gain(source)}",
-        f"## How to use them\n\n{_adapting(source, rank)}",
-        f"## How to ask it\n\n{_asking(source)}",
-        f"## How they were trained\n\n{_training(source, data_repo)}",
+        f"A low-rank adapter (arXiv 2106.09685) for {_base(source)}, trained on answers of "
+        f"{facts.model_of(source, 'teacher')} with the method of {facts.PAPER}. With it, that model is the student "
+        f"after iteration {source.iteration}. Each iteration trained adapters of rank "
+        f"{source.get('imitation.lora.rank')} on top of the previous ones; concatenated they are this one, of rank "
+        f"{rank}. Merged into the base model, it gives the run's own weights up to float32 rounding.",
+        f"## Results\n\n{_results(source)}",
+        f"## Usage\n\n{_adapter_usage(source, rank)}",
+        f"## Prompt format\n\n{_prompt_format(source)}",
+        f"## Training\n\n{_training(source, data_repo)}",
         *_closing(source),
     ]
     return _front(source, data_repo, "peft") + "\n\n".join(sections) + "\n"
@@ -85,11 +86,11 @@ def _base(source: Source) -> str:
     return escape(public_name(source.get("student.model")))
 
 
-def _gain(source: Source) -> str:
+def _results(source: Source) -> str:
     before, first, after = source.results[0], source.results[1], source.results[-1]
     rows = source.manifest(layout.pool(layout.HELDOUT)).get("rows") or 0
     if not rows:
-        return "Nothing was held out, so nothing was measured."
+        return "The run had no held-out set, so nothing was measured."
     was, now = before.quality_heldout, after.quality_heldout
     loss = (facts.number(first.loss_before), facts.number(after.loss_after))
     measured = table(
@@ -101,27 +102,27 @@ def _gain(source: Source) -> str:
     )
     notes = [
         "Relative quality is the student's summed scores over the teacher's, judged in both orders by "
-        f"{facts.who(source, 'referee')}, with its 95 % bootstrap interval."
+        f"{facts.model_of(source, 'referee')}, with its 95 % bootstrap interval."
     ]
     if source.get("referee.endpoint") == source.get("teacher.endpoint"):
         notes.append("The judge is the teacher itself, which may favour its own answers.")
     if was and now and now["low"] <= was["high"] and was["low"] <= now["high"]:
-        notes.append("The two intervals overlap: by this measure alone neither a gain nor a loss is shown.")
+        notes.append("The two intervals overlap: this measure alone shows neither a gain nor a loss.")
     return measured + "\n\n" + " ".join(notes)
 
 
-def _asking(source: Source) -> str:
+def _prompt_format(source: Source) -> str:
     frame = facts.frame(source)
     if frame is None:
-        return "With its chat template, one user turn, without a system message: that is how it was trained."
+        return "It was trained with its chat template: one user message, no system message."
     shown = fenced(frame.replace("{instruction}", "{your instruction}"))
-    return f"With this text around an instruction; `chat_template.jinja` makes it of a chat's last message:\n\n{shown}"
+    return f"It was trained with this text around an instruction, which `chat_template.jinja` builds:\n\n{shown}"
 
 
-def _running(source: Source) -> Iterator[str]:
+def _usage(source: Source) -> Iterator[str]:
     dtype, length = source.get("student.dtype"), source.get("student.max_model_len")
-    asked = {"model": "PATH_OR_REPO", "messages": [{"role": "user", "content": "Hello"}]}
-    body = json.dumps(asked | {"temperature": source.get("student.temperature")})
+    request = {"model": "PATH_OR_REPO", "messages": [{"role": "user", "content": "Hello"}]}
+    body = json.dumps(request | {"temperature": source.get("student.temperature")})
     yield "With vLLM:"
     yield fenced(
         f"vllm serve PATH_OR_REPO --dtype {dtype} --max-model-len {length}\n"
@@ -136,16 +137,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_REPO")
 model = AutoModelForCausalLM.from_pretrained("PATH_OR_REPO", dtype=torch.{dtype})
-asked = [{{"role": "user", "content": "Hello"}}]
-inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+messages = [{{"role": "user", "content": "Hello"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs, max_new_tokens={source.get("student.max_tokens")})
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
         "python",
     )
-    yield f"The weights are float32; the run's own engines held them in {escape(dtype)}."
+    yield f"The weights are float32; the run's own engines used {escape(dtype)}."
 
 
-def _adapting(source: Source, rank: int) -> str:
+def _adapter_usage(source: Source, rank: int) -> str:
     base = source.get("student.model")
     where = hub_name(base) or "BASE"
     code = f"""from peft import PeftModel
@@ -156,12 +157,12 @@ model = PeftModel.from_pretrained(model, "PATH_OR_REPO")"""
     parts = [fenced(code, "python")]
     if base.startswith(BUNDLED):
         fetched = f"BASE is the folder that `lion-ray models fetch {base}` prints"
-        parts.append(f"{fetched}: others of that name are rounded otherwise.")
+        parts.append(f"{fetched}; other copies of this model may be rounded differently.")
     elif where == "BASE":
-        parts.append(f"BASE is the folder of {_base(source)} with which the run began.")
-    told = next((known for known in _VLLM_RANKS if known >= rank), None)
-    if told is not None:
-        parts.append(f"With vLLM: `--enable-lora --max-lora-rank {told} --lora-modules student=PATH_OR_REPO`.")
+        parts.append(f"BASE is the folder of {_base(source)} that the run started from.")
+    max_rank = next((known for known in _VLLM_RANKS if known >= rank), None)
+    if max_rank is not None:
+        parts.append(f"With vLLM: `--enable-lora --max-lora-rank {max_rank} --lora-modules student=PATH_OR_REPO`.")
     return "\n\n".join(parts)
 
 
@@ -177,27 +178,25 @@ def _training(source: Source, data_repo: str | None) -> str:
     data = f"[{data_repo}](https://huggingface.co/datasets/{data_repo})" if data_repo else "the data set of this export"
     return "\n\n".join(
         [
-            f"On {data}; each iteration starts from the checkpoint of the one before. {facts.instructions(source)}",
+            f"On {data}; each iteration starts from the previous one's checkpoint. {facts.instructions(source)}",
             table(("iteration", "answers", "steps", "tokens", "held-out loss after"), fits),
             table(("setting", "value"), [*settings, ("optimizer", "AdamW"), ("seed", str(source.get("seed")))]),
-            f"What each stage took, over all iterations:\n\n{facts.stages(source)}",
-            f"The run: {facts.when(source)}. Software: {facts.versions(source)}.",
+            f"Time and cost of each stage, over all iterations:\n\n{facts.stages(source)}",
+            f"The run: {facts.dates(source)}. Software: {facts.versions(source)}.",
         ]
     )
 
 
 def _closing(source: Source) -> Iterator[str]:
     known = facts.weights_licence(source.get("student.model"))
-    licence = (
-        f"The base model's weights are under {escape(known)}." if known else "The base model's licence is unknown."
-    )
+    licence = f"The base model's licence: {escape(known)}." if known else "The base model's licence is unknown."
     yield f"## Licence\n\n{licence} {facts.teacher_terms(source)}"
     fits = (source.manifest(layout.checkpoint(k)) for k in range(1, source.iteration + 1))
     answers, length = sum(fit.get("samples") or 0 for fit in fits), source.get("imitation.max_length")
     yield (
-        f"## Limits\n\nIt imitates one teacher on {answers:,} answers, so it takes over the teacher's mistakes and "
-        "manner, and where its base model lacks knowledge it may make things up. It was trained on single turns of "
-        f"at most {length:,} tokens. It was measured on the held-out instructions above and on nothing else. Its "
-        "answers were not made safe, nor tested for safety."
+        f"## Limits\n\nIt imitates one teacher on {answers:,} answers, so it copies the teacher's mistakes and "
+        "style, and may invent facts that its base model does not know. It was trained on texts of at most "
+        f"{length:,} tokens. It was evaluated only on the held-out instructions above. It was neither trained nor "
+        "tested for safety."
     )
     yield f"## Citation\n\n{fenced(facts.CITATION, 'bibtex')}"

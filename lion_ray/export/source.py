@@ -1,4 +1,4 @@
-"""The source of an export: a run's description, pools and results, up to one iteration.
+"""The run to export: its description, pools and results up to one iteration.
 
 Invariants:
 - The configuration is read as plain JSON, so that runs of other versions can be exported: a missing key is None and
@@ -28,7 +28,7 @@ from lion_ray.pipeline.scheduling import Shard
 
 @dataclass(frozen=True)
 class Source:
-    """A run up to an iteration whose fine-tuning is committed."""
+    """A run up to an iteration with committed fine-tuning."""
 
     store: RunStore
     iteration: int
@@ -50,13 +50,13 @@ class Source:
         """
         described = store.description()
         if described is None:
-            raise ConfigError(f"{store.root}: no run there (looked for {layout.RUN})")
+            raise ConfigError(f"{store.root}: not a run (no {layout.RUN})")
         config = described["config"]
         wanted = range(config["iterations"] + 1, 0, -1) if iteration is None else [iteration]
-        there = (number for number in wanted if store.stage(layout.checkpoint(number)).manifest() is not None)
-        if (found := next(there, None)) is None:
+        committed = (number for number in wanted if store.stage(layout.checkpoint(number)).manifest() is not None)
+        if (found := next(committed, None)) is None:
             which = "any iteration" if iteration is None else f"iteration {iteration}"
-            raise ConfigError(f"{store.root}: there is no checkpoint of {which} yet")
+            raise ConfigError(f"{store.root}: no checkpoint of {which} yet")
         data = config["data"]
         return cls(store, found, described, licence or data.get("licence"), origin or data.get("source"))
 
@@ -72,7 +72,7 @@ class Source:
 
     @property
     def base_dir(self) -> Path:
-        """The folder of the configuration's files when the run was started."""
+        """The folder of the configuration file when the run started."""
         return Path(self.described.get("base_dir") or ".")
 
     def get(self, key: str) -> Any:
@@ -89,7 +89,7 @@ class Source:
         return self.store.stage(stage).manifest() or {}
 
     def shards(self, pool: str | int) -> list[Shard]:
-        """A pool's parts; empty if it was never committed."""
+        """A pool's shards; empty if it was never committed."""
         return [Shard(str(pool), index) for index in range(self.manifest(layout.pool(pool)).get("parts", 0))]
 
     def trained(self, iteration: int) -> list[Shard]:
@@ -110,7 +110,7 @@ class Source:
         return (self.get("endpoints") or {}).get(name) or {}
 
     def host(self, name: str | None) -> str:
-        """The source of an endpoint's answers: the API's host, or the run's own server; never a whole address."""
+        """An endpoint's host, or the run's own server; never a full address."""
         endpoint = self.endpoint(name)
         if served := endpoint.get("serve"):
             weights = public_name(served["model"])
@@ -120,12 +120,12 @@ class Source:
         return "at the openai package's default address" if endpoint else "at an unknown address"
 
     def teachers(self) -> list[str]:
-        """The endpoints that may have answered, in order."""
+        """The teacher's endpoint and its fallbacks, in order."""
         return [self.get("teacher.endpoint"), *(self.get("teacher.fallbacks") or ())]
 
 
 def public_name(source: str) -> str:
-    """A public name of a model, file or template: for a local path, only its last part."""
+    """A model, file or template name without machine paths: for a local path, its last part."""
     source = source.removeprefix(BUNDLED)
     return Path(source).name if source.startswith((".", "/", "~")) or "\\" in source else source
 

@@ -40,13 +40,13 @@ def model(exported: Path) -> str:
 def test_the_data_card_counts_what_is_there(data: str) -> None:
     assert "| `answers` | `train` | 8 |" in data
     assert "| `answers` | `left_out` | 1 |" in data
-    assert "5 instructions of the user's and 3 that were generated" in data
+    assert "5 of the user's instructions and 3 generated" in data
     assert re.search(r"^\| 1 \| 5 \| – \| – \| 4 \| 2 \|", data, re.M), "seeds trained on, and hard and easy as judged"
     assert re.search(r"^\| 2 \| – \| 1 \| 2 \|", data, re.M)
     assert re.search(r"^\| the user's instructions \| duplicates \| 4 \|", data, re.M)
     assert re.search(r"^\| the user's instructions \| near an evaluation question \| 2 \|", data, re.M)
     assert re.search(r"^\| fine-tuning \| answer cut off \| 1 \|", data, re.M)
-    assert "begun 2027-01-15, ended 2027-01-16" in data
+    assert "started 2027-01-15, ended 2027-01-16" in data
 
 
 def test_what_is_unknown_is_called_unknown(data: str, model: str) -> None:
@@ -80,7 +80,7 @@ def test_the_model_card_tells_what_was_gained(model: str) -> None:
     assert "| loss on the teacher's answers (nats per token) | 2.500 | 1.750 |" in model
     assert "| relative quality | 50.0% (25.0% to 75.0%) | 50.0% (25.0% to 75.0%) |" in model
     assert "The judge is the teacher itself" in model
-    assert "neither a gain nor a loss is shown" in model
+    assert "shows neither a gain nor a loss" in model
     assert "8 answers" in model
     assert "teacher-1 (at api.example.com)" in model
     assert "arxiv.org/abs/2305.12870" in model

@@ -60,7 +60,7 @@ def test_parts_and_iterations_can_be_chosen(run: RunStore, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        (["data", "weights"], "unknown part 'weights'; there is data, model, adapters"),
+        (["data", "weights"], "unknown part 'weights'; choose from data, model, adapters"),
         ([], "name at least one of data, model, adapters"),
         (["adapters"], "trained without adapters"),
     ],
@@ -72,7 +72,7 @@ def test_parts_that_are_not_there(run: RunStore, tmp_path: Path, what: list[str]
 
 
 def test_an_iteration_that_is_not_there(run: RunStore) -> None:
-    with pytest.raises(ConfigError, match="there is no checkpoint of iteration 3 yet"):
+    with pytest.raises(ConfigError, match="no checkpoint of iteration 3 yet"):
         Source.open(run, 3)
 
 
@@ -81,7 +81,7 @@ def test_a_folder_that_is_there(run: RunStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     export(source, out, ["data"], say=quiet)  # empty: taken
-    with pytest.raises(DataError, match="give --force to replace it"):
+    with pytest.raises(DataError, match="replace it with --force"):
         export(source, out, ["data"], say=quiet)
     before = files(out)
     export(source, out, ["model"], force=True, say=quiet)
@@ -95,7 +95,7 @@ def test_what_is_no_export_is_never_replaced(run: RunStore, tmp_path: Path) -> N
     out.mkdir()
     (out / "manifest.json").write_text("{}")
     (out / "chapter.txt").write_text("years of work")
-    with pytest.raises(DataError, match="is there already, and is no export"):
+    with pytest.raises(DataError, match="exists already and is not an export"):
         export(Source.open(run), out, force=True, say=quiet)
     assert (out / "chapter.txt").read_text() == "years of work"
 
@@ -107,7 +107,7 @@ def test_a_failure_leaves_nothing_and_takes_nothing(base: Path, tmp_path: Path) 
     before = files(out)
     checkpoint = Path(store.path("iteration-2/checkpoint/model"))
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(DataError, match=r"no \.safetensors files there"):
+    with pytest.raises(DataError, match=r"no \.safetensors files"):
         export(Source.open(store), out, force=True, say=quiet)
     assert files(out) == before
     shutil.rmtree(checkpoint)
@@ -121,7 +121,7 @@ def test_a_damaged_export_is_told_by_its_file(exported: Path, tmp_path: Path) ->
     shutil.copytree(exported, copy)
     path = copy / "model" / "config.json"
     path.write_text(path.read_text() + " ")
-    with pytest.raises(DataError, match=r"config\.json is not what was exported"):
+    with pytest.raises(DataError, match=r"config\.json was changed after the export"):
         check_sums(copy)
     path.unlink()
     with pytest.raises(DataError, match=r"config\.json is missing"):

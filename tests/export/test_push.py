@@ -62,7 +62,7 @@ def test_a_push_that_failed_goes_on_without_exporting_again(hub: Hub, run: RunSt
     hub.failing.add("/api/models/me/little/commit/main")
     told = command(hub, run, tmp_path / "out", "--push", "me/little")
     assert told.code == 6
-    assert "the same command pushes it again" in told.message
+    assert "repeat the command to push it again" in told.message
     assert "bad day" in told.message
     before = files(tmp_path / "out")
     hub.failing.clear()
@@ -82,7 +82,7 @@ def test_what_is_damaged_is_not_pushed(hub: Hub, run: RunStore, tmp_path: Path) 
     path.write_text(path.read_text() + "more")
     told = command(hub, run, tmp_path / "out", "--push", "me/little", "--what", "data")
     assert told.code == 3
-    assert "README.md is not what was exported" in told.message
+    assert "README.md was changed after the export" in told.message
     assert hub.repositories == {}
 
 
@@ -91,7 +91,7 @@ def test_a_public_repository_gets_nothing_unless_asked(hub: Hub, run: RunStore, 
     words = ("--push", "me/little", "--what", "data")
     told = command(hub, run, tmp_path / "out", *words)
     assert told.code == 2
-    assert "the dataset repository is public; give --public" in told.message
+    assert "the dataset repository is public; add --public" in told.message
     assert held(hub, "dataset", "me/little") == {}
     told = command(hub, run, tmp_path / "out", *words, "--public")
     assert told.code == 0, told.err
@@ -101,10 +101,10 @@ def test_a_public_repository_gets_nothing_unless_asked(hub: Hub, run: RunStore, 
 @pytest.mark.parametrize(
     ("words", "token", "code", "told"),
     [
-        (("--push", "me/little"), None, 2, "HF_TOKEN is not set"),
-        (("--push", "little"), TOKEN, 2, "wanted OWNER/NAME"),
+        (("--push", "me/little"), None, 2, "set the environment variable HF_TOKEN"),
+        (("--push", "little"), TOKEN, 2, "expected OWNER/NAME"),
         (("--push", "me/little/more"), TOKEN, 2, "--push me/little/more"),
-        (("--push", "me/little", "--what", "data"), "hf_wrong", 4, "does HF_TOKEN hold a token that may write"),
+        (("--push", "me/little", "--what", "data"), "hf_wrong", 4, "does the token in HF_TOKEN have write access"),
     ],
 )
 def test_a_push_that_cannot_be(
@@ -128,12 +128,12 @@ def test_nothing_is_sent_without_being_asked(hub: Hub, run: RunStore, tmp_path: 
     told = command(hub, run, tmp_path / "out", "--what", "model, data")
     assert told.code == 0
     assert hub.requests == []
-    assert "data: 8 rows that were trained on" in told.out
+    assert "data: 8 training rows" in told.out
 
 
 def test_a_user_s_mistakes_are_one_line(run: RunStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert command(None, run, out, "--what", "weights").message.endswith("there is data, model, adapters")
+    assert command(None, run, out, "--what", "weights").message.endswith("choose from data, model, adapters")
     assert "no checkpoint of iteration 9" in command(None, run, out, "--iteration", "9").message
     shutil.copytree(run.root, tmp_path / "broken")
     (tmp_path / "broken" / "run.json").unlink()

@@ -114,13 +114,13 @@ def test_nearest_is_what_the_filter_measures(monkeypatch: pytest.MonkeyPatch) ->
     found = nearest(texts, indexes(known))
     assert found is not None
     assert found.tolist() == [index.nearest(text, 1)[0][1] for text in texts]
-    own = nearest(known, indexes(known), themselves=True)
+    own = nearest(known, indexes(known), exclude_self=True)
     assert own is not None
     assert own.tolist() == [
         max(score for place, score in index.nearest(text, len(known)) if place != row) for row, text in enumerate(known)
     ]
     assert nearest(texts, []) is None
-    assert nearest(["alone"], indexes(["alone"]), themselves=True) is None
+    assert nearest(["alone"], indexes(["alone"]), exclude_self=True) is None
 
 
 def test_every_pool_is_measured_on_as_many_rows(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_gain_is_paired() -> None:
     found = paired_gain((teacher, before), (teacher, before + 0.4), seed=1)
     assert found is not None
     assert found.value == pytest.approx(0.05)
-    # Unpaired, the spread of the scores themselves would hide so small a gain.
+    # Unpaired, the spread of the scores exclude_self would hide so small a gain.
     assert found.low == pytest.approx(0.05)
     assert found.high == pytest.approx(0.05)
     noisy = paired_gain((teacher, before), (teacher, rng.permutation(before)), seed=1)
