@@ -1,8 +1,8 @@
 """Cluster resources: what is free, what a run waits for, and where its actors are placed.
 
-Invariant: no role actor is started without the options of `for_roles`. A role actor reserves no CPU, so Ray would place
-it on any node: on a head that has no keys and should run nothing, or on a GPU node, which the autoscaler then cannot
-remove.
+Invariant: no role actor is started without the options of `for_roles`, or of `for_server` if it owns a server on GPUs.
+A role actor reserves no CPU, so Ray would place it on any node: on a head that has no keys and should run nothing, or
+on a GPU node, which the autoscaler then cannot remove.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ def for_roles() -> dict[str, Any]:
     if ray.cluster_resources().get(ROLES):
         return {"resources": {ROLES: 0.001}, "scheduling_strategy": "SPREAD"}
     return {"scheduling_strategy": beside_the_driver()}
+
+
+def for_server(gpus: float) -> dict[str, Any]:
+    """Options of a proxy that owns a model server: on a node with these GPUs, which it reserves.
+
+    Such a node may lack the endpoints' keys; an endpoint that the run serves itself needs none.
+    """
+    return {"num_gpus": gpus} if gpus else for_roles()
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from lion_ray.config.section import Dtype, Section, by_machine, operational
+from lion_ray.config.section import AUTO, Dtype, Section, by_machine, operational
 from lion_ray.core.addresses import check_api
 
 _OWN_FIELDS = {
@@ -44,13 +44,20 @@ class ServeConfig(Section):
     kv_cache_gib: float = operational(2.0, gt=0)
     """Memory for the key-value cache on a CPU, in GiB."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
-    """Share of a GPU's memory the server may take."""
-    num_gpus: int = operational(0, ge=0)
-    """GPUs for the server; 0 runs it on the CPU."""
+    """Share of its GPUs' memory that the server may take; with a part of a GPU, the share of that part."""
+    num_gpus: float | Literal["auto"] = operational(AUTO)
+    """GPUs it reserves: 0 (CPU), a part below 1, or a whole number; auto: with the GPU build one, or a part if need be."""
     enforce_eager: bool | None = operational(None)
     """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
     """Timeout until the server answers its first request, in seconds."""
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _a_part_or_whole(cls, value: float | Literal["auto"]) -> float | Literal["auto"]:
+        if value != AUTO and (value < 0 or (value > 1 and value % 1)):
+            raise ValueError(f"{value:g} is not a number of GPUs: give auto, a part below 1, or a whole number")
+        return value
 
 
 class LimitsConfig(Section):

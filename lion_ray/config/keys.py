@@ -111,8 +111,8 @@ def _bounds(info: FieldInfo) -> str:
 
 
 def _type_words(annotation: Any, bounds: str) -> str:
-    if choices(annotation):
-        return f"one of {', '.join(map(str, choices(annotation)))}"
+    if found := choices(annotation):
+        return str(found[0]) if len(found) == 1 else f"one of {', '.join(map(str, found))}"
     if not is_list(annotation) and (variants := variants_of(annotation)):
         return f"a section with {_tags(variants)}"
     if get_origin(annotation) in (Union, types.UnionType):

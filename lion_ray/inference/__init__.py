@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from lion_ray.config import Dtype, NumberType
+from lion_ray.config import Dtype, NumberType, ServeConfig
 from lion_ray.models.machine import resolve_type
 
 
@@ -24,3 +24,15 @@ def student_type(dtype: Dtype) -> NumberType:
 def wants_gpu(use_gpu: bool | None) -> bool:
     """Whether to use GPUs: as the config says, else if the GPU build of vLLM is installed."""
     return gpu_build() if use_gpu is None else use_gpu
+
+
+def server_gpus(config: ServeConfig) -> float:
+    """The GPUs of a server; `auto` means one, with the GPU build of vLLM."""
+    if config.num_gpus == "auto":
+        return 1.0 if gpu_build() else 0.0
+    return config.num_gpus
+
+
+def memory_share(utilization: float, gpus: float) -> float:
+    """vLLM's `gpu_memory_utilization`, a share of a whole GPU's memory, for `utilization` of the reserved part."""
+    return round(utilization * min(1.0, gpus), 4)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from lion_ray.config import NumberType, ServeConfig
 from lion_ray.core.errors import EndpointError
 from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
-from lion_ray.inference import int8_kernel, leaves_compilation
+from lion_ray.inference import gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
@@ -48,7 +49,7 @@ USUAL_ANSWER = 100
 
 def server_type(config: ServeConfig) -> NumberType:
     """The number type of the weights in a server on this machine."""
-    return resolve_type(config.dtype, gpu=config.num_gpus > 0, on_gpu="bfloat16")
+    return resolve_type(config.dtype, gpu=gpu_build(), on_gpu="bfloat16")
 
 
 def arithmetic(config: ServeConfig) -> str:
@@ -64,7 +65,7 @@ def requests_at_once(config: ServeConfig, parameters: float | None) -> int:
     """
     if config.max_num_seqs is not None:
         return config.max_num_seqs
-    if config.num_gpus or parameters is None:
+    if server_gpus(config) or parameters is None:
         return MOST_AT_ONCE
     found, dtype = 8, arithmetic(config)
     while found < MOST_AT_ONCE:
@@ -134,16 +135,17 @@ class ModelServer:
             arguments["--chat-template"] = str(self._chat_template)
         if self._plain_sampling:
             arguments["--override-generation-config"] = json.dumps(PLAIN_SAMPLING)
-        if not config.num_gpus:
+        if gpu_build():
+            gpus = server_gpus(config)
+            arguments["--gpu-memory-utilization"] = str(memory_share(config.gpu_memory_utilization, gpus))
+            arguments["--tensor-parallel-size"] = str(math.ceil(gpus))
+        else:
             # vLLM's default block on a CPU has 128 tokens, too coarse to share the common prefix of a role's prompts.
             arguments["--block-size"] = "32"
             arguments["--kv-cache-memory-bytes"] = str(int(config.kv_cache_gib * GIB))
             at_once = int(arguments["--max-num-seqs"])
             arguments["--max-num-batched-tokens"] = str(max(CPU_STEP_TOKENS, 2 * at_once))
             arguments["--distributed-executor-backend"] = IN_PROCESS
-        if config.num_gpus:
-            arguments["--gpu-memory-utilization"] = str(config.gpu_memory_utilization)
-            arguments["--tensor-parallel-size"] = str(config.num_gpus)
         flags = ["--enforce-eager"] if leaves_compilation(config.enforce_eager) else []
         pairs = [word for pair in arguments.items() for word in pair]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *flags]
@@ -159,7 +161,7 @@ class ModelServer:
         environment.pop("VLLM_API_KEY", None)  # the user's shell may have one for another server
         if self._key:
             environment["VLLM_API_KEY"] = self._key
-        if not self._config.num_gpus:
+        if not gpu_build():
             environment |= cpu_environment(cores(), eager=leaves_compilation(self._config.enforce_eager))
             if self._config.quantization == "int8" and not multiplies_int8():
                 environment["VLLM_DISABLED_KERNELS"] = int8_kernel.REPLACES

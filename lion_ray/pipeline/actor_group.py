@@ -24,7 +24,7 @@ from lion_ray.actors.budget import LedgerActor
 from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
-from lion_ray.actors.resources import beside_the_driver, for_roles
+from lion_ray.actors.resources import beside_the_driver, for_roles, for_server
 from lion_ray.actors.rewarder import RewarderActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
@@ -33,6 +33,7 @@ from lion_ray.config import RunConfig, endpoints_in_use
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Stats, meter_line
+from lion_ray.inference import server_gpus
 from lion_ray.pipeline.reporter import Reporter
 from lion_ray.tracking import Spend
 
@@ -74,8 +75,10 @@ class ActorGroup:
         for endpoint in endpoints_in_use(config):
             own = endpoint == config.teacher.endpoint
             fallbacks = tuple(named(other) for other in config.teacher.fallbacks) if own else ()
+            serve = config.endpoints[endpoint].serve
+            place = roles if serve is None else for_server(server_gpus(serve))
             self.proxies[endpoint] = [
-                TeacherActor.options(name=name, **roles).remote(
+                TeacherActor.options(name=name, **place).remote(
                     ProxySettings(
                         endpoint=endpoint,
                         name=name,

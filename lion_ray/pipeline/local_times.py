@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lion_ray.config import RunConfig, ServeConfig, endpoints_in_use
-from lion_ray.inference import student_type, wants_gpu
+from lion_ray.inference import server_gpus, student_type, wants_gpu
 from lion_ray.inference.server import arithmetic, requests_at_once
 from lion_ray.models.machine import resolve_precision, speeds
 from lion_ray.models.resolve import parameters_of
@@ -66,14 +66,14 @@ class LocalTimes:
         return (
             not wants_gpu(self.config.student.use_gpu)
             or not wants_gpu(self.config.imitation.use_gpu)
-            or any(serve is not None and not serve.num_gpus for serve in served)
+            or any(serve is not None and not server_gpus(serve) for serve in served)
         )
 
     def calls(self, role: str, calls: Calls) -> float | None:
         """Seconds of a role's calls to a server that the run starts on this CPU; None for another endpoint."""
         section = getattr(self.config, role)
         serve = self.config.endpoints[section.endpoint].serve
-        parameters = None if serve is None or serve.num_gpus else self._parameters(serve)
+        parameters = None if serve is None or server_gpus(serve) else self._parameters(serve)
         if serve is None or parameters is None or not calls.calls:
             return None
         frame = frame_tokens(self.config, role, self.base_dir)
@@ -116,7 +116,7 @@ class LocalTimes:
         named = {
             f"endpoints.{name}.serve.dtype": endpoint.serve.dtype
             for name, endpoint in config.endpoints.items()
-            if endpoint.serve is not None and not endpoint.serve.num_gpus
+            if endpoint.serve is not None and not server_gpus(endpoint.serve)
         }
         if not wants_gpu(config.student.use_gpu):
             named["student.dtype"] = config.student.dtype
