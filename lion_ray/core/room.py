@@ -31,11 +31,6 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def same_disk(one: Path, other: Path) -> bool:
-    """Whether two folders are, or would be created, on one file system."""
-    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
-
-
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())

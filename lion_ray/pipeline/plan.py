@@ -24,6 +24,7 @@ from lion_ray.inference import student_type, wants_gpu
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.resolve import parameters_of
 from lion_ray.pipeline import estimate
+from lion_ray.pipeline.disk import DiskPlan, disk_line, disk_plan
 from lion_ray.pipeline.local_times import LocalTimes, in_words, planned_s
 from lion_ray.pipeline.preflight import heldout_problems, idle_workers
 from lion_ray.pipeline.stage import Stage, When
@@ -76,6 +77,8 @@ class Plan:
     notes: list[str]
     local_s: float | None = None
     """Seconds for the whole run on this machine; None if it computes nothing itself."""
+    disk: DiskPlan | None = None
+    """None if the student's size is not known."""
 
     def to_json(self) -> dict[str, Any]:
         totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
@@ -168,7 +171,9 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         notes.append(f"{config.student.model} is not on this machine and its name tells no size: memory is not planned")
         return Plan(stages, None, None, notes, local_s)
     notes.append(f"the student has about {parameters / 1e9:.2g} billion parameters")
-    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes, local_s)
+    disk = disk_plan(config, parameters)
+    notes.append(disk_line(config, disk))
+    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes, local_s, disk)
 
 
 def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:

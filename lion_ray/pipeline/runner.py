@@ -46,6 +46,7 @@ from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.gateway.keys import set_aside
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.resolve import resolve_model
+from lion_ray.pipeline.disk import check_disk
 from lion_ray.pipeline.forecast import Forecast, opening_lines
 from lion_ray.pipeline.history import ID_DIGITS, identity, tracked
 from lion_ray.pipeline.interrupts import Stop, interrupt_on_sigterm, stop_on_sigterm
@@ -102,6 +103,7 @@ def run(
     if store.stage(layout.pool(0)).manifest() is None:
         for line in check_references(loaded):
             progress.say(f"warning: {line}")
+    check_disk(loaded.config, loaded.base_dir, store)
     attempt = store.claim(progress.say)
     try:
         describe_run(store, loaded)
