@@ -149,7 +149,7 @@ class Proxy:
         ]
         for caller in callers:
             if world.rng.random() < 0.1:
-                asyncio.get_running_loop().call_later(world.rng.random() * 5, caller.cancel)
+                asyncio.get_running_loop().call_later(world.rng.random() * world.rng.choice((5, 30)), caller.cancel)
         outcomes = await asyncio.gather(*callers, return_exceptions=True)
         failed = any(isinstance(outcome, LionError) and not isinstance(outcome, BudgetError) for outcome in outcomes)
         if not failed:

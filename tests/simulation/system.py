@@ -6,6 +6,7 @@ ever for anybody else. So the code under test runs unchanged, down to its own sy
   which a process can be ended or the power go; writes can be short or fail, flushes can fail.
 - `time.time`, `time.time_ns`, `secrets.token_hex`, `uuid.uuid4` come from the seed; a folder's names come in order, and
   a process's number and its host's name are always the same: how long they are decides what a torn file holds.
+- A temporary file is in memory; pyarrow's local filesystem is one whose calls are such moments too.
 - A thread pool's job runs at once.
 """
 

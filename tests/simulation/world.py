@@ -1,9 +1,10 @@
 """One simulated run: real clients, journals, ledgers and run stores among disasters, all drawn from one seed.
 
-Real: `gateway.client` and all that it uses (sender, limits, breaker, ledger and budget, journal with its writer, reader
-and compaction, wire and reply), and `store`. Simulated: time, the event loop and its threads, the network and the
-endpoint (`network`), what a disk keeps (`disk`), system calls that fail or are a process's last (`system`), and Ray: an
-actor is a process that can be ended before any callback and in any system call, and is started again.
+Real: `gateway.client` and all that it uses (sender, limits, breaker, ledger and budget, batches and their records,
+journal with its writer, reader and compaction, wire and reply), and `store`. Simulated: time, the event loop and its
+threads, the network and the endpoint (`network`), its Batch API (`batches`), what a disk keeps (`disk`), system calls
+that fail or are a process's last (`system`), and Ray: an actor is a process that can be ended before any callback and
+in any system call, and is started again.
 
 Invariants:
 - Nothing but the seed decides what happens: a seed that fails fails again, as `python -m tests.simulation --seed N`.
