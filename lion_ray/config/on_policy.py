@@ -54,7 +54,25 @@ class RubricRewardConfig(Section):
     """Criteria by `rubricator`, checked by `verifier`."""
 
 
-RewardConfig = Annotated[Annotated[RubricRewardConfig, Tag("rubric")], by_kind]
+class DiscriminatorRewardConfig(Section):
+    """A discriminator (GAD, arXiv 2511.10643): a copy of the student with a scalar head that learns, round by round, to
+    tell the teacher's answers from the student's. It needs no calls, and memory for another student."""
+
+    type: Literal["discriminator"]
+    """A discriminator that is trained along with the student."""
+    learning_rate: float = Field(1e-6, gt=0)
+    """AdamW's learning rate."""
+    epochs: int = Field(1, ge=1)
+    """Passes over a round's answers."""
+    warmup_epochs: int = Field(2, ge=1)
+    """Passes over the first round's answers, when it cannot tell anything yet."""
+    batch: int = Field(8, ge=1)
+    """Instructions in an optimizer step, each with the teacher's answer and all of the student's."""
+
+
+RewardConfig = Annotated[
+    Annotated[RubricRewardConfig, Tag("rubric")] | Annotated[DiscriminatorRewardConfig, Tag("discriminator")], by_kind
+]
 """What rewards the student's answers."""
 
 

@@ -43,6 +43,9 @@ MANIFEST = "manifest.json"
 TRAINING = "training.json"
 """Metrics of the fine-tuning, in a checkpoint's model folder."""
 
+DISCRIMINATOR = "discriminator.safetensors"
+"""The weights of a round's discriminator, in its folder."""
+
 ATTEMPT = "attempt.json"
 """The attempt that holds the run, and its heartbeat."""
 ATTEMPTS = "attempts"
@@ -117,6 +120,11 @@ def round_samples(number: int, round_: int) -> str:
 def round_rubrics(number: int, round_: int) -> str:
     """The stage with the criteria for a round's instructions."""
     return f"{rounds(number)}/round-{round_}/rubrics"
+
+
+def round_discriminator(number: int, round_: int) -> str:
+    """The discriminator that rewarded a round's answers."""
+    return f"{rounds(number)}/round-{round_}/discriminator"
 
 
 def round_rewards(number: int, round_: int) -> str:

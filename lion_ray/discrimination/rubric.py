@@ -114,7 +114,7 @@ def signal(rewards: pa.Table) -> dict[str, Any]:
         if row["status"] == OK:
             groups.setdefault(row["id"], []).append(row)
     rows = [row for group in groups.values() for row in group]
-    told = [yes for group in groups.values() for yes in telling([row["met"] for row in group])]
+    told = [yes for group in groups.values() for yes in telling([row["met"] or () for row in group])]
     return {
         "instructions": len(groups),
         "answers": len(rows),

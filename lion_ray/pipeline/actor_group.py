@@ -29,7 +29,7 @@ from lion_ray.actors.rewarder import RewarderActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
-from lion_ray.config import RunConfig, endpoints_in_use
+from lion_ray.config import RunConfig, endpoints_in_use, paid_roles
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Stats, meter_line
@@ -112,7 +112,8 @@ class ActorGroup:
         )
         self.rewarder: Any = None
         if config.on_policy is not None:
-            proxies = {role: named(getattr(config, role).endpoint) for role in ("rubricator", "verifier")}
+            paid = [role for role in ("rubricator", "verifier") if role in paid_roles(config)]
+            proxies = {role: named(getattr(config, role).endpoint) for role in paid}
             self.rewarder = RewarderActor.options(name=f"{run_name}/rewarder", **roles).remote(
                 config, store, proxies, base_dir
             )

@@ -1,4 +1,4 @@
-"""On-policy rounds with rubrics: a whole small run with real parts, and one that is cut off in a round.
+"""On-policy rounds: whole small runs with real parts; one is out of money in a round, one is killed in a round.
 
 The rewards' arithmetic: `unit/test_rubric.py`; the objective: `training/test_policy_gradient.py`.
 """
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ray.cluster_utils import Cluster
 
 from lion_ray.core import layout
@@ -16,7 +17,8 @@ from lion_ray.core.errors import BudgetError
 from lion_ray.core.store import RunStore
 from lion_ray.models.checkpoints import last_round, student_ref
 from lion_ray.pipeline.results import results
-from tests.ray.harness import LATENCY, Job
+from lion_ray.pipeline.status import read_status
+from tests.ray.harness import LATENCY, Job, kill
 from tests.ray.outcome import table_of
 from tests.stub_api import fetch_stats, stub_process
 
@@ -91,3 +93,27 @@ def check_rounds(store: RunStore) -> None:
     assert result.rewards is not None
     assert json.loads(json.dumps(result.to_json()))["rewards"] == manifest["rewards"]
     assert store.exists(layout.model(1)), "the imitation's student stays"
+
+
+@pytest.mark.long
+def test_a_run_whose_answers_a_discriminator_rewards(tmp_path: Path, one_cluster: Cluster) -> None:
+    reward = {"type": "discriminator", "learning_rate": 1e-3}
+    changes = CHANGES | {"on_policy": CHANGES["on_policy"] | {"reward": reward, "allow_same_judge": False}}
+    with stub_process(*LATENCY) as base_url:
+        job = Job(tmp_path, base_url, changes, {"RAY_ADDRESS": one_cluster.address})
+        store = job.store
+        process = job.run_until(lambda: store.stage(layout.round_rewards(1, 1)).manifest() is not None)
+        kill(process)
+        first = store.read_bytes(layout.round_discriminator(1, 1) + f"/{layout.DISCRIMINATOR}")
+        job.finish()
+        assert {one["role"] for one in read_status(store).spending} == {"teacher"}, "it needs no calls"
+    for number in range(1, ROUNDS + 1):
+        rewards = table_of(store, layout.round_rewards(1, number)).to_pylist()
+        assert len(rewards) == PROMPTS * SAMPLES
+        for name in {row["id"] for row in rewards}:
+            assert sum(row["advantage"] for row in rewards if row["id"] == name) == pytest.approx(0, abs=1e-6)
+        manifest = store.stage(layout.round_rewards(1, number)).manifest()
+        assert manifest is not None
+        assert manifest["steps"] >= 1
+    assert not store.exists(layout.round_discriminator(1, 1) + f"/{layout.DISCRIMINATOR}"), "only the newest stays"
+    assert store.read_bytes(layout.round_discriminator(1, 2) + f"/{layout.DISCRIMINATOR}") != first

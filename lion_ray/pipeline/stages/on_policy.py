@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lion_ray.config import OnPolicyConfig
+from lion_ray.config.on_policy import DiscriminatorRewardConfig
 from lion_ray.config.plugins import PolicyGradientConfig
 from lion_ray.core import layout
+from lion_ray.core.records import derive_seed
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import train_pool
 from lion_ray.models.checkpoints import last_round
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import Feed, Shard
 from lion_ray.pipeline.shard_stage import merge, shard_stage
-from lion_ray.pipeline.stage import Phase, Stage, When
+from lion_ray.pipeline.stage import Phase, Stage, When, since
 from lion_ray.pipeline.stages.fine_tuning import FineTuning, job_of, run_fit, student_after
 
 if TYPE_CHECKING:
@@ -61,6 +64,11 @@ class OnPolicyRounds(Stage):
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         config = planner.config.on_policy
         assert config is not None
+        if isinstance(config.reward, DiscriminatorRewardConfig):
+            planned = min(config.prompts, planner.train_rows(iteration)) * config.rounds
+            steps, longest = config.rounds * config.steps, config.max_tokens or planner.config.student.max_tokens
+            tokens = planned * config.samples * longest
+            return replace(planner.stage(self, iteration, planned), steps=steps, student_tokens=tokens)
         rows = min(config.prompts, planner.train_rows(iteration))
         checked, sampled = config.rounds * rows, config.rounds * rows * config.samples
         longest = config.max_tokens or planner.config.student.max_tokens
@@ -89,6 +97,9 @@ async def one_round(run: Run, iteration: int, number: int, config: OnPolicyConfi
     before = last_round(run.store, iteration)
     # The newest student is enough to go on; the imitation's stays, with the metrics of its fit.
     old = [layout.model_of(layout.round_checkpoint(iteration, one)) for one in range(1, min(number, before))]
+    old += [layout.round_discriminator(iteration, one) for one in range(1, number)]
+    if iteration > 1:
+        old.append(layout.round_discriminator(iteration - 1, config.rounds))
     old.append(layout.fit(iteration, number))
     await asyncio.gather(*(asyncio.to_thread(run.store.delete_folder, folder) for folder in old))
     return manifest
@@ -119,6 +130,11 @@ async def rewards(run: Run, iteration: int, number: int, drawn: int, config: OnP
 
         await shard_stage(run, samples.name, f"{title}: student answers", Feed.of(shards), sample)
 
+    if isinstance(config.reward, DiscriminatorRewardConfig):
+        if rewarded.manifest() is None:
+            await discriminate(run, iteration, number, config.reward, f"{title}: discriminator")
+        return {}
+
     async def write(index: int, _: Shard) -> Any:
         return run.actors.rewarder.rubrics.remote(prompts(index), iteration, number)
 
@@ -134,6 +150,45 @@ async def rewards(run: Run, iteration: int, number: int, drawn: int, config: OnP
         feed, batched = Feed.of(shards), role.mode == "batch"
         spent.append(await shard_stage(run, stage.name, f"{title}: {what}", feed, work, batched=batched))
     return merge({key: one[key] for key in SUMMED if key in one} for one in spent)
+
+
+async def discriminate(run: Run, iteration: int, number: int, reward: DiscriminatorRewardConfig, title: str) -> None:
+    """Train the discriminator on a round's answers and have it reward them; committed."""
+    from lion_ray.actors.discriminator import Job, rewarded_by_discriminator
+
+    if run.handoff:
+        await run.actors.students.stop()
+    samples, rewards = (
+        run.store.stage(folder(iteration, number)) for folder in (layout.round_samples, layout.round_rewards)
+    )
+    began = time.time()
+    job = Job(
+        store=run.store,
+        base_dir=run.base_dir,
+        student=student_after(run, iteration),
+        before=_last_discriminator(run, iteration, number),
+        target=layout.round_discriminator(iteration, number),
+        prompts=layout.round_prompts(iteration, number),
+        samples=tuple(samples.part_name(index) for index in range((samples.manifest() or {})["parts"])),
+        rewards=rewards.name,
+        reward=reward,
+        imitation=run.config.imitation,
+        prompt=run.config.student.prompt,
+        seed=derive_seed(run.config.seed, "discriminator", iteration, number),
+    )
+    found = await run.progress.waiting(rewarded_by_discriminator(job), title)
+    rewards.commit({"parts": 1} | found | since(began))
+    run.progress.say(f"{title}: puts {found.get('right', 0):.0%} of pairs in the right order")
+
+
+def _last_discriminator(run: Run, iteration: int, number: int) -> str:
+    """The folder of the newest discriminator before a round, in this iteration or an earlier one; empty for none."""
+    config = run.config.on_policy
+    assert config is not None
+    rounds = [(iteration, one) for one in range(number - 1, 0, -1)]
+    rounds += [(k, one) for k in range(iteration - 1, 0, -1) for one in range(config.rounds, 0, -1)]
+    folders = (layout.round_discriminator(*one) for one in rounds)
+    return next((folder for folder in folders if run.store.exists(f"{folder}/{layout.DISCRIMINATOR}")), "")
 
 
 async def learn(run: Run, iteration: int, number: int, config: OnPolicyConfig, signal: Manifest) -> Manifest:
