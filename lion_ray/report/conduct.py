@@ -48,8 +48,8 @@ def judge(facts: Facts) -> Section:
         tables.append(Table(("reason for no score", "rows"), unscored_rows))
     lead = [
         "Order flip: the two orders have different winners. Tie: teacher and student have the same mean score. "
-        "Position bias: the score of the answer shown first minus the other's, mean of both orders. A row without scores "
-        "in a requested order is neither hard nor easy."
+        "Position bias: the score of the answer shown first minus the other's, mean of both orders. A row without "
+        "scores in a requested order is neither hard nor easy."
         if rows
         else "Nothing is judged yet."
     ]
