@@ -1,13 +1,13 @@
 """The report: one self-contained HTML file about a run.
 
 Invariants:
-- One file without external requests: no script, no font, no external picture. Its Content-Security-Policy allows only
-  the one style sheet in it, by its hash.
+- One file without external requests: no script, no font, no external image. Its Content-Security-Policy allows only
+  its own style sheet, by hash.
 - Everything is read through `store.RunStore`, so it also works for runs in an object store, in progress or killed.
   Missing values are shown as missing, never as 0.
 - Text from models, users or files is data. Misleading characters (controls, direction overrides) are made visible, and
   the text is escaped when it is put into the page.
-- The content of a run never raises an error; failing storage raises InfrastructureError.
+- Values in a run never raise an error; failing storage and damaged files raise InfrastructureError.
 
 This package does not know Ray. It writes only `report.html`.
 """

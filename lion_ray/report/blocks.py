@@ -2,7 +2,7 @@
 
 Invariants:
 - Every figure has a table with its numbers.
-- If a figure could not be measured, a note replaces it.
+- Where nothing could be measured, a note replaces the figure.
 - Nothing is escaped here: `page` and `svg` escape texts when they insert them.
 """
 
@@ -19,19 +19,19 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
-    words: int = 1
-    """Number of text columns at the left; the rest are numbers."""
+    text_columns: int = 1
+    """Number of text columns at the left; the others are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     caption: str
     drawn: Markup | None
-    """None: there was nothing to draw; `note` gives the reason."""
+    """None if there was nothing to draw; `note` gives the reason."""
     table: Table | None = None
     note: str = ""
     narrow: Markup | None = None
-    """The drawing for phones, if the other is too wide."""
+    """The drawing for phones, if `drawn` is too wide for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ def report(store: RunStore, *, out: Path | None = None, show: bool = False) -> s
     """Write a run's report into its folder, or to the file `out`. Returns its path. `show` opens a browser.
 
     Raises:
-        ConfigError: the report should be opened, but is in an object store.
+        ConfigError: `show` without `out`, for a run in an object store.
         InfrastructureError: the storage failed.
     """
     if show and out is None and not store.is_local:
-        raise ConfigError(f"{store.root}: a browser cannot open what is in an object store; give --out FILE as well")
+        raise ConfigError(f"{store.root}: a browser cannot open a file in an object store; add --out FILE")
     if out is None:
         write_report(store)
         where = store.address(NAME)

@@ -1,4 +1,4 @@
-"""Sections on the course of the run: the judge, the time, the cost, the unused rows.
+"""Sections on how the run went: the judge, time, cost, unused rows.
 
 This module does not know files or HTML.
 """
@@ -26,32 +26,34 @@ def judge(facts: Facts) -> Section:
             share(one.rows - one.scored, one.rows),
             share(one.flips, one.both),
             share(one.ties, one.scored),
-            signed(one.first, 2),
+            signed(one.position_bias, 2),
         )
         for one in facts.judged
     ]
     table = Table(
-        ("iteration", "rows of", "rows", "without a score", "order flips", "ties", "shown first"), rows, words=2
+        ("iteration", "rows of", "rows", "without a score", "order flips", "ties", "position bias"),
+        rows,
+        text_columns=2,
     )
     reasons: Counter[str] = Counter()
     for one in facts.judged:
         reasons.update(one.unscored)
     tables = [table] if rows else []
-    if watched := [one for one in facts.results if one.canaries]:
-        tables.append(_canaries(watched))
+    if with_canaries := [one for one in facts.results if one.canaries]:
+        tables.append(_canaries(with_canaries))
     if facts.calibration is not None:
         tables.append(_calibration(facts.calibration))
     if reasons:
-        told = [(reason, count(number)) for reason, number in reasons.most_common()]
-        tables.append(Table(("why there was no score", "rows"), told))
+        unscored_rows = [(reason, count(number)) for reason, number in reasons.most_common()]
+        tables.append(Table(("reason for no score", "rows"), unscored_rows))
     lead = [
-        "A flip: the two orders name different winners. A tie: teacher and student have the same mean. Shown first: "
-        "what an answer's score gains from its place, in points, on average. A row that lacks scores in an order that "
-        "was asked counts as neither hard nor easy."
+        "Order flip: the two orders have different winners. Tie: teacher and student have the same mean score. "
+        "Position bias: the score of the answer shown first minus the other's, mean of both orders. A row without "
+        "scores in a requested order is neither hard nor easy."
         if rows
         else "Nothing is judged yet."
     ]
-    lead += [f"Warning, iteration {one.iteration}: {said}." for one in facts.results for said in one.warnings]
+    lead += [f"Warning, iteration {one.iteration}: {warning}." for one in facts.results for warning in one.warnings]
     return Section("judge", "The judge", lead, tables=tables)
 
 
@@ -69,8 +71,8 @@ def _canaries(results: Sequence[IterationResult]) -> Table:
                 signed(found.get("mean_gap"), 2),
             )
         )
-    headings = ("iteration", "against the first", "right, of verdicts", "mean gap, good over poor")
-    return Table(headings, rows, "Pairs that anyone can decide, judged anew in each iteration", words=2)
+    headings = ("iteration", "compared with the first", "right verdicts", "mean gap, good minus poor")
+    return Table(headings, rows, "Canary pairs: easy pairs, judged again in each iteration", text_columns=2)
 
 
 def _calibration(found: dict[str, Any]) -> Table:
@@ -81,7 +83,7 @@ def _calibration(found: dict[str, Any]) -> Table:
         "kappa": "Cohen's kappa",
         "flip_rate": "winner flips with the order",
         "tie_rate": "ties",
-        "position_bias": "score for standing first, points",
+        "position_bias": "position bias, points",
         "sd_both_orders": "noise of a verdict (SD), points",
         "length_correlation": "correlation with length",
     }
@@ -90,9 +92,9 @@ def _calibration(found: dict[str, Any]) -> Table:
     rows = [(words, *(_estimate(one.get(key)) for _, one in measured)) for key, words in names.items()]
     taus = [one.get("tau") for _, one in measured]
     rows.append(
-        ("τ that the noise supports", *(_estimate(t.get("recommended") if isinstance(t, dict) else None) for t in taus))
+        ("recommended τ, by noise", *(_estimate(t.get("recommended") if isinstance(t, dict) else None) for t in taus))
     )
-    caption = f"Calibrated on {str(found.get('made_at', ''))[:10]}, with 95 % intervals"
+    caption = f"Calibration of {str(found.get('made_at', ''))[:10]}, with 95 % intervals"
     return Table(("figure", *(title for title, _ in measured)), rows, caption)
 
 
@@ -107,29 +109,28 @@ def _estimate(value: object) -> str:
 
 
 def time_line(facts: Facts) -> Section:
-    """The stages in time."""
+    """The stages on a time line."""
     table = Table(
-        ("stage", "took"), [(one.label, duration(one.seconds)) for one in sorted(facts.spans, key=lambda s: s.began)]
+        ("stage", "duration"),
+        [(one.label, duration(one.seconds)) for one in sorted(facts.spans, key=lambda s: s.began)],
     )
     figures = [
         Figure(
             "Stages",
-            timeline("time", "The stages in time", facts.spans, wide=True),
+            timeline("time", "Stages over time", facts.spans, wide=True),
             table,
-            narrow=timeline("time-narrow", "The stages in time", facts.spans, wide=False),
+            narrow=timeline("time-narrow", "Stages over time", facts.spans, wide=False),
         )
     ]
-    lead = ["Stages that do not wait for one another go on side by side. The number is the iteration's."]
+    lead = ["Independent stages run in parallel. The number is the iteration."]
     if facts.untimed:
         lead.append(
-            "When these stages began was not written down: "
-            + ", ".join(f"{n} ({duration(s)})" for n, s in facts.untimed)
-            + "."
+            "Stages without a recorded start: " + ", ".join(f"{n} ({duration(s)})" for n, s in facts.untimed) + "."
         )
     return Section(
         "time",
         "Where the time went",
-        lead if facts.spans or facts.untimed else ["No stage is done yet."],
+        lead if facts.spans or facts.untimed else ["No stage is finished yet."],
         figures if facts.spans else (),
         columns=1,
     )
@@ -137,11 +138,11 @@ def time_line(facts: Facts) -> Section:
 
 def spending(facts: Facts) -> Section:
     """Paid calls by role and by stage."""
-    bought = facts.status.spending
-    doubts = _doubts(facts.status.uncertain)
-    if not bought:
-        lead = ["Not known: the journal names no call of this run."]
-        return Section("spending", "What was bought", lead, tables=doubts)
+    spending_rows = facts.status.spending
+    uncertain_tables = _uncertain_table(facts.status.uncertain)
+    if not spending_rows:
+        lead = ["Unknown: the journal has no calls of this run."]
+        return Section("spending", "Paid API calls", lead, tables=uncertain_tables)
     priced = priced_roles(facts)
 
     def cells(rows: Sequence[dict[str, Any]], priced: bool) -> list[str]:
@@ -149,31 +150,31 @@ def spending(facts: Facts) -> Section:
         return [*(count(number) for number in sums[:3]), dollars(sums[3]) if priced or sums[3] else "not priced"]
 
     by_role = [
-        (role, *cells([one for one in bought if one["role"] == role], priced.get(role, False)))
-        for role in sorted({one["role"] for one in bought})
+        (role, *cells([one for one in spending_rows if one["role"] == role], priced.get(role, False)))
+        for role in sorted({one["role"] for one in spending_rows})
     ]
-    by_role.append(("together", *cells(bought, all(priced.values()))))
+    by_role.append(("total", *cells(spending_rows, all(priced.values()))))
     headings = ("calls", "prompt tokens", "completion tokens", "US $")
     stages = [
         (str(one["iteration"]), one["role"], one["stage"], *cells([one], priced.get(one["role"], False)))
-        for one in bought
+        for one in spending_rows
     ]
-    lead = ["From the journal: calls that were paid for. A call that the journal knew already was not bought again."]
+    lead = ["Calls that this run paid for, from the journal. Calls already in the journal were not paid for again."]
     if unpriced := [role for role, known in priced.items() if not known]:
         lead.append(f"No prices are configured for the endpoints of: {', '.join(unpriced)}.")
     return Section(
         "spending",
-        "What was bought",
+        "Paid API calls",
         lead,
         tables=[
             Table(("role", *headings), by_role, "By role"),
-            Table(("iteration", "role", "stage", *headings), stages, "By stage", words=3),
-            *doubts,
+            Table(("iteration", "role", "stage", *headings), stages, "By stage", text_columns=3),
+            *uncertain_tables,
         ],
     )
 
 
-def _doubts(uncertain: Sequence[dict[str, Any]]) -> list[Table]:
+def _uncertain_table(uncertain: Sequence[dict[str, Any]]) -> list[Table]:
     """Calls that may have been billed without an answer; no table if there are none."""
     if not uncertain:
         return []
@@ -183,11 +184,11 @@ def _doubts(uncertain: Sequence[dict[str, Any]]) -> list[Table]:
     ]
     sums = [count(sum(one["calls"] for one in uncertain)), dollars(sum(one["usd"] for one in uncertain))]
     caption = (
-        "Uncertain: attempts that timed out or were cut off after they were sent. They may have been billed, count "
-        "against the budget, and are not in the tables above"
+        "Uncertain: attempts that timed out or were interrupted after they were sent. They may have been billed, count "
+        "against the budget, and are not included above"
     )
-    headings = ("iteration", "role", "stage", "endpoint", "attempts", "US $ at most")
-    return [Table(headings, [*rows, ("", "", "together", "", *sums)], caption, words=4)]
+    headings = ("iteration", "role", "stage", "endpoint", "attempts", "max US $")
+    return [Table(headings, [*rows, ("", "", "total", "", *sums)], caption, text_columns=4)]
 
 
 def unused(facts: Facts) -> Section | None:
@@ -196,26 +197,26 @@ def unused(facts: Facts) -> Section | None:
         (str(one.iteration), stage, count(number)) for one in facts.results for stage, number in one.quarantined.items()
     ]
     names = {
-        "duplicates": "your pool: the same text twice",
+        "duplicates": "your pool: duplicate text",
         "bad_rows": "your pool: malformed",
-        "contaminated": "your pool: too near an evaluation question",
+        "contaminated": "your pool: too similar to an evaluation question",
         "in_heldout": "your pool: also in the held-out set",
     }
     for key, words in reversed(names.items()):
-        left_out = facts.intake.get(key) or 0
-        # What was contaminated is counted by reason.
+        left_out = facts.imported.get(key) or 0
+        # Contaminated rows are counted by reason.
         number = sum(left_out.values()) if isinstance(left_out, dict) else left_out
         rows = [("0", words, count(number)), *rows] if number else rows
     if not rows:
         return None
-    table = Table(("iteration", "stage and reason", "rows"), rows, words=2)
+    table = Table(("iteration", "stage and reason", "rows"), rows, text_columns=2)
     return Section(
-        "unused", "Rows that were not used", ["Kept aside with a reason: not trained on, not scored."], tables=[table]
+        "unused", "Unused rows", ["Quarantined with a reason: neither trained on nor scored."], tables=[table]
     )
 
 
 def priced_roles(facts: Facts) -> dict[str, bool]:
-    """By role, whether every endpoint that it may call has prices."""
+    """Whether all endpoints of a role have prices, by role."""
     endpoints = facts.config.get("endpoints", {})
     found = {}
     for role in ("teacher", "referee", "generator"):

@@ -2,7 +2,7 @@
 
 Invariants:
 - Only committed stages and displayed columns are read; texts only for the few displayed rows.
-- Missing data is None or empty. A file that cannot be read is listed as a problem, and does not hide other data.
+- Missing data is None or empty. A user's file that cannot be read is listed as a problem and hides no other data.
 
 This module does not know pages or pictures.
 """
@@ -41,8 +41,8 @@ COLOURS = {"teacher": "s1", "trainer": "s2", "student": "s3", "referee": "s3", "
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """The judge's behaviour on one set of rows."""
+class JudgeStats:
+    """The judge's statistics on one set of rows."""
 
     iteration: int
     what: str
@@ -50,15 +50,15 @@ class Judged:
     rows: int
     scored: int
     both: int
-    """Rows scored in both orders; the others were scored in one (`referee.second_order`)."""
+    """Rows scored in both orders; others were scored in one (`referee.second_order`)."""
     unscored: dict[str, int]
     """By reason."""
     flips: int | None
     """Rows whose two orders have different winners."""
     ties: int
     """Rows with the same mean score for both."""
-    first: float | None
-    """Mean gain of an answer's score from being shown first, in points; None if nothing was scored."""
+    position_bias: float | None
+    """Mean score of the answer shown first minus the other's, in points; None if nothing was scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class HardRow:
     iteration: int
     depth: int
     ancestors: list[str]
-    """Texts of its nearest ancestors, the parent first."""
+    """Texts of its nearest ancestors, parent first."""
     history: list[tuple[int, float | None]]
     """(iteration, gap)."""
     teacher: dict[str, Any]
@@ -86,40 +86,40 @@ class Facts:
 
     name: str
     state: str
-    """running, finished, or stopped and how to go on."""
+    """running, finished, or stopped with how to continue."""
     config: dict[str, Any]
     versions: dict[str, str]
     status: Status
     results: list[IterationResult]
-    intake: Manifest
+    imported: Manifest
     """Counts of the user's rows: rows, duplicates, bad_rows, contaminated, in_heldout."""
     heldout_rows: int | None
     lineage: Lineage
     gaps: Gaps
     steps: list[Step]
     diversity: list[Diversity]
-    judged: list[Judged]
+    judged: list[JudgeStats]
     gain: Estimate | None
-    """Of relative quality on held-out, from the first to the last checkpoint judged."""
+    """Gain in held-out relative quality from the first to the last judged checkpoint."""
     gain_between: tuple[int, int] | None
     hardest: list[HardRow]
     teacher_checks: Manifest
     """The checks' scores of the teacher's held-out answers; empty if there are none."""
     examples: list[Example]
-    """Held-out instructions with the answers before and after."""
+    """Held-out instructions with answers before and after."""
     spans: list[Span]
     untimed: list[tuple[str, float]]
     """Stages with their seconds whose start was not recorded."""
     calibration: dict[str, Any] | None
     """The result of `lion-ray judge calibrate` for the run's referee."""
     evaluations: list[tuple[str, dict[str, Any]]]
-    """(file's name, what it says), by when they were made."""
+    """(file name, content), ordered by `made_at`."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read."""
+    """Files that could not be read."""
 
     @property
-    def busy_s(self) -> float | None:
-        """Seconds in which the run was at work; None where that was not written down of any stage."""
+    def active_s(self) -> float | None:
+        """Seconds with at least one stage running; None if a stage's start is unknown or no stage is committed."""
         if self.untimed or not self.spans:
             return None
         return Clock(self.spans).busy
@@ -129,7 +129,7 @@ def read_facts(store: RunStore) -> Facts:
     """Read a run in any state; `run.json` must exist.
 
     Raises:
-        InfrastructureError: the storage failed, or one of the run's own files is damaged.
+        InfrastructureError: the storage failed, or a file of the run is damaged.
     """
     described = store.described()
     config = described["config"]
@@ -148,7 +148,7 @@ def read_facts(store: RunStore) -> Facts:
         versions=described.get("versions", {}),
         status=status,
         results=status.results,
-        intake=store.stage(layout.pool(0)).manifest() or {},
+        imported=store.stage(layout.pool(0)).manifest() or {},
         heldout_rows=(store.stage(layout.pool(layout.HELDOUT)).manifest() or {}).get("rows"),
         lineage=lineage,
         gaps=gaps,
@@ -169,30 +169,30 @@ def read_facts(store: RunStore) -> Facts:
 
 
 def _manifest(store: RunStore, name: str, key: str) -> Manifest | None:
-    """A stage's manifest, once it says `key`."""
+    """A stage's manifest, if it has `key`."""
     manifest = store.stage(name).manifest()
     return manifest if manifest and key in manifest else None
 
 
-def _judged(store: RunStore, iteration: int, what: str, name: str) -> Judged:
+def _judged(store: RunStore, iteration: int, what: str, name: str) -> JudgeStats:
     stage = store.stage(name)
     manifest = stage.manifest() or {}
     rows = stage.read(manifest["parts"], ("status", "teacher_score", "student_score", *ORDERS))
     scored = rows.filter(pc.equal(rows["status"], OK))
     teacher, student = (scored[who].to_numpy() for who in ("teacher_score", "student_score"))
-    # What the teacher leads by more when it is shown first counts for both answers.
+    # Between the two orders, the teacher's lead changes by twice the position bias.
     first, second = leads(scored)
-    favour = (first - second)[~np.isnan(first - second)]
-    return Judged(
+    lead_change = (first - second)[~np.isnan(first - second)]
+    return JudgeStats(
         iteration=iteration,
         what=what,
         rows=rows.num_rows,
         scored=scored.num_rows,
-        both=favour.size,
+        both=lead_change.size,
         unscored=manifest.get("quarantined", {}),
         flips=manifest.get("order_flips"),
         ties=int((teacher == student).sum()),
-        first=float(favour.mean() / 2) if favour.size else None,
+        position_bias=float(lead_change.mean() / 2) if lead_change.size else None,
     )
 
 
@@ -215,11 +215,11 @@ def _gain(store: RunStore, iterations: list[int], seed: int) -> Estimate | None:
 
 
 def _hardest(store: RunStore, lineage: Lineage, gaps: Gaps) -> list[HardRow]:
-    """The rows with the widest gaps in the last judged iteration; of its parts only those that hold one are read."""
-    places = gaps.widest(HARDEST)
-    if not places:
+    """The rows with the widest gaps in the last judged iteration. Only parts with such rows are read."""
+    indexes = gaps.widest(HARDEST)
+    if not indexes:
         return []
-    wanted = {gaps.ids[place].as_py(): place for place in places}
+    wanted = {gaps.ids[index].as_py(): index for index in indexes}
     last = gaps.iterations[-1]
     shards = [
         Shard(str(pool), index)
@@ -248,18 +248,18 @@ def _hardest(store: RunStore, lineage: Lineage, gaps: Gaps) -> list[HardRow]:
             ancestors=[texts[ancestor] for ancestor in ancestors[one] if ancestor in texts],
             history=[
                 (iteration, None if np.isnan(gap) else float(gap))
-                for iteration, gap in zip(gaps.iterations, gaps.values[place], strict=True)
+                for iteration, gap in zip(gaps.iterations, gaps.values[index], strict=True)
             ],
             teacher=found[one][1],
             student=found[one][2],
             verdict=found[one][3],
         )
-        for one, place in wanted.items()
+        for one, index in wanted.items()
     ]
 
 
 def _texts(store: RunStore, ids: set[str]) -> dict[str, str]:
-    """The texts of these instructions, from whatever pool holds them."""
+    """The texts of instructions, from all pools."""
     found: dict[str, str] = {}
     pool = 0
     while len(found) < len(ids) and (manifest := store.stage(layout.pool(pool)).manifest()) is not None:

@@ -1,4 +1,4 @@
-"""The section on learning: rows that changed sides, and the diversity of new rows.
+"""The section on learning: rows that crossed τ, and the diversity of new rows.
 
 This module does not know files or HTML.
 """
@@ -13,10 +13,10 @@ from lion_ray.report.words import count, decimal, percent, share, whole_percent
 
 
 def learning(facts: Facts) -> Section:
-    """Rows that changed sides, and the diversity of new rows."""
+    """Rows that crossed τ, and the diversity of new rows."""
     rows = [(f"iteration {step.before} → {step.after}", len(step.forgotten), len(step.learned)) for step in facts.steps]
     steps = Table(
-        ("step", "hard → easy", "easy → hard", "still hard", "still easy", "not judged twice", "mean gap"),
+        ("step", "hard → easy", "easy → hard", "still hard", "still easy", "not judged in both", "mean gap"),
         [
             (
                 f"{step.before} → {step.after}",
@@ -31,12 +31,12 @@ def learning(facts: Facts) -> Section:
         ],
     )
     sides = Figure(
-        "Rows that changed sides",
-        charts.diverging("sides", "Rows that changed sides", rows),
+        "Rows that crossed τ",
+        charts.diverging("sides", "Rows that crossed τ", rows),
         steps,
-        "Verdicts are noisy, so some rows cross τ both ways by chance alone; the difference is what counts."
+        "Verdicts are noisy, so some rows cross τ both ways by chance; the difference of the two numbers counts."
         if rows
-        else "Not measured: it takes two judged iterations.",
+        else "Not measured: this needs two judged iterations.",
     )
     pools = facts.diversity
     last = max((one.pool for one in pools), default=0)
@@ -45,10 +45,10 @@ def learning(facts: Facts) -> Section:
     ]
     near = [
         Series("in earlier pools", "s1", [Point(one.pool, one.nearest_before) for one in pools]),
-        Series("among themselves", "s2", [Point(one.pool, one.nearest_own) for one in pools]),
+        Series("in the same pool", "s2", [Point(one.pool, one.nearest_own) for one in pools]),
     ]
     table = Table(
-        ("pool", "rows", "looked at", "distinct-1", "distinct-2", "distinct-3", "nearest before", "nearest own"),
+        ("pool", "rows", "sample", "distinct-1", "distinct-2", "distinct-3", "nearest in earlier", "nearest in own"),
         [
             (
                 "yours" if not one.pool else f"iteration {one.pool}",
@@ -61,7 +61,9 @@ def learning(facts: Facts) -> Section:
             for one in pools
         ],
     )
-    looked = f"Looked at {pools[0].sample:,} rows of each pool, as the figures depend on how many. " if pools else ""
+    note = "Pool 0 is yours, pool k was generated in iteration k. Higher is more diverse."
+    if pools:
+        note = f"Measured on {pools[0].sample:,} rows of each pool, because the figures depend on their number. {note}"
     figures = [
         sides,
         Figure(
@@ -76,7 +78,7 @@ def learning(facts: Facts) -> Section:
                 "pool",
             ),
             table,
-            looked + "0 is your own pool, k what iteration k wrote. Higher is more varied.",
+            note,
         ),
         Figure(
             "Diversity: nearest neighbour",
@@ -84,7 +86,7 @@ def learning(facts: Facts) -> Section:
                 "near", "Nearest neighbour of each pool", "mean ROUGE-L F", near, lambda v: decimal(v, 2), last, "pool"
             ),
             table,
-            "How close a new row comes to the most similar one, on average. Lower is more varied.",
+            "Mean similarity of a new row to the most similar other one. Lower is more diverse.",
         ),
     ]
-    return Section("learning", "What was learned, what was forgotten", (), figures)
+    return Section("learning", "Learned and forgotten", (), figures)

@@ -1,4 +1,4 @@
-"""Sections on the results: loss and quality, score against score, the flow of rows.
+"""Sections on the results: loss and quality, score pairs, the flow of rows.
 
 This module does not know files or HTML.
 """
@@ -20,14 +20,14 @@ from lion_ray.report.pictures import Group, flow
 from lion_ray.report.words import count, decimal, interval, signed, whole_percent
 
 MANY_PAIRS = 400
-"""Different pairs of scores from here on are rounded to half points for the scatter."""
+"""With more distinct score pairs than this, the scatter rounds scores to half points."""
 REASONS = 5
-"""Reasons of rejection that get a ribbon of their own."""
-ORIGINS = {"seed": "your instructions", "hard": "written from hard ones", "easy": "written from easy ones"}
+"""Number of rejection reasons with their own ribbon."""
+ORIGINS = {"seed": "your instructions", "hard": "generated from hard ones", "easy": "generated from easy ones"}
 
 
 def by_iteration(facts: Facts) -> Table:
-    """One line for each iteration."""
+    """One row per iteration."""
     rows = []
     checked = any(one.checks for one in facts.results)
     for one in facts.results:
@@ -80,7 +80,7 @@ def better(facts: Facts) -> Section:
             decimal,
             last,
         ),
-        Table(("iteration", "loss, nats per token"), [(str(p.x), decimal(p.y)) for p in losses], words=0),
+        Table(("iteration", "loss, nats per token"), [(str(p.x), decimal(p.y)) for p in losses], text_columns=0),
         "Not measured: there is no held-out set, or no fine-tuning is done yet."
         if all(p.y is None for p in losses)
         else "Mean cross-entropy of held-out teacher answers. Lower is better. No interval is measured.",
@@ -98,14 +98,14 @@ def better(facts: Facts) -> Section:
         Table(
             ("iteration", "held-out", "Cache Pool"),
             [(str(one.iteration), interval(one.quality_heldout), interval(one.quality_cache)) for one in facts.results],
-            words=0,
+            text_columns=0,
         ),
         "Sum of the student's scores over the sum of the teacher's, with 95 % bootstrap intervals. Higher is better."
         if any(p.y is not None for p in (*heldout, *cache))
         else "Not measured: nothing is judged yet.",
     )
-    words = [*_gain_words(facts), *price_words(facts)]
-    return Section("better", "Did it get better?", words, [loss, quality], columns=2)
+    lead = [*_gain_text(facts), *price_texts(facts)]
+    return Section("better", "Did the student improve?", lead, [loss, quality], columns=2)
 
 
 def scatter(facts: Facts) -> Section:
@@ -130,15 +130,15 @@ def scatter(facts: Facts) -> Section:
                     ("teacher", "student", "rows"),
                     [(f"{t:g}", f"{s:g}", f"{rows:,}") for t, s, rows in largest],
                     "The most frequent pairs of scores" if len(points) > len(largest) else "",
-                    words=0,
+                    text_columns=0,
                 ),
                 "Scores are rounded to half points here." if rounded else "",
             )
         )
     lead = (
         [
-            "Each circle stands for the Cache Pool rows that share a pair of scores; its area is their number. Below "
-            f"the dashed line the student trails by τ = {gaps.tau:g} or more: those rows are hard."
+            "A circle's area is the number of Cache Pool rows with that pair of scores. Below the dashed line the "
+            f"student's score is lower by τ = {gaps.tau:g} or more: those rows are hard."
         ]
         if figures
         else ["Not measured: no Cache Pool is judged yet."]
@@ -147,35 +147,35 @@ def scatter(facts: Facts) -> Section:
 
 
 def flows(facts: Facts) -> Section:
-    """From the user's instructions to hard and easy, and from those to what was accepted and rejected."""
+    """From the instructions' sources to hard and easy, and from those to accepted and rejected candidates."""
     figures: list[Figure] = []
     by_iteration = {one.iteration: one for one in facts.results}
     for column, iteration in enumerate(facts.gaps.iterations):
         figures.append(_judged_flow(facts, column, iteration))
         if (result := by_iteration.get(iteration)) is not None and result.generation:
-            figures.append(_written_flow(result))
+            figures.append(_generated_flow(result))
     lead = [
-        "First, where the rows of the Cache Pool came from, and on which side of τ they fell. Then, what was asked for "
-        "with examples drawn from either side, and what became of it. What is accepted is the next Train Pool, and "
-        "joins the Cache Pool."
+        "First, the sources of the Cache Pool's rows and how many were hard and easy. Then, the candidates that were "
+        "requested with hard and easy examples, and how many were accepted. Accepted ones are the next Train "
+        "Pool and are added to the Cache Pool."
     ]
     return Section(
-        "flow", "From seed to new instruction", lead if figures else ["Nothing is judged yet."], figures, columns=2
+        "flow", "From seeds to new instructions", lead if figures else ["Nothing is judged yet."], figures, columns=2
     )
 
 
-def _gain_words(facts: Facts) -> list[str]:
+def _gain_text(facts: Facts) -> list[str]:
     if facts.gain is None or facts.gain_between is None:
         return []
     first, last = facts.gain_between
     gain = facts.gain
     before = "the base model" if first == 0 else f"iteration {first}"
     if gain.low > 0:
-        what = "the gain is more than chance"
+        what = "the gain is statistically significant"
     elif gain.high < 0:
-        what = "the loss is more than chance"
+        what = "the loss is statistically significant"
     else:
-        what = "the interval holds 0, so these rows cannot tell the two apart"
+        what = "the interval contains 0, so neither a gain nor a loss is shown"
     return [
         f"Judged on the same {gain.n:,} held-out instructions, relative quality changed by {signed(100 * gain.value)} "
         f"points from {before} to iteration {last} (95 % interval {signed(100 * gain.low)} to "
@@ -183,23 +183,23 @@ def _gain_words(facts: Facts) -> list[str]:
     ]
 
 
-def price_words(facts: Facts) -> list[str]:
-    """A line for each iteration that was measured as the one before was."""
+def price_texts(facts: Facts) -> list[str]:
+    """A line for each iteration that was measured in the same way as the previous one."""
     lines = []
     for one in facts.results:
         if (price := one.price_of_gain) is None:
             continue
         what = "the checks' score" if price["measure"] == "checks" else "relative quality on the held-out set"
         before = "the base model" if one.iteration == 1 else f"iteration {one.iteration - 1}"
-        usd = "a price that is not known" if price["usd"] is None else f"${price['usd']:,.4f}"
+        usd = "an unknown price" if price["usd"] is None else f"${price['usd']:,.4f}"
         cost = f"{usd} and {price['teacher_tokens']:,} tokens of the teacher's answers"
         line = (
             f"From {before} to iteration {one.iteration} {what} changed by {signed(price['points'])} points for {cost}"
         )
         if price["teacher_tokens_per_point"] is not None:
             each = "" if price["usd_per_point"] is None else f"${price['usd_per_point']:,.4f} and "
-            line += f": {each}{price['teacher_tokens_per_point']:,.0f} tokens a point"
-        lines.append(f"{line}. What only measures the student is not counted.")
+            line += f": {each}{price['teacher_tokens_per_point']:,.0f} tokens per point"
+        lines.append(f"{line}. Calls that only measure the student are not counted.")
     return lines
 
 
@@ -229,13 +229,13 @@ def _judged_flow(facts: Facts, column: int, iteration: int) -> Figure:
     return Figure(title, flow(f"judged-{iteration}", title, left, right, rows), _flow_table(left, right, rows))
 
 
-def _written_flow(result: IterationResult) -> Figure:
+def _generated_flow(result: IterationResult) -> Figure:
     rejected: Counter[str] = Counter()
     for kind in result.generation.values():
         for reason, number in kind["rejected"].items():
             rejected[reason.split(" (")[0]] += number
     named = [reason for reason, _ in rejected.most_common(REASONS)]
-    left = [Group(f"asked for, from {kind} ones", kind) for kind in result.generation]
+    left = [Group(f"requested, from {kind} ones", kind) for kind in result.generation]
     right = [Group("accepted", "s4"), *(Group(reason, "s5") for reason in named), Group("other reasons", "s5")]
     rows: Counter[tuple[int, int]] = Counter()
     for source, kind in enumerate(result.generation.values()):
@@ -245,9 +245,9 @@ def _written_flow(result: IterationResult) -> Figure:
             rows[source, 1 + (named.index(plain) if plain in named else len(named))] += number
     title = f"Iteration {result.iteration}: candidates"
     drawn = flow(f"written-{result.iteration}", title, left, right, rows)
-    return Figure(title, drawn, _flow_table(left, right, rows), "" if drawn else "Nothing was asked for.")
+    return Figure(title, drawn, _flow_table(left, right, rows), "" if drawn else "Nothing was requested.")
 
 
 def _flow_table(left: Sequence[Group], right: Sequence[Group], rows: Mapping[tuple[int, int], int]) -> Table:
-    told = [(left[a].label, right[b].label, count(number)) for (a, b), number in sorted(rows.items()) if number]
-    return Table(("from", "to", "rows"), told, words=2)
+    cells = [(left[a].label, right[b].label, count(number)) for (a, b), number in sorted(rows.items()) if number]
+    return Table(("from", "to", "rows"), cells, text_columns=2)

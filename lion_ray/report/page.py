@@ -1,6 +1,6 @@
-"""The page: sections into HTML.
+"""The page: sections as HTML.
 
-Invariants: see the package. The template escapes every value by itself; only drawings come as markup.
+Invariants: see the package. The template escapes every value; only drawings are markup.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks
 from lion_ray.report.blocks import Section
-from lion_ray.report.checked import checks, examples_said
+from lion_ray.report.checked import checks, example_texts
 from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
 from lion_ray.report.words import DASH, brief, clip, count, decimal, dollars, duration, percent, without_secrets
 
 NAME = layout.REPORT
-"""In the run folder."""
+"""File name in the run folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,20 @@ class Tile:
 
 
 def write_report(store: RunStore) -> None:
-    """Write the report of a run as it stands into its folder, as ``report.html``.
+    """Write the current report of a run into its folder, as ``report.html``.
 
     Raises:
-        InfrastructureError: the storage failed, or a file of the run's own is damaged.
+        InfrastructureError: the storage failed, or a file of the run is damaged.
     """
     store.write_bytes(NAME, render(store).encode())
 
 
 def render(store: RunStore) -> str:
-    """The report of a run as it stands: one HTML document. Raises InfrastructureError as `write_report` does."""
+    """The current report of a run as one HTML document. Raises InfrastructureError like `write_report`."""
     facts = read_facts(store)
     style = files(__package__).joinpath("templates/report.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    before: list[Section | None] = [
+    sections: list[Section | None] = [
         outcome.better(facts),
         checks(facts),
         outcome.scatter(facts),
@@ -77,18 +77,18 @@ def render(store: RunStore) -> str:
         subtitle=_subtitle(facts),
         tiles=tiles(facts),
         overview=outcome.by_iteration(facts),
-        sections=[section for section in before if section is not None],
-        examples=[examples_said(one) for one in facts.examples],
+        sections=[section for section in sections if section is not None],
+        examples=[example_texts(one) for one in facts.examples],
         examples_how=HOW,
-        hardest=[_said(row) for row in facts.hardest],
+        hardest=[_hard_row(row) for row in facts.hardest],
         unused=conduct.unused(facts),
         config=yaml.safe_dump(without_secrets(facts.config), sort_keys=False, allow_unicode=True, width=100),
     )
 
 
 def tiles(facts: Facts) -> Sequence[Tile]:
-    """Cost and results in six numbers."""
-    return [_quality(facts), _loss(facts), _money(facts), *_used(facts)]
+    """Results and cost in six numbers."""
+    return [_quality(facts), _loss(facts), _cost(facts), *_usage(facts)]
 
 
 def _quality(facts: Facts) -> Tile:
@@ -99,10 +99,10 @@ def _quality(facts: Facts) -> Tile:
         return Tile("relative quality", DASH, "not judged yet")
     ends = known[:1] if len(known) == 1 else [known[0], known[-1]]
     value = " → ".join(percent(quality["ratio"]) for _, quality in ends)
-    told = "; ".join(f"iteration {k}: {percent(q['low'])} to {percent(q['high'])}" for k, q in ends)
-    later = "" if len(ends) > 1 else "; no later one is judged yet"
+    ranges = "; ".join(f"iteration {k}: {percent(q['low'])} to {percent(q['high'])}" for k, q in ends)
+    later = "" if len(ends) > 1 else "; later ones are not judged yet"
     return Tile(
-        "relative quality", value, f"on {'held-out' if heldout else 'the Cache Pool'}, 95 % interval: {told}{later}"
+        "relative quality", value, f"on {'held-out' if heldout else 'the Cache Pool'}, 95 % interval: {ranges}{later}"
     )
 
 
@@ -110,7 +110,7 @@ def _loss(facts: Facts) -> Tile:
     before = next((one.loss_before for one in facts.results if one.loss_before is not None), None)
     after = [(one.iteration, one.loss_after) for one in facts.results if one.loss_after is not None]
     if not after:
-        return Tile("held-out loss", DASH, "no fine-tuning is done yet, or there is no held-out set")
+        return Tile("held-out loss", DASH, "no fine-tuning is finished yet, or there is no held-out set")
     return Tile(
         "held-out loss",
         f"{decimal(before)} → {decimal(after[-1][1])}",
@@ -118,46 +118,48 @@ def _loss(facts: Facts) -> Tile:
     )
 
 
-def _money(facts: Facts) -> Tile:
-    bought = facts.status.spending
+def _cost(facts: Facts) -> Tile:
+    spending = facts.status.spending
     unpriced = [role for role, known in conduct.priced_roles(facts).items() if not known]
-    if not bought and not facts.status.uncertain and len(unpriced) < 3:
-        return Tile("spent", DASH, "the journal names no call of this run")
-    usd = sum(one["usd"] for one in bought)
+    if not spending and not facts.status.uncertain and len(unpriced) < 3:
+        return Tile("spent", DASH, "the journal has no calls of this run")
+    usd = sum(one["usd"] for one in spending)
     if len(unpriced) == 3 and not usd:
         return Tile("spent", DASH, "no endpoint has prices configured")
     note = f"without {', '.join(unpriced)}: no prices" if unpriced else "US dollars, from the journal"
-    if doubt := sum(one["usd"] for one in facts.status.uncertain):
-        note += f"; another {dollars(doubt)} uncertain"
+    if uncertain := sum(one["usd"] for one in facts.status.uncertain):
+        note += f"; another {dollars(uncertain)} uncertain"
     return Tile("spent", dollars(usd), note)
 
 
-def _used(facts: Facts) -> list[Tile]:
-    bought = facts.status.spending
-    if bought:
-        verb, by = "bought", "by teacher, referee and generator"
+def _usage(facts: Facts) -> list[Tile]:
+    spending = facts.status.spending
+    if spending:
+        kind, note = "paid ", "by teacher, referee and generator"
     else:
-        verb, by = "used", "by the stages that are done; the journal does not say which of them were bought"
+        kind, note = "", "of finished stages; the journal does not say which were paid for"
     calls, prompt, completion = facts.status.used()
-    # Of no call it is not known whether none was made.
+    # Without a recorded call, it is unknown whether none was made.
     known_calls, known_tokens = calls or None, (prompt + completion) or None
     split = (
-        f"{brief(prompt)} in prompts, {brief(completion)} in completions" if known_tokens else "no stage is done yet"
+        f"{brief(prompt)} in prompts, {brief(completion)} in completions"
+        if known_tokens
+        else "no stage is finished yet"
     )
-    if facts.busy_s is not None:
-        time = Tile("time at work", duration(facts.busy_s), "in which at least one stage was under way")
+    if facts.active_s is not None:
+        time = Tile("active time", duration(facts.active_s), "with at least one stage running")
     elif facts.untimed:
         total = sum(seconds for _, seconds in facts.untimed) + sum(span.seconds for span in facts.spans)
-        time = Tile("time at work", duration(total), "sum over the stages; some went on side by side")
+        time = Tile("active time", duration(total), "sum over the stages; some ran in parallel")
     else:
-        time = Tile("time at work", DASH, "no stage is done yet")
+        time = Tile("active time", DASH, "no stage is finished yet")
     fitted = [one.stages.get(FineTuning.name, {}).get("seconds") for one in facts.results]
     training = [seconds for seconds in fitted if seconds is not None]
     if training:
         time = Tile(time.label, time.value, f"{time.note}; {duration(sum(training))} of it fine-tuning")
     return [
-        Tile(f"calls {verb}", count(known_calls), by if known_calls else "no stage is done yet"),
-        Tile(f"tokens {verb}", brief(known_tokens), split),
+        Tile(f"{kind}calls", count(known_calls), note if known_calls else "no stage is finished yet"),
+        Tile(f"{kind}tokens", brief(known_tokens), split),
         time,
     ]
 
@@ -165,11 +167,11 @@ def _used(facts: Facts) -> list[Tile]:
 def _subtitle(facts: Facts) -> str:
     done = max((one.iteration for one in facts.results), default=0)
     of = facts.config["iterations"] + 1
-    return f"{facts.state}; iteration {done} of {of} (the last is imitation alone), attempt {facts.status.attempt}"
+    return f"{facts.state}; iteration {done} of {of} (the last is imitation only), attempt {facts.status.attempt}"
 
 
-def _said(row: HardRow) -> dict[str, Any]:
-    """A hard row as texts."""
+def _hard_row(row: HardRow) -> dict[str, Any]:
+    """A hard row's texts for the page."""
     verdict = row.verdict
     scores = {
         "teacher shown first": verdict["teacher_first"],
@@ -184,8 +186,8 @@ def _said(row: HardRow) -> dict[str, Any]:
         "ancestors": [clip(text, 1000) for text in row.ancestors],
         "history": " → ".join(decimal(gap, 1) for _, gap in row.history) if len(row.history) > 1 else "",
         "answers": [
-            ("teacher", clip(row.teacher["text"]), _by(row.teacher)),
-            ("student", clip(row.student["text"]), _by(row.student)),
+            ("teacher", clip(row.teacher["text"]), _provenance(row.teacher)),
+            ("student", clip(row.student["text"]), _provenance(row.student)),
         ],
         "reviews": [
             (order, f"teacher {pair[0]:g}, student {pair[1]:g}" if pair else "no readable scores", clip(review))
@@ -193,23 +195,23 @@ def _said(row: HardRow) -> dict[str, Any]:
                 scores.items(), (verdict["review_teacher_first"], verdict["review_student_first"]), strict=True
             )
         ],
-        "judge": verdict["model"] or "not said",
+        "judge": verdict["model"] or "unknown",
     }
 
 
-def _by(answer: dict[str, Any]) -> str:
-    """Who gave an answer, and how long it is."""
-    who = [answer["model"], answer["version"], answer["endpoint"]]
+def _provenance(answer: dict[str, Any]) -> str:
+    """The model of an answer, and its length."""
+    source = [answer["model"], answer["version"], answer["endpoint"]]
     tokens = answer["completion_tokens"]
     parts = [
-        *(str(one) for one in who if one),
+        *(str(one) for one in source if one),
         f"{tokens:,} tokens" if tokens is not None else "",
         answer["finish_reason"] or "",
     ]
     return ", ".join(part for part in parts if part)
 
 
-def _shown(value: Any) -> Any:
+def _finalize(value: Any) -> Any:
     """Convert every value for the page: None becomes a dash, and control characters become visible."""
     if value is None:
         return DASH
@@ -222,7 +224,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.PackageLoader("lion_ray.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,9 +1,9 @@
-"""Pictures: flows between groups of rows, and the stages on a time line.
+"""Flow diagrams of rows between groups, and the time line of stages.
 
 Invariants:
 - A ribbon's width is proportional to its rows; both sides of a flow have the same scale and include every row.
-- Idle time is cut out and marked, so that a night between two attempts does not compress the rest.
-- Numbers stand next to their items; colour is never the only sign.
+- Long idle time is cut out and marked, so that a night between two attempts does not compress the rest.
+- Items have their numbers next to them; colour is never the only distinction.
 
 This module does not know runs or files.
 """
@@ -20,17 +20,17 @@ from lion_ray.report.words import duration
 
 FLOW_WIDTH = 380
 WIDE, NARROW = 880, 340
-"""A time line's widths, for a desk and for a phone."""
+"""A time line's widths, for desktops and for phones."""
 _BAR = 12.0
 _ROOM = 30.0
-"""The least height of a group, so that its two lines of words fit."""
+"""Minimum height of a group, so that its two lines of text fit."""
 _CUT = 0.1
-"""Idle time is cut out where it is more than this share of all the time at work."""
+"""Idle time is cut out if it is longer than this share of the total active time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One end of ribbons."""
+    """One end of some ribbons."""
 
     label: str
     class_: str
@@ -38,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stage on the time line; seconds since the epoch, and how long it took."""
+    """A stage on the time line: start (seconds since the epoch) and duration."""
 
     label: str
     class_: str
@@ -49,7 +49,7 @@ class Span:
 def flow(
     key: str, title: str, left: Sequence[Group], right: Sequence[Group], rows: Mapping[tuple[int, int], int]
 ) -> Markup | None:
-    """Ribbons from the groups on the left to those on the right, `rows` of them by their places; None for no rows."""
+    """Ribbons from left to right groups; `rows` are counts by (left index, right index). None if there are no rows."""
     total = sum(rows.values())
     if not total:
         return None
@@ -58,7 +58,7 @@ def flow(
     slots = [[max(_ROOM, size * scale) if size else 0.0 for size in side] for side in sides]
     height = max(sum(side) + 8 * len(side) for side in slots) + 8
     tops = [_tops(side, height) for side in slots]
-    # Within its slot a group's bar is in the middle.
+    # A group's bar is centred in its slot.
     at = [
         [top + (slot - size * scale) / 2 for top, slot, size in zip(tops[one], slots[one], sides[one], strict=True)]
         for one in (0, 1)
@@ -84,22 +84,22 @@ def flow(
             )
             middle = tops[side][place] + slots[side][place] / 2
             beside = x0 + 5 if side == 0 else x1 - 5
-            told = f"{size:,} ({size / total:.0%})"
+            count_text = f"{size:,} ({size / total:.0%})"
             words += [
                 bar,
                 text(beside, middle - 2, group.label, at=anchor, class_="over label", limit=30),
-                text(beside, middle + 12, told, at=anchor, class_="over value"),
+                text(beside, middle + 12, count_text, at=anchor, class_="over value"),
             ]
-    told = "; ".join(
+    description = "; ".join(
         f"{left[source].label} to {right[target].label}: {size:,}"
         for (source, target), size in sorted(rows.items())
         if size
     )
-    return picture(key, title, f"{total:,} in all. {told}.", FLOW_WIDTH, height, *ribbons, *words)
+    return picture(key, title, f"{total:,} in all. {description}.", FLOW_WIDTH, height, *ribbons, *words)
 
 
 def timeline(key: str, title: str, spans: Sequence[Span], *, wide: bool) -> Markup | None:
-    """Stages as bars over the time since the first began, in the order in which they began."""
+    """Stages as bars over the time since the first start, in order of their starts."""
     if not spans:
         return None
     spans = sorted(spans, key=lambda span: (span.began, span.began + span.seconds))
@@ -107,17 +107,17 @@ def timeline(key: str, title: str, spans: Sequence[Span], *, wide: bool) -> Mark
     left = 250.0 if wide else 8.0
     width = WIDE if wide else NARROW
     pitch = 22 if wide else 34
-    across = Scale(0, clock.length, left, width - 66)
+    x_scale = Scale(0, clock.length, left, width - 66)
     bottom = 12 + pitch * len(spans)
     unit, size = _unit(clock.length)
     marks = [mark for mark in ticks(0, clock.length / size, 6 if wide else 4) if mark * size <= clock.length * 1.001]
-    parts: list[Markup] = [line(across(mark * size), 6, across(mark * size), bottom, "grid") for mark in marks]
+    parts: list[Markup] = [line(x_scale(mark * size), 6, x_scale(mark * size), bottom, "grid") for mark in marks]
     for at, idle in clock.cuts:
-        x = across(at)
+        x = x_scale(at)
         parts += [line(x, 6, x, bottom, "cut"), text(x + 3, 14, f"{duration(idle)} idle", class_="tick")]
     for place, span in enumerate(spans):
         y = 10 + pitch * place
-        start, end = across(clock(span.began)), across(clock(span.began + span.seconds))
+        start, end = x_scale(clock(span.began)), x_scale(clock(span.began + span.seconds))
         took = duration(span.seconds)
         hint = tag("title", f"{span.label}: {took}")
         top = y + 2 if wide else y + 14
@@ -129,16 +129,18 @@ def timeline(key: str, title: str, spans: Sequence[Span], *, wide: bool) -> Mark
             text(left - 8, y + 13, span.label, at="end", class_="label") if wide else text(8, y + 9, span.label)
         )
     for mark in marks:
-        parts.append(text(across(mark * size), bottom + 15, f"{mark:g}", at="middle", class_="tick"))
+        parts.append(text(x_scale(mark * size), bottom + 15, f"{mark:g}", at="middle", class_="tick"))
     parts.append(line(left, bottom, width - 66, bottom, "axis"))
-    parts.append(text((left + width - 66) / 2, bottom + 31, f"{unit} since the run began", at="middle", class_="name"))
-    told = "; ".join(f"{span.label}: {duration(span.seconds)}" for span in spans)
-    idle_told = f" {len(clock.cuts)} idle times are cut out." if clock.cuts else ""
-    return picture(key, title, f"{told}.{idle_told}", width, bottom + 38, *parts)
+    parts.append(
+        text((left + width - 66) / 2, bottom + 31, f"{unit} since the run started", at="middle", class_="name")
+    )
+    description = "; ".join(f"{span.label}: {duration(span.seconds)}" for span in spans)
+    idle_note = f" {len(clock.cuts)} idle periods are cut out." if clock.cuts else ""
+    return picture(key, title, f"{description}.{idle_note}", width, bottom + 38, *parts)
 
 
 class Clock:
-    """Seconds since the first stage began, without the time in which nothing was at work."""
+    """Seconds since the first stage started, without long idle periods."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         busy: list[list[float]] = []
@@ -148,9 +150,9 @@ class Clock:
             else:
                 busy.append([began, ended])
         self.busy = sum(ended - began for began, ended in busy)
-        """Seconds in which at least one stage was at work."""
+        """Seconds with at least one stage running."""
         self.cuts: list[tuple[float, float]] = []
-        """(where on the line, seconds that are left out)."""
+        """(position on the line, seconds cut out)."""
         self._pieces: list[tuple[float, float]] = []
         at = 0.0
         for place, (began, ended) in enumerate(busy):
@@ -165,7 +167,7 @@ class Clock:
         self.length = at or 1.0
 
     def __call__(self, moment: float) -> float:
-        """Where on the line a moment is, of a stage's beginning or end."""
+        """The position on the line of a stage's start or end."""
         began, at = max((piece for piece in self._pieces if piece[0] <= moment), default=self._pieces[0])
         return at + moment - began
 
@@ -184,7 +186,7 @@ def _sums(rows: Mapping[tuple[int, int], int], side: int, groups: int) -> list[i
 
 
 def _tops(slots: Sequence[float], height: float) -> list[float]:
-    """Where each group begins, all of them spread over the height."""
+    """The top of each group; the groups are spread evenly over the height."""
     used = [slot for slot in slots if slot]
     gap = (height - sum(used)) / (len(used) + 1)
     tops, at = [], gap

@@ -1,8 +1,8 @@
-"""Drawing: elements, scales and axes, as strings of SVG.
+"""Drawing: SVG elements, scales and axes.
 
 Invariants:
-- Every text and attribute is escaped here, once; the result is Markup and can be inserted into a page.
-- Colours are the page's CSS variables, by class names, so a drawing follows dark mode and print.
+- Every text and attribute is escaped once, here; the result is Markup and can be inserted into a page.
+- Colours are CSS variables of the page, by class, so that a drawing follows dark mode and print.
 - A picture has a title and a description for screen readers.
 
 This module does not know runs.
@@ -20,22 +20,22 @@ from lion_ray.core.terminal import harmless
 from lion_ray.report.words import short
 
 WIDTH = 340
-"""Of a chart, in its own units: at phone width about a CSS pixel each, so that text is as large as it should be."""
+"""Width of a chart in its own units: about one CSS pixel each on a phone, so that text has its normal size."""
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:
     """An element; ``class_`` and ``stroke_width`` become ``class`` and ``stroke-width``, numbers are rounded."""
-    written = Markup("").join(
+    attribute_text = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
         for key, value in attributes.items()
         if value is not None
     )
     inner = Markup("").join(escape(harmless(one) if type(one) is str else one) for one in children)
-    return Markup("<{}{}>{}</{}>").format(Markup(name), written, inner, Markup(name))
+    return Markup("<{}{}>{}</{}>").format(Markup(name), attribute_text, inner, Markup(name))
 
 
 def picture(key: str, title: str, description: str, width: float, height: float, *parts: Markup) -> Markup:
-    """A whole drawing. `key` is unique in the page."""
+    """An SVG document. `key` must be unique in the page."""
     return tag(
         "svg",
         tag("title", title, id=f"{key}-title"),
@@ -50,7 +50,7 @@ def picture(key: str, title: str, description: str, width: float, height: float,
 
 
 def text(x: float, y: float, words: str, *, at: str = "start", class_: str = "", limit: int = 60) -> Markup:
-    """Words at a place; `at` start, middle or end. What does not fit is in its title."""
+    """A text, anchored `at` start, middle or end. A shortened text has the full one as its title."""
     shown = short(harmless(words), limit)
     whole = [tag("title", words)] if shown != words else []
     return tag("text", shown, *whole, x=x, y=y, text_anchor=at, class_=class_ or None)
@@ -67,7 +67,7 @@ def path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
 
 
 def marker(shape: int, x: float, y: float, class_: str, hint: str) -> Markup:
-    """A point whose shape, not its colour alone, tells its series: circle, square, diamond; a hint on hovering."""
+    """A data point with a tooltip; series differ by shape (circle, square, diamond), not by colour alone."""
     if shape % 3 == 0:
         return tag("circle", tag("title", hint), cx=x, cy=y, r=4, class_=class_)
     turn = f"rotate(45 {_value(x)} {_value(y)})" if shape % 3 == 2 else None
@@ -76,7 +76,7 @@ def marker(shape: int, x: float, y: float, class_: str, hint: str) -> Markup:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Values onto places: `low` at `start`, `high` at `end`."""
+    """Linear map from values to coordinates: `low` to `start`, `high` to `end`."""
 
     low: float
     high: float
@@ -99,20 +99,24 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(number * step, 10) for number in range(first, last + 1)]
 
 
-def left_axis(scale: Scale, values: Sequence[float], x0: float, x1: float, said: Callable[[float], str]) -> Markup:
+def left_axis(
+    scale: Scale, values: Sequence[float], x0: float, x1: float, format_value: Callable[[float], str]
+) -> Markup:
     """Grid lines from `x0` to `x1` with their values at the left."""
     return Markup("").join(
         line(x0, scale(value), x1, scale(value), "grid")
-        + text(x0 - 6, scale(value) + 4, said(value), at="end", class_="tick")
+        + text(x0 - 6, scale(value) + 4, format_value(value), at="end", class_="tick")
         for value in values
     )
 
 
-def bottom_axis(scale: Scale, values: Sequence[float], y: float, said: Callable[[float], str], name: str) -> Markup:
-    """Values along the bottom, and what they are."""
+def bottom_axis(
+    scale: Scale, values: Sequence[float], y: float, format_value: Callable[[float], str], name: str
+) -> Markup:
+    """The bottom axis with its values and its name."""
     marks = Markup("").join(
         line(scale(value), y, scale(value), y + 4, "axis")
-        + text(scale(value), y + 17, said(value), at="middle", class_="tick")
+        + text(scale(value), y + 17, format_value(value), at="middle", class_="tick")
         for value in values
     )
     middle = (scale.start + scale.end) / 2
@@ -120,7 +124,7 @@ def bottom_axis(scale: Scale, values: Sequence[float], y: float, said: Callable[
 
 
 def legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> Markup:
-    """(class, words) one below the other, each with its marker."""
+    """Entries (class, text) one below the other, each with its marker."""
     return Markup("").join(
         marker(place, x, y + 16 * place - 4, f"mark {class_}", words)
         + text(x + 10, y + 16 * place, words, class_="legend", limit=50)

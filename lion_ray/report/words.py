@@ -12,9 +12,9 @@ import re
 from typing import Any
 
 DASH = "–"
-"""What was not measured."""
+"""Shown for missing values."""
 CLIP = 8000
-"""Characters of a model's text that are shown."""
+"""Maximum characters shown of a model's text."""
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
@@ -27,13 +27,13 @@ def clip(text: str | None, limit: int = CLIP) -> str:
 
 
 def short(text: str, limit: int) -> str:
-    """At most `limit` characters in one line, with an ellipsis where that is not all."""
+    """At most `limit` characters in one line, with an ellipsis if truncated."""
     line = " ".join(text[: limit * 4].split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def without_secrets(value: Any) -> Any:
-    """A configuration's value with the user and password of every URL in it left out."""
+    """A configuration's value without the user and password of its URLs."""
     if isinstance(value, dict):
         return {key: without_secrets(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

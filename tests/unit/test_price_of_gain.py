@@ -10,7 +10,7 @@ import pytest
 from lion_ray.pipeline.price_of_gain import ANSWERS, price_of_gain
 from lion_ray.pipeline.results import IterationResult
 from lion_ray.report.facts import Facts
-from lion_ray.report.outcome import price_words
+from lion_ray.report.outcome import price_texts
 
 
 def measured(
@@ -70,8 +70,8 @@ def test_the_report_says_it_in_words() -> None:
     price = {"measure": "checks", "points": 10.0, "usd": 7.0, "teacher_tokens": 300}
     price |= {"usd_per_point": 0.7, "teacher_tokens_per_point": 30.0}
     results = [IterationResult(1), IterationResult(2, price_of_gain=price)]
-    (line,) = price_words(cast(Facts, SimpleNamespace(results=results)))
+    (line,) = price_texts(cast(Facts, SimpleNamespace(results=results)))
     assert line == (
         "From iteration 1 to iteration 2 the checks' score changed by +10.0 points for $7.0000 and 300 tokens of the "
-        "teacher's answers: $0.7000 and 30 tokens a point. What only measures the student is not counted."
+        "teacher's answers: $0.7000 and 30 tokens per point. Calls that only measure the student are not counted."
     )

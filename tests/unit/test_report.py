@@ -95,19 +95,19 @@ def test_a_run_that_has_done_nothing(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     page = check_whole(render(folder.store))
     assert "small" in page.text
-    assert "No stage is done yet." in page.text
+    assert "No stage is finished yet." in page.text
     assert "Nothing is judged yet." in page.text
     assert charts(page) == set()
     assert "$0" not in page.text, "what is not known is not 0"
-    assert not re.search(r"(relative quality|held-out loss|spent|calls used|tokens used|time at work) 0", page.text)
+    assert not re.search(r"(relative quality|held-out loss|spent|calls|tokens|active time) 0", page.text)
 
 
 def test_a_run_that_has_begun(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").begin()
     page = check_whole(render(folder.store))
     assert charts(page) == {"quality", "distinct", "near", "time", "time-narrow"}
-    assert "no later one is judged yet" in page.text
-    assert "This run is not finished." in page.text
+    assert "later ones are not judged yet" in page.text
+    assert "This run is not finished;" in page.text
 
 
 def test_a_run_that_was_killed_within_a_stage(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert charts(page) == expected
     assert "2.000 → 1.250" in page.text, "held-out loss, before and after"
     calls = len({key for _, key in folder._bought})
-    assert f"calls bought {calls:,}" in page.text
+    assert f"paid calls {calls:,}" in page.text
     assert f"${calls * 0.001:.2f}" in page.text
     assert "finished; iteration 3 of 3" in page.text
     assert "too similar" in page.text
@@ -260,9 +260,9 @@ def test_what_is_known_of_the_judge(tmp_path: Path) -> None:
     page = check_whole(render(folder.store))
     assert "12 (75.0%) +2.50" in page.text
     assert f"Warning, iteration 2: the judge is not what it was in iteration 1. {says}" in page.text
-    assert "Calibrated on 2026-11-23" in page.text
+    assert "Calibration of 2026-11-23" in page.text
     assert "Cohen's kappa 0.38 [0.24, 0.51]" in page.text
-    assert "τ that the noise supports 4.00" in page.text
+    assert "recommended τ, by noise 4.00" in page.text
     assert "agreement with the labels –" in page.text
     assert 'id="benchmarks"' not in render(folder.store), "a calibration is none"
     stage = folder.store.stage("iteration-1/verdicts")
@@ -333,7 +333,7 @@ def test_an_older_run_that_did_not_write_down_when_stages_began(tmp_path: Path) 
     del manifest["began"]
     stage.commit(manifest)
     page = check_whole(render(folder.store))
-    assert "was not written down: 1 · teacher answers the Train Pool (10 min)" in page.text
+    assert "Stages without a recorded start: 1 · teacher answers the Train Pool (10 min)" in page.text
     assert "sum over the stages" in page.text
 
 
