@@ -20,7 +20,7 @@ JOBS    ?= 2
 SECONDS ?= 600
 ADDRESS ?= http://127.0.0.1:8265
 
-.PHONY: help setup demo submit test test-all test-fast simulate fuzz mutants lint types check lock audit doctor clean
+.PHONY: help setup demo submit test test-all test-fast gpu-check simulate fuzz mutants lint types check lock audit doctor clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ mutants: setup  ## How many of SAMPLE=300 small faults the unit and gateway test
 	@$(BIN)/python -m pip install --progress-bar off --quiet -e '.[mutants]'
 	$(BIN)/python -m tests.mutants $(if $(MUTATE),--mutate $(MUTATE)) $(if $(TESTED),--tested $(TESTED)) \
 	  $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
+# Without `setup`: a GPU machine may have torch, transformers, peft and pydantic, and no network.
+gpu-check:  ## Check training on this machine's GPU: right against the CPU, and how fast (at most 8 minutes)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m bench.gpu_check $(if $(ONLY),--only $(ONLY))
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

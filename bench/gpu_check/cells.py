@@ -23,19 +23,18 @@ from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import choose_attention, loss_rows, tensor_cores
 
-PUBLISHED = {"tokens_per_second": 26_010.0, "mfu": 0.168, "device": "H100", "by": "prime-rl, Qwen3-0.6B, 8,192 tokens"}
+PUBLISHED = {"published": 26_010.0, "published_mfu": 0.168, "by": "prime-rl, Qwen3-0.6B, 8,192 tokens, one H100"}
 SPEC = TrainSpec(model_dir="", output_dir="", precision="bf16", micro_batch_rows=1, max_length=8192, compile=False)
 WARM, TIMED = 2, 3
 
 
 def qwen3(machine: Machine) -> None:
     """Full fine-tuning of Qwen3-0.6B's shape: by kernel, compiled, with recomputation, and by objective."""
-    plain = SPEC
     for kernel in [*_kernels("qwen3-0.6b", machine), attention.DENSE]:
-        _cell(f"attention {kernel}", "qwen3-0.6b", replace(plain, attention=kernel), machine)  # type: ignore[arg-type]
-    _cell("compiled", "qwen3-0.6b", replace(plain, compile=not machine.tiny), machine, against=PUBLISHED)
-    _cell("recomputed", "qwen3-0.6b", replace(plain, activation_checkpointing=True), machine)
-    preference = replace(plain, objective=PreferenceConfig(type="preference"))
+        _cell(f"attention {kernel}", "qwen3-0.6b", replace(SPEC, attention=kernel), machine)  # type: ignore[arg-type]
+    _cell("compiled", "qwen3-0.6b", replace(SPEC, compile=not machine.tiny), machine, published=PUBLISHED)
+    _cell("recomputed", "qwen3-0.6b", replace(SPEC, activation_checkpointing=True), machine)
+    preference = replace(SPEC, objective=PreferenceConfig(type="preference"))
     _cell("preference", "qwen3-0.6b", preference, machine, pairs=True)
 
 
@@ -66,7 +65,7 @@ def _cell(
     *,
     rows: int = 4,
     pairs: bool = False,
-    against: dict[str, Any] | None = None,
+    published: dict[str, Any] | None = None,
 ) -> None:
     """Take some steps of `rows` full rows and report tokens/s, MFU and memory of those after the first ones."""
     try:
@@ -86,23 +85,20 @@ def _cell(
         objective = load_objective(spec.objective, Path())
         speed = Speedometer(flops, device_peak(device, spec.precision), 1)
         packed = pack(samples, length)
-        first = 0.0
+        losses = []
         with tensor_cores(device):
-            for number_of_step in range((1 if machine.tiny else WARM) + (1 if machine.tiny else TIMED)):
+            for step in range(WARM + TIMED):
                 machine.wait()
                 began = time.monotonic()
-                loss, _, _ = _step(spec, packed, logits, objective, optimizer, world, device)
+                losses.append(_step(spec, packed, logits, objective, optimizer, world, device)[0])
                 machine.wait()
-                first = first or loss
-                if number_of_step >= (1 if machine.tiny else WARM):
+                if step >= WARM:
                     speed.step(samples, time.monotonic() - began)
         found = speed.overall()
-        about: dict[str, Any] = {"attention": kernel, "mfu": found.get("mfu"), "gib": machine.peak_gib()}
-        if against is not None and against["device"] in torch.cuda.get_device_name(device) if machine.gpus else False:
-            about |= {"published": against["tokens_per_second"], "published_mfu": against["mfu"], "by": against["by"]}
-        number(f"{name}: tokens/s", found["tokens_per_second"], **about)
+        about = {"attention": kernel, "mfu": found.get("mfu"), "gib": machine.peak_gib()}
+        number(f"{name}: tokens/s", found["tokens_per_second"], **about, **(published or {}))
         # With random weights, about as likely as any of the vocabulary; a pair costs -log(1/2) and that for each token.
         usual = math.log(vocabulary) + (math.log(2) if pairs else 0.0)
-        between(f"{name}: first loss, of what random weights give", first / usual, 0.85, 1.2)
+        between(f"{name}: first loss, of what random weights give", losses[0] / usual, 0.85, 1.2)
     except Exception as error:  # noqa: BLE001 - one cell fails, the others are still measured
         failed(f"{shape}: {name}", error)

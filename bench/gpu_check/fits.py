@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,8 @@ def _resume(spec: TrainSpec, folder: Path, machine: Machine) -> None:
         whole, weights = _fit(replace(spec, output_dir=str(folder / "whole")), machine.device)
         killed = replace(spec, output_dir=str(folder / "killed"))
         kept = folder / "kept"
-        try:
+        with suppress(_StoppedError):
             _fit(killed, machine.device, keep=kept)
-        except _StoppedError:
-            pass
         rest, again = _fit(killed, machine.device, restore=kept)
         limit = 0.0 if machine.device.type == "cpu" else 1e-3
         at_most(name, relative(rest[-1], whole[-1]), limit, resumed_at=len(whole) - len(rest))
@@ -115,8 +115,6 @@ def under_torchrun(machine: Machine) -> None:
 def _torchrun(processes: int, spec: Path, machine: Machine) -> None:
     say(f"torchrun with {processes} processes: {spec.stem}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    import os
-
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if machine.device.type == "cpu" else {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **hidden}
     done = subprocess.run(

@@ -305,10 +305,10 @@ def _flex_kernel(kind: str) -> Callable[..., torch.Tensor]:
 
 
 def _flex_mask(
-    batch_size: int, q_length: int, mask_function: Callable[..., Any], device: torch.device, **_: Any
+    batch_size: int, kv_length: int, mask_function: Callable[..., Any], device: torch.device, **_: Any
 ) -> Any:
     """transformers' mask interface: it has put the borders, the window and the order into `mask_function`."""
-    return _block_mask(mask_function, batch_size, q_length, device)
+    return _block_mask(mask_function, batch_size, kv_length, device)
 
 
 def _block_mask(function: Callable[..., Any], rows: int, width: int, device: torch.device) -> Any:
