@@ -133,6 +133,7 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "serve_dtype": run.config.student.dtype,
         "seed": run.config.seed + iteration,
         "workers": config.workers,
+        "gpus": run.worker_gpus,
     }
     if (previous := run.store.stage(layout.checkpoint(iteration - 1)).manifest()) is not None:
         job["heldout_before"] = previous["heldout_loss_after"]
