@@ -7,11 +7,19 @@ on a GPU node, which the autoscaler then cannot remove.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler._private.util import format_readonly_node_type
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lion_ray.actors.placement import Node
 
 
 def scarce(wanted: Mapping[str, float]) -> str:
@@ -31,6 +39,23 @@ def group_waits(bundle: Mapping[str, float], count: int) -> bool:
         group["state"] == "PENDING" and list(group["bundles"].values()) == [wanted] * count
         for group in ray.util.placement_group_table().values()
     )
+
+
+def nodes() -> list[Node]:
+    """The living nodes."""
+    return [Node(one["NodeManagerAddress"], one["Resources"]) for one in ray.nodes() if one["Alive"]]
+
+
+def may_grow() -> bool | None:
+    """Whether an autoscaler can add nodes to the cluster; None if that is not known yet."""
+    if is_autoscaler_v2():
+        return True
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    if status is None:
+        return None  # its monitor writes some seconds after the head's start
+    # In a cluster without an autoscaler, the monitor makes up a type for each node, of its id.
+    types = (json.loads(status)["autoscaler_report"]["node_type_mapping"] or {}).values()
+    return not all(re.fullmatch(f"{format_readonly_node_type('')}[0-9a-f]+", kind) for kind in types)
 
 
 ROLES = "lion_ray_roles"
@@ -53,7 +78,7 @@ def for_server(gpus: float) -> dict[str, Any]:
 
     Such a node may lack the endpoints' keys; an endpoint that the run serves itself needs none.
     """
-    return {"num_gpus": gpus} if gpus else for_roles()
+    return {"num_gpus": gpus}
 
 
 def beside_the_driver() -> NodeAffinitySchedulingStrategy:

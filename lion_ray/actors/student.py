@@ -26,12 +26,14 @@ from lion_ray.models.model_ref import ModelRef
 
 
 class StudentEngine(BaseActor):
-    """One vLLM engine; it takes `tensor_parallel_size` GPUs with the GPU build."""
+    """One vLLM engine; `gpus` is what it has reserved."""
 
-    def __init__(self, config: StudentConfig, store: RunStore, base_dir: Path, seed: int) -> None:
+    def __init__(self, config: StudentConfig, store: RunStore, base_dir: Path, seed: int, gpus: float) -> None:
         self._store = store
         self._base_dir = base_dir
-        self._engine = Engine(config, base_dir=base_dir, seed=seed, stat_loggers=vllm_loggers, name=own_name())
+        self._engine = Engine(
+            config, base_dir=base_dir, seed=seed, gpus=gpus, stat_loggers=vllm_loggers, name=own_name()
+        )
         self._metrics = EngineMetrics()
 
     async def start(self, model: ModelRef) -> Agreement:

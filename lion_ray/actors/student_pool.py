@@ -80,9 +80,20 @@ class StudentPool:
     """From `min_engines` to `max_engines` engines that answer shards."""
 
     def __init__(
-        self, config: StudentConfig, *, run_name: str, store: RunStore, base_dir: Path, seed: int, shard_rows: int = 64
+        self,
+        config: StudentConfig,
+        *,
+        run_name: str,
+        store: RunStore,
+        base_dir: Path,
+        seed: int,
+        shard_rows: int = 64,
+        gpus: float | None = None,
     ) -> None:
+        """`gpus`: for each engine; default: `tensor_parallel_size`, if engines use GPUs."""
         self._config = config
+        whole = config.tensor_parallel_size if wants_gpu(config.use_gpu) else 0
+        self._gpus = float(whole) if gpus is None else gpus
         self._per_engine = shards_per_engine(config.max_num_seqs, shard_rows)
         self._run_name = run_name
         self._store = store
@@ -282,12 +293,12 @@ class StudentPool:
     async def _boot_once(self, slot: _Slot) -> None:
         assert self._model is not None
         assert self._progress is not None
-        gpus = self._config.tensor_parallel_size if wants_gpu(self._config.use_gpu) else 0
+        gpus = self._gpus
         slot.actor = StudentActor.options(
             name=f"{self._run_name}/student-{slot.number}-{os.urandom(3).hex()}",
             num_cpus=self._config.num_cpus,
             num_gpus=gpus,
-        ).remote(self._config, self._store, self._base_dir, self._seed)
+        ).remote(self._config, self._store, self._base_dir, self._seed, gpus)
         self.boots += 1
         self._count()
 
@@ -295,7 +306,7 @@ class StudentPool:
             return not self._answers
 
         name = f"student engine {slot.number}"
-        wanted = {"GPU": float(gpus)} if gpus else {"CPU": self._config.num_cpus}
+        wanted = {"GPU": gpus} if gpus else {"CPU": self._config.num_cpus}
         alive = slot.actor.alive.remote()
         await self._progress.waiting(alive, lambda: f"{name}: waiting for {scarce(wanted)}", held_up)
         slot.placed = True

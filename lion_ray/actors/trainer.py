@@ -55,7 +55,7 @@ def torch_trainer(store: RunStore, job: dict[str, Any]) -> TorchTrainer:
     """The Ray Train job of one fit; `job` is passed to each worker."""
     config: ImitationConfig = job["config"]
     gpu = wants_gpu(config.use_gpu)
-    resources = {"CPU": config.num_cpus} | ({"GPU": 1.0} if gpu else {})
+    resources = {"CPU": config.num_cpus} | ({"GPU": job.get("gpus") or 1.0} if gpu else {})
     return TorchTrainer(
         _worker,
         train_loop_config=job,

@@ -46,7 +46,7 @@ class ServeConfig(Section):
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
     """Share of its GPUs' memory that the server may take; with a part of a GPU, the share of that part."""
     num_gpus: float | Literal["auto"] = operational(AUTO)
-    """GPUs it reserves: 0 (CPU), a part below 1, or a whole number; auto: with the GPU build one, or a part if need be."""
+    """GPUs it reserves: 0 (CPU), a part below 1, or a whole number; auto: with the GPU build one, or a part of one."""
     enforce_eager: bool | None = operational(None)
     """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)

@@ -239,6 +239,8 @@ class RunConfig(Section):
     """Trackers that receive the run's metrics: TensorBoard, Weights & Biases, MLflow or your own; docs/tracking.md."""
     placement: Literal["handoff", "dedicated"] = operational("handoff")
     """GPUs: engines and training hand them to each other, or each has its own; on a CPU always dedicated."""
+    nodes_timeout_s: float = operational(600.0, ge=0)
+    """How long a run waits at its start for nodes that a cluster without an autoscaler lacks, in seconds."""
     shard_rows: int | None = Field(None, ge=1)
     """Rows in one shard, the unit of work that is committed; null: 64, and up to 512 in large pools."""
     max_shards_in_flight: int = operational(8, ge=1)

@@ -26,7 +26,7 @@ from lion_ray.core.errors import EngineError, ModelError, first_line
 from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, SAMPLE, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
-from lion_ray.inference import gpu_build, leaves_compilation, student_type
+from lion_ray.inference import gpu_build, leaves_compilation, memory_share, student_type
 from lion_ray.inference.weight_check import Agreement, Greedy, compare
 from lion_ray.models.machine import cores
 
@@ -70,8 +70,8 @@ def set_environment(config: StudentConfig) -> None:
         os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
 
 
-def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[str, Any]:
-    """vLLM's settings for an engine, independent of the vLLM class that runs it."""
+def engine_arguments(config: StudentConfig, model_dir: Path, seed: int, gpus: float = 1.0) -> dict[str, Any]:
+    """vLLM's settings for an engine with `gpus` GPUs, independent of the vLLM class that runs it."""
     arguments: dict[str, Any] = {
         "model": str(model_dir),
         "worker_extension_cls": "lion_ray.inference.worker.WeightsInPlace",
@@ -86,7 +86,7 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int) -> dict[
         "disable_log_stats": True,
     }
     if gpu_build():
-        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        arguments["gpu_memory_utilization"] = memory_share(config.gpu_memory_utilization, gpus)
         return arguments
     arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if config.tensor_parallel_size == 1:
@@ -114,11 +114,13 @@ class Engine:
         *,
         base_dir: Path,
         seed: int,
+        gpus: float = 1.0,
         stat_loggers: Callable[[], list[Any]] | None = None,
         name: str = "",
     ) -> None:
         """
         Args:
+            gpus: a part of a GPU takes as large a part of its memory.
             stat_loggers: returns the classes that receive vLLM's metrics; called once vLLM may be imported. Without
                 it vLLM collects no metrics.
             name: the engine's name in those metrics.
@@ -128,6 +130,7 @@ class Engine:
         self._name = name
         self._base_dir = base_dir
         self._seed = seed
+        self._gpus = gpus
         self._llm: AsyncLLM | None = None
         self._arguments: dict[str, Any] = {}
         self._guard = Guard()
@@ -156,7 +159,9 @@ class Engine:
 
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
         # In a thread: the number type may have to be measured first, in a separate process.
-        arguments = self._arguments = await asyncio.to_thread(engine_arguments, config, model_dir, self._seed)
+        arguments = self._arguments = await asyncio.to_thread(
+            engine_arguments, config, model_dir, self._seed, self._gpus
+        )
         loggers = self._stat_loggers() if self._stat_loggers else None
         if loggers:
             arguments |= {"disable_log_stats": False, "served_model_name": self._name or None}

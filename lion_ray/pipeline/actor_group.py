@@ -23,17 +23,17 @@ from lion_ray.actors.base import get_within
 from lion_ray.actors.budget import LedgerActor
 from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.placement import Shares
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.resources import beside_the_driver, for_roles, for_server
 from lion_ray.actors.rewarder import RewarderActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
-from lion_ray.config import RunConfig, endpoints_in_use, paid_roles
+from lion_ray.config import EndpointConfig, RunConfig, endpoints_in_use, paid_roles
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Stats, meter_line
-from lion_ray.inference import server_gpus
 from lion_ray.pipeline.reporter import Reporter
 from lion_ray.tracking import Spend
 
@@ -53,9 +53,15 @@ class ActorGroup:
         attempt: int,
         progress: Progress,
         write_report: Callable[[RunStore], None],
+        placed: Shares,
         keys: str | None = None,
     ) -> None:
-        """`write_report` writes a run's report; `keys` is the file with the driver's keys, if there is one."""
+        """
+        Args:
+            write_report: writes a run's report.
+            placed: the GPUs to reserve.
+            keys: the file with the driver's keys, if there is one.
+        """
         self._progress = progress
         self._config = config
         run_name = f"{config.run_name}-{attempt}"
@@ -75,15 +81,15 @@ class ActorGroup:
         for endpoint in endpoints_in_use(config):
             own = endpoint == config.teacher.endpoint
             fallbacks = tuple(named(other) for other in config.teacher.fallbacks) if own else ()
-            serve = config.endpoints[endpoint].serve
-            place = roles if serve is None else for_server(server_gpus(serve))
+            gpus = placed.servers.get(endpoint, 0.0)
+            place = for_server(gpus) if gpus else roles
             self.proxies[endpoint] = [
                 TeacherActor.options(name=name, **place).remote(
                     ProxySettings(
                         endpoint=endpoint,
                         name=name,
                         run=config.run_name,
-                        config=config.endpoints[endpoint],
+                        config=_with_gpus(config.endpoints[endpoint], gpus),
                         teacher=config.teacher,
                         journal=journal,
                         base_dir=base_dir,
@@ -125,6 +131,7 @@ class ActorGroup:
             base_dir=base_dir,
             seed=config.seed,
             shard_rows=config.rows_per_shard(),
+            gpus=placed.engine,
         )
 
     async def __aenter__(self) -> ActorGroup:
@@ -224,6 +231,13 @@ class ActorGroup:
 
     def _each_proxy(self) -> list[tuple[str, Any]]:
         return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]
+
+
+def _with_gpus(endpoint: EndpointConfig, gpus: float) -> EndpointConfig:
+    """The endpoint's settings with the number of GPUs that its server has reserved."""
+    if endpoint.serve is None:
+        return endpoint
+    return endpoint.model_copy(update={"serve": endpoint.serve.model_copy(update={"num_gpus": gpus})})
 
 
 def _spend(stats: Sequence[Stats], usd: float) -> Spend:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lion_ray.actors.placement import hands_over
 from lion_ray.config import RunConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import DataError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.data.pools import cache_pools
-from lion_ray.inference import wants_gpu
 from lion_ray.pipeline.scheduling import Feed, Parts, Shard
 from lion_ray.tracking.fan_out import Trackers
 
@@ -34,6 +34,8 @@ class Run:
     actors: Any
     """`actor_group.ActorGroup`, or a test's replacement."""
     trackers: Trackers = field(default_factory=Trackers)
+    worker_gpus: float | None = None
+    """GPUs of each training worker; None: one, if training uses GPUs."""
     _feeds: dict[str, Feed] = field(default_factory=dict)
     _parts: dict[str, Parts] = field(default_factory=dict)
 
@@ -66,4 +68,4 @@ class Run:
     @property
     def handoff(self) -> bool:
         """Whether engines must give their GPUs to training."""
-        return self.config.placement == "handoff" and wants_gpu(self.config.imitation.use_gpu)
+        return hands_over(self.config)

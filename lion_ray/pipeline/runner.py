@@ -140,8 +140,8 @@ def _carry_out(attempt: _Attempt) -> list[IterationResult]:
     forecast = foretell(loaded, attempt.store, progress)  # before Ray starts, because it measures this machine's speed
     attempt.stop.look()
     # Processes that Ray starts inherit the environment; a cluster's nodes have their own keys.
-    with nullcontext() if in_a_cluster else set_aside(key_variables(loaded.config)) as keys, _ray(attempt):
-        return asyncio.run(_distil(attempt, forecast, keys))
+    with nullcontext() if in_a_cluster else set_aside(key_variables(loaded.config)) as keys, _ray(attempt) as own_ray:
+        return asyncio.run(_distil(attempt, forecast, keys, own_ray=own_ray))
 
 
 def key_variables(config: RunConfig) -> list[str]:
@@ -151,8 +151,11 @@ def key_variables(config: RunConfig) -> list[str]:
 
 
 @contextmanager
-def _ray(attempt: _Attempt) -> Iterator[None]:
-    """Join Ray, or start and stop it. Errors that end the run are raised with the message for the user."""
+def _ray(attempt: _Attempt) -> Iterator[bool]:
+    """Join Ray, or start and stop it; yields whether it was started here.
+
+    Errors that end the run are raised with the message for the user.
+    """
     loaded, progress = attempt.loaded, attempt.progress
     started_here = join_ray(loaded, progress)
     interrupt_on_sigterm()  # Ray has replaced the handler by its own, which ends the process silently
@@ -161,7 +164,7 @@ def _ray(attempt: _Attempt) -> Iterator[None]:
         # Some of Ray's processes take more than a minute to notice that the driver was killed.
         guard.watch(*descendants(os.getpid()))
     try:
-        yield
+        yield started_here
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     except BudgetError as error:
@@ -179,10 +182,13 @@ def _ray(attempt: _Attempt) -> Iterator[None]:
             progress.say("Ray has stopped")
 
 
-async def _distil(attempt: _Attempt, forecast: Forecast | None, keys: str | None) -> list[IterationResult]:
+async def _distil(
+    attempt: _Attempt, forecast: Forecast | None, keys: str | None, *, own_ray: bool
+) -> list[IterationResult]:
     from lion_ray.actors.metrics import StageMetrics
     from lion_ray.pipeline.actor_group import ActorGroup
     from lion_ray.pipeline.loop import distil
+    from lion_ray.pipeline.placing import place
     from lion_ray.pipeline.run import Run
 
     stop_on_sigterm()
@@ -192,14 +198,20 @@ async def _distil(attempt: _Attempt, forecast: Forecast | None, keys: str | None
     progress.listeners.append(metrics)
     try:
         with attempt.stop.cancels():
-            async with (
-                _beside(_pulse(store, progress)),
-                _beside(_keep_forecasting(forecast, progress)),
-                ActorGroup(config, base_dir, store, attempt.number, progress, attempt.write_report, keys) as group,
-                _beside(_watch(loaded, store, group, progress)),
-                group.metered(attempt.trackers.spend),
-            ):
-                return await distil(Run(config, base_dir, store, progress, group, attempt.trackers))
+            async with _beside(_pulse(store, progress)):
+                placed = await place(config, progress, own_ray=own_ray)
+                group = ActorGroup(
+                    config, base_dir, store, attempt.number, progress, attempt.write_report, placed, keys
+                )
+                async with (
+                    _beside(_keep_forecasting(forecast, progress)),
+                    group,
+                    _beside(_watch(loaded, store, group, progress)),
+                    group.metered(attempt.trackers.spend),
+                ):
+                    return await distil(
+                        Run(config, base_dir, store, progress, group, attempt.trackers, placed.worker or None)
+                    )
     finally:
         progress.listeners.remove(metrics)  # so that its gauges end before Ray does
 

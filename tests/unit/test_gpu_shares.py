@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lion_ray.config import ServeConfig
+from lion_ray.actors.placement import Node, Shares, at_once, never_fits, shares
+from lion_ray.config import RunConfig, ServeConfig, StudentConfig
 from lion_ray.inference import memory_share, server_gpus
+from lion_ray.inference.engine import engine_arguments
 from lion_ray.inference.server import ModelServer
 
 
 @pytest.fixture
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if vLLM's GPU build was installed."""
-    for name in ("lion_ray.inference", "lion_ray.inference.server"):
+    for name in ("lion_ray.inference", "lion_ray.inference.server", "lion_ray.inference.engine"):
         monkeypatch.setattr(f"{name}.gpu_build", lambda: True)
 
 
@@ -52,3 +54,111 @@ def test_what_is_no_number_of_gpus_is_refused(gpus: object) -> None:
 
 def test_shares_of_one_gpu_leave_what_vllm_must_not_take() -> None:
     assert [memory_share(0.9, share) for share in (0.25, 0.5, 1.0, 4.0)] == [0.225, 0.45, 0.9, 0.9]
+
+
+def config(**changes: object) -> RunConfig:
+    """A run that serves its own teacher and uses GPUs, as with the GPU build."""
+    values: dict[str, object] = {
+        "run_name": "r",
+        "data": {"pool": "p.jsonl"},
+        "endpoints": {"default": {"model": "m", "serve": {"model": "m"}}},
+        "student": {"model": "s"},
+    }
+    return RunConfig.model_validate(values | changes)
+
+
+def nodes(*gpus: float, cpus: float = 8.0) -> list[Node]:
+    return [Node(f"10.0.0.{n}", {"CPU": cpus, "GPU": each, "memory": 1e9}) for n, each in enumerate(gpus, 1)]
+
+
+THREE = {
+    "endpoints": {name: {"model": name, "serve": {"model": name}} for name in ("a", "b", "c")},
+    "teacher": {"endpoint": "a"},
+    "referee": {"endpoint": "b"},
+    "generator": {"endpoint": "c"},
+}
+
+
+def served(gpus: float, **more: object) -> dict[str, object]:
+    return {"endpoints": {"default": {"model": "m", "serve": {"model": "m", "num_gpus": gpus}, **more}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "grows", "servers", "student"),
+    [
+        ({}, 1, False, 0.5, 0.5),  # one GPU for all
+        ({}, 2, False, 1, 1),
+        ({}, 8, False, 1, 1),
+        ({}, 1, True, 1, 1),  # an autoscaler brings the second
+        ({}, 0, True, 1, 1),
+        (served(0.25), 1, False, 0.25, 0.75),  # as configured: the student has the rest
+        (served(1), 1, False, 1, 1),  # refused, below
+        (THREE, 1, False, 0.25, 0.25),
+        (THREE, 2, False, 1 / 3, 1),
+        (THREE, 3, False, 0.5, 1),
+        (THREE, 4, False, 1, 1),
+        ({"imitation": {"workers": 8}}, 9, False, 1, 1),
+        ({"student": {"model": "s", "min_engines": 2}}, 1, False, 1, 1),  # refused, below
+    ],
+)
+@pytest.mark.usefixtures("gpu_build")
+def test_shares(changes: dict[str, object], gpus: int, grows: bool, servers: float, student: float) -> None:
+    found = shares(config(**changes), gpus, may_grow=grows)
+    assert set(found.servers.values()) == {servers}
+    assert (found.engine, found.worker) == (student, student)
+
+
+def test_on_a_cpu_there_is_nothing_to_share() -> None:
+    assert shares(config(), 0, may_grow=False) == Shares({"default": 0.0})
+    assert never_fits(at_once(config(), Shares({"default": 0.0})), [Node("here", {"CPU": 4.0})]) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "there", "why"),
+    [
+        ({}, nodes(1), ""),
+        ({}, nodes(1, 1), ""),
+        (THREE, nodes(1), ""),
+        ({"student": {"model": "s", "max_engines": 8}, "imitation": {"workers": 7}}, nodes(8), ""),
+        (
+            served(1),
+            nodes(1),
+            "the run needs 2 GPU at once (the server of endpoint default: 1 GPU; student engines: 1 CPU and 1 GPU); "
+            "the cluster has 1 node (10.0.0.1: 8 CPU and 1 GPU)",
+        ),
+        (
+            {"student": {"model": "s", "tensor_parallel_size": 2}},
+            nodes(1, 1, 1, 1),
+            "the run needs student engines: 1 CPU and 2 GPU; "
+            "the cluster has 4 nodes (10.0.0.1, 10.0.0.2, 10.0.0.3 …: 8 CPU and 1 GPU)",
+        ),
+        (
+            {"placement": "dedicated", **served(0.5)},
+            nodes(1),
+            "the run needs 2.5 GPU at once (the server of endpoint default: 0.5 GPU; student engines: 1 CPU and 1 GPU; "
+            "training workers: 1 CPU and 1 GPU); the cluster has 1 node (10.0.0.1: 8 CPU and 1 GPU)",
+        ),
+        (
+            {"imitation": {"workers": 4, "num_cpus": 5}},
+            nodes(4, cpus=16),
+            "the run needs training workers: 4 × 5 CPU and 1 GPU; the cluster has 1 node (10.0.0.1: 16 CPU and 4 GPU)",
+        ),
+        (
+            {},
+            nodes(0, cpus=4),
+            "the run needs the server of endpoint default: 1 GPU; the cluster has 1 node (10.0.0.1: 4 CPU)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("gpu_build")
+def test_what_can_never_be_placed_is_told(changes: dict[str, object], there: list[Node], why: str) -> None:
+    one = config(**changes)
+    found = shares(one, sum(node.resources["GPU"] for node in there), may_grow=False)
+    assert never_fits(at_once(one, found), there) == why
+
+
+@pytest.mark.usefixtures("gpu_build")
+def test_an_engine_takes_the_memory_of_its_part(tmp_path: Path) -> None:
+    student = StudentConfig(model="s", dtype="float16")
+    assert engine_arguments(student, tmp_path, 0)["gpu_memory_utilization"] == 0.9
+    assert engine_arguments(student, tmp_path, 0, 0.5)["gpu_memory_utilization"] == 0.45

@@ -140,6 +140,7 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "serve_dtype": run.config.student.dtype,
         "seed": run.config.seed + iteration,
         "workers": config.workers,
+        "gpus": run.worker_gpus,
     }
     if iteration > 1:
         job["heldout_before"] = heldout_loss(run, iteration - 1)
