@@ -260,9 +260,7 @@ def _question(
                 break
         places = [place for place, option in enumerate(options) if option == answer]
         if len(places) != 1:
-            raise DataError(
-                f"{where}: question {number}: the target '{answer}' is not one of {len(options)} options"
-            )
+            raise DataError(f"{where}: question {number}: the target '{answer}' is not one of {len(options)} options")
         answer = letters[places[0]]
     return Question(suite, task, number, text.strip(), options, answer, passage.strip())
 
