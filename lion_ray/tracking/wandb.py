@@ -2,7 +2,7 @@
 
 Invariants:
 - All attempts log to one W&B run, which is resumed; its id is the run's name and id.
-- Existing data is not logged again: the position is read from the server or, for offline runs, from a file beside W&B's.
+- Existing data is not logged again: the position comes from the server or, offline, from a file beside W&B's.
 - Only metrics and the configuration are sent: no console output, no code, no data about the machine or git.
 - The key comes from WANDB_API_KEY, and the folder of W&B's files from WANDB_DIR.
 """
