@@ -1,7 +1,7 @@
 """Statistics of a checkpoint's check scores: means, gains and the share of the teacher's score, with intervals.
 
 Invariants:
-- Only rows that every check could score count; a comparison uses the rows that both sides have.
+- Only rows that every check could score count; a comparison uses the rows scored on both sides.
 - Intervals are percentile bootstraps over rows, paired for comparisons (`core.statistics`).
 - A value without rows is None.
 
@@ -31,16 +31,16 @@ Scores = Mapping[str, float]
 
 def checked_rows(checks: Sequence[Check], instructions: pa.Table, answers: pa.Table) -> pa.Table:
     """The checks' scores of ANSWER rows to INSTRUCTION rows, as CHECKED rows in the same order."""
-    asked = zip(instructions["id"].to_pylist(), instructions["text"].to_pylist(), references(instructions), strict=True)
-    given = answers.select(["id", "text", "status", "reason"]).to_pylist()
-    return table((_checked(checks, *row, answer) for row, answer in zip(asked, given, strict=True)), CHECKED)
+    rows = zip(instructions["id"].to_pylist(), instructions["text"].to_pylist(), references(instructions), strict=True)
+    answered = answers.select(["id", "text", "status", "reason"]).to_pylist()
+    return table((_checked(checks, *row, answer) for row, answer in zip(rows, answered, strict=True)), CHECKED)
 
 
 def _checked(
     checks: Sequence[Check], row: str, instruction: str, reference: str | None, answer: Mapping[str, Any]
 ) -> dict[str, Any]:
     if answer["id"] != row:
-        raise ValueError(f"the answer to {answer['id']} stands where that to {row} belongs")
+        raise ValueError(f"row {row} has the answer to {answer['id']}")
     if answer["status"] != OK:
         return {"id": row, "status": QUARANTINED, "reason": f"{UNANSWERED}: {answer['reason']}", "scores": []}
     scores = apply_checks(checks, instruction, answer["text"], reference)
@@ -75,8 +75,8 @@ def describe(
     """The statistics of a checkpoint, or of the teacher, as JSON.
 
     Args:
-        rows: CHECKED rows; `teacher`, `before` (the checkpoint before) and `base` (the base model) too.
-        names: the checks, in their order.
+        rows: CHECKED rows; so are `teacher`, `before` (the previous checkpoint) and `base` (the base model).
+        names: the checks' names, in order.
 
     Returns:
         ``mean`` and ``by_check`` (one value each), ``gain`` and ``gain_over_base`` (differences of means), ``teacher``
@@ -124,18 +124,18 @@ def mean_of(values: Sequence[float], seed: int) -> Estimate | None:
 
 
 def gain_of(before: Scores, after: Scores, seed: int) -> Estimate | None:
-    """The mean change of the rows that both have."""
+    """The mean change over the rows in both."""
     return mean_of([after[row] - before[row] for row in after if row in before], seed)
 
 
 def share_of(teacher: Scores, student: Scores, seed: int) -> Estimate | None:
-    """The student's mean divided by the teacher's, on rows that both have. Returns None if the teacher's sum is 0."""
+    """The student's mean divided by the teacher's, over the rows in both. Returns None if the teacher's sum is 0."""
     both = [row for row in student if row in teacher]
     reference, candidate = ([scores[row] for row in both] for scores in (teacher, student))
     if not both or not sum(reference) > 0:
         return None
     sums = resampled_sums([reference, candidate], seed)
-    # A draw in which the teacher's sum is 0 has no share.
+    # A resample in which the teacher's sum is 0 has no share.
     shares = np.divide(sums[1], sums[0], out=np.full(sums.shape[1], np.nan), where=sums[0] > 0)
     return Estimate(sum(candidate) / sum(reference), *percentiles(shares), len(both))
 

@@ -1,7 +1,7 @@
 """`lion-ray eval --suite FILE` with checks: answers to a user's own rows, scored without a judge.
 
 Invariants:
-- A row without an answer, or that a check cannot score, is counted with its reason and has no score.
+- A row without an answer, or that a check cannot score, is counted by its reason and has no score.
 - The result file and its rows are written after the last answer; until then everything is in the journal.
 
 A suite is a YAML file (`config.SuiteConfig`); for a run it may also be the rows themselves, with the run's own checks.
@@ -41,15 +41,15 @@ ROWS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 
 @dataclass(frozen=True, slots=True)
 class CheckPlan:
-    """The rows to ask, and the checks."""
+    """The rows to answer, and the checks."""
 
     suite: str
     """The suite's name in results."""
     rows: pa.Table
-    """INSTRUCTION."""
+    """INSTRUCTION rows."""
     source: str
+    """The rows' file or data set, as configured."""
     base_dir: Path
-    """Where the rows come from."""
     names: Sequence[str]
     checks: Sequence[Check]
     target: Participant
@@ -95,9 +95,9 @@ def own_suite(
 
 
 def run_suite(suite: str, target: Participant, limit: int | None, budget: float | None) -> CheckPlan | None:
-    """The plan for a file of rows with the measured run's checks. Returns None if this does not apply.
+    """The plan for a file of rows with the target run's checks. Returns None if this does not apply.
 
-    Rows that have an id and no reference are questions for a judge (`questions.read_questions`).
+    Rows with an id and without a reference are questions for a judge (`questions.read_questions`).
 
     Raises:
         ConfigError, DataError: as `own_suite`.
@@ -121,7 +121,7 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
     """Ask, score, and write the result.
 
     Raises:
-        ConfigError: the answers are recorded ones, or the checks can score no row.
+        ConfigError: the target has recorded answers, or the checks can score no row.
         DataError: no answer could be scored.
         LionError: as `session` and `Asked.ask`.
     """
@@ -131,13 +131,13 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
     ids = zip(plan.rows["id"].to_pylist(), plan.rows["text"].to_pylist(), strict=True)
     every = [OpenQuestion(row, text) for row, text in ids]
     questions = spread(every, plan.limit, lambda one: one.id, lambda _: "")
-    asked = {question.id for question in questions}
-    rows = plan.rows.filter(pa.array([one.id in asked for one in every]))
+    chosen = {question.id for question in questions}
+    rows = plan.rows.filter(pa.array([one.id in chosen for one in every]))
     part = len(questions) < len(every)
     stem = f"{plan.suite}-{plan.target.label}-checks{f'-limit{plan.limit}' if part else ''}"
     async with session(place, stem, progress, [plan.target], plan.budget) as opened:
-        said = await ask_answers(await opened.asked(plan.target), plan.target, questions, "target", stem)
-        answers = table((_answer(*one) for one in zip(questions, said, strict=True)), ANSWER)
+        replies = await ask_answers(await opened.asked(plan.target), plan.target, questions, "target", stem)
+        answers = table((_answer(*one) for one in zip(questions, replies, strict=True)), ANSWER)
         checked = checked_rows(plan.checks, rows, answers)
         figures = describe(checked, plan.names, seed=SEED)
         result: dict[str, Any] = {
@@ -146,17 +146,17 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
             "made_at": utc_now(),
             "iteration": plan.target.iteration,
             "of": len(every),
-            "cut_off": sum(one.cut_off for one in said),
+            "cut_off": sum(one.cut_off for one in replies),
             "checks": counts(checked) | {name: figures[name] for name in ("mean", "by_check")},
             "cost": opened.costs(),
         }
-        place.store.write_table(place.name(stem, "parquet"), _beside(rows, answers, checked))
+        place.store.write_table(place.name(stem, "parquet"), _joined(rows, answers, checked))
         place.store.write_json(path := place.name(stem, "json"), result)
     if figures["mean"] is None:
         why = nothing_scored(checked) or "; ".join(
             f"{count} × {reason}" for reason, count in list(result["checks"]["unanswered"].items())[:3]
         )
-        raise DataError(f"not one of {len(questions)} answers could be scored: {why} ({place.store.path(path)})")
+        raise DataError(f"none of {len(questions)} answers could be scored: {why} ({place.store.path(path)})")
     return CheckedSuite(result, place.store.path(path))
 
 
@@ -167,9 +167,9 @@ def check_tables(found: dict[str, Any]) -> list[Table]:
     for heading in ("answers", "mean score", "95 % interval"):
         scores.add_column(heading, justify="right")
     for name, one in found["checks"]["by_check"].items():
-        scores.add_row(name, *_ranged(one))
+        scores.add_row(name, *_cells(one))
     scores.add_section()
-    scores.add_row("all checks", *_ranged(found["checks"]["mean"]))
+    scores.add_row("all checks", *_cells(found["checks"]["mean"]))
     return [scores, costs_table(found)]
 
 
@@ -184,7 +184,7 @@ def check_notes(found: dict[str, Any]) -> list[str]:
     if found["cut_off"]:
         lines.append(f"answers that were cut off at their length limit: {found['cut_off']}")
     if checks["rows"] < found["of"]:
-        lines.append(f"{checks['rows']} of the suite's {found['of']} rows were asked")
+        lines.append(f"only {checks['rows']} of the suite's {found['of']} rows were used")
     return lines
 
 
@@ -197,29 +197,28 @@ def _refuse_unusable(plan: CheckPlan, progress: Progress) -> None:
     where = where_is(plan.source, plan.base_dir, found[0][0])
     line = f"{len(found)} of {plan.rows.num_rows} rows cannot be scored, the first at {where} ({found[0][1]})"
     if len(found) == plan.rows.num_rows:
-        raise ConfigError(f"{line}; give these rows a `reference` that fits, or leave the check out")
+        raise ConfigError(f"{line}; give these rows a suitable `reference`, or remove the check")
     progress.say(f"warning: {line}")
 
 
-def _answer(question: OpenQuestion, said: Answer) -> dict[str, Any]:
-    there = said.text is not None
+def _answer(question: OpenQuestion, answer: Answer) -> dict[str, Any]:
     return {
         "id": question.id,
-        "text": said.text or "",
-        "status": OK if there else QUARANTINED,
-        "reason": said.reason,
-        "call": said.call or None,
+        "text": answer.text or "",
+        "status": QUARANTINED if answer.text is None else OK,
+        "reason": answer.reason,
+        "call": answer.call or None,
     }
 
 
-def _beside(rows: pa.Table, answers: pa.Table, checked: pa.Table) -> pa.Table:
+def _joined(rows: pa.Table, answers: pa.Table, checked: pa.Table) -> pa.Table:
     """Each row with its answer and its scores."""
     columns = {"id": rows["id"], "text": rows["text"], "reference": rows["reference"]}
     columns |= {"answer": answers["text"], "call": answers["call"]}
     return pa.table(columns | {name: checked[name] for name in ("status", "reason", "score", "scores")})
 
 
-def _ranged(one: dict[str, Any] | None) -> tuple[str, str, str]:
+def _cells(one: dict[str, Any] | None) -> tuple[str, str, str]:
     if one is None:
         return "0", "–", "–"
     # Resampling a single row gives no interval.

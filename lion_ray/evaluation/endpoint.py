@@ -1,7 +1,7 @@
 """Endpoints for evaluations and calibrations, which send calls from their own process, without Ray.
 
 Invariants:
-- Calls use the same gateway as a run: journaled before anyone sees them, priced, capped, and never bought twice.
+- Calls use the same gateway as a run: replies are journaled before use, priced, capped, and never paid for twice.
 - A server started here is stopped here.
 """
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Asked:
-    """An endpoint that is opened only when a call must be bought; calls in the journal are free.
+    """An endpoint that is opened only when a call must be sent; replies in the journal are free.
 
     Use it as an async context; `close` ends its client and server earlier.
     """
@@ -81,9 +81,9 @@ class Asked:
 
         Raises:
             EndpointError: no key, the server did not start, or the endpoint refuses every call.
-            BudgetError: the budget is spent; what was answered is in the journal.
+            BudgetError: the budget is spent; received answers are in the journal.
         """
-        known = await _recall(self.config, self._journal, calls, await self._weights())
+        known = await _replay(self.config, self._journal, calls, await self._weights())
         if None in known:
             if self._client is None:
                 self._client = await self._open()
@@ -137,12 +137,12 @@ class Spending:
 
     calls: int = 0
     bought: int = 0
-    """Calls bought now; the others were in the journal."""
+    """New calls; the others were in the journal."""
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
-    """The cost of all calls, whenever they were bought; None if a price is unknown."""
+    """The cost of all calls, new or not; None if a price is unknown."""
     bought_usd: float = 0.0
     _seen: set[str] = field(default_factory=set)
 
@@ -164,10 +164,10 @@ class Spending:
         return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
 
 
-async def _recall(
+async def _replay(
     config: EndpointConfig, journal: Journal, calls: Sequence[Call], weights: str
 ) -> list[Completion | None]:
-    """The journal's completions for calls to an endpoint, without a client; None for each call that must be bought."""
+    """The journal's completions for calls to an endpoint, without a client; None for each call that must be sent."""
 
     async def one(call: Call) -> Completion | None:
         try:
@@ -184,7 +184,7 @@ async def _ask_all(client: Client, calls: Sequence[Call], progress: Progress, ti
 
     Raises:
         EndpointError: the endpoint refuses every call.
-        BudgetError: the budget is spent; what was answered is in the journal.
+        BudgetError: the budget is spent; received answers are in the journal.
     """
     with progress.stage(title, len(calls), "calls") as shown:
 

@@ -5,8 +5,8 @@ iteration N, 0 for the base model), a model (a folder, a hub name, or bundled:NA
 (``CONFIG.yaml:NAME``, or ``http://host/v1#MODEL``), or a file of recorded answers (``answers.jsonl``).
 
 Invariants:
-- A participant that answers is an endpoint. A model with weights is served on loopback, under a name with a digest of
-  its files, so the journal never returns answers of other weights.
+- Calls go to endpoints. A model with weights is served on loopback, under a name with a digest of its files, so the
+  journal never returns answers of other weights.
 - A run's student, teacher and referee are asked as in the run: prompt format, template and sampling.
 
 This module starts and sends nothing; it may download a model.
@@ -62,7 +62,7 @@ class Participant:
     recorded: Path | None = None
     served: Served | None = None
     template: Template | None = None
-    """The prompt template for an answer or a verdict; None: the bare question."""
+    """The prompt template for an answer or a verdict; None sends only the question."""
     temperature: float = TEMPERATURE
     top_p: float = TOP_P
     max_tokens: int = MAX_TOKENS
@@ -121,13 +121,13 @@ def find_participant(named: str, options: ParticipantOptions, say: Callable[[str
             f"folder, hub name or {BUNDLED}NAME, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
         )
     if options.iteration is not None and participant.run is None:
-        raise ConfigError(f"{options.role} {named}: --iteration is for runs")
+        raise ConfigError(f"{options.role} {named}: --iteration is only for runs")
     if (
         options.role == "TARGET"
         and (options.prompt or options.dtype)
         and (participant.run or participant.served is None)
     ):
-        raise ConfigError(f"{named}: --prompt and --dtype are for models; a run has its own, an endpoint has neither")
+        raise ConfigError(f"{named}: --prompt and --dtype are only for models, not for runs or endpoints")
     return replace(
         participant,
         temperature=participant.temperature if options.temperature is None else options.temperature,
@@ -183,7 +183,7 @@ def _address(named: str, options: ParticipantOptions) -> Participant:
     address, _, model = named.partition("#")
     model = model or options.model or ""
     if not model:
-        raise ConfigError(f"{options.role} {address}: which of its models? {address}#MODEL, or --model MODEL")
+        raise ConfigError(f"{options.role} {address}: name its model: {address}#MODEL, or --model MODEL")
     if options.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", options.api_key_env):
         raise ConfigError("--api-key-env: give the name of an environment variable, never the key itself")
     config = EndpointConfig(model=model, base_url=address, api_key_env=options.api_key_env)
@@ -238,8 +238,8 @@ def _model(named: str, options: ParticipantOptions, say: Callable[[str], None]) 
         enforce_eager=True,
         max_num_seqs=MOST_AT_ONCE,
     )
-    prompt = options.prompt or _frame_of(folder)
-    if prompt == "chat" and _frame_of(folder) != "chat":
+    prompt = options.prompt or _default_prompt(folder)
+    if prompt == "chat" and _default_prompt(folder) != "chat":
         raise ModelError(f"{named}: the model has no chat template: use --prompt instruction, or a .txt file")
     label = _plain(named.removeprefix(BUNDLED).rstrip("/").rpartition("/")[2])
     return _serve(label, config, prompt, Path(), say)
@@ -256,7 +256,7 @@ def _serve(name: str, config: ServeConfig, prompt: str, base_dir: Path, say: Cal
     return Participant(name, endpoint=name, config=endpoint, base_dir=base_dir, served=served)
 
 
-def _frame_of(folder: Path) -> str:
+def _default_prompt(folder: Path) -> str:
     """`chat` if the model has a chat template, else the paper's prompt format."""
     if (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json"):
         return "chat"

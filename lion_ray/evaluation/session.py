@@ -4,7 +4,7 @@ Invariants:
 - A run's evaluations use the run's folder and journal, under the account ``NAME/eval``, so the run's own budget is not
   used. Other evaluations have their own folder.
 - The budget covers one evaluation (suite and target) over all attempts: earlier costs in the journal count.
-- However it ends, everything paid for is in the journal, and everything started is stopped.
+- However it ends, every received answer is in the journal, and everything started is stopped.
 """
 
 from __future__ import annotations
@@ -130,13 +130,13 @@ async def session(
                 f"--budget: endpoint {participant.endpoint} has no prices, so its cost cannot be "
                 "capped; define it with its prices in a configuration, and name it CONFIG.yaml:NAME"
             )
-    with _alone(place, stem):
+    with _locked(place, stem):
         async with _session(place, stem, progress, participants, cap) as opened:
             yield opened
 
 
 @contextmanager
-def _alone(place: Place, stem: str) -> Iterator[None]:
+def _locked(place: Place, stem: str) -> Iterator[None]:
     """Lock the evaluation against other commands, which would pay for the same calls and apply the cap separately.
 
     There is no lock if the journal is in an object store or its file system has no locks.
@@ -151,7 +151,7 @@ def _alone(place: Place, stem: str) -> Iterator[None]:
     try:
         if lock(descriptor) is False:
             raise RunConflictError(
-                f"{stem}: another command is running this evaluation, and two would pay twice; wait for it ({path})"
+                f"{stem}: another command is running this evaluation, and both would pay for it; wait for it ({path})"
             )
         yield
     finally:
@@ -176,15 +176,15 @@ async def _session(
             yield opened
     except BudgetError as error:
         raise BudgetError(
-            f"the budget of ${cap or 0:,.2f} is spent: {error}. What was paid for is in {place.journal}; raise "
-            "--budget and run the same command to go on"
+            f"the budget of ${cap or 0:,.2f} is spent: {error}. All received answers are in {place.journal}; raise "
+            "--budget and run the same command to continue"
         ) from None
     finally:
         await journal.close()
 
 
 def done(work: Coroutine[Any, Any, T]) -> T:
-    """Run the work. Raises KeyboardInterrupt on SIGTERM, as on a Ctrl-C."""
+    """Run a coroutine. Raises KeyboardInterrupt on SIGTERM, as on Ctrl-C."""
     try:
         return asyncio.run(work)
     except asyncio.CancelledError:

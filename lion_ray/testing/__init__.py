@@ -1,4 +1,4 @@
-"""Contract tests that a plug-in can inherit: of parts of a run (`parts`) and of trackers (`trackers`)."""
+"""Contract tests that a plug-in can inherit: for parts of a run (`parts`) and for trackers (`trackers`)."""
 
 from lion_ray.testing.parts import JudgeContract, ObjectiveContract, PromptSourceContract, RowFilterContract
 from lion_ray.testing.trackers import TrackerContract

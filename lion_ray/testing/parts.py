@@ -6,7 +6,7 @@
 
 Invariant: each test here holds for every built-in implementation too.
 
-pytest finds the tests of a class whose name begins with Test; a contract by itself is not one.
+pytest collects classes whose names begin with Test, so a contract alone is not collected.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TEXTS = (
     "ein sehr langer Satz " * 500,
     "日本語のテキスト",
 )
-"""Examples of texts that models and users may write."""
+"""Examples of texts that models and users may write; some are hostile."""
 
 
 class ObjectiveContract:
@@ -90,20 +90,20 @@ class ObjectiveContract:
         assert table.grad is not None
         assert bool(torch.isfinite(table.grad).all())
 
-    def test_an_empty_share_adds_nothing(self) -> None:
+    def test_an_empty_batch_has_loss_zero(self) -> None:
         """A process of a fit may have no row in a step."""
         from lion_ray.imitation.training.data import collate
 
         assert float(self.make().loss(self.logits, collate([]))) == 0.0
 
-    def test_what_a_step_is_divided_by_is_positive(self) -> None:
+    def test_the_count_that_normalises_a_step_is_positive(self) -> None:
         count = self.make().count(iter(self.samples()))
         assert math.isfinite(count)
         assert count > 0
 
 
 class RowFilterContract:
-    """What a run relies on in a row filter."""
+    """The properties of a row filter that a run relies on."""
 
     def make(self) -> RowFilter:
         raise NotImplementedError("return the filter under test")
@@ -111,38 +111,38 @@ class RowFilterContract:
     def rows(self) -> list[AnsweredRow]:
         return [AnsweredRow(f"{n:016x}", text, other) for n, text in enumerate(TEXTS) for other in TEXTS]
 
-    def test_it_keeps_a_row_or_says_why_not_in_a_few_words(self) -> None:
+    def test_it_keeps_a_row_or_gives_a_short_reason(self) -> None:
         one = self.make()
         for row in self.rows():
             reason = one.reason(row)
             assert reason is None or (isinstance(reason, str) and 0 < len(reason.strip()) <= 200)
 
-    def test_it_says_the_same_of_the_same_row(self) -> None:
+    def test_it_is_deterministic(self) -> None:
         first, second = self.make(), self.make()
         rows = self.rows()
         assert [first.reason(row) for row in rows] == [second.reason(row) for row in reversed(rows)][::-1]
 
     def test_its_reasons_can_be_counted(self) -> None:
-        """A row's own details in a reason would make as many reasons as rows."""
+        """Reasons must not contain a row's own details, or there would be as many reasons as rows."""
         one = self.make()
         reasons = {reason for row in self.rows() if (reason := one.reason(row))}
         assert len(reasons) <= len(self.rows()) / 2
 
 
 class JudgeContract:
-    """What a referee relies on in a judge."""
+    """The properties of a judge that a referee relies on."""
 
     def make(self) -> Judge:
         raise NotImplementedError("return the judge under test")
 
     def good_replies(self, questions: int) -> Sequence[str]:
-        """As many replies as there are questions, from which a verdict can be read."""
+        """A readable reply to each of `questions` questions."""
         raise NotImplementedError("return replies that the judge can read")
 
     def comparisons(self) -> list[Comparison]:
         return [Comparison(f"{n:016x}", text, TEXTS[0], text) for n, text in enumerate(TEXTS)]
 
-    def test_it_asks_something_and_the_same_each_time(self) -> None:
+    def test_its_questions_are_deterministic_and_not_empty(self) -> None:
         first, second = self.make(), self.make()
         for comparison in self.comparisons():
             questions = list(first.questions(comparison))
@@ -160,23 +160,23 @@ class JudgeContract:
             assert isinstance(found, Judgement)
             assert math.isfinite(found.gap)
 
-    def test_what_cannot_be_read_is_a_reason_and_no_exception(self) -> None:
+    def test_unreadable_replies_give_a_reason_and_no_exception(self) -> None:
         judge = self.make()
         for comparison in self.comparisons():
             count = len(list(judge.questions(comparison)))
             for text in ("", "\x00", "[" * 2000, "I would rather not say."):
                 found = judge.read(comparison, [text] * count)
                 assert isinstance(found, Judgement) or (isinstance(found, str) and found.strip())
-            assert isinstance(judge.read(comparison, [""] * count), str), "nothing is no verdict"
+            assert isinstance(judge.read(comparison, [""] * count), str), "empty replies give no verdict"
 
 
 class PromptSourceContract:
-    """What the teacher's proxy relies on in a prompt source."""
+    """The properties of a prompt source that a teacher relies on."""
 
     def make(self) -> PromptSource:
         raise NotImplementedError("return the source under test")
 
-    def test_messages_are_texts_and_the_last_is_the_user_s(self) -> None:
+    def test_messages_are_strings_and_the_last_is_the_user_s(self) -> None:
         source = self.make()
         for number, text in enumerate(TEXTS):
             messages = source.messages(Prompt(f"{number:016x}", text))
@@ -184,7 +184,7 @@ class PromptSourceContract:
             assert all(isinstance(one["role"], str) and isinstance(one["content"], str) for one in messages)
             assert messages[-1]["role"] == "user"
 
-    def test_an_instruction_is_asked_in_the_same_words_each_time(self) -> None:
+    def test_its_messages_are_deterministic(self) -> None:
         first, second = self.make(), self.make()
         for number, text in enumerate(TEXTS):
             prompt = Prompt(f"{number:016x}", text)

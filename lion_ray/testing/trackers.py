@@ -1,4 +1,4 @@
-"""Tests for plug-ins: what every tracker has to pass. Inherit from `TrackerContract`, in a test module of pytest's.
+"""Contract tests for trackers. Inherit from `TrackerContract` in a pytest module:
 
     class TestMine(TrackerContract):
         def make(self, folder):
@@ -7,7 +7,7 @@
         def read(self, folder):
             return {"training/loss": [(1, 2.0), …], …}
 
-This module needs pytest's `tmp_path` and nothing else of it.
+Of pytest, this module needs only the fixture `tmp_path`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tr
 from lion_ray.tracking.fan_out import Named, Trackers
 
 Points = dict[str, list[tuple[int, float]]]
-"""By name: (step, iteration or second; value), in order."""
+"""By metric: (x, value) pairs in order, where x is a step, an iteration or a second."""
 STEPS = 6
-"""Of each iteration that learns."""
+"""Training steps of each iteration."""
 BEGAN = 1_800_000_000.0
 
 
 class TrackerContract:
-    """What holds of every tracker, whatever it writes to."""
+    """The properties that a run relies on in every tracker."""
 
     def make(self, folder: Path) -> Tracker:
-        """A tracker that keeps what it is told in or below `folder`."""
+        """A tracker that stores its data in or below `folder`."""
         raise NotImplementedError
 
     def read(self, folder: Path) -> Points | None:
-        """What stands there, by the names that `tracking.numbers` gives; None where it cannot be read back."""
+        """The stored data, by the names of `tracking.numbers`; None if it cannot be read back."""
         raise NotImplementedError
 
-    def test_a_whole_run_is_there(self, tmp_path: Path) -> None:
+    def test_a_whole_run_is_recorded(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path)
         found = self.read(tmp_path)
         if found is None:
@@ -46,43 +46,43 @@ class TrackerContract:
         assert found["training/loss"] == [(n, 2.0**-n) for n in range(1, 2 * STEPS + 1)], "every step, once, in order"
         assert found["training/learning_rate"][0] == (1, 0.5)
         assert [step for step, _ in found["training/tokens_per_second"]] == list(range(1, 2 * STEPS + 1))
-        assert found["iteration/heldout_loss"] == [(1, 0.5), (2, 0.25)], "the base model has learned nothing"
+        assert found["iteration/heldout_loss"] == [(1, 0.5), (2, 0.25)], "the base model was not trained"
         assert [number for number, _ in found["iteration/checks"]] == [0, 1, 2]
         assert found["iteration/quality_heldout"] == [(0, 0.5), (1, 0.75), (2, 0.875)]
         assert found["iteration/train_rows"] == [(1, 40.0), (2, 8.0)]
         assert found["iteration/acceptance"] == [(1, 0.5)]
         assert found["spend/usd"][-1][1] == 0.75
 
-    def test_a_resumed_run_goes_on_without_doubles(self, tmp_path: Path) -> None:
+    def test_a_resumed_run_continues_without_duplicates(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path, items=4, error=BudgetError("the budget is spent"))
         tell(self.make(tmp_path), tmp_path, items=STEPS + 2, attempt=2)
-        self.test_a_resumed_run_is_whole(tmp_path)
+        self.test_a_resumed_run_is_complete(tmp_path)
 
-    def test_an_attempt_that_did_nothing_leaves_no_trace(self, tmp_path: Path) -> None:
+    def test_an_attempt_without_progress_adds_nothing(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path)
         tell(self.make(tmp_path), tmp_path, attempt=2, error=KeyboardInterrupt())
-        self.test_a_resumed_run_is_whole(tmp_path)
+        self.test_a_resumed_run_is_complete(tmp_path)
 
-    def test_a_resumed_run_is_whole(self, tmp_path: Path) -> None:
+    def test_a_resumed_run_is_complete(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path, attempt=3)
         found = self.read(tmp_path)
         if found is not None:
             assert [step for step, _ in found["training/loss"]] == list(range(1, 2 * STEPS + 1))
             assert [number for number, _ in found["iteration/checks"]] == [0, 1, 2]
 
-    def test_another_run_of_the_same_name_is_another(self, tmp_path: Path) -> None:
+    def test_a_new_run_of_the_same_name_starts_empty(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path)
         tracker = self.make(tmp_path)
         held = tracker.begin(info(tmp_path, attempt=1, identity="ffff0000"))
         tracker.end(Outcome())
-        assert held in (None, Held()), "it holds nothing of a run that is new"
+        assert held in (None, Held()), "a tracker has no data of a new run"
 
-    def test_it_takes_an_empty_attempt(self, tmp_path: Path) -> None:
+    def test_it_accepts_an_empty_attempt(self, tmp_path: Path) -> None:
         tell(self.make(tmp_path), tmp_path, items=0, error=BudgetError("the budget is spent"))
 
 
 def info(folder: Path, *, attempt: int, identity: str = "0a1b2c3d") -> RunInfo:
-    """A run to tell a tracker of."""
+    """A run's description for a tracker."""
     config = {"run_name": "small", "iterations": 1, "imitation": {"epochs": 3}, "tracking": []}
     return RunInfo(identity, "small", str(folder / "run"), attempt, BEGAN, config)
 
@@ -90,11 +90,11 @@ def info(folder: Path, *, attempt: int, identity: str = "0a1b2c3d") -> RunInfo:
 def tell(
     tracker: Tracker, folder: Path, *, items: int | None = None, attempt: int = 1, error: BaseException | None = None
 ) -> Sequence[str]:
-    """Tell a tracker of a run of two imitations, as a run does; what the run's log had to say.
+    """Send a run of two iterations to a tracker, as a run does; returns the lines of the run's log.
 
-    `items`: only so many steps and results have been by then; None: all of them.
+    `items`: how many steps and results exist at the end of the attempt; None: all.
     """
-    said: list[str] = []
+    logged: list[str] = []
     trackers = Trackers([Named("it", tracker)], pauses_s=())
     run = info(folder, attempt=attempt)
 
@@ -104,16 +104,16 @@ def tell(
             if new:
                 yield one
 
-    trackers.begin(run, history, said.append)
-    trackers._tell("stage", StageEvent("iteration 1: fine-tuning", "began", 0, STEPS, "steps", 0.0))
+    trackers.begin(run, history, logged.append)
+    trackers._enqueue("stage", StageEvent("iteration 1: fine-tuning", "began", 0, STEPS, "steps", 0.0))
     trackers.spend(Spend(BEGAN + 10 * attempt, 0.75, 0.0, 10, 0, 1, 100, 50, 2))
     trackers.end(Outcome(error=error), within_s=300)
-    assert not said, said
-    return said
+    assert not logged, logged
+    return logged
 
 
 def the_run() -> list[TrainingStep | IterationResult]:
-    """The base model, then two iterations of `STEPS` steps each and their results."""
+    """The base model's result, then two iterations of `STEPS` steps and a result each."""
     found: list[TrainingStep | IterationResult] = [result(0)]
     for iteration in (1, 2):
         for n in range(1, STEPS + 1):
@@ -126,7 +126,7 @@ def the_run() -> list[TrainingStep | IterationResult]:
 
 
 def result(iteration: int) -> IterationResult:
-    """What an iteration came to."""
+    """An iteration's result."""
     share = 1 - 0.5 ** (iteration + 1)
     interval = {"low": share - 0.1, "high": share + 0.1}
     return IterationResult(

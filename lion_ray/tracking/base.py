@@ -113,7 +113,7 @@ class Outcome:
 class Tracker:
     """Receives a run's metrics. Inherit from it and override the methods that you need; by default they do nothing.
 
-    The first error of a tracker is logged; a failed call is retried shortly after.
+    The first error of a tracker is logged; a failed call is retried soon after.
     """
 
     def begin(self, run: RunInfo) -> Held | None:

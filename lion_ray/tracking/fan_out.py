@@ -53,11 +53,11 @@ class Trackers:
     def __init__(self, trackers: Sequence[Named] = (), *, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._named = tuple(trackers)
         self._pauses_s = pauses_s
-        self._threads: list[_Teller] = []
+        self._threads: list[_TrackerThread] = []
         self._spend: Spend | None = None
         """The latest one."""
-        self._spend_told: Spend | None = None
-        self._spend_told_at = 0.0
+        self._spend_sent: Spend | None = None
+        self._spend_sent_at = 0.0
         self._say: Callable[[str], None] = lambda _: None
         self._seen: set[int] = set()
 
@@ -68,7 +68,7 @@ class Trackers:
     def begin(self, run: RunInfo, history: History, say: Callable[[str], None]) -> None:
         """Start the trackers' threads; returns at once. `say` is called with a line for each problem."""
         self._say = say
-        self._threads = [_Teller(one, run, history, say, self._pauses_s) for one in self._named]
+        self._threads = [_TrackerThread(one, run, history, say, self._pauses_s) for one in self._named]
 
     def wake(self) -> None:
         """Signal new data in the run's folder."""
@@ -92,17 +92,17 @@ class Trackers:
             seconds=round(stage.seconds(), 3),
             counts=dict(stage.counts),
         )
-        self._tell("stage", event)
+        self._enqueue("stage", event)
 
     def spend(self, spend: Spend) -> None:
         """The endpoints' cost so far; reported every `SPEND_S` seconds."""
         self._spend = spend
-        if time.monotonic() - self._spend_told_at > SPEND_S:
-            self._tell_spend()
+        if time.monotonic() - self._spend_sent_at > SPEND_S:
+            self._send_spend()
 
     def end(self, outcome: Outcome, within_s: float = END_S) -> None:
         """Send the rest, and the end of the attempt; returns after `within_s` at the latest."""
-        self._tell_spend()
+        self._send_spend()
         for one in self._threads:
             one.finish(outcome)
         until = time.monotonic() + within_s
@@ -112,18 +112,18 @@ class Trackers:
                 self._say(f"tracker {one.name}: it did not finish within {within_s:.0f} s and is abandoned")
         self._threads = []
 
-    def _tell_spend(self) -> None:
-        known, now = self._spend_told, self._spend
+    def _send_spend(self) -> None:
+        known, now = self._spend_sent, self._spend
         if now is not None and (known is None or replace(known, time=now.time) != now):
-            self._spend_told, self._spend_told_at = now, time.monotonic()
-            self._tell("spend", now)
+            self._spend_sent, self._spend_sent_at = now, time.monotonic()
+            self._enqueue("spend", now)
 
-    def _tell(self, method: str, event: StageEvent | Spend) -> None:
+    def _enqueue(self, method: str, event: StageEvent | Spend) -> None:
         for one in self._threads:
-            one.tell(method, event)
+            one.enqueue(method, event)
 
 
-class _Teller(threading.Thread):
+class _TrackerThread(threading.Thread):
     """One tracker's thread; it starts at once."""
 
     def __init__(
@@ -139,9 +139,9 @@ class _Teller(threading.Thread):
         self._woken = threading.Event()
         self._ending = threading.Event()
         self._outcome: Outcome | None = None
-        self._told = False
+        self._logged = False
         """Whether a failure was logged."""
-        self._well = True
+        self._healthy = True
         """Whether the last call succeeded; after a failed one, calls are not retried."""
         self._missed = 0
         self.wake()
@@ -150,7 +150,7 @@ class _Teller(threading.Thread):
     def wake(self) -> None:
         self._woken.set()
 
-    def tell(self, method: str, event: StageEvent | Spend) -> None:
+    def enqueue(self, method: str, event: StageEvent | Spend) -> None:
         self._events.append((method, event))
         self.wake()
 
@@ -167,7 +167,7 @@ class _Teller(threading.Thread):
             held = self._tracker.begin(self._run) or Held()
 
         if not self._call(begin):
-            self._say(f"tracker {self.name}: it did not begin, and is not used in this attempt")
+            self._say(f"tracker {self.name}: it failed to start, and is not used in this attempt")
             return
         while True:
             self._woken.wait()
@@ -200,7 +200,7 @@ class _Teller(threading.Thread):
 
     def _call(self, what: Callable[..., Any], *arguments: Any) -> bool:
         """Make a call, with retries; returns whether it succeeded."""
-        for pause_s in (*self._pauses_s, None) if self._well else (None,):
+        for pause_s in (*self._pauses_s, None) if self._healthy else (None,):
             try:
                 what(*arguments)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a tracker may raise anything
@@ -208,13 +208,13 @@ class _Teller(threading.Thread):
                 if pause_s is not None:
                     self._ending.wait(pause_s)
             else:
-                self._well = True
+                self._healthy = True
                 return True
-        self._well = False
+        self._healthy = False
         self._missed += 1
         return False
 
     def _fail(self, error: BaseException) -> None:
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             self._say(f"tracker {self.name}: {in_one_line(error)}; the run continues without waiting for it")

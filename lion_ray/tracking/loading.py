@@ -21,7 +21,7 @@ def load_trackers(
     """The trackers of a configuration, ready to begin; nothing is opened or sent.
 
     Args:
-        base_dir: the configuration file's folder, where the user's own modules are looked for.
+        base_dir: the configuration file's folder, where the user's own modules are searched.
         key: the configuration key of the list, for errors.
         root: the run's folder.
 
@@ -38,24 +38,24 @@ def _load(config: TrackingConfig, base_dir: Path, key: str, root: str) -> Tracke
     if isinstance(config, TensorBoardTracking):
         from lion_ray.tracking.tensorboard import TensorBoard
 
-        _want(key, "tensorboard", "tensorboard")
+        _require(key, "tensorboard", "tensorboard")
         where = config.folder or root
         if "://" in where:
             raise ConfigError(
-                f"{key}.folder: TensorBoard's files go to a local folder, not to {without_secrets(where)}; give one"
+                f"{key}.folder: TensorBoard's files need a local folder, not {without_secrets(where)}; set this key"
             )
         return TensorBoard(config.folder)
     if isinstance(config, WandbTracking):
         from lion_ray.tracking.wandb import Wandb
 
-        _want(key, "wandb", "wandb")
+        _require(key, "wandb", "wandb")
         if config.mode == "online" and not os.environ.get("WANDB_API_KEY"):
             raise ConfigError(f"{key}: WANDB_API_KEY is not set; export it, or set {key}.mode to offline")
         return Wandb(config.project, config.entity, config.mode)
     if isinstance(config, MlflowTracking):
         from lion_ray.tracking.mlflow import Mlflow
 
-        _want(key, "mlflow", "mlflow")
+        _require(key, "mlflow", "mlflow")
         uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             raise ConfigError(f"{key}.tracking_uri: missing; give the server's address, or export MLFLOW_TRACKING_URI")
@@ -64,7 +64,7 @@ def _load(config: TrackingConfig, base_dir: Path, key: str, root: str) -> Tracke
     return made
 
 
-def _want(key: str, module: str, extra: str) -> None:
+def _require(key: str, module: str, extra: str) -> None:
     try:
         found = find_spec(module)
     except (ImportError, ValueError):

@@ -2,7 +2,7 @@
 
 Invariants:
 - All attempts log to one MLflow run, which is found by a tag with the run's id.
-- The server is asked what it has already, and that is not logged again.
+- Existing data is read from the server and not logged again.
 - One request carries many steps, so that a distant server does not slow the tracker.
 - MLflow's state in this process is not changed (no active run, no global address).
 

@@ -2,7 +2,7 @@
 
 Invariants:
 - All attempts log to one W&B run, which is resumed; its id is the run's name and id.
-- Existing data is not logged again: it is known from the server and, for offline runs, from a note beside W&B's files.
+- Existing data is not logged again: the position comes from the server or, offline, from a file beside W&B's.
 - Only metrics and the configuration are sent: no console output, no code, no data about the machine or git.
 - The key comes from WANDB_API_KEY, and the folder of W&B's files from WANDB_DIR.
 """
@@ -70,11 +70,11 @@ class Wandb(Tracker):
 
     def step(self, step: TrainingStep) -> None:
         self._run.log(step_numbers(step) | {"_timestamp": step.time})
-        self._note_down(self._held._replace(step=step.number))
+        self._save_position(self._held._replace(step=step.number))
 
     def iteration(self, result: IterationResult) -> None:
         self._run.log(result_numbers(result))
-        self._note_down(self._held._replace(iteration=result.iteration))
+        self._save_position(self._held._replace(iteration=result.iteration))
 
     def spend(self, spend: Spend) -> None:
         self._run.log(spend_numbers(spend, self._began))
@@ -82,7 +82,7 @@ class Wandb(Tracker):
     def end(self, outcome: Outcome) -> None:
         self._run.finish(exit_code=0 if outcome.error is None else 1)
 
-    def _note_down(self, held: Held) -> None:
+    def _save_position(self, held: Held) -> None:
         self._held = held
         aside = self._note.with_suffix(".new")
         aside.write_text(json.dumps(held))

@@ -78,7 +78,7 @@ async def test_a_part_of_it_what_failed_and_what_cannot_be_scored(stub: StubAPI,
     assert check_notes(found.json)[0].startswith("not scored: 2 of 6 (1 × no answer: ")
     limited = await check_suite(replace(plan, limit=2), place(tmp_path, target), quiet())
     assert limited.json["checks"]["rows"] == 2
-    assert check_notes(limited.json)[-1] == "2 of the suite's 6 rows were asked"
+    assert check_notes(limited.json)[-1] == "only 2 of the suite's 6 rows were used"
 
 
 async def test_what_ends_it_in_one_line(stub: StubAPI, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_what_ends_it_in_one_line(stub: StubAPI, tmp_path: Path) -> None:
     assert stub.stats()["total"] == 0, "nothing was bought"
     (tmp_path / "own_checks_eval.py").write_text("def bad(i, a, r):\n    raise ValueError(a)\n")
     broken = suite(tmp_path, checks=[{"import_path": "own_checks_eval:bad"}])
-    with pytest.raises(DataError, match=r"not one of 8 answers could be scored: 1 × check bad: raised ValueError"):
+    with pytest.raises(DataError, match=r"none of 8 answers could be scored: 1 × check bad: raised ValueError"):
         await check_suite(own_suite(broken, target, None, None), where, quiet())
     with pytest.raises(BudgetError, match="raise --budget"):
         await check_suite(

@@ -200,7 +200,7 @@ async def test_answers_that_are_missing_are_counted(stub: StubAPI, tmp_path: Pat
 async def test_not_one_question_was_scored(stub: StubAPI, tmp_path: Path, questions: Path) -> None:
     stub.answer = lambda body: Answer("I would rather not say.")
     plan = pairwise(stub, questions, "1")
-    with pytest.raises(DataError, match="not one of 6 questions could be scored: 6 × verdict without readable scores"):
+    with pytest.raises(DataError, match="none of 6 questions could be scored: 6 × verdict without readable scores"):
         await compare(plan, place(tmp_path, plan.target), quiet())
 
 

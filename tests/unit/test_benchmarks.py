@@ -150,7 +150,7 @@ def test_outputs_that_cannot_be_used(two_tasks: Path, tmp_path: Path, lines: lis
 def test_a_file_that_is_not_whole(two_tasks: Path) -> None:
     whole = json.loads((two_tasks / "snarks.json").read_text())
     (two_tasks / "snarks.json").write_text(json.dumps({"examples": whole["examples"][:-1]}))
-    with pytest.raises(DataError, match=r"snarks\.json: 177 questions, and snarks has 178"):
+    with pytest.raises(DataError, match=r"snarks\.json: 177 questions, but snarks has 178"):
         load_suite("bbh", two_tasks)
     with pytest.raises(DataError, match="it has no file of agieval"):
         load_suite("agieval", two_tasks)

@@ -114,7 +114,7 @@ def test_a_hub_with_other_rows() -> None:
     def several(repository: str, rows: list[dict[str, Any]]) -> None:
         rows[3] = rows[3] | {"gold": [0, 1]}
 
-    with pytest.raises(DataError, match="SaylorTwift/bbh: 249 questions, and boolean_expressions has 250"):
+    with pytest.raises(DataError, match="SaylorTwift/bbh: 249 questions, but boolean_expressions has 250"):
         load_from_hub("bbh", hub(fewer))
     with pytest.raises(DataError, match="SaylorTwift/bbh, boolean_expressions, row 3: unexpected format"):
         load_from_hub("bbh", hub(other))

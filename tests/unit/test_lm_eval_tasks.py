@@ -66,7 +66,7 @@ def test_questions_and_letters_are_those_of_the_suite(tmp_path: Path, monkeypatc
     for way in ("published", "standing"):
         mean = sum(utils.letters(row, [said[row["id"]]])[way] for row in rows) / len(rows)
         assert mean == score("bbh", loaded, said, way).mean
-    with pytest.raises(ConfigError, match="snarks's file is not there"):
+    with pytest.raises(ConfigError, match="the file of snarks is missing"):
         utils.questions("bbh", "snarks")
     monkeypatch.delenv("LION_BBH")
     with pytest.raises(ConfigError, match="LION_BBH is not set"):

@@ -80,7 +80,7 @@ def test_an_address(tmp_path: Path) -> None:
     assert participant.config.api_key_env == "MY_KEY"
     assert (participant.label, participant.temperature, participant.max_tokens) == ("org-big-8b", 0.7, 1024)
     assert find("http://192.0.2.1/v1", model="big").config == find("http://192.0.2.1/v1#big").config
-    with pytest.raises(ConfigError, match="which of its models"):
+    with pytest.raises(ConfigError, match="name its model"):
         find("http://192.0.2.1/v1")
     with pytest.raises(ConfigError) as caught:
         find("http://192.0.2.1/v1#big", api_key_env="sk-planted-key")

@@ -52,9 +52,9 @@ def test_rows_of_equal_text_are_two_questions(tmp_path: Path) -> None:
         ({"id": "b"}, "own.jsonl:2: no text"),
         ({"text": "Why?"}, "own.jsonl:2: no id"),
         ({"id": True, "text": "Why?"}, "own.jsonl:2: no id"),
-        ({"id": "a", "text": "Why?"}, "own.jsonl:2: the id a is there twice"),
+        ({"id": "a", "text": "Why?"}, "own.jsonl:2: duplicate id a"),
         ({"id": "b", "text": 3}, "own.jsonl:2: 'text' is not a string but int"),
-        ({"id": "b", "text": "Why?", "category": 3}, "own.jsonl:2: category: a text is wanted"),
+        ({"id": "b", "text": "Why?", "category": 3}, "own.jsonl:2: `category` must be a string"),
         ({"id": "b", "turns": ["Why?", "Really?"]}, "own.jsonl:2: 2 turns"),
         ({"id": "b", "text": "\ud800"}, "own.jsonl:2: 'text' holds a lone surrogate"),
         ([], "own.jsonl:2: not a JSON object"),
@@ -69,7 +69,7 @@ def test_rows_that_are_no_questions(tmp_path: Path, row: Any, said: str) -> None
 
 def test_a_known_suite_is_whole(tmp_path: Path) -> None:
     path = written(tmp_path / "question.jsonl", {"question_id": 1, "text": "Why?"})
-    with pytest.raises(DataError, match="1 questions, and vicuna80 has 80"):
+    with pytest.raises(DataError, match="1 questions, but vicuna80 has 80"):
         read_questions("vicuna80", path)
     with pytest.raises(ConfigError, match=r"--suite user252 needs its questions: --questions FILE \(human_eval/user_"):
         read_questions("user252", None)
@@ -101,8 +101,8 @@ def test_recorded_answers_go_by_id(tmp_path: Path) -> None:
     assert {one: answer.text for one, answer in answers.items()} == {"1": "Because.", "2": None}
     assert answers["2"].reason == "empty answer"
     for row, said in [
-        ({"id": "4", "text": "x"}, "answers.jsonl:3: the id 4 is none of the suite's questions"),
-        ({"id": "1", "text": "x"}, "answers.jsonl:3: the id 1 is there twice"),
+        ({"id": "4", "text": "x"}, "answers.jsonl:3: the suite has no question with id 4"),
+        ({"id": "1", "text": "x"}, "answers.jsonl:3: duplicate id 1"),
         ({"id": "3"}, "answers.jsonl:3: not"),
     ]:
         with pytest.raises(DataError) as caught:

@@ -43,7 +43,7 @@ class TestTensorBoard(TrackerContract):
         killed.flush()
         (file,) = (tmp_path / "logs" / "small-0a1b2c3d").iterdir()
         file.write_bytes(file.read_bytes()[:-20])  # in the middle of a record
-        self.test_a_resumed_run_is_whole(tmp_path)
+        self.test_a_resumed_run_is_complete(tmp_path)
 
 
 class TestMlflow(TrackerContract):
@@ -108,7 +108,7 @@ class TestWandb(TrackerContract):
         import socket
         import sys
 
-        self.test_a_whole_run_is_there(tmp_path)  # and all of it is written then
+        self.test_a_whole_run_is_recorded(tmp_path)  # and all of it is written then
         sent = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*.wandb"))
         assert b"small-0a1b2c3d" in sent
         # A short host name may stand in any file by chance.

@@ -150,7 +150,7 @@ def test_one_that_does_not_begin_is_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     faulty = Faulty("begin", 10_000)
     _whole(Trackers([Named("faulty", faulty)], pauses_s=()), tmp_path, said)
-    assert said[1:] == ["tracker faulty: it did not begin, and is not used in this attempt"]
+    assert said[1:] == ["tracker faulty: it failed to start, and is not used in this attempt"]
     assert faulty.told == []
 
 

@@ -1,9 +1,9 @@
-"""Answers to open questions: recorded ones, or bought from an endpoint.
+"""Answers to open questions: recorded ones, or an endpoint's.
 
 Invariants:
 - An answer belongs to the question with its id; an unknown or duplicate recorded id is an error.
-- A missing answer is never replaced by anything, and its reason is kept.
-- Two questions of equal text send equal requests, which are bought once; they stay two rows.
+- A missing answer is never replaced, and its reason is kept.
+- Two questions of equal text send equal requests, which are sent once; they stay two rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]
     """Recorded answers by question id, from rows with an ``id`` (or ``question_id``) and a ``text``.
 
     Args:
-        known: every question of the suite, including those that are not asked now.
+        known: all questions of the suite, including those not used now.
 
     Raises:
         DataError: a row is invalid, its id is a duplicate or unknown; with the file and the line.
@@ -52,13 +52,13 @@ def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]
     for row in rows_of(str(path), Path()):
         one, text = id_of(row), row.value.get("text")
         if not isinstance(text, str):
-            raise DataError(f'{row.where}: not {{"id": …, "text": …}}: text must be a text')
+            raise DataError(f'{row.where}: not {{"id": …, "text": …}}: text must be a string')
         if one in answers:
-            raise DataError(f"{row.where}: the id {one} is there twice")
+            raise DataError(f"{row.where}: duplicate id {one}")
         if one not in ids:
-            raise DataError(f"{row.where}: the id {one} is none of the suite's questions")
-        said = without_thoughts(text)
-        answers[one] = Answer(said) if said.strip() else Answer(None, "empty answer")
+            raise DataError(f"{row.where}: the suite has no question with id {one}")
+        answer = without_thoughts(text)
+        answers[one] = Answer(answer) if answer.strip() else Answer(None, "empty answer")
     return answers
 
 

@@ -35,7 +35,7 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class OpenQuestion:
-    """One question without a right answer."""
+    """One question without a single right answer."""
 
     id: str
     text: str
@@ -65,11 +65,11 @@ def read_questions(suite: str, path: Path | None) -> list[OpenQuestion]:
     for row in rows_of(str(path), Path()):
         question = _question(row)
         if question.id in questions:
-            raise DataError(f"{row.where}: the id {question.id} is there twice")
+            raise DataError(f"{row.where}: duplicate id {question.id}")
         questions[question.id] = question
     if suite in KNOWN and len(questions) != KNOWN[suite]:
         raise DataError(
-            f"{path}: {len(questions)} questions, and {suite} has {KNOWN[suite]}; is the file whole? "
+            f"{path}: {len(questions)} questions, but {suite} has {KNOWN[suite]}; is the file complete? "
             "(--suite FILE takes any number)"
         )
     return list(questions.values())
@@ -105,10 +105,10 @@ def each(items: Iterable[T], limit: int | None, key: Callable[[T], str], group: 
 
 
 def id_of(row: SourceRow) -> str:
-    """A row's ``id`` or ``question_id``, a text or a whole number, as a text.
+    """A row's ``id`` or ``question_id``, a string or an integer, as a string.
 
     Raises:
-        DataError: the row is no object, or has none.
+        DataError: the row is not an object, or has no id.
     """
     if row.problem is not None:
         raise DataError(f"{row.where}: {row.problem}")
@@ -116,7 +116,7 @@ def id_of(row: SourceRow) -> str:
         raise DataError(f"{row.where}: not a JSON object")
     found = row.value.get("id", row.value.get("question_id"))
     if not isinstance(found, int | str) or isinstance(found, bool) or found == "":
-        raise DataError(f"{row.where}: no id; every row needs an `id` (or `question_id`) of its own")
+        raise DataError(f"{row.where}: no id; every row needs a unique `id` (or `question_id`)")
     return str(found)
 
 
@@ -124,10 +124,10 @@ def _question(row: SourceRow) -> OpenQuestion:
     one, value = id_of(row), row.value
     text = _text(row, value)
     if not text:
-        raise DataError(f"{row.where}: no text; a question has a `text`, or an `instruction`")
+        raise DataError(f"{row.where}: no text; a question needs a `text` or an `instruction`")
     category = value.get("category", value.get("motivation_app")) or ""
     if not isinstance(category, str):
-        raise DataError(f"{row.where}: category: a text is wanted")
+        raise DataError(f"{row.where}: `category` must be a string")
     return OpenQuestion(one, text, category)
 
 
@@ -135,7 +135,7 @@ def _text(row: SourceRow, value: dict[str, Any]) -> str:
     turns = value.get("turns")
     if isinstance(turns, list):
         if len(turns) != 1:
-            raise DataError(f"{row.where}: {len(turns)} turns; only questions of one turn can be asked")
+            raise DataError(f"{row.where}: {len(turns)} turns; only questions of one turn are supported")
         return _string(row, "turns", turns[0])
     if "instruction" not in value:
         return _string(row, "text", value.get("text", ""))
@@ -144,7 +144,7 @@ def _text(row: SourceRow, value: dict[str, Any]) -> str:
     source = instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else value
     key = next((key for key in INPUT_KEYS if source.get(key)), "input")
     extra = _string(row, key, source.get(key) or "")
-    # As pools append an input to its instruction (`pools.read_pool`).
+    # An input is appended to its instruction as in pools (`pools.read_pool`).
     return f"{instruction}\n\n{extra}" if extra and not says_no_input(extra) else instruction
 
 

@@ -1,7 +1,7 @@
 """`lion-ray eval --suite vicuna80 | user252 | FILE`: answers, verdicts, and the result.
 
 Invariants:
-- A question without both answers is counted and not judged; one without readable scores is counted and not scored.
+- A question without both answers is not judged, and one without readable scores is not scored; both are counted.
 - The result file and its rows are written after the last verdict; until then everything is in the journal.
 """
 
@@ -141,7 +141,7 @@ async def compare(plan: PairwisePlan, place: Place, progress: Progress) -> Compa
         place.store.write_json(path := place.name(opened.stem, "json"), result)
     if relative.quality is None:
         counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
-        raise DataError(f"not one of {len(questions)} questions could be scored: {counted} ({place.store.path(path)})")
+        raise DataError(f"none of {len(questions)} questions could be scored: {counted} ({place.store.path(path)})")
     return Compared(result, relative, place.store.path(path))
 
 
@@ -175,11 +175,11 @@ def _rows(
     verdicts: Sequence[Verdict],
     relative: Relative,
 ) -> pa.Table:
-    said: dict[str, list[dict[str, Any]]] = {}
+    by_question: dict[str, list[dict[str, Any]]] = {}
     for verdict in verdicts:
         scores = dict(zip(("reference", "candidate"), verdict.scores or (None, None), strict=True))
         kept = {name: getattr(verdict, name) for name in ("setting", "order", "sample", "review", "reason", "call")}
-        said.setdefault(verdict.question, []).append(kept | scores)
+        by_question.setdefault(verdict.question, []).append(kept | scores)
     rows = [
         {
             "id": question.id,
@@ -192,7 +192,7 @@ def _rows(
             "reference_reason": theirs.reason,
             "reference_call": theirs.call or None,
             "outcome": relative.outcomes.get(question.id),
-            "verdicts": said.get(question.id, []),
+            "verdicts": by_question.get(question.id, []),
         }
         for question, ours, theirs in zip(questions, candidate, reference, strict=True)
     ]

@@ -28,18 +28,18 @@ def notes(found: dict[str, Any]) -> list[str]:
         "without the reference's": without["reference"],
         "without a readable score in some setting": found["unparsed"],
     }
-    said = [f"{count} {what}" for what, count in counts.items() if count]
-    if said:
+    listed = [f"{count} {what}" for what, count in counts.items() if count]
+    if listed:
         lines.append(
-            f"not scored: {', '.join(said)} ({'; '.join(f'{n} × {why}' for why, n in found['reasons'].items())})"
+            f"not scored: {', '.join(listed)} ({'; '.join(f'{n} × {why}' for why, n in found['reasons'].items())})"
         )
     cut = [f"{count} of the {who}'s" for who, count in found["cut_off"].items() if count]
     if cut:
         lines.append(f"answers that were cut off at their length limit: {' and '.join(cut)}")
     if found["questions"] < found["of"]:
-        lines.append(f"{found['questions']} of the suite's {found['of']} questions were asked")
+        lines.append(f"only {found['questions']} of the suite's {found['of']} questions were used")
     if found["paper"]:
-        lines.append("the paper's figures are against ChatGPT, judged by GPT-4: beside others they say little")
+        lines.append("the paper's figures are relative to ChatGPT, judged by GPT-4: not comparable with other settings")
     return lines
 
 
@@ -74,9 +74,9 @@ def _categories(found: dict[str, Any]) -> Table:
 
 def costs_table(found: dict[str, Any]) -> Table:
     """An evaluation's calls, tokens and cost by role."""
-    table = Table(title="what it took", caption="a call that the journal knew was not bought again")
+    table = Table(title="calls and cost", caption="calls that are not new were answered from the journal")
     table.add_column("role")
-    for heading in ("calls", "bought now", "failed", "prompt tokens", "completion tokens", "USD", "USD now"):
+    for heading in ("calls", "new", "failed", "prompt tokens", "completion tokens", "USD", "USD of new"):
         table.add_column(heading, justify="right")
     for role, one in found["cost"].items():
         usd = "–" if one["usd"] is None else f"{one['usd']:,.4f}"

@@ -19,7 +19,7 @@ from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.calls import Call, Failure, Outcome
 
 ATTEMPT = 1000
-"""The offset of an attempt in a sample's ordinal; larger than any number of samples."""
+"""An attempt's offset in a call's ordinal; larger than any number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ async def ask_verdicts(
     """A verdict on every pair, for each setting, order and sample. Raises as `Asked.ask`.
 
     Args:
-        judge: with a referee's template.
+        judge: a participant with a referee's template.
     """
     slots = [
         (pair, setting, order, sample)
@@ -52,8 +52,8 @@ async def ask_verdicts(
         if not left:
             break
         calls = [_call(asked, judge, *slots[place], attempt, stage) for place in left]
-        again = "" if not attempt else ", again where nothing could be read"
-        for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{again}"), strict=True):
+        retry = ", retrying unreadable verdicts" if attempt else ""
+        for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{retry}"), strict=True):
             pair, setting, order, sample = slots[place]
             verdicts[place] = _verdict(pair, setting.number, order, sample, outcome)
         # Failed calls were already retried by the gateway.
