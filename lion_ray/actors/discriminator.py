@@ -48,11 +48,13 @@ class Job:
     imitation: ImitationConfig
     prompt: str
     seed: int
+    gpus: float | None = None
+    """GPUs of a training worker; None: one."""
 
 
 def rewarded_by_discriminator(job: Job) -> Any:
     """A Ray reference to the discriminator's metrics, once the rewards are written."""
-    gpus = 1 if wants_gpu(job.imitation.use_gpu) else 0
+    gpus = (job.gpus or 1.0) if wants_gpu(job.imitation.use_gpu) else 0.0
     return _reward.options(num_cpus=job.imitation.num_cpus, num_gpus=gpus).remote(job)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lion_ray.config import EndpointConfig
-from lion_ray.gateway.calls import Call
+from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.spread import REST_S, Spread
@@ -26,12 +26,12 @@ async def test_calls_are_shared_among_addresses_and_an_address_that_is_gone_is_l
         client = connect(urls, base_url=None)
         calls = [Call(({"role": "user", "content": f"question {number}"},), 20) for number in range(30)]
         outcomes = await asyncio.gather(*map(client.complete, calls))
-        assert all(outcome.key and outcome.text for outcome in outcomes)
+        assert all(isinstance(outcome, Completion) and outcome.text for outcome in outcomes)
         shares = [len(one.requests) for one in (stub, other)]
         assert sum(shares) == 30
         assert min(shares) >= 5
         again = await asyncio.gather(*map(client.complete, calls))
-        assert [outcome.text for outcome in again] == [outcome.text for outcome in outcomes]
+        assert [outcome.key for outcome in again] == [outcome.key for outcome in outcomes]
         assert sum(len(one.requests) for one in (stub, other)) == 30, "the journal knows no addresses"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -34,10 +36,10 @@ def test_wins_ties_and_losses() -> None:
 
 def test_a_judge_that_likes_length_is_seen_through() -> None:
     rng = np.random.default_rng(5)
-    longer = rng.normal(200, 100, 1500)
+    longer: Any = np.asarray(rng.normal(200, 100, 1500))
     odds = -0.8 + 2.0 * np.tanh(longer / longer.std())  # at equal length 31 %
-    worth = (rng.random(1500) < 1 / (1 + np.exp(-odds))).astype(float)
-    found = length_controlled(worth, longer, seed=1)
+    worth: Any = (rng.random(1500) < 1 / (1 + np.exp(-odds))).astype(np.float64)
+    found = length_controlled(np.asarray(worth, np.float64), longer, seed=1)
     assert worth.mean() > 0.6
     assert found.value == pytest.approx(1 / (1 + np.exp(0.8)), abs=0.08)
     assert found.low < found.value < found.high < 0.5

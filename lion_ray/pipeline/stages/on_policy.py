@@ -175,6 +175,7 @@ async def discriminate(run: Run, iteration: int, number: int, reward: Discrimina
         imitation=run.config.imitation,
         prompt=run.config.student.prompt,
         seed=derive_seed(run.config.seed, "discriminator", iteration, number),
+        gpus=run.worker_gpus,
     )
     found = await run.progress.waiting(rewarded_by_discriminator(job), title)
     rewards.commit({"parts": 1} | found | since(began))
