@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lion_ray.config import RunConfig, check_name
+from lion_ray.core import layout
 from lion_ray.core.records import (
     ANSWER,
     CANDIDATE,
@@ -32,6 +33,7 @@ from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.discrimination.checks import load_checks
 from lion_ray.discrimination.quality import relative_quality
 from lion_ray.discrimination.scores import is_hard
+from lion_ray.discrimination.win_rate import heldout_figures
 from lion_ray.evaluation.check_scores import checked_rows, counts, describe
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal import Journal
@@ -199,7 +201,20 @@ class RunFolder:
             "relative_quality": quality and {"ratio": quality.ratio, "low": quality.low, "high": quality.high},
             "order_flips": 1,
         }
+        if folder == "heldout":
+            before = self.store.stage(f"iteration-{iteration - 1}/heldout/verdicts")
+            earlier = before.read(len(sizes)) if iteration else None
+            answers = self.store.stage("answers-heldout").read(len(sizes))
+            manifest |= heldout_figures(
+                table(verdicts, VERDICT), answers, table(student, ANSWER), earlier, seed=derive_seed(0, name)
+            )
         self._commit(f"{name}/verdicts", manifest | _spent(verdicts))
+
+    def rounds(self, iteration: int, rewards: Sequence[float]) -> None:
+        """An iteration's on-policy rounds, by the mean rewards of each."""
+        told = {"criteria": 40, "criteria_untelling": 12, "answers": 64, "answers_learned": 50, "engine_gap_mean": 2e-6}
+        each = [{"reward": reward} | told for reward in rewards]
+        self._commit(layout.rounds(iteration), {"rows": 8, "rewards": each, "seconds": 30.0})
 
     def check(self, iteration: int | None) -> None:
         """The checks' scores of a checkpoint, or of the teacher (None), as the run store actor writes them."""

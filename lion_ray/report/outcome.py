@@ -17,6 +17,7 @@ from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import Group, flow
+from lion_ray.report.rewards import rewards, win_rates
 from lion_ray.report.words import count, decimal, interval, signed, whole_percent
 
 MANY_PAIRS = 400
@@ -105,7 +106,9 @@ def better(facts: Facts) -> Section:
         else "Not measured: nothing is judged yet.",
     )
     lead = [*_gain_text(facts), *price_texts(facts)]
-    return Section("better", "Did the student improve?", lead, [loss, quality], columns=2)
+    return Section(
+        "better", "Did the student improve?", lead, [loss, quality, *win_rates(facts), *rewards(facts)], columns=2
+    )
 
 
 def scatter(facts: Facts) -> Section:

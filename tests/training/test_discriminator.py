@@ -57,7 +57,7 @@ def test_it_learns_to_tell_teacher_from_student(tiny: Path) -> None:
     found = load(tiny, None, CPU)
     metrics = train(found, groups(), replace(SETTINGS, epochs=8), CPU)
     assert metrics["steps"] == 16
-    assert metrics["right"] > 0.9
+    assert metrics["pairs_right"] > 0.9
     assert metrics["loss"] < math.log(2)
     teacher = [float(found([one], CPU)) for one, _ in groups()]
     students = score(found, groups(), CPU)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lion_ray.analysis.lineage import read_lineage
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import harmless
 from lion_ray.evaluation.benchmarks.protocol import PAPER
+from lion_ray.pipeline.results import results as read_results
 from lion_ray.report import render, write_report
 from lion_ray.report.words import duration, without_secrets
 from tests.run_folder import RunFolder, plain
@@ -390,3 +392,31 @@ def test_json_of_a_config_is_read_back(tmp_path: Path) -> None:
     page = Page(render(folder.store))
     written = next(words for words in page.words if words.startswith("run_name:"))
     assert yaml.safe_load(written) == json.loads(RunStore(str(folder.root)).read_bytes("run.json"))["config"]
+
+
+def test_rewards_and_win_rates_are_shown_with_the_alarm(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "rounds", iterations=1).finish()
+    for iteration, reward in ((1, 0.4), (2, 0.9)):
+        run.rounds(iteration, (reward - 0.1, reward))
+    write_report(run.store)
+    page = unescape(Path(run.store.path("report.html")).read_text())
+    assert "Win rate against the teacher" in page
+    assert "Reward, and what measures independently of it" in page
+    assert "12 of 40" in page
+    results = read_results(run.store)
+    assert results[2].win_rate is not None
+    assert results[2].win_rate["rate"]["n"] == 6
+    assert results[2].gain_heldout is not None
+    # The run's student gains as it goes: without the alarm's reason, no alarm.
+    assert not any("please the verifier" in warning for one in results for warning in one.warnings)
+
+
+def test_a_calibrated_judge_s_errors_are_taken_out_of_the_win_rate(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "calibrated", iterations=0).finish()
+    confusion = {"1": {"1": 45, "2": 5, "tie": 0}, "2": {"1": 5, "2": 45, "tie": 0}, "tie": {"1": 0, "2": 0, "tie": 0}}
+    run.store.write_json("evaluations/judge.json", {"labelled": {"confusion": confusion}})
+    (result,) = [one for one in read_results(run.store) if one.iteration == 1]
+    assert result.win_rate is not None
+    rows = result.win_rate["rate"]["n"]
+    expected = min(1.0, max(0.0, (result.win_rate["losses"] / rows - 0.1) / 0.8))
+    assert result.win_rate["losses_corrected"]["value"] == pytest.approx(expected)

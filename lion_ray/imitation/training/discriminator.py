@@ -111,11 +111,11 @@ def train(discriminator: Discriminator, groups: Groups, settings: Settings, devi
     """
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     discriminator.train()
-    steps, found = 0, {"loss": 0.0, "right": 0.0}
+    steps, found = 0, {"loss": 0.0, "pairs_right": 0.0}
     for epoch in range(settings.epochs):
         order = list(range(len(groups)))
         random.Random(derive_seed(settings.seed, "discriminator", epoch)).shuffle(order)
-        found = {"loss": 0.0, "right": 0.0}
+        found = {"loss": 0.0, "pairs_right": 0.0}
         for start in range(0, len(order), settings.batch):
             torch.manual_seed(derive_seed(settings.seed, "discriminator step", steps))
             batch = order[start : start + settings.batch]
@@ -125,7 +125,7 @@ def train(discriminator: Discriminator, groups: Groups, settings: Settings, devi
                     raise TrainingError(f"discriminator, step {steps + 1}: the loss is {float(value)}")
                 (value / len(batch)).backward()
                 found["loss"] += float(value.detach()) / len(order)
-                found["right"] += right / len(order)
+                found["pairs_right"] += right / len(order)
             torch.nn.utils.clip_grad_norm_(discriminator.parameters(), MAX_NORM)
             optimizer.step()
             optimizer.zero_grad()

@@ -179,7 +179,7 @@ async def discriminate(run: Run, iteration: int, number: int, reward: Discrimina
     )
     found = await run.progress.waiting(rewarded_by_discriminator(job), title)
     rewards.commit({"parts": 1} | found | since(began))
-    run.progress.say(f"{title}: puts {found.get('right', 0):.0%} of pairs in the right order")
+    run.progress.say(f"{title}: puts {found.get('pairs_right', 0):.0%} of pairs in the right order")
 
 
 def _last_discriminator(run: Run, iteration: int, number: int) -> str:
