@@ -51,7 +51,7 @@ from lion_ray.pipeline.history import ID_DIGITS, identity, tracked
 from lion_ray.pipeline.interrupts import Stop, interrupt_on_sigterm, stop_on_sigterm
 from lion_ray.pipeline.local_times import LocalTimes, in_words
 from lion_ray.pipeline.plan import make_plan, what_is_left
-from lion_ray.pipeline.preflight import check_keys, check_references, check_templates, keys_in_clear
+from lion_ray.pipeline.preflight import check_builds, check_keys, check_references, check_templates, keys_in_clear
 from lion_ray.pipeline.ray_cluster import join_ray
 from lion_ray.pipeline.results import IterationResult, finished, results
 from lion_ray.pipeline.status import read_doubts
@@ -88,6 +88,7 @@ def run(
     interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
+    check_builds(loaded.config)
     for line in keys_in_clear(loaded):
         progress.say(f"warning: {line}")
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
