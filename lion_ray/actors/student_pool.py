@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from lion_ray.actors.base import LOST, get_within, why_lost
+from lion_ray.actors.engine_slot import Slot, shards_per_engine
 from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
 from lion_ray.actors.student import StudentActor
@@ -36,44 +37,8 @@ MAX_SHARD_ATTEMPTS = 3
 """Attempts for one shard; a shard whose every engine dies is probably the cause."""
 MAX_BOOTS = 3
 """Attempts to boot one engine if its machine or process is lost meanwhile."""
-BATCHES_AHEAD = 3
-"""Batches of rows in flight at each engine besides the oldest shard: a shard ends with its longest answer, and its
-short answers leave free slots in the batch long before."""
-MAX_SHARDS_PER_ENGINE = 64
-"""Maximum shards in flight; an actor accepts 100 concurrent calls."""
 SHUTDOWN_S = 30.0
 """Timeout for an engine to shut down by itself, in seconds."""
-
-
-def shards_per_engine(max_num_seqs: int, shard_rows: int) -> int:
-    """How many shards to keep in flight at an engine, so that its batch stays full."""
-    return min(MAX_SHARDS_PER_ENGINE, 1 + math.ceil(BATCHES_AHEAD * max_num_seqs / shard_rows))
-
-
-class _Slot:
-    """A slot of the pool for one engine; the actor may be replaced, the slot stays."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.actor: Any = None
-        self.placed = False
-        """The actor is scheduled on a node."""
-        self.ready = False
-        """The engine accepts shards."""
-        self.booting: asyncio.Task[None] | None = None
-        self.ending = False
-        self.shards = 0
-        """Shards in flight."""
-        self.taken = 0
-        """Shards ever assigned."""
-
-    @property
-    def used(self) -> bool:
-        return self.actor is not None or self.booting is not None
-
-    @property
-    def stays(self) -> bool:
-        return self.used and not self.ending
 
 
 class StudentPool:
@@ -99,7 +64,7 @@ class StudentPool:
         self._store = store
         self._base_dir = base_dir
         self._seed = seed
-        self._slots = [_Slot(number) for number in range(config.most_engines)]
+        self._slots = [Slot(number) for number in range(config.most_engines)]
         self._changed = asyncio.Condition()
         self._asked = 0
         """Shards requested and not answered yet."""
@@ -201,10 +166,10 @@ class StudentPool:
 
     # -- shards and engines -----------------------------------------------------------------------------------------
 
-    async def _take(self) -> tuple[_Slot, Any]:
+    async def _take(self) -> tuple[Slot, Any]:
         """The engine with the fewest shards, once it has room for one more."""
 
-        def roomy() -> list[_Slot]:
+        def roomy() -> list[Slot]:
             return [slot for slot in self._slots if slot.ready and slot.shards < self._per_engine]
 
         self._grow()
@@ -216,17 +181,17 @@ class StudentPool:
             slot.taken += 1
             return slot, slot.actor
 
-    async def _give(self, slot: _Slot) -> None:
+    async def _give(self, slot: Slot) -> None:
         async with self._changed:
             slot.shards -= 1
             self._changed.notify_all()
         if slot.shards == 0:
             self._look_later(slot)
 
-    def _look_later(self, slot: _Slot) -> None:
+    def _look_later(self, slot: Slot) -> None:
         asyncio.get_running_loop().call_later(self._config.idle_timeout_s, self._idle, slot, slot.taken)
 
-    def _idle(self, slot: _Slot, taken: int) -> None:
+    def _idle(self, slot: Slot, taken: int) -> None:
         """End an engine that has been idle since, and engines that were never scheduled and are no longer needed, but
         keep at least as many as needed."""
         spare = sum(one.stays for one in self._slots) - max(self._needed(), self._config.min_engines)
@@ -241,7 +206,7 @@ class StudentPool:
             self._aside.add(retiring)
             retiring.add_done_callback(self._aside.discard)
 
-    async def _retire(self, slot: _Slot) -> None:
+    async def _retire(self, slot: Slot) -> None:
         await self._off(slot)
         if self._asked:
             self._grow()  # a shard was requested meanwhile, while the slot was still taken
@@ -263,10 +228,10 @@ class StudentPool:
 
     # -- one engine -------------------------------------------------------------------------------------------------
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: Slot) -> None:
         slot.booting = asyncio.create_task(self._boot(slot))
 
-    async def _boot(self, slot: _Slot) -> None:
+    async def _boot(self, slot: Slot) -> None:
         """Boot an engine into its slot. An error is raised in the callers that wait for engines."""
         try:
             for attempt in range(1, MAX_BOOTS + 1):
@@ -290,7 +255,7 @@ class StudentPool:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _boot_once(self, slot: _Slot) -> None:
+    async def _boot_once(self, slot: Slot) -> None:
         assert self._model is not None
         assert self._progress is not None
         gpus = self._gpus
@@ -319,7 +284,7 @@ class StudentPool:
         self._serves(slot, agreement.detail)
         self._look_later(slot)  # the work may be over by now
 
-    async def _refresh(self, slot: _Slot) -> None:
+    async def _refresh(self, slot: Slot) -> None:
         assert self._model is not None
         slot.ready = False
         try:
@@ -334,19 +299,19 @@ class StudentPool:
         await self._off(slot)
         self._start(slot)
 
-    def _serves(self, slot: _Slot, canary: str) -> None:
+    def _serves(self, slot: Slot, canary: str) -> None:
         assert self._model is not None
         self._say(f"student engine {slot.number} serves {self._model.version}; canary: {canary}")
         slot.ready = True
 
-    def _replace(self, slot: _Slot, dead: Any, error: BaseException) -> None:
+    def _replace(self, slot: Slot, dead: Any, error: BaseException) -> None:
         # Several shards were in flight at the dead engine: the first to notice boots a new one; each retries on any.
         if slot.actor is dead:
             self._say(f"student engine {slot.number} died ({_why(error)}); starting another")
             self._end(slot)
             self._start(slot)
 
-    async def _off(self, slot: _Slot) -> None:
+    async def _off(self, slot: Slot) -> None:
         """Shut an engine down in any state and release its resources."""
         if slot.booting is not None:
             slot.booting.cancel()
@@ -359,7 +324,7 @@ class StudentPool:
                 self._say(f"student engine {slot.number} did not shut down by itself ({_why(error)}); killing it")
         self._end(slot)
 
-    def _end(self, slot: _Slot) -> None:
+    def _end(self, slot: Slot) -> None:
         actor, slot.actor = slot.actor, None
         slot.placed = slot.ready = slot.ending = False
         if actor is not None:

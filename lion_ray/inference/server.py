@@ -25,7 +25,7 @@ from lion_ray.config import NumberType, ServeConfig
 from lion_ray.core.errors import EndpointError
 from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
-from lion_ray.inference import gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
+from lion_ray.inference import CPU_BUILD, NO_CPU, gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
@@ -36,6 +36,8 @@ PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_
 """Neutral values for sampling options that a generation_config.json may set and the gateway never sends."""
 
 
+NOT_ON_EVERY_GPU = "CutlassInt8ScaledMMLinearKernel"
+"""vLLM's first choice for 8-bit weights on a GPU fails on Blackwell; its second (Triton's) runs on all."""
 METRICS_TIMEOUT_S = 10.0
 MOST_AT_ONCE = 64
 """Concurrent requests of a server, unless the configuration or a slow CPU limits them further."""
@@ -154,8 +156,10 @@ class ModelServer:
         """Start the server and wait for its first answer; returns its base URL.
 
         Raises:
-            EndpointError: the server exited, or did not answer in time.
+            EndpointError: the server exited, or did not answer in time; or it was to run on a CPU with the GPU build.
         """
+        if gpu_build() and not server_gpus(self._config):
+            raise EndpointError(f"the server for {self._model_name} {NO_CPU}; give it a GPU, {CPU_BUILD}")
         port = self._port or free_port()
         environment = dict(os.environ)
         environment.pop("VLLM_API_KEY", None)  # the user's shell may have one for another server
@@ -165,6 +169,8 @@ class ModelServer:
             environment |= cpu_environment(cores(), eager=leaves_compilation(self._config.enforce_eager))
             if self._config.quantization == "int8" and not multiplies_int8():
                 environment["VLLM_DISABLED_KERNELS"] = int8_kernel.REPLACES
+        elif self._config.quantization == "int8":
+            environment["VLLM_DISABLED_KERNELS"] = NOT_ON_EVERY_GPU
         command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below

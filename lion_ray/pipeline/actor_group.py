@@ -35,6 +35,7 @@ from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Stats, meter_line
 from lion_ray.pipeline.reporter import Reporter
+from lion_ray.pipeline.scheduling import in_turn, together
 from lion_ray.tracking import Spend
 
 CLOSE_TIMEOUT_S = 60.0
@@ -64,6 +65,7 @@ class ActorGroup:
         """
         self._progress = progress
         self._config = config
+        self._placed = placed
         run_name = f"{config.run_name}-{attempt}"
         journal = store.journal(config.journal)
 
@@ -145,7 +147,13 @@ class ActorGroup:
                 address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
             self._progress.say(f"endpoint {name}: {address}")
 
-        await asyncio.gather(*(one(name, proxies) for name, proxies in self.proxies.items()))
+        # vLLM measures what is free on its GPU, so servers that share one start one after another.
+        sharing = [one(name, proxies) for name, proxies in self.proxies.items() if self._shares_gpu(name)]
+        others = [one(name, proxies) for name, proxies in self.proxies.items() if not self._shares_gpu(name)]
+        await together(in_turn(*sharing), *others)
+
+    def _shares_gpu(self, endpoint: str) -> bool:
+        return 0 < self._placed.servers.get(endpoint, 0.0) < 1
 
     @asynccontextmanager
     async def metered(self, tell: Callable[[Spend], None] = lambda _: None) -> AsyncIterator[None]:

@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable
 
 from lion_ray.config import RunConfig
+from lion_ray.config.file import LoadedConfig
+from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.local_times import START_S, LocalTimes, in_words, left_s, stage_s
-from lion_ray.pipeline.plan import Plan, share_done
+from lion_ray.pipeline.plan import Plan, make_plan, share_done, what_is_left
+from lion_ray.pipeline.status import read_doubts
 
 LONG_S = 2 * 3600.0
 """A run longer than this gets a warning."""
@@ -66,3 +69,23 @@ def opening_lines(plan: Plan, left: float, times: LocalTimes) -> list[str]:
             "that has it: a smaller served model, fewer rows, shorter answers or a GPU shorten it"
         )
     return lines + [f"warning: {line}" for line in times.slow_types()]
+
+
+def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BaseException) -> str:
+    """The error message for a spent budget: how far the run got, and what the rest would cost."""
+    assert loaded.config.budget is not None
+    where = progress.ended_in or "the start"
+    usual, worst = what_is_left(make_plan(loaded.config, loaded.base_dir), store, loaded.config)
+    rest = (
+        "" if usual is None or worst is None else f"; finishing would cost about ${usual:,.2f} (at most ${worst:,.2f})"
+    )
+    doubt = sum(one["usd"] for one in read_doubts(loaded.config.model_dump(mode="json"), store))
+    if doubt:
+        rest += (
+            f"; ${doubt:,.4f} of it is uncertain, calls that may have been billed without an answer (see "
+            "endpoints.NAME.assume_billed)"
+        )
+    return (
+        f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
+        f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"
+    )

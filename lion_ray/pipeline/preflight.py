@@ -24,6 +24,7 @@ from lion_ray.discrimination.drift import load_canaries
 from lion_ray.discrimination.judge import load_judge
 from lion_ray.imitation.filters import load_filters
 from lion_ray.imitation.objectives import load_objective
+from lion_ray.inference import CPU_BUILD, NO_CPU, gpu_build, server_gpus
 from lion_ray.prompts.messages import load_template
 from lion_ray.prompts.source import load_source
 
@@ -119,6 +120,22 @@ def heldout_problems(config: RunConfig, base_dir: Path, heldout: pa.Table) -> li
     if len(found) == heldout.num_rows:
         raise ConfigError(f"{line}; give these rows a `reference` that fits, or leave the check out")
     return [f"{line}; they are left out of the checks' scores"]
+
+
+def check_builds(config: RunConfig) -> None:
+    """Refuse what the installed vLLM cannot do: the GPU build runs on no CPU.
+
+    Raises:
+        ConfigError: a server or the student's engines were to run on the CPU with that build.
+    """
+    if not gpu_build():
+        return
+    served = {name: config.endpoints[name].serve for name in endpoints_in_use(config)}
+    for name, serve in served.items():
+        if serve is not None and not server_gpus(serve):
+            raise ConfigError(f"endpoints.{name}.serve.num_gpus: 0 {NO_CPU}; set auto, {CPU_BUILD}")
+    if config.student.use_gpu is False:
+        raise ConfigError(f"student.use_gpu: false {NO_CPU}; set null, {CPU_BUILD}")
 
 
 def check_keys(loaded: LoadedConfig) -> None:

@@ -47,15 +47,21 @@ from lion_ray.gateway.keys import set_aside
 from lion_ray.models.quantize import served_folder
 from lion_ray.models.resolve import resolve_model
 from lion_ray.pipeline.disk import check_disk
-from lion_ray.pipeline.forecast import Forecast, opening_lines
+from lion_ray.pipeline.forecast import Forecast, budget_sentence, opening_lines
 from lion_ray.pipeline.history import ID_DIGITS, identity, tracked
 from lion_ray.pipeline.interrupts import Stop, interrupt_on_sigterm, stop_on_sigterm
 from lion_ray.pipeline.local_times import LocalTimes, in_words
-from lion_ray.pipeline.plan import make_plan, what_is_left
-from lion_ray.pipeline.preflight import check_keys, check_references, check_templates, idle_workers, keys_in_clear
+from lion_ray.pipeline.plan import make_plan
+from lion_ray.pipeline.preflight import (
+    check_builds,
+    check_keys,
+    check_references,
+    check_templates,
+    idle_workers,
+    keys_in_clear,
+)
 from lion_ray.pipeline.ray_cluster import join_ray
 from lion_ray.pipeline.results import IterationResult, finished, results
-from lion_ray.pipeline.status import read_doubts
 from lion_ray.tracking.fan_out import Named, Trackers
 from lion_ray.tracking.loading import load_trackers
 
@@ -89,6 +95,7 @@ def run(
     interrupt_on_sigterm()
     check_templates(loaded)
     check_keys(loaded)
+    check_builds(loaded.config)
     for line in [*keys_in_clear(loaded), *idle_workers(loaded.config)]:
         progress.say(f"warning: {line}")
     store = RunStore(run_root(loaded.config.storage_path, loaded.config.run_name))
@@ -281,26 +288,6 @@ async def _watch(loaded: LoadedConfig, store: RunStore, group: ActorGroup, progr
 
     if loaded.config.stall_timeout_s is not None:
         await Watchdog(progress, store, loaded.config.stall_timeout_s, group.actors, group.moves).watch()
-
-
-def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, error: BaseException) -> str:
-    """The error message for a spent budget: how far the run got, and what the rest would cost."""
-    assert loaded.config.budget is not None
-    where = progress.ended_in or "the start"
-    usual, worst = what_is_left(make_plan(loaded.config, loaded.base_dir), store, loaded.config)
-    rest = (
-        "" if usual is None or worst is None else f"; finishing would cost about ${usual:,.2f} (at most ${worst:,.2f})"
-    )
-    doubt = sum(one["usd"] for one in read_doubts(loaded.config.model_dump(mode="json"), store))
-    if doubt:
-        rest += (
-            f"; ${doubt:,.4f} of it is uncertain, calls that may have been billed without an answer (see "
-            "endpoints.NAME.assume_billed)"
-        )
-    return (
-        f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
-        f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"
-    )
 
 
 def run_root(storage_path: str, run_name: str) -> str:

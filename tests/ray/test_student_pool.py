@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 import ray
 
+from lion_ray.actors.engine_slot import shards_per_engine
 from lion_ray.actors.student import ModelRef
-from lion_ray.actors.student_pool import StudentPool, shards_per_engine
+from lion_ray.actors.student_pool import StudentPool
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError
 from lion_ray.core.progress import Progress

@@ -9,15 +9,23 @@ from pydantic import ValidationError
 
 from lion_ray.actors.placement import Node, Shares, at_once, never_fits, shares
 from lion_ray.config import RunConfig, ServeConfig, StudentConfig
+from lion_ray.config.file import load_config
+from lion_ray.core.errors import ConfigError, EndpointError
 from lion_ray.inference import memory_share, server_gpus
 from lion_ray.inference.engine import engine_arguments
 from lion_ray.inference.server import ModelServer
+from lion_ray.pipeline.preflight import check_builds
 
 
 @pytest.fixture
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if vLLM's GPU build was installed."""
-    for name in ("lion_ray.inference", "lion_ray.inference.server", "lion_ray.inference.engine"):
+    for name in (
+        "lion_ray.inference",
+        "lion_ray.inference.server",
+        "lion_ray.inference.engine",
+        "lion_ray.pipeline.preflight",
+    ):
         monkeypatch.setattr(f"{name}.gpu_build", lambda: True)
 
 
@@ -162,3 +170,39 @@ def test_an_engine_takes_the_memory_of_its_part(tmp_path: Path) -> None:
     student = StudentConfig(model="s", dtype="float16")
     assert engine_arguments(student, tmp_path, 0)["gpu_memory_utilization"] == 0.9
     assert engine_arguments(student, tmp_path, 0, 0.5)["gpu_memory_utilization"] == 0.45
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (served(0), r"endpoints\.default\.serve\.num_gpus: 0 asks for the CPU, and .* set auto"),
+        (
+            {**served(1), "student": {"model": "s", "use_gpu": False}},
+            r"student\.use_gpu: false asks for the CPU, and .* set null",
+        ),
+    ],
+)
+def test_the_gpu_build_is_not_asked_to_run_on_a_cpu(
+    request: pytest.FixtureRequest, changes: dict[str, object], why: str
+) -> None:
+    check_builds(config(**changes))
+    request.getfixturevalue("gpu_build")
+    with pytest.raises(ConfigError, match=why):
+        check_builds(config(**changes))
+
+
+@pytest.mark.usefixtures("gpu_build")
+async def test_nor_is_a_server_that_no_run_has_checked(tmp_path: Path) -> None:
+    server = ModelServer(ServeConfig(model="m", num_gpus=0), str(tmp_path), "m")
+    with pytest.raises(EndpointError, match=r"the server for m asks for the CPU, and .* give it a GPU, or install"):
+        await server.start(lambda _: None)
+
+
+@pytest.mark.usefixtures("gpu_build")
+@pytest.mark.parametrize("name", ["demo", "demo-general"])
+def test_the_demo_fits_one_gpu(name: str) -> None:
+    demo = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml").config
+    check_builds(demo)
+    found = shares(demo, 1, may_grow=False)
+    assert (dict(found.servers), found.engine, found.worker) == ({"local": 0.5}, 0.5, 0.5)
+    assert never_fits(at_once(demo, found), nodes(1)) == ""
