@@ -31,8 +31,9 @@ class Disk:
 
     def __init__(self, base: Path) -> None:
         self._base = base
+        self._any = f"{base}/disk-"
         self._number = 0
-        self.root = base / "disk-0"
+        self._mount()
         self._bytes: dict[int, bytes] = {}
         """What a power cut leaves of each file at least, by inode."""
         self._names: dict[str, dict[str, _Entry]] = {"": {}}
@@ -42,15 +43,19 @@ class Disk:
 
     def owns(self, path: str) -> bool:
         """Whether a path is on one of this machine's disks, before a power cut or after it."""
-        return path.startswith(f"{self._base}/disk-")
+        return path.startswith(self._any)
+
+    def _mount(self) -> None:
+        self.root = self._base / f"disk-{self._number}"
+        self._below = f"{self.root}/"
 
     def flush(self, descriptor: int) -> None:
         """What fsync(2) does, for a file or a folder of this disk."""
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
-            path, root = str(Path(f"/proc/self/fd/{descriptor}").readlink()), str(self.root)
-            if path == root or path.startswith(f"{root}/"):
-                self._names[path[len(root) + 1 :]] = _entries(path)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - as often as anything here
+            if f"{path}/".startswith(self._below):
+                self._names[path[len(self._below) :]] = _entries(path)
             return
         if found.st_ino not in self._pins:
             # Kept open, so that its inode's number is not given to another file.
@@ -61,7 +66,7 @@ class Disk:
         """Lose what was not flushed, as far as `rng` says."""
         before, names, known = self.root, self._names, self._bytes
         self._number += 1
-        self.root = self._base / f"disk-{self._number}"
+        self._mount()
         self._names, self._bytes = {}, {}
         pins, self._pins = self._pins, {}
         self._restore("", before, names, known, rng)

@@ -273,11 +273,12 @@ async def _audit(world: World, process: Process) -> None:
         sum(one.usd for one in journal.spending(RUN, never_billed=never).values()) for never in (("api",), ())
     )
     world.model.check_spending(bought, at_most, process.name)
-    records = await asyncio.to_thread(BatchRecords(journal.root).load, ADDRESS)
-    keys = {key for record in records for key in record.keys}
-    in_records = {prompt for prompt in world.model.purchases if call_for(prompt).key("simulated") in keys}
-    journaled = {prompt for prompt, completion in found.items() if completion is not None}
-    world.model.check_batches(journaled, in_records, world.service.holds, process.name)
+    if world.service.batches:
+        records = await asyncio.to_thread(BatchRecords(journal.root).load, ADDRESS)
+        keys = {key for record in records for key in record.keys}
+        in_records = {prompt for prompt in world.model.purchases if call_for(prompt).key("simulated") in keys}
+        journaled = {prompt for prompt, completion in found.items() if completion is not None}
+        world.model.check_batches(journaled, in_records, world.service.holds, process.name)
     await journal.close()
     store = RunStore(str(world.disk.root / "runs" / RUN))
     for name in world.model.committed:
