@@ -18,7 +18,8 @@ MIN_RISE = 0.01
 
 def reward(result: IterationResult) -> float | None:
     """The mean reward of the student's answers in an iteration's last round that has one."""
-    found = [one["reward"] for one in result.rewards or () if one["reward"] is not None]
+    # A discriminator's scores, which come without criteria, have no scale.
+    found = [one["reward"] for one in result.rewards or () if one["reward"] is not None and one.get("criteria", 1)]
     return found[-1] if found else None
 
 
