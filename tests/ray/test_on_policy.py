@@ -26,7 +26,7 @@ ROUNDS, PROMPTS, SAMPLES = 2, 4, 3
 CHANGES: dict[str, Any] = {
     "iterations": 0,
     "data": {"limit": 12},
-    "imitation": {"epochs": 2},
+    "imitation": {"epochs": 2, "lora": {"rank": 4}},
     "on_policy": {
         "rounds": ROUNDS,
         "prompts": PROMPTS,
