@@ -12,8 +12,8 @@ referee that supports a JSON schema, `json_schema`: `scores` (or true) or `expla
 variables: `instruction` for a teacher; `instruction`, `first` and `second` for a referee, and `as_json`, which is true
 if a schema will be enforced; `seed` for a generator; and `frame(label, text)` everywhere.
 
-This module knows nothing of endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its
-appendix, in our own wording.
+This module does not know endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its appendix,
+in our own wording.
 """
 
 from __future__ import annotations
