@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lion_ray.evaluation.participants import Participant
 
 CHOICES = ("bbh", "agieval")
-PARTY = "a run (RUN@N: after iteration N), a model, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
+PARTICIPANT = "a run (RUN@N: after iteration N), a model, CONFIG.yaml:ENDPOINT, http://host/v1#MODEL, or answers.jsonl"
 
 
 class RunByDefault(TyperGroup):
@@ -40,7 +40,7 @@ eval_app = typer.Typer(
 
 @eval_app.command("run")
 def evaluate(
-    target: Annotated[str, typer.Argument(help=f"What to measure: {PARTY}.", metavar="TARGET")],
+    target: Annotated[str, typer.Argument(help=f"What to measure: {PARTICIPANT}.", metavar="TARGET")],
     suite: Annotated[
         str, typer.Option(help="vicuna80, user252, bbh, agieval, a file of questions, or a .yaml file with checks.")
     ],
@@ -102,13 +102,13 @@ def evaluate(
             if reference or judge or questions:
                 raise ConfigError(f"--suite {suite} takes --data, and neither --questions, --reference nor --judge")
             if temperature is not None:
-                raise ConfigError(f"--suite {suite} runs at temperature 0: leave --temperature out")
+                raise ConfigError(f"--suite {suite} runs at temperature 0: omit --temperature")
             from lion_ray.evaluation.benchmarks.run import MAX_TOKENS, ChoicePlan, choose
 
             if participant.recorded is not None:
                 raise ConfigError(f"{target}: recorded outputs are scored by `lion-ray eval score --suite {suite}`")
-            asked = _choices(suite, data)
-            plan = ChoicePlan(suite, asked, participant, letters, limit, max_tokens or MAX_TOKENS, budget)
+            choices = _choices(suite, data)
+            plan = ChoicePlan(suite, choices, participant, letters, limit, max_tokens or MAX_TOKENS, budget)
             _show_choices(done(choose(plan, place, progress)), as_json)
             return
         if (
@@ -186,7 +186,7 @@ def _check_plan(
 
 
 def _choices(suite: str, data: str | None) -> Any:
-    """A lettered suite's questions, from a folder or the hub."""
+    """A multiple-choice suite's questions, from a folder or the hub."""
     from lion_ray.evaluation.benchmarks.protocol import FILES, load_suite
 
     if data is None:
@@ -204,7 +204,7 @@ def _reference(target: Participant, named: str | None, options: Any, progress: P
     if named is not None:
         return find_participant(named, options, progress.say)
     if target.run is None:
-        raise ConfigError(f"--reference is missing: what to compare the target with; {PARTY}")
+        raise ConfigError(f"--reference is missing: what to compare the target with; {PARTICIPANT}")
     return teacher_of(target.run)
 
 
@@ -216,7 +216,7 @@ def _judge(
     if named is not None:
         return as_judge(find_participant(named, options, progress.say), template or "explain")
     if target.run is None:
-        raise ConfigError(f"--judge is missing: the model that judges; {PARTY.rpartition(', or ')[0]}")
+        raise ConfigError(f"--judge is missing: the model that judges; {PARTICIPANT.rpartition(', or ')[0]}")
     referee = referee_of(target.run)
     return referee if template is None else as_judge(referee, template)
 
@@ -251,8 +251,8 @@ def _show_choices(found: Any, as_json: bool) -> None:
         return
     _print_score(found.score)
     console = results_console()
-    told = ", ".join(f"{way} {mean:.1%}" for way, mean in found.json["means"].items() if mean is not None)
-    console.print(f"mean by method of reading letters: {told}", soft_wrap=True)
+    means = ", ".join(f"{way} {mean:.1%}" for way, mean in found.json["means"].items() if mean is not None)
+    console.print(f"mean by method of reading letters: {means}", soft_wrap=True)
     for why, count in found.json["reasons"].items():
         console.print(f"{count} questions without an answer: {why}", soft_wrap=True)
     console.print(f"result  {found.path} (outputs: the .jsonl file beside it)", soft_wrap=True)

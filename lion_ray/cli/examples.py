@@ -23,15 +23,16 @@ def print_examples(console: Console, found: list[Example]) -> None:
     console.print(Text(f"{len(found)} held-out instructions, {HOW}"))
     for number, example in enumerate(found, start=1):
         table = Table(title=Text(harmless(f"{number}. {example.instruction}")), title_justify="left", title_style="")
-        for said in example.answers:
-            table.add_column(Text(harmless(said.who)), ratio=1, overflow="fold")
+        for answer in example.answers:
+            table.add_column(Text(harmless(answer.who)), ratio=1, overflow="fold")
         table.add_row(*map(_answer, example.answers))
         console.print(table)
 
 
-def _answer(said: Said) -> Text:
-    shown = Text(harmless(said.text if said.problem is None else f"no answer: {said.problem}"))
-    if said.by_check:
-        each = ", ".join(f"{name} {'–' if score is None else f'{score:.2f}'}" for name, score in said.by_check.items())
+def _answer(answer: Said) -> Text:
+    shown = Text(harmless(answer.text if answer.problem is None else f"no answer: {answer.problem}"))
+    if answer.by_check:
+        scores = answer.by_check.items()
+        each = ", ".join(f"{name} {'–' if score is None else f'{score:.2f}'}" for name, score in scores)
         shown.append(harmless(f"\n[checks: {each}]"), style="dim")
     return shown

@@ -51,8 +51,8 @@ def export_run(
     say(f"{done.folder}: {'complete' if done.made else 'already complete'}; check it with sha256sum -c SHA256SUMS")
     pushed = [] if push is None else push_to_hub(done, push, public=public, say=say)
     if as_json:
-        told = {"folder": str(done.folder), "iteration": source.iteration, "parts": done.parts, "made": done.made}
-        print(json.dumps(told | {"pushed": pushed}))
+        result = {"folder": str(done.folder), "iteration": source.iteration, "parts": done.parts, "made": done.made}
+        print(json.dumps(result | {"pushed": pushed}))
 
 
 @diff_app.command("make")

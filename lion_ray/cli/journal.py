@@ -71,7 +71,7 @@ def verify(path: JournalPath, as_json: AsJson = False) -> None:
             tell(f"{fault.file}, byte {fault.offset}: {fault.reason}")
     if found.damaged:
         raise DataError(
-            f"{path}: {count(len(found.damaged), 'damaged places')}; their calls are paid for again when they are"
+            f"{path}: {count(len(found.damaged), 'damaged places')}; their calls will be paid for again if they are"
             f" needed. `lion-ray journal compact` drops the damaged lines"
         )
 
@@ -85,11 +85,11 @@ def compact(path: JournalPath) -> None:
     done = compaction.compact(_folder(path))
     print(f"before  {count(done.segments_before, 'segments')}, {done.bytes_before / 2**20:,.1f} MiB")
     print(f"after   {count(done.segments_after, 'segments')}, {done.bytes_after / 2**20:,.1f} MiB")
-    print(f"dropped {count(done.damaged, 'damaged or torn lines')}, {count(done.copies, 'second copies')}")
+    print(f"dropped {count(done.damaged, 'damaged or torn lines')}, {count(done.copies, 'duplicates')}")
     if done.foreign:
         print(f"kept    {count(done.foreign, 'lines')} of another version or another tool")
     if done.live:
-        print(f"left    {count(done.live, 'segments')} that a live run is writing")
+        print(f"skipped {count(done.live, 'segments')} that a live run is writing")
 
 
 def _folder(path: str) -> Folder:
@@ -97,9 +97,9 @@ def _folder(path: str) -> Folder:
 
     folder = Folder.at(path)
     try:
-        there = folder.exists()
+        exists = folder.exists()
     except STORAGE_ERRORS as cause:
         raise ConfigError(f"{path}: the journal cannot be read: {cause}") from cause
-    if not there:
-        raise ConfigError(f"{path}: no journal there (a run keeps its own in RUN/journal)")
+    if not exists:
+        raise ConfigError(f"{path}: no journal found (a run's journal is in RUN/journal)")
     return folder

@@ -68,7 +68,7 @@ def calibrate(
     elif store is not None:
         chosen = calibration.runs_judge(store)
     else:
-        raise ConfigError("name a judge (CONFIG.yaml:ENDPOINT), or a run whose referee it is (--run RUN)")
+        raise ConfigError("name a judge (CONFIG.yaml:ENDPOINT), or the run of the referee (--run RUN)")
     if pairs is None and store is None:
         raise ConfigError("nothing to judge: give labelled pairs (--pairs FILE), or a run (--run RUN)")
     own = named is None and prompt in (None, chosen.referee.prompt)

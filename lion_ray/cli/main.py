@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(help="The models that need no hub.", no_args_is_help=True)
+models_app = typer.Typer(help="List and download models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(journal_app, name="journal")
 app.add_typer(eval_app, name="eval")
@@ -117,15 +117,15 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
     """Read every file of a run and report damaged ones. Exit code 3 if there are any."""
     from lion_ray.core.progress import count
     from lion_ray.models.checkpoints import open_run
-    from lion_ray.pipeline.verify import verify as look
+    from lion_ray.pipeline.verify import verify as verify_run
 
     store = open_run(run)
-    found = look(store)
+    found = verify_run(store)
     if as_json:
         print(json.dumps(found.to_json()))
     else:
         print(
-            f"{count(found.files, 'files')} as written, {found.proven:,} of them proven by SHA-256 "
+            f"{count(found.files, 'files')} undamaged, {found.proven:,} of them verified by SHA-256 "
             f"({found.bytes / 2**20:,.1f} MiB), in {count(found.stages, 'stages')}"
         )
         if found.journal is not None:
@@ -144,9 +144,9 @@ def report(
 ) -> None:
     """Write a report of a run and its gain as one self-contained HTML file."""
     from lion_ray.models.checkpoints import open_run
-    from lion_ray.report.command import report as make
+    from lion_ray.report.command import report as write_report
 
-    tell(make(open_run(run), out=out, show=show))
+    tell(write_report(open_run(run), out=out, show=show))
 
 
 @app.command()
@@ -174,10 +174,10 @@ def chat(
     iteration: Annotated[int | None, typer.Option(help="The student after this iteration; default: the last.")] = None,
 ) -> None:
     """Talk to a run's student."""
-    from lion_ray.inference.chat import chat as talk
+    from lion_ray.inference.chat import chat as chat_with
     from lion_ray.models.checkpoints import open_run
 
-    talk(open_run(run), message=message, iteration=iteration)
+    chat_with(open_run(run), message=message, iteration=iteration)
 
 
 @app.command()
@@ -191,10 +191,10 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a run's student: an OpenAI-compatible server, until Ctrl-C."""
-    from lion_ray.inference.serving import serve as stand
+    from lion_ray.inference.serving import serve as serve_student
     from lion_ray.models.checkpoints import open_run
 
-    stand(open_run(run), iteration=iteration, host=host, port=port, key_env=api_key_env)
+    serve_student(open_run(run), iteration=iteration, host=host, port=port, key_env=api_key_env)
 
 
 @models_app.command("list")
@@ -206,10 +206,10 @@ def models_list(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(model) for model in found], default=str))
         return
-    table = Table("name", "licence", "download", "here")
+    table = Table("name", "licence", "download", "path")
     for model in found:
         table.add_row(
-            f"bundled:{model.name}", model.licence, f"{model.download_bytes / 2**20:,.0f} MiB", str(model.path or "no")
+            f"bundled:{model.name}", model.licence, f"{model.download_bytes / 2**20:,.0f} MiB", str(model.path or "–")
         )
     results_console().print(table)
 

@@ -1,1 +1,1 @@
-"""What every room stands on: records, the run folder, errors, progress. Knows no model, no API and no Ray."""
+"""The basis of all other packages: records, the run folder, errors, progress. Knows no model, no API and no Ray."""

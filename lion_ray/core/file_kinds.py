@@ -1,4 +1,4 @@
-"""Recognises, by its first bytes, a data file whose format is not the one that its name says.
+"""Recognises, by its first bytes, a data file whose format differs from its name's.
 
 Invariants:
 - A file in the right format is never refused here.
@@ -10,7 +10,7 @@ This module opens no file and knows nothing of rows.
 from __future__ import annotations
 
 HEAD = 4096
-"""How many first bytes are needed."""
+"""How many bytes of the file's beginning are needed."""
 
 _MAGIC = (
     (b"\x1f\x8b", "is gzip; give it a name that ends in .gz"),
@@ -33,7 +33,7 @@ _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://haws
 
 
 def told(head: bytes, *, binary: bool = False) -> str | None:
-    """Why a file cannot be read as JSON, or with `binary` as the format that its name says. Returns None if it may be.
+    """Why a file cannot be read as JSON, or with `binary` as its name's format. Returns None if it may be readable.
 
     Args:
         head: the file's first HEAD bytes, or all of a shorter file.

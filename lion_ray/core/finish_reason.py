@@ -6,7 +6,7 @@ Invariants:
 - The members' values are the canonical names (OpenAI's, if it has one); a run's rows hold them.
 
 Sources: the API references of OpenAI, Azure, Anthropic, Bedrock, Gemini, Mistral, Cohere, DeepSeek, Zhipu, watsonx,
-Hugging Face's TGI, vLLM, SGLang, LM Studio. This module knows nothing of calls, rows or prompts.
+Hugging Face's TGI, vLLM, SGLang, LM Studio. This module does not know calls, rows or prompts.
 """
 
 from __future__ import annotations

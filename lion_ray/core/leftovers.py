@@ -1,12 +1,12 @@
-"""Removes what killed processes left: temporary files in a run's folder, and scratch folders.
+"""Removes temporary files of killed processes in a run's folder, and their scratch folders.
 
 Invariants:
-- In a run's folder only the temporary files of `store` are removed (``.NAME.8 hex digits``); outside it only a scratch
-  folder of the same user whose process has ended.
+- In a run's folder only the temporary files of `store` are removed (``.NAME.8 hex digits``); outside it only scratch
+  folders of the same user whose process has ended.
 - The attempt that has claimed the run is its only writer, so an earlier attempt's temporary files are removed at once.
   Other commands also write reports and evaluation results: their temporary files are removed after a day.
 
-This module knows nothing of the files' content.
+This module does not read the files.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pathlib import Path
 from lion_ray.core import layout
 from lion_ray.core.process_guard import start_time
 
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")
-_OTHERS = (layout.EVALUATIONS, f".{layout.REPORT}.")
-_LET_BE = {layout.JOURNAL, layout.FITS}
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+_OTHER_COMMANDS = (layout.EVALUATIONS, f".{layout.REPORT}.")
+_SKIPPED = {layout.JOURNAL, layout.FITS}
 OLD_S = 24 * 3600.0
-"""A temporary file of this age, in seconds, is no longer being written."""
+"""The age in seconds at which another command's temporary file counts as abandoned."""
 
 
 def remove_leftovers(root: Path) -> int:
     """Remove the temporary files of killed attempts from a run's local folder; returns how many."""
     removed = 0
-    for path in _asides(root):
+    for path in _temporary_files(root):
         inside = path.relative_to(root).as_posix()
         with contextlib.suppress(FileNotFoundError):
-            if inside.startswith(_OTHERS) and time.time() - path.stat().st_mtime < OLD_S:
+            if inside.startswith(_OTHER_COMMANDS) and time.time() - path.stat().st_mtime < OLD_S:
                 continue
             path.unlink()
             removed += 1
@@ -44,11 +44,11 @@ def remove_leftovers(root: Path) -> int:
 
 
 def scratch_folder(prefix: str, parent: Path | None = None, *, kept_s: float = 0.0) -> Path:
-    """Make a scratch folder for this process, readable by its user only; remove those of processes that have ended.
+    """Make a scratch folder for this process, readable only by its user; remove those of processes that have ended.
 
     Args:
-        parent: None: the machine's folder for temporary files.
-        kept_s: how long, in seconds, an ended process's folder stays, so that its content can be inspected.
+        parent: default: the machine's folder for temporary files.
+        kept_s: how long, in seconds, an ended process's folder is kept for inspection.
     """
     parent = parent or Path(tempfile.gettempdir())
     for folder in parent.glob(f"{prefix}*"):
@@ -62,13 +62,13 @@ def scratch_folder(prefix: str, parent: Path | None = None, *, kept_s: float = 0
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-{start_time(os.getpid())}-", dir=parent))
 
 
-def _asides(folder: Path) -> list[Path]:
+def _temporary_files(folder: Path) -> list[Path]:
     found = []
     for path in folder.iterdir():
         if path.is_symlink():
             continue
         if path.is_dir():
-            found += _asides(path) if path.name not in _LET_BE else []
-        elif _ASIDE.fullmatch(path.name):
+            found += _temporary_files(path) if path.name not in _SKIPPED else []
+        elif _TEMPORARY.fullmatch(path.name):
             found.append(path)
     return found

@@ -49,7 +49,7 @@ class Guard:
     """The parent's side: registers the processes that must not outlive this one."""
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self._watched: set[int] = set()
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -63,9 +63,9 @@ class Guard:
     def watch(self, *pids: int) -> None:
         """Watch these processes too; an id that is watched already is skipped."""
         assert self._process.stdin is not None
-        for pid in set(pids) - self._told:
+        for pid in set(pids) - self._watched:
             if started := start_time(pid):
-                self._told.add(pid)
+                self._watched.add(pid)
                 self._process.stdin.write(f"{pid} {started}\n")
         self._process.stdin.flush()
 

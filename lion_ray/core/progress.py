@@ -144,7 +144,7 @@ class Progress:
         """Show a stage while it runs, and its duration when it is done."""
         stage = Stage(self, name, total, unit)
         self.stages.append(stage)
-        self._tell(stage)
+        self._notify(stage)
         if self._bars:
             stage._task = self._bars.add_task(one_line(name), total=total or None, unit=unit, note="")
         else:
@@ -157,18 +157,18 @@ class Progress:
         finally:
             self.stages.remove(stage)
             stage.ended = True
-            self._tell(stage)
+            self._notify(stage)
             if self._bars:
                 self._bars.remove_task(stage._task)
         note = f"; {stage.note}" if stage.note else ""
         self.say(f"{name}: done, {count(stage.done, unit)} in {stage.seconds():.0f} s{note}")
 
-    def _tell(self, stage: Stage) -> None:
+    def _notify(self, stage: Stage) -> None:
         for listener in self.listeners:
             listener(stage)
 
     def _changed(self, stage: Stage) -> None:
-        self._tell(stage)
+        self._notify(stage)
         if self._bars:
             note = f"waiting for {stage.waits_for}" if stage.waits_for else stage.note
             self._bars.update(stage._task, completed=stage.done, total=stage.total or None, note=one_line(note))

@@ -80,9 +80,9 @@ VERDICT = pa.schema(
         pa.field("id", pa.string(), nullable=False),  # the instruction's
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
-        pa.field("teacher_score", pa.float64()),  # mean over the orders that were asked, 1 to 10
+        pa.field("teacher_score", pa.float64()),  # mean over the orders that were judged, 1 to 10
         pa.field("student_score", pa.float64()),
-        # [teacher, student], in each order; null if that order gave no score or, in an ok row, was not asked.
+        # [teacher, student], in each order; null if that order gave no score or, in an ok row, was not judged.
         pa.field("teacher_first", pa.list_(pa.float64())),
         pa.field("student_first", pa.list_(pa.float64())),
         # How many of these orders are weighted by log-probabilities; null if weighting is off.

@@ -7,7 +7,7 @@ Invariants:
 - A file without a seal (from older versions or other tools) is read unchecked, except pages that have a checksum.
 - Checksums detect accidents, not forgery.
 
-This module knows nothing of where files are.
+This module does not know where files are.
 """
 
 from __future__ import annotations

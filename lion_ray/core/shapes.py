@@ -11,7 +11,7 @@ from lion_ray.core.sealed import Record
 
 _COUNT = (int,)
 _NUMBER = (int, float, type(None))
-_WORDS = (str,)
+_TEXT = (str,)
 _OBJECT = (dict,)
 _MAYBE = (dict, type(None))
 
@@ -24,23 +24,23 @@ MANIFEST: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("quarantined", "unanswered", "kinds", "judges", "dropped", "by_check", "files"), _OBJECT),
     **dict.fromkeys(("relative_quality", "drift", "mean", "gain", "gain_over_base", "teacher"), _MAYBE),
 }
-RUN: dict[str, tuple[type, ...]] = {"format": _COUNT, "config": _OBJECT, "versions": _OBJECT, "base_dir": _WORDS}
+RUN: dict[str, tuple[type, ...]] = {"format": _COUNT, "config": _OBJECT, "versions": _OBJECT, "base_dir": _TEXT}
 CONFIG: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iterations", "seed"), _COUNT),
     **dict.fromkeys(("data", "endpoints", "student", "imitation", "discrimination", "generation", "referee"), _OBJECT),
-    "run_name": _WORDS,
+    "run_name": _TEXT,
     "journal": (str, type(None)),
 }
 ATTEMPT: dict[str, tuple[type, ...]] = {
     "attempt": _COUNT,
-    "token": _WORDS,
+    "token": _TEXT,
     "alive": (int, float),
     "ended": (bool,),
     "beat": _COUNT,
     "format": _COUNT,
 }
-PROGRESS: dict[str, tuple[type, ...]] = {"stages": (list,), "meter": _WORDS}
-STOP: dict[str, tuple[type, ...]] = {"iteration": _COUNT, "reason": _WORDS}
+PROGRESS: dict[str, tuple[type, ...]] = {"stages": (list,), "meter": _TEXT}
+STOP: dict[str, tuple[type, ...]] = {"iteration": _COUNT, "reason": _TEXT}
 
 
 def check(record: Record, fields: dict[str, tuple[type, ...]]) -> Record:

@@ -69,8 +69,8 @@ def patiently(work: Callable[[], _T], *, local: bool) -> _T:
 
 def passes(error: Exception) -> bool:
     """Whether an object store's error is transient, so that a retry may succeed."""
-    said = str(error)
-    return any(kind.search(said) for kind in (_THROTTLED, _UNREACHED, _IN_TROUBLE))
+    text = str(error)
+    return any(kind.search(text) for kind in (_THROTTLED, _UNREACHED, _IN_TROUBLE))
 
 
 def line(error: Exception) -> str:
@@ -85,20 +85,20 @@ def told(error: Exception) -> str:
 
 def advice(error: Exception) -> str:
     """Advice for an error of an object store; empty if there is none."""
-    said = str(error)
+    text = str(error)
     if none_left(error):
         return f": this process may open no more files; {remedy().rstrip(',')}"
-    if "NO_SUCH_BUCKET" in said or re.search(r"[Bb]ucket .*not (found|exist)", said) or "PATH_NOT_FOUND" in said:
-        return ": there is no such bucket; make it, or correct the address"
-    if _THROTTLED.search(said):
+    if "NO_SUCH_BUCKET" in text or re.search(r"[Bb]ucket .*not (found|exist)", text) or "PATH_NOT_FOUND" in text:
+        return ": there is no such bucket; create it, or correct the address"
+    if _THROTTLED.search(text):
         return ": it limits the request rate; wait, or let fewer processes write to this bucket"
-    if _UNREACHED.search(said):
+    if _UNREACHED.search(text):
         return ": it does not answer; check the network and the address (AWS_ENDPOINT_URL or endpoint_override)"
-    if _IN_TROUBLE.search(said):
+    if _IN_TROUBLE.search(text):
         return ": the service itself has a fault; wait for it"
-    if "PermanentRedirect" in said or "AuthorizationHeaderMalformed" in said or "region" in said.lower():
-        return ": name the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
-    if "ACCESS_DENIED" in said or "NO_CREDENTIALS" in said or "INVALID_ACCESS_KEY" in said:
+    if "PermanentRedirect" in text or "AuthorizationHeaderMalformed" in text or "region" in text.lower():
+        return ": set the bucket's region, as in s3://bucket/runs?region=eu-west-1 or in AWS_DEFAULT_REGION"
+    if "ACCESS_DENIED" in text or "NO_CREDENTIALS" in text or "INVALID_ACCESS_KEY" in text:
         return ": the storage does not accept the credentials (AWS_ACCESS_KEY_ID and the like, or the machine's role)"
     return ""
 

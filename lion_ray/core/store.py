@@ -245,7 +245,7 @@ class RunStore:
             self._patiently(lambda: self._fs.delete_file(self.path(name)))
 
     def delete_folder(self, name: str) -> None:
-        """Remove a folder that may be there, with all that is in it."""
+        """Remove a folder and its content if it exists."""
         with self._reading(name), suppress(FileNotFoundError):
             self._patiently(lambda: self._fs.delete_dir(self.path(name)))
 
@@ -280,7 +280,7 @@ class RunStore:
             found = self._patiently(lambda: self._fs.get_file_info(selector))
             files = [one for one in found if one.type == fs.FileType.File]
             sizes = {one.path.removeprefix(f"{self.path(name)}/"): int(one.size) for one in files}
-            # Of a folder without sums, its files' times have to do.
+            # A folder without recorded hashes is identified by its files' modification times.
             content: dict[str, object] = {"sizes": sizes}
             if (sums := self.read_record(f"{name}{SUMS}")) is not None:
                 content["sums"] = dict(sums)

@@ -59,8 +59,8 @@ def without_thoughts(text: str) -> str:
     """The answer in a reply: `text` unchanged if it holds no thoughts, "" if it holds nothing else."""
     if _HINT.search(text) is None:
         return text
-    if (said := _final_channel(text)) is not None:
-        return said.strip()
+    if (final := _final_channel(text)) is not None:
+        return final.strip()
     answer = _after_leading(text)
     answer = _without_later(answer)
     if answer == text:

@@ -19,10 +19,10 @@ def chat(store: RunStore, *, message: str | None, iteration: int | None) -> None
     """
     student = find_student(store, iteration)
     tell(f"starting the student of {student.version} (Ctrl-D ends)", file=sys.stderr)
-    asyncio.run(_talk(student, message))
+    asyncio.run(_chat(student, message))
 
 
-async def _talk(found: Student, message: str | None) -> None:
+async def _chat(found: Student, message: str | None) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from lion_ray.inference.engine import Engine
 
@@ -32,7 +32,7 @@ async def _talk(found: Student, message: str | None) -> None:
     try:
         await engine.start(found.folder, found.version)
         while True:
-            text = message if message is not None else await asyncio.to_thread(_ask)
+            text = message if message is not None else await asyncio.to_thread(_read_line)
             if text is None:
                 return
             if text.strip():
@@ -45,7 +45,7 @@ async def _talk(found: Student, message: str | None) -> None:
         await asyncio.to_thread(engine.shutdown)
 
 
-def _ask() -> str | None:
+def _read_line() -> str | None:
     """One line from the user; None at the end of the input."""
     try:
         return input("you> " if sys.stdin.isatty() else "")

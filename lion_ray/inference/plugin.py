@@ -1,4 +1,4 @@
-"""What this project changes in vLLM on a CPU, as a plugin that vLLM loads in each of its processes.
+"""This project's changes to vLLM on a CPU, as a plugin that vLLM loads in each of its processes.
 
 Invariants:
 - Nothing is changed on a GPU.

@@ -25,7 +25,7 @@ class ServedModel:
     """The model that `serve` names. It is resolved, converted and hashed on first use, and only once."""
 
     def __init__(self, model: str, serve: ServeConfig, base_dir: Path, say: Callable[[str], None]) -> None:
-        """`model`: the name under which the server offers it."""
+        """`model`: the name by which the server offers it."""
         self._model, self._serve, self._base_dir, self._say = model, serve, base_dir, say
         self._folder: Path | None = None
         self._weights: str | None = None

@@ -54,7 +54,7 @@ def open_run(run: str) -> RunStore:
 
 
 def run_candidates(run: str) -> list[str]:
-    """The places where a run of this name is looked for."""
+    """The places where a run of this name may be."""
     return [run] if "://" in run or "/" in run else [str(Path("runs") / run), run]
 
 

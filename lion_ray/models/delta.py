@@ -86,7 +86,7 @@ class Weights:
             with safe_open(self.folder / name, framework="pt") as file:
                 return list(file.keys())
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self.folder / name}: cannot be read; is the file whole? ({error})") from None
+            raise ModelError(f"{self.folder / name}: cannot be read; is the file complete? ({error})") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ def make(base: Path, tuned: Path, out: Path, *, dtype: str | None = None, say: C
             if dtype is not None and wanted.is_floating_point():
                 wanted = wanted.to(getattr(torch, dtype))
             had = _grown(before, name, tuple(wanted.shape), wanted.dtype)
-            told = str(wanted.dtype).removeprefix("torch.")
-            entries[name] = Entry(tuple(wanted.shape), told, _digest(had), _digest(wanted))
+            type_name = str(wanted.dtype).removeprefix("torch.")
+            entries[name] = Entry(tuple(wanted.shape), type_name, _digest(had), _digest(wanted))
             yield name, _bits(wanted) - _bits(had)
 
     with whole_folder(out) as folder:
@@ -222,14 +222,14 @@ def _grown(base: Weights, name: str, shape: tuple[int, ...], dtype: torch.dtype)
     if name not in base:
         return torch.zeros(shape, dtype=dtype)
     had = base.get(name).to(dtype)
-    there = tuple(had.shape)
-    if there == shape:
+    own = tuple(had.shape)
+    if own == shape:
         return had
-    if there and len(there) == len(shape) and there[1:] == shape[1:] and there[0] < shape[0]:
+    if own and len(own) == len(shape) and own[1:] == shape[1:] and own[0] < shape[0]:
         grown = torch.zeros(shape, dtype=dtype)
-        grown[: there[0]] = had
+        grown[: own[0]] = had
         return grown
-    raise ModelError(f"{base.folder}: {name} has shape {there} there, but {shape} in the tuned model")
+    raise ModelError(f"{base.folder}: {name} has shape {own}, but {shape} in the tuned model")
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ Invariants:
 Why it matters: bfloat16 is the fastest type on a CPU with AMX or AVX-512 BF16. A CPU with only AVX2 emulates it, five
 times slower than float32.
 
-This module knows nothing of models, except their number of parameters, nor of vLLM and Ray.
+Of models, this module knows only the number of parameters; it does not know vLLM or Ray.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ def speeds() -> Speeds:
         found = json.loads(done.stdout.splitlines()[-1])
         result = _from_json(found)
     except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise InfrastructureError(
-            f"this CPU's speed could not be measured ({said[-1] if said else type(error).__name__}); "
+            f"this CPU's speed could not be measured ({output[-1] if output else type(error).__name__}); "
             "run `lion-ray doctor` to see what is missing"
         ) from None
     try:

@@ -206,18 +206,20 @@ def _conversation_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]
 
     marks = [f"\ue0f1{number}\ue0f2" for number in range(len(roles))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-    said = ", ".join(roles)
+    named = ", ".join(roles)
     try:
         opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_FIXED)
         answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
         closed = tokenizer.apply_chat_template(answered, tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
-        raise ModelError(f"the model's chat template refuses a conversation of {said}: {first_line(error)}") from error
+        raise ModelError(
+            f"the model's chat template refuses a conversation of {named}: {first_line(error)}"
+        ) from error
     texts, rest = [], str(opened)
     for mark in marks:
         before, found, rest = rest.partition(mark)
         if not found or mark in rest:
-            raise ModelError(f"the model's chat template does not write a conversation of {said} once and in order")
+            raise ModelError(f"the model's chat template does not write a conversation of {named} once and in order")
         texts.append(before)
     written = str(closed).rpartition(_ASSISTANT)[0].rpartition(marks[-1])[2]
     return [*texts, _answers_after(rest, written)]
@@ -268,8 +270,8 @@ def _fixed_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     closing = (before + _USER + after).removeprefix(plain)
     today = r"strftime_now\(\s*(['\"])(.*?)\1\s*\)"
     dated = re.sub(today, lambda match: json.dumps(_TODAY.strftime(match[2])), own, flags=re.DOTALL)
-    unasked = tokenizer.apply_chat_template([user], chat_template=dated, tokenize=False, add_generation_prompt=True)
-    if not closing and dated == own and unasked == plain:
+    default = tokenizer.apply_chat_template([user], chat_template=dated, tokenize=False, add_generation_prompt=True)
+    if not closing and dated == own and default == plain:
         return None
     names = [name for name in ("enable_thinking", "thinking", "date_string") if re.search(rf"\b{name}\b", own)]
     fixed = "".join(f"{{% set {name} = {json.dumps(_FIXED[name])} %}}" for name in names)

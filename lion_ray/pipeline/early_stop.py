@@ -102,12 +102,12 @@ def _reason(measure: str, values: Sequence[float | None], rounds: int, min_gain:
     times = "an iteration" if rounds == 1 else f"{rounds} iterations in a row"
     if measure == "checks":
         return (
-            f"the checks' score on held-out rose by less than {min_gain:g} in {times}: {last:.3f}, and before "
-            f"{max(before):.3f} at best"
+            f"the checks' held-out score rose by less than {min_gain:g} in {times}: {last:.3f}, previous best "
+            f"{max(before):.3f}"
         )
     if measure == "quality":
         return (
-            f"relative quality on held-out rose by less than {min_gain:.1%} in {times}: {last:.1%}, and before "
-            f"{max(before):.1%} at best"
+            f"held-out relative quality rose by less than {min_gain:.1%} in {times}: {last:.1%}, previous best "
+            f"{max(before):.1%}"
         )
-    return f"held-out loss fell by less than {min_gain:g} in {times}: {last:.3f}, and before {min(before):.3f} at best"
+    return f"held-out loss fell by less than {min_gain:g} in {times}: {last:.3f}, previous best {min(before):.3f}"

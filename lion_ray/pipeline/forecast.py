@@ -1,7 +1,7 @@
 """Forecast how long a run takes on this machine, before it starts and, corrected, while it runs.
 
 Invariants:
-- What another attempt committed counts as done, and does not affect this attempt's pace.
+- Work committed by earlier attempts counts as done, and does not affect this attempt's pace.
 - `local_times` estimates single stages; this module adds them up and compares them with the clock.
 
 It reads only the run's folder.
@@ -28,14 +28,14 @@ class Forecast:
     """The time that a run still needs: its plan, corrected by the pace so far."""
 
     def __init__(self, plan: Plan, store: RunStore, config: RunConfig, clock: Callable[[], float] = time.monotonic):
-        """`clock`: monotonic seconds. What is already committed was another attempt's and does not affect the pace."""
+        """`clock`: monotonic seconds. Work that is already committed does not affect the pace."""
         self._plan, self._store, self._config, self._clock = plan, store, config, clock
         self._began = clock()
         self._open = list(plan.stages)
         self._done_s = 0.0
-        self._before = self._worked_off()
+        self._before = self._finished_s()
 
-    def _worked_off(self) -> float:
+    def _finished_s(self) -> float:
         """Planned seconds of work done so far; finished stages are not read again."""
         begun, still_open = 0.0, []
         for stage in self._open:
@@ -53,20 +53,18 @@ class Forecast:
             return None
         elapsed = self._clock() - self._began
         # Start-up counts by the clock, because no stage reports it.
-        done = self._worked_off() - self._before + min(elapsed, START_S)
+        done = self._finished_s() - self._before + min(elapsed, START_S)
         return left_s(self._plan.local_s - self._before, done, elapsed)
 
 
 def opening_lines(plan: Plan, left: float, times: LocalTimes) -> list[str]:
-    """Log lines before a run starts: its estimated time here, and what makes it slow."""
-    lines = [
-        f"{in_words(left)} on this machine (an estimate, corrected as the run goes; `lion-ray plan` has its parts)"
-    ]
+    """Log lines before a run starts: its estimated time here, and the reasons if it is slow."""
+    lines = [f"{in_words(left)} on this machine (an estimate, updated during the run; `lion-ray plan` shows its parts)"]
     if left > LONG_S:
         longest = max(plan.stages, key=stage_s)
         lines.append(
-            f"warning: that is long. {longest.stage} alone takes {in_words(stage_s(longest))}, once in each iteration "
-            "that has it: a smaller served model, fewer rows, shorter answers or a GPU shorten it"
+            f"warning: that is long. {longest.stage} alone takes {in_words(stage_s(longest))} in each iteration that "
+            "has it: use a smaller served model, fewer rows, shorter answers or a GPU"
         )
     return lines + [f"warning: {line}" for line in times.slow_types()]
 
@@ -82,10 +80,10 @@ def budget_sentence(loaded: LoadedConfig, store: RunStore, progress: Progress, e
     doubt = sum(one["usd"] for one in read_doubts(loaded.config.model_dump(mode="json"), store))
     if doubt:
         rest += (
-            f"; ${doubt:,.4f} of it is uncertain, calls that may have been billed without an answer (see "
+            f"; ${doubt:,.4f} of it is uncertain: calls that may have been billed without an answer (see "
             "endpoints.NAME.assume_billed)"
         )
     return (
         f"the budget of ${loaded.config.budget.usd:,.2f} is spent: {error}. The run got as far as {where}, and "
-        f"everything paid for is kept{rest}. Raise budget.usd and run the same command to go on"
+        f"all received answers are kept{rest}. Raise budget.usd and run the same command to resume"
     )

@@ -23,19 +23,19 @@ class Stop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked = False
+        self._requested = False
         self._cancel: Callable[[], object] | None = None
 
     def ask(self) -> None:
         """Request the end of the run; returns at once."""
         with self._lock:
-            self._asked = True
+            self._requested = True
             if self._cancel is not None:
                 self._cancel()
 
     def look(self) -> None:
         """Raises KeyboardInterrupt if a stop was requested."""
-        if self._asked:
+        if self._requested:
             raise KeyboardInterrupt
 
     @contextmanager
@@ -45,7 +45,7 @@ class Stop:
         assert task is not None
         with self._lock:
             self._cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
-            if self._asked:
+            if self._requested:
                 self._cancel()
         try:
             yield

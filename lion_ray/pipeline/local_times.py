@@ -127,16 +127,16 @@ class LocalTimes:
             times = 1.0 if dtype == "auto" else speeds().slower_than_best(dtype)
             if times >= SLOW:
                 found.append(
-                    f"{key}: this CPU computes {dtype} {times:.1f} times slower than {speeds().fastest}; "
-                    "`auto` would choose that"
+                    f"{key}: on this CPU, {dtype} is {times:.1f} times slower than {speeds().fastest}, which `auto` "
+                    "would choose"
                 )
         return found
 
 
 def planned_s(stages: Iterable[StageTimes]) -> float | None:
-    """The seconds of a run's stages, its start included.
+    """The seconds of a run's stages and its start-up. None if this machine computes nothing.
 
-    Stages share the machine, so their seconds add up. None where this machine computes nothing.
+    Stages share the machine, so their seconds add up.
     """
     found = list(stages)
     if all(stage.local_s is None for stage in found):

@@ -1,7 +1,7 @@
 """Lion's loop: imitation, discrimination, generation (paper, section 3).
 
 Invariants:
-- Every function here is resumable: what an earlier attempt committed is read, not done again. Iteration k needs only
+- Every function here is resumable: an earlier attempt's committed work is read, not repeated. Iteration k needs only
   what iteration k-1 committed.
 - Stages without a mutual dependency overlap (`scheduling`): the referee judges while the student answers, the held-out
   set is judged while the generator writes, and the teacher answers accepted instructions while more are generated.
@@ -52,10 +52,10 @@ async def prepare(run: Run) -> None:
 
 
 async def warm_up(run: Run) -> None:
-    """Boot the engines that are kept anyway while servers start and the teacher answers."""
+    """Start the engines that are kept anyway while servers start and the teacher answers."""
     iteration = run.newest_checkpoint()
-    stay = run.config.student.min_engines > 0 and not run.handoff
-    if stay and (iteration or answers_heldout(run.config, 0)):
+    kept = run.config.student.min_engines > 0 and not run.handoff
+    if kept and (iteration or answers_heldout(run.config, 0)):
         await run.actors.students.load(student_after(run, iteration), run.progress)
 
 
@@ -99,8 +99,8 @@ async def iterate(run: Run, iteration: int, *phases: Phase, last: bool = False) 
     """
     heldout = Phase.DATA not in phases and bool(run.pool(layout.HELDOUT))
     stages = [(one, iteration) for one in due(When(run.config, iteration, heldout, last), *phases)]
-    pool_comes = Phase.GENERATION in phases or (iteration == 0 and Phase.MEASUREMENT in phases)
-    if run.config.overlap and pool_comes:
+    next_pool = Phase.GENERATION in phases or (iteration == 0 and Phase.MEASUREMENT in phases)
+    if run.config.overlap and next_pool:
         following = due(When(run.config, iteration + 1, heldout), Phase.IMITATION)
         stages += [(one, iteration + 1) for one in following if one.ahead]
     await run_stages(run, stages)

@@ -104,7 +104,7 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     notes = [
         f"{pool.rows:,} instructions in the pool: {pool.median:.0f} tokens in the median, {pool.longest:,} at most; "
         f"{heldout.rows:,} held out",
-        "completion tokens and 'at most' are upper bounds (every answer as long as it may be); calls in the journal "
+        "completion tokens and 'at most' are upper bounds (every answer at its maximum length); calls in the journal "
         "cost nothing",
     ]
     planner = Planner(
@@ -122,39 +122,39 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         if (plan := stage.plan(planner, iteration)) is not None
     ]
     notes.append(
-        f"generating is counted at one request a row; where candidates are rejected it may take up to "
-        f"{config.generation.max_attempts:g} times that, which is in 'at most $'. Verdicts that cannot be read are "
-        f"asked again, up to {config.referee.parse_retries} times: not counted"
+        f"generating is planned with one request per row; rejected candidates may raise that up to "
+        f"{config.generation.max_attempts:g} times, which 'at most $' includes. Retries of unreadable verdicts, up to "
+        f"{config.referee.parse_retries} each, are not included"
     )
     if config.referee.second_order == "near_threshold":
         notes.append(
-            "second_order: near_threshold spares up to half of the calls that judge the Cache Pool; how many is not "
-            "known before, so all are planned"
+            "second_order: near_threshold saves up to half of the calls that judge the Cache Pool; the number is "
+            "unknown in advance, so all are planned"
         )
     if config.evaluation.checks:
         names = ", ".join(map(check_name, config.evaluation.checks))
-        notes.append(f"the checks ({names}) score every held-out answer, the teacher's too, and cost nothing")
+        notes.append(f"the checks ({names}) score every held-out answer, including the teacher's, and cost nothing")
         notes += heldout_problems(config, base_dir, taken.heldout)
     if (plateau := config.stop.plateau) is not None:
         notes.append(
-            f"the run ends early where the student has not gained {plateau.min_gain:g} on held-out in "
-            f"{plateau.rounds} iterations (stop.plateau): this is for all of them"
+            f"the run ends early if the student has not gained {plateau.min_gain:g} on held-out in "
+            f"{plateau.rounds} iterations (stop.plateau); this plan is for all iterations"
         )
     if total(stages, "usd_worst") is not None:
         notes.append(
-            "'at most $' assumes the prices of the configuration, that no answer takes more tokens than max_tokens "
-            "allows (thoughts included), and that no call is billed twice: what a time-out or a cut connection may "
-            "have cost is not in it"
+            "'at most $' assumes the configured prices, that no answer takes more tokens than max_tokens allows "
+            "(reasoning included), and that no call is billed twice: possible charges for timeouts and lost "
+            "connections are not included"
         )
     if config.budget is not None:
         notes.append(
-            f"the cap of ${config.budget.usd:,.2f} holds for what endpoints say that they bill, read at its dearest; "
-            f"where an answer takes more than its max_tokens, what is out at that moment may pass it ({FIRST_WAVE} "
-            "calls of an endpoint at first, more with each answer that keeps to its limit, a whole batch in a batch), "
-            "and every later call is reserved as much"
+            f"the cap of ${config.budget.usd:,.2f} applies to the usage that endpoints report, at its highest "
+            f"reading; if an answer exceeds its max_tokens, the calls in flight at that moment may exceed the cap "
+            f"({FIRST_WAVE} calls of an endpoint at first, more with each answer within its limit, or a whole batch), "
+            "and later calls are reserved accordingly"
         )
     if total(stages, "usd") is None:
-        notes.append("no endpoint has prices, so nothing is priced: see endpoints.NAME.prices")
+        notes.append("no endpoint has prices, so costs are not planned: see endpoints.NAME.prices")
     if total(stages, "seconds") is None and any(
         config.endpoints[one].serve is None for one in endpoints_in_use(config)
     ):
@@ -163,12 +163,14 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
     local_s = planned_s(stages)
     if local_s is not None:
         notes.append(
-            f"{in_words(local_s)} on this machine, by its measured speed and usual lengths of answers: what it "
-            "computes itself, start-up included; the run corrects this as it goes"
+            f"{in_words(local_s)} of computation on this machine, start-up included, by its measured speed and usual "
+            "lengths of answers; updated during the run"
         )
     parameters = parameters_of(config.student.model, base_dir)
     if parameters is None:
-        notes.append(f"{config.student.model} is not on this machine and its name tells no size: memory is not planned")
+        notes.append(
+            f"{config.student.model} is not on this machine and its name does not contain a size: memory is not planned"
+        )
         return Plan(stages, None, None, notes, local_s)
     notes.append(f"the student has about {parameters / 1e9:.2g} billion parameters")
     disk = disk_plan(config, parameters)
@@ -280,7 +282,7 @@ def plan_table(plan: Plan) -> Table:
         else f"memory: {plan.training_gib} GiB for each training worker without activations, "
         f"{plan.engine_gib} GiB for the weights on each GPU of an engine"
     )
-    table = Table(title="What this run will take", caption=memory)
+    table = Table(title="The plan of this run", caption=memory)
     table.add_column("iteration", justify="right")
     table.add_column("stage")
     headings = ("rows", "calls", "prompt tokens (about)", "completion tokens (at most)")
@@ -304,7 +306,7 @@ def plan_table(plan: Plan) -> Table:
     totals = plan.to_json()["totals"]
     table.add_section()
     sums = money(totals["usd"], totals["usd_worst"], totals["seconds"], totals["local_s"])
-    table.add_row("", "together", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
+    table.add_row("", "total", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
     return table
 
 

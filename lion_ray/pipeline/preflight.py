@@ -69,8 +69,8 @@ def keys_in_clear(loaded: LoadedConfig) -> list[str]:
     config = loaded.config
     used = {name: config.endpoints[name] for name in endpoints_in_use(config)}
     return [
-        f"endpoints.{name}.base_url: the key in {one.api_key_env} goes to {without_secrets(one.base_url)} unencrypted, "
-        "for everyone on the way to read; use https://"
+        f"endpoints.{name}.base_url: the key in {one.api_key_env} goes to {without_secrets(one.base_url)} unencrypted; "
+        "use https://"
         for name, one in used.items()
         if one.api_key_env and one.base_url and in_clear(one.base_url)
     ]
@@ -118,7 +118,7 @@ def heldout_problems(config: RunConfig, base_dir: Path, heldout: pa.Table) -> li
         f"{where_is(source, base_dir, row)} ({why})"
     )
     if len(found) == heldout.num_rows:
-        raise ConfigError(f"{line}; give these rows a `reference` that fits, or leave the check out")
+        raise ConfigError(f"{line}; give these rows a suitable `reference`, or remove the check")
     return [f"{line}; they are left out of the checks' scores"]
 
 
@@ -149,6 +149,6 @@ def check_keys(loaded: LoadedConfig) -> None:
         endpoint = config.endpoints[name]
         if endpoint.serve is None and endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
             raise EndpointError(
-                f"endpoint '{name}' wants its key in the environment variable {endpoint.api_key_env}, which is not "
-                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint asks for none"
+                f"endpoint '{name}' needs its key in the environment variable {endpoint.api_key_env}, which is not "
+                f"set; export it, or set endpoints.{name}.api_key_env=null if the endpoint needs none"
             )

@@ -1,9 +1,9 @@
-"""What a point of held-out score cost, from one student to the next.
+"""The cost per point of held-out score gained from one student to the next.
 
 Invariants:
-- A student cost what its own training rows and its fit cost, and the discrimination and generation of the iteration
-  before, which made the rows. What only measures it is left out.
-- Where nothing was gained there is no price of a point: it is None, not a negative number.
+- A student's cost is that of its own training rows, and of the discrimination and generation in the previous iteration,
+  which made the rows. Measurement is not included.
+- Without a gain the cost per point is None, not a negative number.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from lion_ray.pipeline.results import IterationResult
 
 PAID = {stage.name: stage.phase for stage in PIPELINE if stage.actor in ("teacher", "referee", "generator", "rewarder")}
-"""Stages that make calls, and the phase of each."""
+"""The stages that make calls, with their phases."""
 ANSWERS = "teacher answers the Train Pool"
 
 
 @dataclass(frozen=True, slots=True)
 class PriceOfGain:
-    """What led from one student to the next."""
+    """A student's gain over the previous one, and its cost."""
 
     measure: str
-    """checks, or quality (relative, on the held-out set) where there are no checks."""
+    """checks, or quality (relative, on the held-out set) if there are no checks."""
     points: float
-    """What it rose by; 100 points are the whole scale of the checks, or the teacher's own quality."""
+    """The gain; 100 points are the whole scale of the checks, or the teacher's own quality."""
     usd: float | None
-    """US dollars for calls; None where a price is not known."""
+    """US dollars for calls; None if a price is unknown."""
     teacher_tokens: int
-    """What the teacher wrote as answers to train on."""
+    """Completion tokens of the teacher's answers in the Train Pool."""
 
     @property
     def usd_per_point(self) -> float | None:
@@ -55,7 +55,7 @@ class PriceOfGain:
 
 
 def price_of_gain(before: IterationResult, after: IterationResult) -> PriceOfGain | None:
-    """From the student of one iteration to that of the next; None where the two were not measured alike."""
+    """From one iteration's student to the next one's. Returns None if no measure was taken of both."""
     found = [
         (measure, 100 * (last - first))
         for measure, value in (("checks", _checked), ("quality", _judged))
@@ -64,7 +64,7 @@ def price_of_gain(before: IterationResult, after: IterationResult) -> PriceOfGai
     if not found:
         return None
     measure, points = found[0]
-    bought = [
+    paid = [
         numbers
         for result, phases in (
             (before, (Phase.DISCRIMINATION, Phase.GENERATION)),
@@ -73,11 +73,11 @@ def price_of_gain(before: IterationResult, after: IterationResult) -> PriceOfGai
         for name, numbers in result.stages.items()
         if PAID.get(name) in phases
     ]
-    known = all("cost_usd" in numbers for numbers in bought)
+    known = all("cost_usd" in numbers for numbers in paid)
     return PriceOfGain(
         measure,
         points,
-        sum(numbers["cost_usd"] for numbers in bought) if known else None,
+        sum(numbers["cost_usd"] for numbers in paid) if known else None,
         int(after.stages.get(ANSWERS, {}).get("completion_tokens", 0)),
     )
 

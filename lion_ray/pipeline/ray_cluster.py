@@ -29,7 +29,7 @@ from lion_ray.models.machine import cores
 T = TypeVar("T")
 START_FAILURES = (Exception,)
 """A failed start of Ray has no exception class of its own: RuntimeError, TimeoutError, Exception; not Ctrl-C."""
-TOLD = 300
+MESSAGE_LENGTH = 300
 """Maximum length of Ray's message, in characters."""
 
 RAY_ENVIRONMENT = {
@@ -112,8 +112,8 @@ def twice(start: Callable[[], T], *, clean_up: Callable[[], None], say: Callable
     except START_FAILURES as error:
         clean_up()
         raise InfrastructureError(
-            f"Ray did not start on this machine, nor when it was tried again ({why_not(error)}); mend that and run the "
-            "same command: it goes on"
+            f"Ray did not start on this machine in two attempts ({why_not(error)}); correct that and run the same "
+            "command to resume"
         ) from None
 
 
@@ -121,14 +121,14 @@ def why_not(error: BaseException) -> str:
     """A short reason why Ray did not start."""
     # Ray gives its agents 15 and itself 30 seconds to start: constants of its code.
     if "timed out" in str(error).lower():
-        return "not within the time that it gives itself, 30 s: something else keeps the cores busy"
+        return "not within its timeout of 30 s: something else keeps the cores busy"
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error, at most `TOLD` characters."""
+    """The first non-empty line of an error, at most `MESSAGE_LENGTH` characters."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:TOLD]
+    return next((line for line in lines if line), type(error).__name__)[:MESSAGE_LENGTH]
 
 
 def end_what_was_started(before: Container[int]) -> None:

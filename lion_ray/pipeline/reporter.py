@@ -35,7 +35,7 @@ class Reporter:
         self._last: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Start the report of what is committed, after the previous one; returns at once."""
+        """Start writing the report of the committed work, after the previous report; returns at once."""
         self._last = asyncio.create_task(self._one(self._last))
 
     async def close(self, *, wait: bool) -> None:
@@ -61,4 +61,4 @@ class Reporter:
             self._failed(first_line(f"{type(cause).__name__}: {cause}"))
 
     def _failed(self, why: str) -> None:
-        self._progress.say(f"the report could not be written ({why[:400]}); the run goes on. Try: lion-ray report RUN")
+        self._progress.say(f"the report could not be written ({why[:400]}); the run continues; try lion-ray report")

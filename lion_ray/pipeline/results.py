@@ -48,7 +48,7 @@ class IterationResult:
     iteration: int
     train_rows: int | None = None
     pairs: int | None = None
-    """Of a better and a worse answer, trained on beside these rows (`preference`)."""
+    """Pairs of a better and a worse answer, trained on in addition to these rows (`preference`)."""
     cache_rows: int | None = None
     hard: int | None = None
     easy: int | None = None
@@ -182,9 +182,9 @@ def _no_better_than_chance(store: RunStore, iteration: int, canaries: Manifest) 
     before = (store.stage(layout.canaries(k)).manifest() or {} for k in range(iteration))
     if _by_chance(canaries) and not any(map(_by_chance, before)):
         yield (
-            f"the judge is right in {canaries['right']} of {canaries['verdicts']} verdicts on pairs that anyone can "
-            "decide: its scores say little about the student. Take a better one, or try it with lion-ray judge "
-            "calibrate"
+            f"the judge is right in only {canaries['right']} of {canaries['verdicts']} verdicts on pairs with an "
+            "obvious winner: its scores say little about the student. Use a better judge, or measure this one with "
+            "lion-ray judge calibrate"
         )
 
 
@@ -196,7 +196,7 @@ def _by_chance(canaries: Manifest) -> bool:
 def _drifted(canaries: Manifest) -> Iterator[str]:
     found = canaries.get("drift")
     if found and found["drifted"]:
-        yield f"the judge is not what it was in iteration {canaries['against']}. {found['says']}"
+        yield f"the judge has changed since iteration {canaries['against']}. {found['says']}"
 
 
 def _other_judge(store: RunStore, iteration: int, judges: dict[str, int]) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _other_judge(store: RunStore, iteration: int, judges: dict[str, int]) -> Ite
         yield f"the referee's endpoint answered as more than one model: {named}"
     before = next((found for k in range(iteration - 1, -1, -1) if (found := judged_by(store, k))), None)
     if judges and before and set(judges) != set(before):
-        yield f"the referee's endpoint answered as another model than before: {', '.join(before)}, now {named}"
+        yield f"the referee's endpoint answered as a different model than before: {', '.join(before)}, now {named}"
 
 
 def finished(store: RunStore, iterations: int) -> bool:
@@ -228,7 +228,7 @@ def results_table(found: list[IterationResult]) -> Table:
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
     checked = any(one.checks for one in found)
     captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
-    table = Table(title="What came out", caption="\n".join([*captions, *warnings]))
+    table = Table(title="Results", caption="\n".join([*captions, *warnings]))
     for heading in (*HEADINGS[:-1], *([CHECKS_HEADING] if checked else []), HEADINGS[-1]):
         table.add_column(heading, justify="right")
     for one in found:

@@ -43,7 +43,7 @@ class Run:
         """A committed pool's shards."""
         manifest = self.store.stage(layout.pool(name)).manifest()
         if manifest is None:
-            raise DataError(f"{self.store.path(layout.pool(name))}: this pool was never committed")
+            raise DataError(f"{self.store.path(layout.pool(name))}: this pool is incomplete")
         return [Shard(str(name), index) for index in range(manifest["parts"])]
 
     def feed(self, name: str | int) -> Feed:

@@ -2,7 +2,7 @@
 
 Invariants:
 - The run folder is claimed before anything is started, and released after everything has stopped.
-- A folder made with another configuration is refused, unless only operational keys differ.
+- The folder of a run with another configuration is refused, unless only operational keys differ.
 - If RAY_ADDRESS names a cluster, the run joins it; otherwise it starts Ray on this machine (`ray_cluster`) and stops it
   at the end.
 - Trackers receive every attempt that passes the preflight, and are finished before the folder is released.
@@ -102,10 +102,10 @@ def run(
     tracking = load_trackers(loaded.config.tracking, loaded.base_dir, f"{loaded.source}: tracking", root=store.root)
     check_no_ray()
     check_same_config(store, loaded)
-    told = Trackers([*tracking, *trackers])
+    all_trackers = Trackers([*tracking, *trackers])
     if finished(store, loaded.config.iterations):
         progress.say(f"{store.root}: this run is finished; give another run_name to run again")
-        with tracked(told, store, (store.attempt() or {"attempt": 0})["attempt"], progress):
+        with tracked(all_trackers, store, (store.attempt() or {"attempt": 0})["attempt"], progress):
             return results(store)
     if store.stage(layout.pool(0)).manifest() is None:
         for line in check_references(loaded):
@@ -116,10 +116,10 @@ def run(
         describe_run(store, loaded)
         progress.say(
             f"run {loaded.config.run_name}, attempt {attempt}: {store.root}"
-            + ("" if attempt == 1 else " (what is committed there is not done again)")
+            + ("" if attempt == 1 else " (committed work is not repeated)")
         )
-        with tracked(told, store, attempt, progress):
-            return _carry_out(_Attempt(loaded, store, attempt, progress, write_report, told, stop))
+        with tracked(all_trackers, store, attempt, progress):
+            return _carry_out(_Attempt(loaded, store, attempt, progress, write_report, all_trackers, stop))
     finally:
         with contextlib.suppress(RunConflictError):  # another attempt has taken over the folder
             store.heartbeat(ended=True)
@@ -179,8 +179,8 @@ def _ray(attempt: _Attempt) -> Iterator[bool]:
     except LOST as error:
         # An actor of a role: lost engines and training workers are handled elsewhere.
         raise InfrastructureError(
-            f"an actor of the run is lost for good ({why_lost(error)}); what it did is kept, and the same command goes "
-            "on"
+            f"an actor of the run died and could not be restarted ({why_lost(error)}); committed work is kept, and the "
+            "same command resumes"
         ) from None
     finally:
         ray.shutdown()
@@ -301,21 +301,21 @@ def check_no_ray() -> None:
     """Refuse to run in a program that is already connected to Ray: the run would shut it down."""
     if ray.is_initialized():
         raise ConfigError(
-            "this program is connected to Ray already, and a run starts and ends its own; call ray.shutdown() first, "
-            "and set RAY_ADDRESS where the run is to join a cluster"
+            "this program is already connected to Ray, and a run starts and stops its own; call ray.shutdown() first, "
+            "and set RAY_ADDRESS if the run should join a cluster"
         )
 
 
 def check_same_config(store: RunStore, loaded: LoadedConfig) -> None:
-    """Refuse a folder that another configuration made."""
+    """Refuse the folder of a run with another configuration."""
     known = store.description()
     if known is None:
         return
     changed = differences(known["config"], loaded.config.model_dump(mode="json"))
     if changed:
         raise RunConflictError(
-            f"{store.root}: this run was begun with another configuration; {', '.join(changed[:5])} "
-            f"{'differs' if len(changed) == 1 else 'differ'}. Give the new one another run_name, or undo the change"
+            f"{store.root}: this run was started with another configuration; {', '.join(changed[:5])} "
+            f"{'differs' if len(changed) == 1 else 'differ'}. Use another run_name, or undo the change"
         )
 
 

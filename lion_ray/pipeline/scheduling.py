@@ -82,12 +82,12 @@ class Parts:
     """The committed parts of a stage, for other stages to wait for."""
 
     def __init__(self) -> None:
-        self._there: set[int] = set()
+        self._committed: set[int] = set()
         self._all = False
         self._changed = asyncio.Event()
 
     def add(self, index: int) -> None:
-        self._there.add(index)
+        self._committed.add(index)
         self._change()
 
     def end(self) -> None:
@@ -96,7 +96,7 @@ class Parts:
         self._change()
 
     async def wait(self, index: int) -> None:
-        while not (self._all or index in self._there):
+        while not (self._all or index in self._committed):
             await self._changed.wait()
 
     def _change(self) -> None:
@@ -137,7 +137,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
 async def run_stages(run: Run, stages: Sequence[tuple[Stage, int]]) -> None:
     """Run stages of some iterations: concurrently, each after its dependencies, or with `overlap: false` in this order.
 
-    Once the student has answered everything in them, its engines release the resources that they need not keep.
+    Once the student has answered everything in them, its engines release resources that need not be kept.
     """
     done = {(stage.name, iteration): asyncio.Event() for stage, iteration in stages}
 
@@ -152,11 +152,11 @@ async def run_stages(run: Run, stages: Sequence[tuple[Stage, int]]) -> None:
     answering = [place for place, (stage, _) in enumerate(stages) if stage.student]
     if answering:
         events = [done[stages[place][0].name, stages[place][1]] for place in answering]
-        work.insert(answering[-1] + 1, _engines_rest(run, events))
+        work.insert(answering[-1] + 1, _release_engines(run, events))
     await (together if run.config.overlap else in_turn)(*work)
 
 
-async def _engines_rest(run: Run, answered: Sequence[asyncio.Event]) -> None:
+async def _release_engines(run: Run, answered: Sequence[asyncio.Event]) -> None:
     for event in answered:
         await event.wait()
     await run.actors.students.rest(0 if run.handoff else None)

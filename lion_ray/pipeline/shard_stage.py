@@ -97,6 +97,6 @@ def check_failures(run: Run, name: str, title: str, total: Manifest, parts: Iter
         reasons = "; ".join(f"{count} × {reason}" for reason, count in counted.most_common(3))
         raise DataError(
             f"{title}: {failed} of {total['rows']} rows failed ({failed / total['rows']:.0%}, allowed "
-            f"{run.config.max_failure_rate:.0%}): {reasons}. What succeeded is kept; mend the cause, or raise "
+            f"{run.config.max_failure_rate:.0%}): {reasons}. Successful rows are kept; correct the cause, or raise "
             "max_failure_rate, and run the same command"
         )

@@ -49,7 +49,7 @@ class Status:
     """By role, stage, iteration and endpoint: calls that may have been billed without an answer, with their maximum
     cost in US dollars; not included in `spending`."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read."""
+    """Errors of files that could not be read."""
     stopped: str | None = None
     """Why the run ended before its last iteration; None if it did not."""
 
@@ -58,20 +58,20 @@ class Status:
         calls, prompt, completion = self.used()
         return (
             f"{self.root}: {self.state}, attempt {self.attempt}; iteration {last} of {self.iterations + 1} (the last "
-            f"is imitation alone); {calls:,.0f} calls{' bought' if self.spending else ''}, {prompt:,.0f} prompt and "
+            f"is imitation alone); {calls:,.0f} {'paid ' if self.spending else ''}calls, {prompt:,.0f} prompt and "
             f"{completion:,.0f} completion tokens"
-            + self._doubt()
+            + self._uncertain()
             + (f"; ended early: {self.stopped}" if self.stopped else "")
         )
 
     def used(self) -> tuple[float, float, float]:
-        """Calls, prompt tokens and completion tokens: those paid for if the journal has them, else those that finished
-        stages used, whoever paid."""
+        """Calls, prompt tokens and completion tokens: the paid ones if the journal has any, else those of finished
+        stages."""
         if self.spending:
             return self._sum("calls"), self._sum("prompt_tokens"), self._sum("completion_tokens")
         return self.totals["calls"], self.totals["prompt_tokens"], self.totals["completion_tokens"]
 
-    def _doubt(self) -> str:
+    def _uncertain(self) -> str:
         usd = sum(one["usd"] for one in self.uncertain)
         return f"; uncertain: ${usd:,.4f} that may have been billed without an answer" if self.uncertain else ""
 
@@ -84,7 +84,7 @@ class Status:
 
     def spending_table(self) -> Table:
         """The paid calls as a table for the terminal."""
-        table = Table(title="What was bought", caption="from the journal; a call that the journal knew was not bought")
+        table = Table(title="Paid calls", caption="from the journal; calls answered from the journal are not included")
         more = ("uncertain US $",) if self.uncertain else ()
         for heading in ("role", "iteration", "stage", "calls", "prompt tokens", "completion tokens", "US $", *more):
             table.add_column(heading, justify="left" if heading in ("role", "stage") else "right")
@@ -100,8 +100,8 @@ class Status:
             table.add_row(role, str(layout.iteration_of(stage)), named(stage), "0", "0", "0", "0.00", f"{usd:,.4f}")
         table.add_section()
         sums = [*(f"{one:,.0f}" for one in self.used()), f"{self._sum('usd'):,.2f}"]
-        together = [f"{sum(one['usd'] for one in self.uncertain):,.4f}"] if more else []
-        table.add_row("", "", "together", *sums, *together)
+        uncertain = [f"{sum(one['usd'] for one in self.uncertain):,.4f}"] if more else []
+        table.add_row("", "", "total", *sums, *uncertain)
         return table
 
     def _sum(self, name: str) -> float:

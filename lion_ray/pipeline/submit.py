@@ -63,7 +63,7 @@ def submit(loaded: LoadedConfig, overrides: Sequence[str], how: Submission) -> s
     """Upload a run's files and start it as a job. Returns the job's id.
 
     Raises:
-        ConfigError: the run cannot go to a cluster as it is.
+        ConfigError: the configuration cannot be used on a cluster.
         InfrastructureError: the cluster does not answer, or refuses.
     """
     check_templates(loaded)
@@ -87,10 +87,10 @@ def submit(loaded: LoadedConfig, overrides: Sequence[str], how: Submission) -> s
             "entrypoint_resources": dict(how.driver_resources) or None,
         }
         with _answering(how.address) as client:
-            return _patiently(client, wanted)
+            return _submit_with_retries(client, wanted)
 
 
-def _patiently(client: Any, wanted: dict[str, Any]) -> str:
+def _submit_with_retries(client: Any, wanted: dict[str, Any]) -> str:
     until = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
@@ -122,9 +122,9 @@ def follow(job: str, address: str) -> bool:
                 time.sleep(POLL_S)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
             raise InfrastructureError(
-                f"{address}: the cluster's job server went away while {job} ran ({one_line(error)}). Where the "
-                "cluster still stands the job goes on, and `ray job logs --follow` shows how; where it is gone, the "
-                "same command on another one takes the run up"
+                f"{address}: the connection to the cluster's job server was lost while {job} ran ({one_line(error)}). "
+                "If the cluster still runs, the job continues, and `ray job logs --follow` shows its log; if not, the "
+                "same command on another cluster resumes the run"
             ) from None
         if status != JobStatus.SUCCEEDED:
             tell(f"job {job}: {status.value.lower()}: {client.get_job_info(job).message}")
@@ -135,7 +135,7 @@ def check_paths(loaded: LoadedConfig) -> None:
     """Check that the cluster can reach everything that the run reads and writes.
 
     Raises:
-        ConfigError: naming the key, and what to write instead.
+        ConfigError: it cannot; with the key, and what to write instead.
     """
     config = loaded.config
     problems = []
@@ -162,7 +162,7 @@ def check_paths(loaded: LoadedConfig) -> None:
         if not path.resolve().is_relative_to(loaded.base_dir.resolve()):
             problems.append(f"{key}: '{value}' is outside the configuration's folder; put it in or below it")
         elif not path.exists():
-            problems.append(f"{key}: there is no {path}")
+            problems.append(f"{key}: {path} does not exist")
     if problems:
         raise ConfigError("\n".join(f"{loaded.source}: {problem}" for problem in problems))
 
@@ -212,8 +212,8 @@ def _answering(address: str) -> Iterator[Any]:
     try:
         yield JobSubmissionClient(address)
     except (OSError, RuntimeError, aiohttp.ClientError) as error:
-        said = one_line(error)
+        message = one_line(error)
         hint = "is the address the dashboard's, and is it forwarded to this machine?"
-        if any(word in said.lower() for word in ("401", "403", "unauthenticated", "token")):
+        if any(word in message.lower() for word in ("401", "403", "unauthenticated", "token")):
             hint = "export RAY_AUTH_MODE=token, and the cluster's token as RAY_AUTH_TOKEN"
-        raise InfrastructureError(f"{address}: the cluster's job server refuses ({said}); {hint}") from None
+        raise InfrastructureError(f"{address}: the cluster's job server refuses ({message}); {hint}") from None

@@ -6,8 +6,8 @@ Invariants:
 - One damaged file does not hide others.
 - Files that a running run is writing do not count as damaged.
 
-Files from before there were checksums are read and counted as not proven. Checkpoints within a fit (`fits/`) have no
-checksums and are not checked: the fit itself reports an unusable one.
+Files of older versions without checksums are read, but do not count as proven. Checkpoints within a fit (`fits/`) have
+no checksums and are not checked: the fit itself reports an unusable one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _stage(store: RunStore, name: str, found: Checked) -> set[str]:
         try:
             actual = store.sum_of(path)
         except FileNotFoundError:
-            found.faults.append(f"{store.path(path)}: it is gone")
+            found.faults.append(f"{store.path(path)}: it is missing")
         except LionError as error:
             found.faults.append(str(error))
         else:
@@ -99,11 +99,11 @@ def _stage(store: RunStore, name: str, found: Checked) -> set[str]:
                 found.proven += 1
                 found.bytes += actual["bytes"]
             else:
-                found.faults.append(f"{store.path(path)}: it is not what was committed (its SHA-256 does not fit)")
-    there = stage.part_indexes()
+                found.faults.append(f"{store.path(path)}: it differs from what was committed (SHA-256 mismatch)")
+    present = stage.part_indexes()
     for index in range(manifest.get("parts", 0)):
-        if index not in there and stage.part_name(index) not in named:
-            found.faults.append(f"{store.path(stage.part_name(index))}: it is gone")
+        if index not in present and stage.part_name(index) not in named:
+            found.faults.append(f"{store.path(stage.part_name(index))}: it is missing")
     return named
 
 

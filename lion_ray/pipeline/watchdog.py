@@ -32,7 +32,7 @@ BACK_S = 300.0
 """Timeout for a restarted actor to answer, in seconds."""
 LOOKS = 10
 """Number of checks within the stall timeout."""
-TOLD = 1200
+SHOWN = 1200
 """Maximum characters of a stack in an error; the whole stack is in the run folder."""
 
 
@@ -108,18 +108,18 @@ class Watchdog:
 
     async def _act(self, silent: list[str]) -> None:
         stages = ", ".join(f"{stage.name} ({stage.done} of {stage.total})" for stage in self._progress.stages)
-        about = f"nothing has moved for {self._stall_s:g} s in {stages}"
+        about = f"no progress for {self._stall_s:g} s in {stages}"
         evidence = await self._evidence(silent or self._actors())
         where = f"{layout.STALLS}/{time.time_ns() // 1_000_000}.txt"
         self._store.write_bytes(where, f"{about}\n\n{evidence}".encode())
         path = self._store.path(where)
         if not silent:
-            raise InfrastructureError(f"{about}, though every actor answers; what they are doing is in {path}")
+            raise InfrastructureError(f"{about}, though every actor answers; their stacks are in {path}")
         again = [name for name in silent if name in self._restarted]
         if again:
             raise InfrastructureError(
-                f"{about}: {', '.join(again)} does not answer, and did not before it was restarted. Its stack, whole "
-                f"in {path}:\n{evidence[:TOLD]}"
+                f"{about}: {', '.join(again)} does not answer, even after a restart. Its stack, complete in {path}:\n"
+                f"{evidence[:SHOWN]}"
             )
         self._restarted.update(silent)
         self._progress.say(f"{about}: {', '.join(silent)} does not answer and is restarted; its stack is in {path}")
@@ -137,7 +137,7 @@ class Watchdog:
         except LOST:
             return
         except TimeoutError:
-            raise InfrastructureError(f"{name} was restarted and has not come back within {BACK_S:.0f} s") from None
+            raise InfrastructureError(f"{name} was restarted and has not answered within {BACK_S:.0f} s") from None
 
     async def _evidence(self, names: Iterable[str]) -> str:
         """The stacks of these actors, as far as they are available."""

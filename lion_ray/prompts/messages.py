@@ -14,8 +14,8 @@ supports a JSON schema, `json_schema`: for a referee `scores` (or true) or `expl
 verifier `checks`. Contents are Jinja with the variables in `_REQUIRED`; `as_json`, if there can be a schema, which is
 true if it will be enforced; and `frame(label, text)` everywhere.
 
-This module knows nothing of endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its
-appendix, in our own wording.
+This module does not know endpoints, sampling or replies. The roles' tasks follow the paper, section 3 and its appendix,
+in our own wording.
 """
 
 from __future__ import annotations

@@ -39,11 +39,11 @@ class TemplateSource:
         return conversation(teacher_messages(self._template, prompt.text), prompt)
 
 
-def conversation(asked_as: tuple[Message, ...], prompt: Prompt) -> tuple[Message, ...]:
+def conversation(rendered: tuple[Message, ...], prompt: Prompt) -> tuple[Message, ...]:
     """The template's messages for a row's last turn, combined with the rest of the row's conversation."""
     if not prompt.messages:
-        return asked_as
-    *before, last = asked_as
+        return rendered
+    *before, last = rendered
     *history, _ = prompt.messages
     systems = [one["content"] for one in (*before, *history) if one["role"] == "system"]
     turns = [one for one in (*before, *history) if one["role"] != "system"]
@@ -56,18 +56,18 @@ class _Own:
         self._source = source
 
     def messages(self, prompt: Prompt) -> tuple[Message, ...]:
-        said = asked(self._source.messages, prompt, key=KEY)
-        whole = (
-            isinstance(said, Sequence)
-            and said
+        found = asked(self._source.messages, prompt, key=KEY)
+        valid = (
+            isinstance(found, Sequence)
+            and found
             and all(
                 isinstance(one, Mapping) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-                for one in said
+                for one in found
             )
         )
-        if not whole:
+        if not valid:
             raise ConfigError(f"{KEY}: messages() must return a list of dicts with role and content, both text")
-        return tuple({"role": one["role"], "content": one["content"]} for one in said)
+        return tuple({"role": one["role"], "content": one["content"]} for one in found)
 
 
 def load_source(config: TeacherConfig, base_dir: Path) -> PromptSource:

@@ -56,7 +56,7 @@ async def test_stats_verify_and_compact(tmp_path: Path) -> None:
     assert code == 0
     assert "before  2 segments" in output
     assert "after   1 segment," in output
-    assert "dropped 2 damaged or torn lines, 0 second copies" in output
+    assert "dropped 2 damaged or torn lines, 0 duplicates" in output
     assert journal("verify", str(tmp_path))[0] == 0
     code, output, _ = journal("stats", str(tmp_path), "--json")
     found = json.loads(output)
@@ -80,7 +80,7 @@ def test_a_journal_that_is_not_there(tmp_path: Path) -> None:
     for verb in ("stats", "verify", "compact"):
         for path in (str(tmp_path / "absent"), (tmp_path / "absent").as_uri()):
             code, _, errors = journal(verb, path)
-            assert (code, errors) == (2, f"lion-ray: {path}: no journal there (a run keeps its own in RUN/journal)\n")
+            assert (code, errors) == (2, f"lion-ray: {path}: no journal found (a run's journal is in RUN/journal)\n")
     assert not (tmp_path / "absent").exists()
     code, _, errors = journal("stats", "nosuchscheme://bucket/journal")
     assert code == 6

@@ -22,7 +22,7 @@ def test_a_plateau_ends_a_run(undisturbed: Job) -> None:
     assert decided is not None
     assert (decided["iteration"], decided["measure"]) == (2, "checks")
     assert len(decided["values"]) == 3
-    assert "iteration 2 is the last: the checks' score on held-out rose by less than 1000 in 2 iterations" in words
+    assert "iteration 2 is the last: the checks' held-out score rose by less than 1000 in 2 iterations" in words
     assert store.exists("iteration-2/result.json")
     assert store.stage("iteration-2/heldout/verdicts").manifest(), "the last student is judged, though early"
     assert not store.exists("iteration-2/verdicts"), "nothing was bought for a next iteration"
@@ -32,7 +32,7 @@ def test_a_plateau_ends_a_run(undisturbed: Job) -> None:
 def test_a_report_that_fails_does_not_end_a_run(whole_run: Whole) -> None:
     words = whole_run.job.log.read_text()
     assert "the report could not be written" in words
-    assert "the run goes on" in words
+    assert "the run continues" in words
     assert whole_run.report.returncode == 0, whole_run.report.stderr
     decided = read_stop(whole_run.job.store)
     assert decided is not None
@@ -66,7 +66,7 @@ def test_a_plateau_ends_a_run_killed_at_the_decision(tmp_path: Path) -> None:
         assert not store.exists("iteration-1/verdicts"), "nothing was bought for a next iteration"
         assert store.stage("pool-1").manifest() is None
         assert "the report could not be written" in job.words()
-        assert "the run goes on" in job.words()
+        assert "the run continues" in job.words()
 
         bought = requests(base_url)
         job.finish()

@@ -148,7 +148,7 @@ def test_a_job_leaves_nothing_however_it_ends_and_still_ends_well(tmp_path: Path
             nodes.lose_head()
             wait_until_gone(working)
             assert third.wait() == 6, job.words()
-            assert "job server went away" in job.log.read_text()
+            assert "connection to the cluster's job server was lost" in job.log.read_text()
             assert "Traceback" not in job.log.read_text()
 
         with local_cluster("--nodes", "1", "--cpus", "4") as nodes:

@@ -227,7 +227,7 @@ def test_every_checkpoint_and_the_teacher_were_checked(undisturbed: Job) -> None
     words = undisturbed.log.read_text(errors="replace")
     assert "the base model; relative quality" in words
     assert len(re.findall(r"; checks [01]\.\d\d \[", words)) == 3
-    assert "checks," in words.split("What came out")[1]
+    assert "checks," in words.split("Results")[1]
     assert "3 held-out instructions, chosen by a hash of the run's seed" in words
 
 

@@ -375,7 +375,7 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: Machines, tm
         ray.kill(run_store)
     first, second = (summarise(store, iteration) for iteration in (1, 2))
     (chance,) = first.warnings
-    assert "right in 8 of 16 verdicts on pairs that anyone can decide" in chance
+    assert "right in only 8 of 16 verdicts on pairs with an obvious winner" in chance
     assert first.judges == {"m-0001": 8}
     assert second.canaries is not None
     # Whoever stood first got more, so half of the verdicts were for the poor answer from the start.

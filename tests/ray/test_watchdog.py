@@ -88,7 +88,7 @@ async def test_an_actor_that_does_not_answer_is_restarted_once_and_named_with_it
         with pytest.raises(InfrastructureError) as caught:
             await scene.look(after=STALL_S / 2, deaf=True)
     told = str(caught.value)
-    assert "nothing has moved for 100 s in judging (0 of 8): referee does not answer" in told
+    assert "no progress for 100 s in judging (0 of 8): referee does not answer" in told
     assert "stand_still_in_a_loop" in told
     assert len(scene.evidence()) == 2
     assert all("stand_still_in_a_loop" in text for text in scene.evidence())
@@ -132,6 +132,6 @@ async def test_it_looks_by_itself(tmp_path: Path) -> None:
     dog = Watchdog(scene.progress, scene.store, 0.5, lambda: {"referee": scene.judge}, scene._moves)
     with (
         scene.progress.stage("judging", 8, "shards"),
-        pytest.raises(InfrastructureError, match=r"nothing has moved for 0\.5 s in judging"),
+        pytest.raises(InfrastructureError, match=r"no progress for 0\.5 s in judging"),
     ):
         await dog.watch()

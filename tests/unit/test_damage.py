@@ -160,7 +160,7 @@ def test_verify_as_a_command(run: RunFolder, capsys: pytest.CaptureFixture[str])
         return guarded(lambda: app([*words], standalone_mode=False))
 
     assert command("verify", str(run.root)) == 0
-    assert "proven by SHA-256" in capsys.readouterr().out
+    assert "verified by SHA-256" in capsys.readouterr().out
     part = run.root / "answers-0" / "part-00000.parquet"
     journal = next((run.root / "journal").glob("*.calls"))
     kept = part.read_bytes(), journal.read_bytes()

@@ -149,7 +149,7 @@ def test_a_missing_shard(made: Path) -> None:
 def test_a_file_that_is_cut_off(made: Path) -> None:
     path = made / "delta" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    assert "model.safetensors: cannot be read; is the file whole?" in refused(made)
+    assert "model.safetensors: cannot be read; is the file complete?" in refused(made)
 
 
 def test_a_damaged_delta(made: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_base_of_another_kind(tmp_path: Path) -> None:
 def test_models_that_do_not_go_together(tmp_path: Path) -> None:
     base = model(tmp_path / "base", weights(1, rows=60))
     model(tmp_path / "tuned", weights(2))
-    with pytest.raises(ModelError, match=r"embed has shape \(60, 16\) there, but \(50, 16\) in the tuned model"):
+    with pytest.raises(ModelError, match=r"embed has shape \(60, 16\), but \(50, 16\) in the tuned model"):
         delta.make(base, tmp_path / "tuned", tmp_path / "delta", say=quiet)
 
 

@@ -73,7 +73,7 @@ def test_an_emulated_type_takes_as_much_longer(tmp_path: Path) -> None:
     assert times[0].slow_types() == []
     assert times[1] is not None
     (line,) = times[1].slow_types()
-    assert line.startswith("imitation.precision: this CPU computes bfloat16 5.7 times slower than float32")
+    assert line.startswith("imitation.precision: on this CPU, bfloat16 is 5.7 times slower than float32")
 
 
 def test_what_this_machine_does_not_compute_is_not_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_what_a_run_says_before_it_starts(tmp_path: Path) -> None:
         assert len(lines) == 1 + warned
         assert all(line.startswith("warning: ") for line in lines[1:])
     assert "judging the Cache Pool alone takes" in lines[1]
-    assert "endpoints.default.serve.dtype: this CPU computes bfloat16 5.7 times slower" in lines[2]
+    assert "endpoints.default.serve.dtype: on this CPU, bfloat16 is 5.7 times slower" in lines[2]
 
 
 def test_planned_seconds_add_up() -> None:

@@ -183,7 +183,7 @@ def test_a_judge_that_drifts_is_told_in_the_results(store: RunStore) -> None:
     assert other.canaries is not None
     assert (other.canaries["right"], other.canaries["against"]) == (0, 0)
     chance, drifted, renamed = other.warnings
-    assert "right in 0 of 16 verdicts on pairs that anyone can decide" in chance
+    assert "right in only 0 of 16 verdicts on pairs with an obvious winner" in chance
     assert len(later.warnings) == 1, "that it is no better than chance is told once"
     assert "16 → 0 of 16 verdicts for the good answer" in drifted
     assert "m-1, now m-2" in renamed

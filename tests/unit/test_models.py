@@ -244,7 +244,7 @@ def test_two_processes_fetch_once(index: Path, tmp_path: Path, monkeypatch: pyte
 def test_an_unwritable_cache_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match="LION_RAY_CACHE moves it"):
+    with pytest.raises(ModelError, match="set LION_RAY_CACHE to move it"):
         resolve_model("bundled:gemma3-270m", base_dir=None, progress=print)
 
 

@@ -52,12 +52,13 @@ def test_money_about_and_at_most(tmp_path: Path) -> None:
 
 def test_the_worst_case_and_the_cap_say_what_they_assume(tmp_path: Path) -> None:
     priced = configured(tmp_path, prices={"input": 1.0, "output": 10.0})
-    worst = "'at most $' assumes the prices of the configuration, that no answer takes more tokens than max_tokens"
+    worst = "'at most $' assumes the configured prices, that no answer takes more tokens than max_tokens"
     notes = make_plan(priced, tmp_path).notes
     assert any(note.startswith(worst) for note in notes)
     assert not any("the cap" in note for note in notes)
     capped = priced.model_copy(update={"budget": BudgetConfig(usd=40)})
-    assert any("the cap of $40.00 holds for what endpoints say" in note for note in make_plan(capped, tmp_path).notes)
+    cap = "the cap of $40.00 applies to the usage that endpoints report"
+    assert any(cap in note for note in make_plan(capped, tmp_path).notes)
     free = make_plan(configured(tmp_path), tmp_path).notes
     assert not any("at most $' assumes" in note for note in free)
 

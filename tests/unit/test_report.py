@@ -261,7 +261,7 @@ def test_what_is_known_of_the_judge(tmp_path: Path) -> None:
     folder.store.write_json("evaluations/judge.json", made)
     page = check_whole(render(folder.store))
     assert "12 (75.0%) +2.50" in page.text
-    assert f"Warning, iteration 2: the judge is not what it was in iteration 1. {says}" in page.text
+    assert f"Warning, iteration 2: the judge has changed since iteration 1. {says}" in page.text
     assert "Calibration of 2026-11-23" in page.text
     assert "Cohen's kappa 0.38 [0.24, 0.51]" in page.text
     assert "recommended τ, by noise 4.00" in page.text

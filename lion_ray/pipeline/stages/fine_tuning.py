@@ -42,7 +42,7 @@ class FineTuning(Stage):
                 await run.actors.students.stop()
             stage.commit(await self.fit(run, iteration))
             run.trackers.wake()
-        # Weights and optimizer, three times the model's size: of use to nobody once the result is committed.
+        # Weights and optimizer state, three times the model's size, which are not needed once the result is committed.
         await asyncio.to_thread(run.store.delete_folder, layout.fit(iteration))
 
     async def fit(self, run: Run, iteration: int) -> Manifest:
@@ -58,7 +58,7 @@ class FineTuning(Stage):
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         rows, config = planner.train_rows(iteration), planner.config.imitation
-        # How many verdicts are clear enough nobody knows before they are there: half of them is a guess.
+        # The number of clear verdicts is unknown in advance: half of them is a guess.
         paired = isinstance(config.objective, PreferenceConfig) and iteration > 1
         pairs = planner.cache_rows(iteration - 1) // 2 if paired else 0
         if iteration > 1:
@@ -153,8 +153,7 @@ def heldout_loss(run: Run, iteration: int) -> float | None:
 
 
 def judged_parts(run: Run, iteration: int) -> list[tuple[str, str, str, str]]:
-    """Of each part of the Cache Pool that an iteration judged: instructions, both answers and verdicts; none where it
-    judged none."""
+    """The instructions, both answers and verdicts of each part of the Cache Pool that an iteration judged, if any."""
     verdicts, student = (
         run.store.stage(folder) for folder in (layout.verdicts(iteration), layout.student_answers(iteration))
     )
