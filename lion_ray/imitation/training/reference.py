@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack
+from lion_ray.imitation.training.balance import micro_batches, share_out
+from lion_ray.imitation.training.data import REFERENCE, Sample
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 
@@ -25,16 +26,15 @@ def log_probabilities(
 ) -> Pairs:
     """The summed log-probabilities of the labelled tokens, in float32 arithmetic.
 
-    The processes of `world` share the work; each must hold the whole model.
+    The processes of `world` share the work.
     """
     compared = [sample for sample in samples if sample.rejected is not None]
     numbered = [sample._replace(columns={REFERENCE: number}) for number, sample in enumerate(compared)]
     logits = LabelledLogits(model.eval())
     total = torch.zeros(2 * len(compared), dtype=torch.float64, device=device)
-    mine = pack(numbered, spec.max_length)[world.rank :: world.size]
-    for start in range(0, len(mine), spec.micro_batch_rows):
-        batch = collate(mine[start : start + spec.micro_batch_rows]).to(device)
-        number = torch.tensor([columns[REFERENCE] for columns in batch.columns], device=device)
+    for share in micro_batches(share_out(numbered, spec.max_length, world.size), spec.micro_batch_rows, world):
+        batch = share.to(device)
+        number = torch.tensor([columns[REFERENCE] for columns in batch.columns], dtype=torch.long, device=device)
         total.index_add_(0, 2 * number[batch.sample] + batch.rejected, -logits.losses(batch).double())
     found = world.sum(total).view(-1, 2).tolist() if compared else []
     return [(chosen, rejected) for chosen, rejected in found]
