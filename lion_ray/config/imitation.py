@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig
 from lion_ray.config.section import DURATION, AttentionKernel, Precision, Section, by_machine, operational
@@ -66,6 +66,8 @@ class ImitationConfig(Section):
     """CPUs that each worker reserves in Ray."""
     sharding: Literal["full", "none"] = operational("full")
     """full: every worker holds a share of weights, gradients and optimizer state; none: each holds all of them."""
+    replicas: int = operational(1, ge=1)
+    """Groups of workers that each hold the model once, for less traffic between machines; divides workers."""
     micro_batch_rows: int = operational(4, ge=1)
     """Packed rows in a worker's forward pass."""
     activation_checkpointing: bool = operational(False)
@@ -84,6 +86,12 @@ class ImitationConfig(Section):
     """How often a fit is restored from its last checkpoint after a worker died or hung."""
     collective_timeout_s: float = operational(900.0, ge=1)
     """Timeout of a collective operation between workers, in seconds; the error names the workers that are missing."""
+
+    @model_validator(mode="after")
+    def _replicas_divide_workers(self) -> ImitationConfig:
+        if self.workers % self.replicas:
+            raise ValueError(f"replicas: {self.replicas} does not divide workers ({self.workers}); set it to a divisor")
+        return self
 
     def of_iteration(self, iteration: int) -> ImitationConfig:
         """The hyperparameters of one imitation, numbered from 1."""

@@ -7,7 +7,8 @@ Invariants:
 - Every process takes the same number of micro-batches, some of them empty, so no collective waits forever. If a process
   hangs or is gone, the others report which one (`roll`).
 - All randomness in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
-- No collective runs after the weights are gathered, so no process waits while the first one writes.
+- Where each process holds the whole model, no collective runs after the last step, so none waits while the first one
+  writes.
 
 This module does not know its launcher (Ray Train, torchrun or none): checkpoints go to a plain callable.
 """
@@ -36,21 +37,13 @@ from lion_ray.imitation.training.balance import Shares, micro_batches, share_out
 from lion_ray.imitation.training.checkpoints import Checkpoints, Report
 from lion_ray.imitation.training.data import Sample, count_steps, digest, encode, step_batches
 from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak
-from lion_ray.imitation.training.model import (
-    LabelledLogits,
-    World,
-    add_adapters,
-    check_length,
-    check_packing,
-    default_device,
-    load_model,
-    shard,
-)
+from lion_ray.imitation.training.held import hold
+from lion_ray.imitation.training.model import LabelledLogits, World, check_length, check_packing, default_device
 from lion_ray.imitation.training.output import evaluate_loss
 from lion_ray.imitation.training.reference import log_probabilities, token_log_probabilities, with_reference
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
-from lion_ray.imitation.training.speed import choose_attention, compile_layers, loss_rows, set_allocator, tensor_cores
+from lion_ray.imitation.training.speed import choose_attention, loss_rows, set_allocator, tensor_cores
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
 
@@ -112,7 +105,8 @@ def _train(
     chosen = world.from_first(resolve_precision(spec.precision, gpu=device.type == "cuda") if world.rank == 0 else None)
     spec = dataclasses.replace(spec, precision=chosen)
 
-    model = load_model(spec.model_dir, device)
+    held = hold(spec, world, device)
+    model = held.measured()
     check_length(model, [*samples, *heldout], spec.max_length)
     kernel = choose_attention(model, samples, spec, device, world)
     check_packing(model, samples, device)
@@ -129,7 +123,7 @@ def _train(
         progress = state.read_progress(restore, fingerprint)
     samples = with_reference(samples, progress.reference, per_token=objective.per_token)
 
-    model = _prepare(model, spec, world, device)
+    model = held.trained(kernel)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=spec.learning_rate,
@@ -159,13 +153,13 @@ def _train(
         **(objective.facts(samples) if isinstance(objective, PolicyGradient) else {}),
         "attention": kernel,
     }
-    weights = _gather(model, spec)
+    held.gather()
     del model, optimizer
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    if world.rank == 0:
-        metrics = output.write(spec, weights, metrics, heldout, prompter, device, started)
+    if held.writes:
+        metrics = output.write(spec, held.save, metrics, heldout, prompter, device, started, held.writers)
     return metrics
 
 
@@ -181,18 +175,6 @@ def learning_rate(spec: TrainSpec, step: int, steps: int) -> float:
         return spec.learning_rate
     done = (step - warmup) / (steps - warmup)
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _prepare(model: Any, spec: TrainSpec, world: World, device: torch.device) -> Any:
-    if spec.lora is not None:
-        torch.manual_seed(derive_seed(spec.seed, "adapters"))
-        model = add_adapters(model, spec.lora)
-    if spec.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    compile_layers(model, spec.compile, device)
-    if world.size > 1 and spec.sharding == "full":
-        shard(model, spec, world, device)
-    return model.train()
 
 
 def _run(
@@ -288,11 +270,3 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _gather(model: nn.Module, spec: TrainSpec) -> dict[str, torch.Tensor]:
-    """The trained weights, unsharded, on the first process's CPU."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=spec.lora is not None)
-    return get_model_state_dict(model, options=options)  # type: ignore[return-value]

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import ModelError, first_line
@@ -29,7 +30,6 @@ from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
 from lion_ray.imitation.training.loss import Head, Reduction
-from lion_ray.imitation.training.spec import TrainSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -99,12 +99,15 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"no model can be loaded from {model_dir}: {first_line(error)}") from error
-    _check_weights(model_dir, model, loaded)
+    check_names(model_dir, model, loaded)
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise ModelError(f"{model_dir}: {name} contains NaN or infinite values; download the model again")
     model.requires_grad_(True)
     return model
 
 
-def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) -> None:
+def check_names(model_dir: str | Path, model: Any, loaded: dict[str, Any]) -> None:
     """Raise ModelError if the weights do not belong to this model. Weights missing from the files would be random."""
     for found, what in (
         ("missing_keys", "its files lack {}, which would be random; download the model again"),
@@ -123,9 +126,6 @@ def _check_weights(model_dir: str | Path, model: Any, loaded: dict[str, Any]) ->
             raise ModelError(
                 f"{model_dir}: its weights belong to another model: {name}, but config.json says {layers} layers"
             )
-    for name, weights in model.named_parameters():
-        if not torch.isfinite(weights).all():
-            raise ModelError(f"{model_dir}: {name} contains NaN or infinite values; download the model again")
 
 
 def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None:
@@ -275,17 +275,14 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> Any:
         raise ModelError(f"lora.target_modules: {first_line(error)}") from error
 
 
-def shard(model: nn.Module, spec: TrainSpec, world: World, device: torch.device) -> None:
-    """Shard weights, gradients and optimizer state over all processes: each decoder layer by itself, then the rest.
+def shard(model: nn.Module, mesh: DeviceMesh, *, half: bool = False) -> None:
+    """Shard weights, gradients and optimizer state over the mesh: each decoder layer by itself, then the rest.
 
-    On GPUs with bf16, layers are gathered and computed in bfloat16; gradients are always reduced in float32.
+    `half`: layers are gathered and computed in bfloat16; gradients are always reduced in float32.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    half = spec.precision == "bf16" and device.type == "cuda"
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(device.type, (world.size,))
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in layers:

@@ -4,10 +4,10 @@ Invariants:
 - The folder is written completely or not at all: in a temporary folder, flushed to disk, then renamed.
 - Its weights are float32, so the next iteration starts from exactly what was learned. The loss of what the engines
   serve is measured too, with the same weights rounded to the serving type.
-- Metrics are measured on the folder, read back, not on the weights in memory.
+- Metrics are measured on what was written (see `held`), not on the weights that were trained.
 - Measurements use float32 arithmetic: bfloat16 arithmetic would itself round, and hide the effect of rounded weights.
 
-This module does not know steps or other processes; it runs in one process.
+This module does not know steps, or how processes hold the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from torch import nn
 
 from lion_ray.core import layout
 from lion_ray.core.durable import make_folder, sync_path
-from lion_ray.imitation.training.data import Sample, collate, pack
+from lion_ray.imitation.training.balance import micro_batches, share_out
+from lion_ray.imitation.training.data import Sample
 from lion_ray.imitation.training.model import DTYPES, LabelledLogits, World, add_adapters, default_device, load_model
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import loss_rows
@@ -40,39 +41,41 @@ def finished(output_dir: str | Path) -> dict[str, Any] | None:
 
 def write(
     spec: TrainSpec,
-    weights: dict[str, torch.Tensor],
+    save: Callable[[Path], Any],
     metrics: dict[str, Any],
     heldout: list[Sample],
     prompter: Prompter,
     device: torch.device,
     started: float,
+    world: World,
 ) -> dict[str, Any]:
-    """Write ``spec.output_dir`` from the trained `weights` (with LoRA: the adapters' weights) and measure it.
+    """Write ``spec.output_dir`` and measure it; every process of `world` must call it, and the first one writes.
 
-    `started` is the fit's start on time.monotonic()'s clock. Returns `metrics` with the measurements.
+    `save` writes the trained model into a folder and returns it to be measured. `started` is the fit's
+    start on time.monotonic()'s clock. Returns `metrics` with the measurements.
     """
-    target = Path(spec.output_dir)
+    target, first = Path(spec.output_dir), world.rank == 0
     partial = Path(f"{spec.output_dir}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed attempt
-    make_folder(partial.parent)
-    partial.mkdir()
-    _write_model(spec, weights, partial)
-    weights.clear()
-    prompter.tokenizer.save_pretrained(partial)
-
-    model = load_model(partial, device)
-    after = served = evaluate_loss(model, heldout, spec, device)
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed attempt
+        make_folder(partial.parent)
+        partial.mkdir()
+        prompter.tokenizer.save_pretrained(partial)
+    model = save(partial)
+    after = served = evaluate_loss(model, heldout, spec, device, world)
     if spec.serve_dtype != "float32":  # float32 weights need no rounding
         round_weights(model, spec.serve_dtype)
-        served = evaluate_loss(model, heldout, spec, device)
+        served = evaluate_loss(model, heldout, spec, device, world)
     metrics = metrics | {
         "heldout_loss_after": after,
         "heldout_loss_served": served,
         "serve_dtype": spec.serve_dtype,
     }
-    canary = _canary(model, prompter, spec.canary_prompts, spec.canary_tokens, spec.serve_dtype, device)
+    canary = _canary(model, prompter, spec.canary_prompts, spec.canary_tokens, spec.serve_dtype, device, world)
     del model
     metrics["seconds"] = time.monotonic() - started
+    if not first:
+        return metrics
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     _write_json(partial / "canary.json", canary)
     _write_json(partial / layout.TRAINING, {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
@@ -92,16 +95,15 @@ def evaluate_loss(
 ) -> float | None:
     """Mean loss over the labelled tokens of `samples`, in nats, in float32 arithmetic; None without samples.
 
-    The processes of `world` share the work; each must hold the whole model.
+    The processes of `world` share the work.
     """
     labelled = sum(sample.labelled for sample in samples)
     if not labelled:
         return None
     logits = LabelledLogits(model.eval(), loss_rows(model, spec.logits_at_once, device))
     total = torch.zeros((), dtype=torch.float64, device=device)
-    mine = pack(samples, spec.max_length)[world.rank :: world.size]
-    for start in range(0, len(mine), spec.micro_batch_rows):
-        total += logits.losses(collate(mine[start : start + spec.micro_batch_rows]).to(device)).sum()
+    for batch in micro_batches(share_out(samples, spec.max_length, world.size), spec.micro_batch_rows, world):
+        total += logits.losses(batch.to(device)).sum()
     return world.sum(total).item() / labelled
 
 
@@ -136,7 +138,13 @@ def canary_for(
 
 @torch.no_grad()
 def _canary(
-    model: Any, prompter: Prompter, prompts: Sequence[str], tokens: int, dtype: str, device: torch.device
+    model: Any,
+    prompter: Prompter,
+    prompts: Sequence[str],
+    tokens: int,
+    dtype: str,
+    device: torch.device,
+    world: World = World(),  # noqa: B008  immutable
 ) -> dict[str, Any]:
     model.eval()
     # An engine also stops at the model's own end tokens.
@@ -151,7 +159,7 @@ def _canary(
             outputs = model(input_ids=torch.tensor([step], device=device), past_key_values=cache, use_cache=True)
             cache, logits = outputs.past_key_values, outputs.logits[0, -1].float()
             best = logits.topk(2)
-            token = int(best.indices[0])
+            token = world.from_first(int(best.indices[0]))  # so that all processes take as many steps
             entry["tokens"].append(token)
             entry["logprobs"].append(float(logits.log_softmax(-1)[token]))
             entry["margins"].append(float(best.values[0] - best.values[1]))
@@ -160,7 +168,8 @@ def _canary(
     return {"dtype": dtype, "prompts": entries}
 
 
-def _write_model(spec: TrainSpec, weights: dict[str, torch.Tensor], folder: Path) -> None:
+def write_model(spec: TrainSpec, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the model with the trained weights (with LoRA: the adapters'), which are whole."""
     model = load_model(spec.model_dir, torch.device("cpu"))
     if spec.lora is None:
         model.load_state_dict(weights)
@@ -170,13 +179,21 @@ def _write_model(spec: TrainSpec, weights: dict[str, torch.Tensor], folder: Path
         # With False, peft does not ask a model hub whether the vocabulary has grown.
         adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
         model = adapted.merge_and_unload()
-    own = Path(spec.model_dir) / "generation_config.json"
-    if own.exists():
-        # Copied byte for byte: transformers refuses to write some published ones (a temperature without sampling).
+    if copy_generation_config(spec, folder):
         model.generation_config = transformers.GenerationConfig()
     model.save_pretrained(folder)
+    copy_generation_config(spec, folder)
+
+
+def copy_generation_config(spec: TrainSpec, folder: Path) -> bool:
+    """Copy the model's, if it has one; returns whether it has.
+
+    Byte for byte: transformers refuses to write some published ones (a temperature without sampling).
+    """
+    own = Path(spec.model_dir) / "generation_config.json"
     if own.exists():
         shutil.copyfile(own, folder / own.name)
+    return own.exists()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

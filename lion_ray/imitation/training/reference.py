@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lion_ray.imitation.training.balance import micro_batches, share_out
-from lion_ray.imitation.training.data import REFERENCE, Sample, collate, pack, step_batches
+from lion_ray.imitation.training.data import REFERENCE, Sample, step_batches
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import loss_rows, tensor_cores
@@ -29,16 +29,15 @@ def log_probabilities(
 ) -> Pairs:
     """The summed log-probabilities of the labelled tokens, in float32 arithmetic (on a GPU in TF32).
 
-    The processes of `world` share the work; each must hold the whole model.
+    The processes of `world` share the work.
     """
     compared = [sample for sample in samples if sample.rejected is not None]
     numbered = [sample._replace(columns={REFERENCE: number}) for number, sample in enumerate(compared)]
     logits = LabelledLogits(model.eval(), loss_rows(model, spec.logits_at_once, device))
     total = torch.zeros(2 * len(compared), dtype=torch.float64, device=device)
-    mine = pack(numbered, spec.max_length)[world.rank :: world.size]
-    for start in range(0, len(mine), spec.micro_batch_rows):
-        batch = collate(mine[start : start + spec.micro_batch_rows]).to(device)
-        number = torch.tensor([columns[REFERENCE] for columns in batch.columns], device=device)
+    for share in micro_batches(share_out(numbered, spec.max_length, world.size), spec.micro_batch_rows, world):
+        batch = share.to(device)
+        number = torch.tensor([columns[REFERENCE] for columns in batch.columns], dtype=torch.long, device=device)
         with tensor_cores(device):
             losses = logits.losses(batch)
         total.index_add_(0, 2 * number[batch.sample] + batch.rejected, -losses.double())
@@ -53,11 +52,12 @@ def token_log_probabilities(
     """The log-probability of each labelled token of each sample, in nats.
 
     Computed in the batches of the first epoch's steps and in their precision, so that the first step finds the same
-    numbers to the bit. The processes of `world` share the work; each must hold the whole model.
+    numbers to the bit. The processes of `world` share the work.
     """
     begins = [0, *accumulate(sample.labelled for sample in samples)]
     numbered = [sample._replace(columns={REFERENCE: number}) for number, sample in enumerate(samples)]
-    logits = LabelledLogits(model.train())  # as in a step; dropout would make the two differ in any case
+    rows = loss_rows(model, spec.logits_at_once, device)
+    logits = LabelledLogits(model.train(), rows)  # as in a step; dropout would make the two differ in any case
     flat = torch.zeros(begins[-1], dtype=torch.float64, device=device)
     for indices in step_batches(len(samples), 1, spec.batch_size, spec.seed):
         shares = share_out([numbered[index] for index in indices], spec.max_length, world.size)
@@ -65,8 +65,9 @@ def token_log_probabilities(
             batch = on_cpu.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
                 found = -logits.losses(batch)
-            places = [columns[REFERENCE] for columns in batch.columns]
-            flat[[at for number in places for at in range(begins[number], begins[number + 1])]] = found.double()
+            numbers = [columns[REFERENCE] for columns in batch.columns]
+            places = [at for number in numbers for at in range(begins[number], begins[number + 1])]
+            flat[torch.tensor(places, dtype=torch.long, device=device)] = found.double()
     whole = world.sum(flat).tolist()
     return [whole[begin:end] for begin, end in pairwise(begins)]
 

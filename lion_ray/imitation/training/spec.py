@@ -26,7 +26,17 @@ from lion_ray.core.errors import ConfigError, first_line
 
 _CROSS_ENTROPY = CrossEntropyConfig()
 _NOT_DECISIVE = frozenset(
-    {"output_dir", "rows", "heldout", "base_dir", "serve_dtype", "canary_prompts", "canary_tokens", "sharding"}
+    {
+        "output_dir",
+        "rows",
+        "heldout",
+        "base_dir",
+        "serve_dtype",
+        "canary_prompts",
+        "canary_tokens",
+        "sharding",
+        "replicas",
+    }
     | {"micro_batch_rows", "activation_checkpointing", "collective_timeout_s"}
     | {"checkpoint_every", "checkpoint_every_steps", "attention", "logits_at_once", "compile"}
 )
@@ -68,6 +78,7 @@ class TrainSpec:
     objective: FitObjective = _CROSS_ENTROPY
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"
+    replicas: int = 1
     micro_batch_rows: int = 4
     activation_checkpointing: bool = False
     checkpoint_every: str = "10min"
