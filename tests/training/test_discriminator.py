@@ -49,7 +49,7 @@ def test_scores_do_not_depend_on_what_else_is_scored(tiny: Path) -> None:
         assert both == pytest.approx([alone(short), alone(long)], rel=1e-5)
         leads = [both[1] - both[0]]
         value, right = loss(found, long, [short], CPU)
-    assert float(value) == pytest.approx(math.log(1 + math.exp(-leads[0])), rel=1e-6)
+    assert float(value) == pytest.approx(math.log(1 + math.exp(-leads[0])), rel=1e-4)
     assert right == float(leads[0] > 0)
 
 
