@@ -249,7 +249,7 @@ def bills_without_an_answer_not_recorded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Sender, "_in_one_batch", in_one_batch)
 
 
-FOUND_BY: dict[Callable[[pytest.MonkeyPatch], None], tuple[int, int]] = {served_before_it_is_flushed: (600, 1000)}
+FOUND_BY: dict[Callable[[pytest.MonkeyPatch], None], tuple[int, int]] = {served_before_it_is_flushed: (280, 480)}
 """The seeds that find what few seeds find: it takes a process that dies between writing and flushing, another that
 serves what it wrote, and then a power cut."""
 
