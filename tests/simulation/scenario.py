@@ -189,9 +189,13 @@ def _message(world: World, act: Callable[[], T]) -> Awaitable[T]:
     """Call an actor's method: it arrives even if its caller has ended."""
     answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
+    def hear(result: T) -> None:
+        if not answer.done():
+            answer.set_result(result)
+
     def arrives() -> None:
         result = act()
-        world.later(world.rng.random() * 0.01, lambda: answer.done() or answer.set_result(result))
+        world.later(world.rng.random() * 0.01, lambda: hear(result))
 
     world.later(world.rng.random() * 0.01, arrives)
     return answer
