@@ -269,9 +269,7 @@ class StudentPool:
         self._count()
         agreement = await self._progress.waiting(slot.actor.start.remote(self._model), f"{name}: starting", held_up)
         if not agreement.ok:
-            raise EngineError(
-                f"{name}, booted from {self._model.version}, does not answer like the trained model: {agreement.detail}"
-            )
+            raise EngineError(f"{name}, booted from {self._model.version}, {agreement.refusal()}")
         self._serves(slot, agreement.detail)
         self._look_later(slot)  # the work may be over by now
 

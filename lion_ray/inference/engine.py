@@ -27,6 +27,7 @@ from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, memory_share, student_type
+from lion_ray.inference.gate import Gate
 from lion_ray.inference.weight_check import Agreement, Greedy, compare
 from lion_ray.models.machine import cores
 
@@ -126,6 +127,7 @@ class Engine:
         self._before: set[int] = set()
         self._requests = 0
         self._answering = 0
+        self._gate = Gate()
         self.version = ""
 
     async def start(self, model_dir: Path, version: str) -> None:
@@ -211,6 +213,10 @@ class Engine:
         return table(answers, ANSWER)
 
     async def _answer_row(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
+        async with self._gate.request():
+            return await self._answer_now(prompt, iteration)
+
+    async def _answer_now(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
         config = self._config
         row: dict[str, Any] = {"id": prompt.id, "text": "", "model": config.model, "version": self.version}
         ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
@@ -285,26 +291,30 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )
         ids = self._prompter.prompt_ids(text)
-        async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
-            yield output.outputs[0].text
+        async with self._gate.request():
+            async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
+                yield output.outputs[0].text
 
     async def refresh(self, model_dir: Path, version: str) -> Agreement:
         """Load the weights in `model_dir` in place, then compare the engine with their canary.
+
+        Requests that arrive meanwhile wait and are answered with the new weights.
 
         Raises:
             EngineError: the engine died or could not load the weights.
         """
         llm = self.llm
-        try:
-            await llm.pause_generation(mode="wait")
-            await llm.collective_rpc("take_weights", args=(str(model_dir),))
-            if not await llm.reset_prefix_cache():
-                raise EngineError("the prefix cache of the old weights could not be reset")
-            await llm.resume_generation()
-        except Exception as error:  # noqa: BLE001
-            # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
-            raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
-        self.version = version
+        async with self._gate.change():
+            try:
+                await llm.pause_generation(mode="wait")
+                await llm.collective_rpc("take_weights", args=(str(model_dir),))
+                if not await llm.reset_prefix_cache():
+                    raise EngineError("the prefix cache of the old weights could not be reset")
+                await llm.resume_generation()
+            except Exception as error:  # noqa: BLE001
+                # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
+                raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
+            self.version = version
         return await self.canary(model_dir)
 
     async def canary(self, model_dir: Path) -> Agreement:
@@ -313,7 +323,9 @@ class Engine:
         if not expected:
             return Agreement(True, 0, 0.0, "the checkpoint has no canary")
         got = await self.greedy([entry.prompt_ids for entry in expected], max(len(e.tokens) for e in expected))
-        return compare(expected, got, self._arguments["dtype"], canary_type(model_dir))
+        canary = self._config.canary
+        types = (self._arguments["dtype"], canary_type(model_dir))
+        return compare(expected, got, *types, tie=canary.tie, tolerance=canary.mean)
 
     def shutdown(self) -> None:
         """Stop the engine's processes and wait until they have exited."""
