@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lion_ray.config import StudentConfig
-from lion_ray.core.errors import EngineError, ModelError, first_line
+from lion_ray.core.errors import EngineError, EngineStartError, ModelError, first_line
 from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, memory_share, student_type
 from lion_ray.inference.gate import Gate
-from lion_ray.inference.weight_check import Agreement, Greedy, compare
+from lion_ray.inference.ports import first_port
+from lion_ray.inference.weight_check import Agreement, Greedy, canary_type, compare, read_canary
 from lion_ray.models.machine import cores
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
 
 def set_environment(config: StudentConfig) -> None:
     """Set this process's environment for its engine. Call it before vLLM is imported."""
+    os.environ["VLLM_PORT"] = first_port(os.getpid())
     if not gpu_build():
         threads = max(1, cores() // config.most_engines)
         os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
@@ -135,7 +136,7 @@ class Engine:
 
         Raises:
             ModelError: the folder holds no model that vLLM can load.
-            EngineError: the engine did not start.
+            EngineError: the engine did not start; EngineStartError if it might at another attempt.
         """
         config = self._config
         set_environment(config)
@@ -176,7 +177,9 @@ class Engine:
         except TimeoutError:
             raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"a student engine could not start with {model_dir}: {first_line(error)}") from None
+            # What ended the engine core stands in the log alone: it may be a port that was taken meanwhile.
+            kind = EngineStartError if isinstance(error, RuntimeError) else EngineError
+            raise kind(f"a student engine could not start with {model_dir}: {first_line(error)}") from None
         finally:
             self._guard.watch(*self.processes())
         self.version = version
@@ -334,19 +337,3 @@ class Engine:
                 self._llm.shutdown()
             self._llm = None
         self._guard.close()
-
-
-def read_canary(model_dir: Path) -> list[Greedy]:
-    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
-    path = model_dir / "canary.json"
-    if not path.is_file():
-        return []
-    return [
-        Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
-        for entry in json.loads(path.read_text())["prompts"]
-    ]
-
-
-def canary_type(model_dir: Path) -> str:
-    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
-    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))

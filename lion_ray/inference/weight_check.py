@@ -11,8 +11,10 @@ This module does not know engines; it compares numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # The largest differences observed between two correct implementations of one model, with a margin.
 TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
@@ -85,3 +87,19 @@ def compare(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def read_canary(model_dir: Path) -> list[Greedy]:
+    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
+    path = model_dir / "canary.json"
+    if not path.is_file():
+        return []
+    return [
+        Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
+        for entry in json.loads(path.read_text())["prompts"]
+    ]
+
+
+def canary_type(model_dir: Path) -> str:
+    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
+    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))
