@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lion_ray.core.process_guard import Guard, descendants
-from lion_ray.inference.server import free_port
+from lion_ray.inference.ports import free_port
 
 
 def reap(*_: object) -> None:

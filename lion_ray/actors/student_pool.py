@@ -26,7 +26,7 @@ from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
 from lion_ray.actors.student import StudentActor
 from lion_ray.config import StudentConfig
-from lion_ray.core.errors import EngineError, as_raised
+from lion_ray.core.errors import EngineError, EngineStartError, as_raised
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.inference import wants_gpu
@@ -37,6 +37,8 @@ MAX_SHARD_ATTEMPTS = 3
 """Attempts for one shard; a shard whose every engine dies is probably the cause."""
 MAX_BOOTS = 3
 """Attempts to boot one engine if its machine or process is lost meanwhile."""
+MAX_STARTS = 2
+"""Attempts to boot one engine whose processes end by themselves: usually they would end again."""
 SHUTDOWN_S = 30.0
 """Timeout for an engine to shut down by itself, in seconds."""
 
@@ -238,13 +240,15 @@ class StudentPool:
                 try:
                     await self._boot_once(slot)
                     break
-                except LOST as error:
-                    # The machine was lost or the process killed; the engine itself may be fine.
+                except (EngineStartError, *LOST) as error:
+                    # The machine was lost, the process killed, or a port taken; the engine itself may be fine.
                     self._end(slot)
-                    self._say(f"student engine {slot.number} died while it started ({_why(error)})")
-                    if attempt == MAX_BOOTS:
+                    own = isinstance(error, EngineStartError)
+                    how = "did not start" if own else "died while it started"
+                    self._say(f"student engine {slot.number} {how} ({_why(error)})")
+                    if attempt == (MAX_STARTS if own else MAX_BOOTS):
                         raise EngineError(
-                            f"student engine {slot.number} died {attempt} times while it started, last: {_why(error)}"
+                            f"student engine {slot.number} {how} {attempt} times, last: {_why(error)}"
                         ) from None
         except Exception as error:  # noqa: BLE001 - raised in the callers that wait for engines
             self._end(slot)
@@ -278,9 +282,7 @@ class StudentPool:
         self._count()
         agreement = await self._progress.waiting(slot.actor.start.remote(self._model), f"{name}: starting", held_up)
         if not agreement.ok:
-            raise EngineError(
-                f"{name}, booted from {self._model.version}, does not answer like the trained model: {agreement.detail}"
-            )
+            raise EngineError(f"{name}, booted from {self._model.version}, {agreement.refusal()}")
         self._serves(slot, agreement.detail)
         self._look_later(slot)  # the work may be over by now
 

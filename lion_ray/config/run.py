@@ -85,6 +85,19 @@ class GeneratorConfig(Section):
     """The lowest length limit, in tokens, so that even a short seed can yield a whole sentence."""
 
 
+class CanaryConfig(Section):
+    """How far an engine's greedy answers may differ from the trainer's before its weights count as wrong.
+
+    The defaults are some times the largest differences seen between correct implementations; another GPU or another
+    vLLM may add up in another order, and differ more.
+    """
+
+    tie: float | None = operational(None, gt=0)
+    """Lead (in logits) below which rounding may swap two tokens; null: float32 0.05, float16 0.1, bfloat16 0.5."""
+    mean: float | None = operational(None, gt=0)
+    """Largest mean difference of log-probabilities, in nats; null: float32 0.02, float16 0.05, bfloat16 0.2."""
+
+
 class StudentConfig(Section):
     """The model that learns, and the engines that run it."""
 
@@ -126,6 +139,8 @@ class StudentConfig(Section):
     """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
     """Timeout of an engine's start once it has its resources, in seconds."""
+    canary: CanaryConfig = CanaryConfig()
+    """The check that an engine serves the trainer's weights, for machines whose arithmetic needs wider bounds."""
 
     @property
     def most_engines(self) -> int:

@@ -84,6 +84,10 @@ class EngineError(InfrastructureError):
     """A student engine died, or serves weights that are not the checkpoint's."""
 
 
+class EngineStartError(EngineError):
+    """The processes of a student engine ended while they started."""
+
+
 class TrainingError(InfrastructureError):
     """Fine-tuning failed."""
 

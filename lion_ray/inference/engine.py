@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from lion_ray.config import StudentConfig
-from lion_ray.core.errors import EngineError, ModelError, first_line
+from lion_ray.core.errors import EngineError, EngineStartError, ModelError, first_line
 from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, SAMPLE, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, memory_share, student_type
-from lion_ray.inference.weight_check import Agreement, Greedy, compare
+from lion_ray.inference.gate import Gate
+from lion_ray.inference.ports import first_port
+from lion_ray.inference.weight_check import Agreement, Greedy, canary_type, compare, read_canary
 from lion_ray.models.machine import cores
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
 
 def set_environment(config: StudentConfig) -> None:
     """Set this process's environment for its engine. Call it before vLLM is imported."""
+    os.environ["VLLM_PORT"] = first_port(os.getpid())
     if not gpu_build():
         threads = max(1, cores() // config.most_engines)
         os.environ.update(cpu_environment(threads, eager=leaves_compilation(config.enforce_eager)))
@@ -137,6 +139,7 @@ class Engine:
         self._before: set[int] = set()
         self._requests = 0
         self._answering = 0
+        self._gate = Gate()
         self.version = ""
 
     async def start(self, model_dir: Path, version: str) -> None:
@@ -144,7 +147,7 @@ class Engine:
 
         Raises:
             ModelError: the folder holds no model that vLLM can load.
-            EngineError: the engine did not start.
+            EngineError: the engine did not start; EngineStartError if it might at another attempt.
         """
         config = self._config
         set_environment(config)
@@ -185,7 +188,9 @@ class Engine:
         except TimeoutError:
             raise EngineError(f"a student engine did not start within {config.start_timeout_s:.0f} s") from None
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"a student engine could not start with {model_dir}: {first_line(error)}") from None
+            # What ended the engine core stands in the log alone: it may be a port that was taken meanwhile.
+            kind = EngineStartError if isinstance(error, RuntimeError) else EngineError
+            raise kind(f"a student engine could not start with {model_dir}: {first_line(error)}") from None
         finally:
             self._guard.watch(*self.processes())
         self.version = version
@@ -222,6 +227,10 @@ class Engine:
         return table(answers, ANSWER)
 
     async def _answer_row(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
+        async with self._gate.request():
+            return await self._answer_now(prompt, iteration)
+
+    async def _answer_now(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
         config = self._config
         row: dict[str, Any] = {"id": prompt.id, "text": "", "model": config.model, "version": self.version}
         ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
@@ -334,26 +343,30 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )
         ids = self._prompter.prompt_ids(text)
-        async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
-            yield output.outputs[0].text
+        async with self._gate.request():
+            async for output in self.llm.generate({"prompt_token_ids": ids}, params, f"r{self._requests}"):
+                yield output.outputs[0].text
 
     async def refresh(self, model_dir: Path, version: str) -> Agreement:
         """Load the weights in `model_dir` in place, then compare the engine with their canary.
+
+        Requests that arrive meanwhile wait and are answered with the new weights.
 
         Raises:
             EngineError: the engine died or could not load the weights.
         """
         llm = self.llm
-        try:
-            await llm.pause_generation(mode="wait")
-            await llm.collective_rpc("take_weights", args=(str(model_dir),))
-            if not await llm.reset_prefix_cache():
-                raise EngineError("the prefix cache of the old weights could not be reset")
-            await llm.resume_generation()
-        except Exception as error:  # noqa: BLE001
-            # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
-            raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
-        self.version = version
+        async with self._gate.change():
+            try:
+                await llm.pause_generation(mode="wait")
+                await llm.collective_rpc("take_weights", args=(str(model_dir),))
+                if not await llm.reset_prefix_cache():
+                    raise EngineError("the prefix cache of the old weights could not be reset")
+                await llm.resume_generation()
+            except Exception as error:  # noqa: BLE001
+                # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
+                raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
+            self.version = version
         return await self.canary(model_dir)
 
     async def canary(self, model_dir: Path) -> Agreement:
@@ -362,7 +375,9 @@ class Engine:
         if not expected:
             return Agreement(True, 0, 0.0, "the checkpoint has no canary")
         got = await self.greedy([entry.prompt_ids for entry in expected], max(len(e.tokens) for e in expected))
-        return compare(expected, got, self._arguments["dtype"], canary_type(model_dir))
+        canary = self._config.canary
+        types = (self._arguments["dtype"], canary_type(model_dir))
+        return compare(expected, got, *types, tie=canary.tie, tolerance=canary.mean)
 
     def shutdown(self) -> None:
         """Stop the engine's processes and wait until they have exited."""
@@ -376,19 +391,3 @@ class Engine:
 def _chosen(answer: Any) -> list[float]:
     """The log-probabilities of an answer's tokens, of a request with ``logprobs: 0``."""
     return [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
-
-
-def read_canary(model_dir: Path) -> list[Greedy]:
-    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
-    path = model_dir / "canary.json"
-    if not path.is_file():
-        return []
-    return [
-        Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
-        for entry in json.loads(path.read_text())["prompts"]
-    ]
-
-
-def canary_type(model_dir: Path) -> str:
-    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
-    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))

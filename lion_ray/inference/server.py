@@ -13,7 +13,6 @@ import asyncio
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference import CPU_BUILD, NO_CPU, gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
+from lion_ray.inference.ports import first_port, free_port, port_was_taken
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
 from lion_ray.models.machine import cores, multiplies_int8, resolve_type, speeds
@@ -43,6 +43,8 @@ MOST_AT_ONCE = 64
 """Concurrent requests of a server, unless the configuration or a slow CPU limits them further."""
 CPU_STEP_TOKENS = 512
 """Tokens that a server computes in one step on a CPU: enough for full speed, and a step still ends within seconds."""
+MAX_STARTS = 3
+"""Attempts to start a server, if another process takes its port meanwhile."""
 WAVE_S = 300.0
 """On a CPU, limit the concurrent requests so that the first answers arrive after about this many seconds..."""
 USUAL_ANSWER = 100
@@ -160,7 +162,20 @@ class ModelServer:
         """
         if gpu_build() and not server_gpus(self._config):
             raise EndpointError(f"the server for {self._model_name} {NO_CPU}; give it a GPU, {CPU_BUILD}")
-        port = self._port or free_port()
+        environment = await asyncio.to_thread(self._environment)
+        for attempt in range(1, MAX_STARTS + 1):
+            port = self._port or free_port()
+            try:
+                await self._start_once(port, environment | {"VLLM_PORT": first_port(port)}, say)
+                break
+            except EndpointError:
+                taken = self._port is None and not self.alive() and port_was_taken(self._log_lines())
+                if not taken or attempt == MAX_STARTS:
+                    raise
+                say(f"another process took a port of the server for {self._model_name}; starting it with others")
+        return self.base_url
+
+    def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         environment.pop("VLLM_API_KEY", None)  # the user's shell may have one for another server
         if self._key:
@@ -171,6 +186,9 @@ class ModelServer:
                 environment["VLLM_DISABLED_KERNELS"] = int8_kernel.REPLACES
         elif self._config.quantization == "int8":
             environment["VLLM_DISABLED_KERNELS"] = NOT_ON_EVERY_GPU
+        return environment
+
+    async def _start_once(self, port: int, environment: dict[str, str], say: Callable[[str], None]) -> None:
         command = await asyncio.to_thread(self.command, port)
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once, and is polled below
@@ -193,7 +211,6 @@ class ModelServer:
                 f"the server for {self._model_name} did not answer within {self._config.start_timeout_s:.0f} s: "
                 f"{self._last_words()}"
             ) from None
-        return self.base_url
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
         try:
@@ -214,9 +231,12 @@ class ModelServer:
             return None
 
     def _last_words(self) -> str:
-        lines = [line for line in self.log_path.read_text(errors="replace").split("\n") if line.strip()]
+        lines = self._log_lines()
         errors = [line for line in lines if "Error" in line]
         return f"{(errors or lines or ['the log is empty'])[-1].strip()[:300]} (log: {self.log_path})"
+
+    def _log_lines(self) -> list[str]:
+        return [line for line in self.log_path.read_text(errors="replace").split("\n") if line.strip()]
 
     @property
     def pid(self) -> int:
@@ -240,10 +260,3 @@ class ModelServer:
                 self._process.kill()
                 self._process.wait()
         self._guard.close()
-
-
-def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

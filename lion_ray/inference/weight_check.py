@@ -11,8 +11,10 @@ This module does not know engines; it compares numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # The largest differences observed between two correct implementations of one model, with a margin.
 TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
@@ -41,14 +43,30 @@ class Agreement:
     """Mean absolute difference of those tokens' log-probabilities, in nats."""
     detail: str
 
+    def refusal(self) -> str:
+        """What a freshly booted engine does wrong, and what to do about it."""
+        return (
+            f"does not answer like the trained model: {self.detail}; if only its arithmetic differs (another GPU, "
+            "another vLLM), raise student.canary.mean or .tie and run the same command; else the checkpoint's files "
+            "are not those that the trainer wrote"
+        )
 
-def compare(expected: Sequence[Greedy], got: Sequence[Greedy], *types: str) -> Agreement:
+
+def compare(
+    expected: Sequence[Greedy],
+    got: Sequence[Greedy],
+    *types: str,
+    tie: float | None = None,
+    tolerance: float | None = None,
+) -> Agreement:
     """Compare an engine's continuations with the trainer's, prompt by prompt.
 
     `types`: the number types of the engine and of the trainer's rounding. They can differ if the type is `auto` and
-    the two run on different machines. The coarser type sets the tolerance.
+    the two run on different machines. The coarser type sets the tolerances, unless they are given.
     """
-    tie, tolerance = max(TOLERANCE[dtype] for dtype in types)
+    usual_tie, usual = max(TOLERANCE[dtype] for dtype in types)
+    tie = usual_tie if tie is None else tie
+    tolerance = usual if tolerance is None else tolerance
     differences: list[float] = []
     for number, (want, have) in enumerate(zip(expected, got, strict=True)):
         for place, token in enumerate(want.tokens):
@@ -62,8 +80,26 @@ def compare(expected: Sequence[Greedy], got: Sequence[Greedy], *types: str) -> A
     mean = _mean(differences)
     most = max(differences, default=0.0)
     detail = f"{len(differences)} tokens agree, log-probabilities differ by {mean:.2g} on average, {most:.2g} at most"
+    if mean > tolerance:
+        detail += f", and {tolerance:g} on average is allowed"
     return Agreement(mean <= tolerance and bool(differences), len(differences), mean, detail)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
+
+
+def read_canary(model_dir: Path) -> list[Greedy]:
+    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
+    path = model_dir / "canary.json"
+    if not path.is_file():
+        return []
+    return [
+        Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
+        for entry in json.loads(path.read_text())["prompts"]
+    ]
+
+
+def canary_type(model_dir: Path) -> str:
+    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
+    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lion_ray.core.records import INSTRUCTION, instruction_id, table
 from lion_ray.inference.engine import Engine
 from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
+from tests.trained import make_trained
 
 CONFIG = StudentConfig(
     model="base", dtype="float32", max_tokens=20, max_model_len=128, max_num_seqs=8, enforce_eager=True
@@ -80,6 +82,23 @@ async def test_greedy_tokens_come_with_their_probabilities(engine: Engine) -> No
 async def test_a_chat_streams(engine: Engine) -> None:
     pieces = [piece async for piece in engine.stream("Describe item 1.", 8)]
     assert 1 <= len(pieces) <= 8
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_answers_and_new_weights_take_turns(engine: Engine, folder: Path, tmp_path: Path) -> None:
+    make_trained(folder, tmp_path / "model", seed=1)
+    rows = table([{"id": instruction_id("Go on."), "text": "Go on.", "source": "seed", "iteration": 0}], INSTRUCTION)
+    before = asyncio.create_task(engine.answer(rows, 1))
+    await asyncio.sleep(0)  # it has begun, and its row is next
+    loading = asyncio.create_task(engine.refresh(tmp_path / "model", "one"))
+    await asyncio.sleep(0)
+    meanwhile = asyncio.create_task(engine.answer(rows, 1))
+    agreement = await loading
+    assert agreement.ok, agreement.detail
+    assert (await before)["version"].to_pylist() == ["base"]
+    assert (await meanwhile)["version"].to_pylist() == ["one"]
+    after = await engine.answer(rows, 1)
+    assert after.equals(await meanwhile), "what waited was answered with the new weights"
 
 
 @pytest.mark.asyncio(loop_scope="module")

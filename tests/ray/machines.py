@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from lion_ray.actors.resources import ROLES
 from lion_ray.core.process_guard import descendants
-from lion_ray.inference.server import free_port
+from lion_ray.inference.ports import free_port
 from tests.ray.harness import wait_until_gone
 
 

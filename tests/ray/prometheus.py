@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lion_ray.inference.server import free_port
+from lion_ray.inference.ports import free_port
 from tests.ray.harness import ROOT
 
 PROMETHEUS = shutil.which("prometheus") or ""

@@ -19,7 +19,7 @@ import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from lion_ray.core.process_guard import Guard, descendants
-from lion_ray.inference.server import free_port
+from lion_ray.inference.ports import free_port
 from tests.ray.harness import LATENCY, ROOT, Job, kill, until, wait_until_gone
 from tests.stub_api import stub_process
 

@@ -9,7 +9,7 @@ import json
 import time
 from pathlib import Path
 
-from lion_ray.inference.server import free_port
+from lion_ray.inference.ports import free_port
 from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill, until
 from tests.ray.machines import Machines
 from tests.stub_api import stub_process

@@ -167,3 +167,36 @@ async def test_a_lying_checkpoint_is_booted_afresh_and_still_refused(students: S
     assert students.boots == boots + 1
     assert "the canary disagrees" in said.getvalue()
     wait_until_gone(processes)
+
+
+class Mends(io.StringIO):
+    """A log that mends a file once an engine has failed on it."""
+
+    def __init__(self, broken: Path, whole: Path) -> None:
+        super().__init__()
+        self._broken, self._whole = broken, whole
+
+    def write(self, text: str) -> int:
+        if "did not start" in text:
+            shutil.copy(self._whole, self._broken)
+        return super().write(text)
+
+
+@pytest.mark.long
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_engine_whose_processes_ended_at_their_start_is_started_again(
+    students: StudentPool, store: RunStore
+) -> None:
+    """As after a port that was taken meanwhile; here its weights cannot be read at first."""
+    folder = Path(store.root)
+    shutil.copytree(folder / "one", folder / "late")
+    whole = folder / "one" / "model" / "model.safetensors"
+    broken = folder / "late" / "model" / "model.safetensors"
+    broken.write_bytes(whole.read_bytes()[:1000])
+    await students.stop()
+    boots = students.boots
+    said = Mends(broken, whole)
+    await students.load(ModelRef("late", folder="late/model"), Progress(said))
+    assert students.boots == boots + 2
+    assert "student engine 0 did not start" in said.getvalue()
+    assert "student engine 0 serves late" in said.getvalue()

@@ -43,3 +43,13 @@ def test_an_answer_cut_short_is_no_agreement() -> None:
 def test_nothing_compared_proves_nothing() -> None:
     tied = replace(TRAINED, margins=(0.0, 0.0, 0.0))
     assert not compare([tied], [replace(TRAINED, tokens=(1, 2, 3))], "float32").ok
+
+
+def test_tolerances_can_be_given() -> None:
+    stale = replace(TRAINED, logprobs=tuple(value - 0.08 for value in TRAINED.logprobs))
+    assert compare([TRAINED], [stale], "float32", tolerance=0.1).ok
+    refused = compare([TRAINED], [stale], "bfloat16", tolerance=0.01)
+    assert not refused.ok
+    assert refused.detail.endswith("and 0.01 on average is allowed")
+    other = replace(TRAINED, tokens=(10, 99, 12))
+    assert compare([TRAINED], [other], "float32", tie=2.5).ok, "the trainer's lead there is 2"
