@@ -241,9 +241,11 @@ def redact(data: bytes, key: str | None) -> bytes:
     if not key:
         return data
     data = data.replace(key.encode(), b"***")
-    return _escaped(key).sub(b"***", data) if any(mark in data for mark in _ESCAPES) else data
+    escaped = not _ESCAPED_IN_JSON.isdisjoint(key) or any(mark in data for mark in _ESCAPES)
+    return _escaped(key).sub(b"***", data) if escaped else data
 
 
+_ESCAPED_IN_JSON = frozenset('"\\')
 _ESCAPES = (b"\\u00", b"\\U00", b"\\/", b"&#", b"%", b"\\x")
 
 
@@ -261,7 +263,9 @@ def _escaped(key: str) -> re.Pattern[bytes]:
             rb"&#(?:[xX]0{0,8}" + digits + rb"|0{0,8}%d);?" % byte,
             rb"%(?:25){0,8}" + digits,
         ]
-        if byte in b"/\"\\'":
+        if byte == ord("\\"):
+            found.append(rb"\\{2,16}")
+        elif byte in b"/\"'":
             found.append(rb"\\\\{0,14}+" + re.escape(bytes([byte])))
         return b"(?:" + b"|".join(found) + b")"
 
