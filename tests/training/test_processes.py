@@ -12,18 +12,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import TrainingError
 from lion_ray.imitation.training.fit import train
 from tests.training.conftest import ROWS, weights
 
+NAMES = ("one", "two")
 LORA = LoraConfig(rank=4, dropout=0.2)
 
 
 def same_bits(one, other):
     one, other = weights(one), weights(other)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def header(path):
+    """What a safetensors file says of its tensors, without their places."""
+    with safe_open(path, framework="pt") as opened:
+        return {
+            name: (opened.get_slice(name).get_shape(), opened.get_slice(name).get_dtype()) for name in opened.keys()
+        }
 
 
 def reported(keep):
@@ -57,19 +67,23 @@ def test_a_killed_fit_ends_with_the_same_bits(make_spec, run_fit, tmp_path, proc
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("processes", "changes"),
     [
-        {"sharding": "full"},
-        {"sharding": "full", "activation_checkpointing": True, "lora": LoraConfig(rank=4)},
-        {"sharding": "none"},
+        (2, {"sharding": "full"}),
+        (2, {"sharding": "full", "activation_checkpointing": True, "lora": LoraConfig(rank=4)}),
+        (2, {"sharding": "none"}),
         # The last step has a single row: one of the processes has nothing to do.
-        {"sharding": "full", "batch_size": 23, "epochs": 1, "max_length": 512, "warmup_ratio": 0.0},
+        (2, {"sharding": "full", "batch_size": 23, "epochs": 1, "max_length": 512, "warmup_ratio": 0.0}),
+        # Rows of the weights that three processes cannot share evenly.
+        (3, {"sharding": "full", "epochs": 1}),
+        (4, {"sharding": "full", "replicas": 2, "epochs": 1}),
     ],
-    ids=["sharded", "sharded-lora-recomputed", "replicated", "idle"],
+    ids=["sharded", "sharded-lora-recomputed", "replicated", "idle", "unevenly", "two-replicas-of-two"],
 )
-def test_two_processes_learn_what_one_learns(make_spec, run_fit, tmp_path, changes):
-    (code, alone), (codes, together) = run_fit(make_spec("one", **changes)), run_fit(make_spec("two", **changes), 2)
-    assert (code, codes) == ([0], [0, 0])
+def test_several_processes_learn_what_one_learns(make_spec, run_fit, tmp_path, processes, changes):
+    code, alone = run_fit(make_spec("one", **changes))
+    codes, together = run_fit(make_spec("two", **changes), processes)
+    assert (code, codes) == ([0], [0] * processes)
     # AdamW hides a gradient's scale, which clipping and its epsilon do not.
     steps = [reported(keep) for keep in (alone, together)]
     assert [step["grad_norm"] for step in steps[0]] == pytest.approx([s["grad_norm"] for s in steps[1]], rel=1e-3)
@@ -79,7 +93,19 @@ def test_two_processes_learn_what_one_learns(make_spec, run_fit, tmp_path, chang
     metrics = [json.loads((tmp_path / name / "training.json").read_text())["metrics"] for name in ("one", "two")]
     for key in ("first_loss", "last_loss", "heldout_loss_before", "heldout_loss_after"):
         assert metrics[0][key] == pytest.approx(metrics[1][key], rel=1e-4)
-    assert metrics[1]["workers"] == 2
+    assert metrics[1]["workers"] == processes
+    # However the model was held, its folder is the same.
+    files = [sorted(str(path.relative_to(tmp_path / name)) for path in (tmp_path / name).rglob("*")) for name in NAMES]
+    assert files[0] == files[1]
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+    for name in [*files[0]]:
+        if name.endswith(".safetensors"):
+            assert header(tmp_path / "one" / name) == header(tmp_path / "two" / name)
+    canaries = [json.loads((tmp_path / name / "canary.json").read_text()) for name in NAMES]
+    assert [entry["tokens"] for entry in canaries[0]["prompts"]] == [
+        entry["tokens"] for entry in canaries[1]["prompts"]
+    ]
 
 
 def test_a_checkpoint_of_two_processes_is_taken_up_by_one(make_spec, run_fit, tmp_path):
