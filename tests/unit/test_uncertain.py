@@ -69,7 +69,7 @@ def test_status_and_report_show_it_apart(tmp_path: Path) -> None:
     assert "0.9375" in shown.splitlines()[-3] + shown.splitlines()[-4]
     page = render(folder.store)
     assert "another $0.94 uncertain" in page
-    assert "Uncertain: attempts that timed out or were cut off" in page
+    assert "Uncertain: attempts that timed out or were interrupted" in page
 
 
 def test_what_cannot_be_read_is_a_warning(tmp_path: Path) -> None:
