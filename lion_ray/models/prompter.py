@@ -212,9 +212,7 @@ def _conversation_frame(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]
         answered = [*messages, {"role": "assistant", "content": _ASSISTANT}]
         closed = tokenizer.apply_chat_template(answered, tokenize=False, **_FIXED)
     except (TemplateError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"the model's chat template refuses a conversation of {named}: {first_line(error)}"
-        ) from error
+        raise ModelError(f"the model's chat template refuses a conversation of {named}: {first_line(error)}") from error
     texts, rest = [], str(opened)
     for mark in marks:
         before, found, rest = rest.partition(mark)
