@@ -1,1 +1,1 @@
-"""Benches: each is run by hand, and `README.md` says what it prints."""
+"""Benches, run by hand; `README.md` explains their output."""

@@ -1,11 +1,10 @@
-"""The clients under test that live in this project's own environment, each in a process of its own.
+"""The clients under test that run in this project's own environment, each in its own process.
 
-``python -m bench.clients raw --url http://127.0.0.1:1234/v1 --calls 5000`` prints a `measure.Measured` as
-JSON.
+``python -m bench.clients raw --url http://127.0.0.1:1234/v1 --calls 5000`` prints a `measure.Measured` as JSON.
 
-The rungs from `raw` to `gateway` are the ladder that says where the gateway's time goes: aiohttp and orjson alone; the
-gateway's transport alone; the whole client with a journal that keeps nothing; the whole client with its journal.
-All of them run on uvloop where it is there, as Ray's async actors do.
+The steps from `raw` to `gateway` break down the gateway's time: aiohttp and orjson alone; the gateway's transport
+alone; the whole client with a journal that stores nothing; the whole client with its journal. All of them run on uvloop
+if it is installed, as Ray's async actors do.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any, TypeVar, cast
 from bench.measure import MAX_TOKENS, MODEL, WARM_UP, arguments, measured, prompt
 
 SHARD = 64
-"""Rows of a shard, by the configuration's default."""
+"""Rows of a shard; the configuration's default."""
 Row = TypeVar("Row")
 Ask = Callable[[str], Awaitable[bool]]
-"""Send one prompt; whether it was answered."""
+"""Sends one prompt; returns whether it was answered."""
 
 
 def body(text: str) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def body(text: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def raw(url: str, in_flight: int) -> AsyncIterator[Ask]:
-    """aiohttp and orjson, and nothing that a careful client has: the practical ceiling from Python."""
+    """aiohttp and orjson without retries, limits or checks: the practical upper bound for Python."""
     import aiohttp
     import orjson
 
@@ -70,7 +69,7 @@ async def transport(url: str, in_flight: int) -> AsyncIterator[Ask]:
 
 
 class NoJournal:
-    """A journal that keeps nothing, to measure what keeping costs."""
+    """A journal that stores nothing, to measure the cost of storing."""
 
     root = ""
 
@@ -88,7 +87,7 @@ class NoJournal:
 
 
 @contextlib.asynccontextmanager
-async def gateway(url: str, in_flight: int, *, keeps: bool = True, **settings: Any) -> AsyncIterator[Ask]:
+async def gateway(url: str, in_flight: int, *, stores: bool = True, **settings: Any) -> AsyncIterator[Ask]:
     """The gateway as a proxy actor uses it."""
     from lion_ray.config import EndpointConfig
     from lion_ray.gateway.calls import Call, Completion
@@ -97,7 +96,7 @@ async def gateway(url: str, in_flight: int, *, keeps: bool = True, **settings: A
 
     config = EndpointConfig(model=MODEL, api_key_env=None, max_concurrency=in_flight, **settings)
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as folder:
-        journal = Journal.open(folder) if keeps else cast(Journal, NoJournal())
+        journal = Journal.open(folder) if stores else cast(Journal, NoJournal())
         client = Client("default", config, journal, base_url=url)
 
         async def ask(text: str) -> bool:
@@ -106,13 +105,13 @@ async def gateway(url: str, in_flight: int, *, keeps: bool = True, **settings: A
 
         yield ask
         await client.close()
-        if keeps:
+        if stores:
             await journal.close()
 
 
 @contextlib.asynccontextmanager
 async def openai(url: str, in_flight: int, *, backend: str = "httpx") -> AsyncIterator[Ask]:
-    """The openai package; a semaphore is the whole of the caller's part."""
+    """The openai package; the caller adds only a semaphore."""
     import openai
 
     http_client = openai.DefaultAioHttpClient() if backend == "aiohttp" else None
@@ -132,7 +131,7 @@ async def openai(url: str, in_flight: int, *, backend: str = "httpx") -> AsyncIt
 
 
 async def all_under_a_semaphore(ask: Ask, rows: range, in_flight: int) -> int:
-    """A task for each row, so many of them at work: what people write."""
+    """A task for each row, limited by a semaphore: the usual code."""
     slots = asyncio.Semaphore(in_flight)
 
     async def one(row: int) -> bool:
@@ -143,7 +142,7 @@ async def all_under_a_semaphore(ask: Ask, rows: range, in_flight: int) -> int:
 
 
 async def by_workers(ask: Ask, rows: range, in_flight: int) -> int:
-    """Workers that take rows from one iterator: the least that a loop costs."""
+    """Workers that take rows from one iterator: the cheapest loop."""
     rest = iter(rows)
 
     async def work() -> int:
@@ -164,7 +163,7 @@ async def in_shards(ask: Ask, rows: range, in_flight: int) -> int:
 async def shards_at_once(
     complete: Callable[[Sequence[Row]], Awaitable[int]], rows: Sequence[Row], in_flight: int
 ) -> int:
-    """Complete all rows in shards, twice as many of them at once as can be in flight; the sum of what it returned."""
+    """Complete all rows in shards, twice as many rows at once as can be in flight; returns the sum of the results."""
     shards = (rows[i : i + SHARD] for i in range(0, len(rows), SHARD))
 
     async def work() -> int:
@@ -177,7 +176,7 @@ OURS = ("raw", "transport", "no-journal", "gateway")
 CLIENTS: dict[str, tuple[Callable[..., contextlib.AbstractAsyncContextManager[Ask]], dict[str, Any], Any]] = {
     "raw": (raw, {}, by_workers),
     "transport": (transport, {}, by_workers),
-    "no-journal": (gateway, {"keeps": False}, in_shards),
+    "no-journal": (gateway, {"stores": False}, in_shards),
     "gateway": (gateway, {}, in_shards),
     "openai-httpx": (openai, {}, all_under_a_semaphore),
     "openai-aiohttp": (openai, {"backend": "aiohttp"}, all_under_a_semaphore),
@@ -187,7 +186,7 @@ CLIENTS: dict[str, tuple[Callable[..., contextlib.AbstractAsyncContextManager[As
 async def bench(name: str, url: str, calls: int, in_flight: int, *, warm_up: bool) -> None:
     make, options, drive = CLIENTS[name]
     if name in OURS:
-        # As a proxy actor does, and for the raw loop too, so that the steps between them compare.
+        # As a proxy actor does; for the raw loop too, so that the steps are comparable.
         from lion_ray.gateway.tuning import collect_seldom
 
         collect_seldom()
@@ -228,7 +227,7 @@ def main() -> None:
     parser = arguments()
     parser.add_argument("client", choices=CLIENTS)
     parser.add_argument("--cold", action="store_true", help="no warm-up")
-    parser.add_argument("--profile", help="write a cProfile of it to this file; its speed is then worth nothing")
+    parser.add_argument("--profile", help="write a cProfile to this file; the measured speed is then meaningless")
     given = parser.parse_args()
     with _profiled(given.profile):
         run(bench(given.client, given.url, given.calls, given.in_flight, warm_up=not given.cold))

@@ -1,6 +1,6 @@
-"""Bench of `lion-ray diff`: how much memory making and recovering a delta takes, and whether every bit comes back.
+"""Bench of `lion-ray diff`: the memory that making and recovering a delta takes, and whether every bit is restored.
 
-See bench/README.md. Everything is written to a scratch folder, which goes when the bench ends.
+See bench/README.md. Everything is written to a scratch folder, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bench.harness import BenchError, run_client
 from bench.measure import peak_mb
 
 LIMIT_MB = 4e9 / 1e6
-"""A 13B must fit below this."""
+"""The limit for a 13B model."""
 HIDDEN, FEED_FORWARD, VOCABULARY = 5120, 13_824, 32_000
-"""Of Llama 13B: its largest tensors decide how much memory is needed."""
+"""Llama 13B's: its largest tensors determine the memory."""
 NEW_TOKENS = 3
 SHARD_BYTES = 10**9
 EVERY_S = 0.01
@@ -74,7 +74,7 @@ def make_model(folder: Path, tensors: dict[str, tuple[int, ...]], dtype: str, se
 
 
 def same(left: Path, right: Path) -> bool:
-    """Whether two models' tensors are the same, in type, shape and every bit."""
+    """Whether two models' tensors are identical in type, shape and every bit."""
     from lion_ray.models.delta import Weights, _digest
 
     one, other = Weights(left), Weights(right)
@@ -89,7 +89,7 @@ def same(left: Path, right: Path) -> bool:
 
 @contextlib.contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """The most memory of this process within the block: anonymous (`/proc/self/smaps_rollup`), and all of it."""
+    """This process's peak memory within the block: anonymous (`/proc/self/smaps_rollup`) and total."""
     found = {"anonymous_mb": 0.0}
     ended = threading.Event()
 
@@ -112,7 +112,7 @@ def watched() -> Iterator[dict[str, float]]:
 
 
 def one_step(step: str, base: Path, other: Path, out: Path, dtype: str | None) -> None:
-    """What a process of its own does: one step, and how much memory that took, as a line of JSON."""
+    """Run one step in this process, and print its memory as a line of JSON."""
     from lion_ray.models import delta
 
     with watched() as found:
@@ -125,22 +125,22 @@ def one_step(step: str, base: Path, other: Path, out: Path, dtype: str | None) -
 
 def measure(base: Path, tuned: Path, scratch: Path, expected: Path, dtype: str | None = None) -> dict[str, Any]:
     """Make a delta and recover it, each in a fresh process."""
-    told: dict[str, Any] = {}
-    delta, again = scratch / "delta", scratch / "again"
+    result: dict[str, Any] = {}
+    delta, restored = scratch / "delta", scratch / "restored"
     typed = [] if dtype is None else ["--dtype", dtype]
-    for step, words in (("make", (base, tuned, delta)), ("recover", (base, delta, again))):
-        found = run_client(sys.executable, "bench.diff", "--step", step, *map(str, words), *typed, timeout_s=3600)
-        told |= {f"{step}_{name}": round(value, 1) for name, value in found.items()}
-    told["exact"] = same(expected, again)
-    told["delta_mb"] = round(sum(path.stat().st_size for path in delta.glob("*.safetensors")) / 1e6, 1)
-    told["tuned_mb"] = round(sum(path.stat().st_size for path in tuned.glob("*.safetensors")) / 1e6, 1)
-    for folder in (delta, again):
+    for step, paths in (("make", (base, tuned, delta)), ("recover", (base, delta, restored))):
+        found = run_client(sys.executable, "bench.diff", "--step", step, *map(str, paths), *typed, timeout_s=3600)
+        result |= {f"{step}_{name}": round(value, 1) for name, value in found.items()}
+    result["exact"] = same(expected, restored)
+    result["delta_mb"] = round(sum(path.stat().st_size for path in delta.glob("*.safetensors")) / 1e6, 1)
+    result["tuned_mb"] = round(sum(path.stat().st_size for path in tuned.glob("*.safetensors")) / 1e6, 1)
+    for folder in (delta, restored):
         shutil.rmtree(folder)
-    return told
+    return result
 
 
-def made_up(quick: bool, dtype: str, scratch: Path) -> dict[str, Any]:
-    """A model with a 13B's largest tensors, and few layers; the tuned one has new tokens."""
+def synthetic(quick: bool, dtype: str, scratch: Path) -> dict[str, Any]:
+    """A model with the largest tensors of a 13B model, and few layers; the tuned one has new tokens."""
     hidden, wide, rows = (512, 1376, 3200) if quick else (HIDDEN, FEED_FORWARD, VOCABULARY)
     layers = 2 if dtype == "float32" else 4  # 3 to 4 GB either way
     make_model(scratch / "base", shapes(layers, rows, hidden, wide), dtype, 1)
@@ -153,7 +153,7 @@ def made_up(quick: bool, dtype: str, scratch: Path) -> dict[str, Any]:
 
 
 def real(base: Path, tuned: Path, dtype: str, scratch: Path) -> dict[str, Any]:
-    """A real model, to come back in `dtype`: what is expected is the tuned model as torch converts it."""
+    """A real model, restored in `dtype`; expected is the tuned model converted by torch."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -173,9 +173,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small tensors")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--dtype", help="the made-up model's (float16, bfloat16 or float32)")
+    parser.add_argument("--dtype", help="the synthetic model's (float16, bfloat16 or float32)")
     parser.add_argument("--base", type=Path, help="a real model's folder")
-    parser.add_argument("--tuned", type=Path, help="the folder of what was tuned from it")
+    parser.add_argument("--tuned", type=Path, help="the folder of the model tuned from it")
     parser.add_argument("--folder", type=Path, help="where to write; the system's scratch folder by default")
     parser.add_argument("--step", choices=("make", "recover"), help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
@@ -185,13 +185,13 @@ def main() -> None:
         one_step(wanted.step, base, other, out, wanted.dtype)
         return
     if (wanted.base is None) != (wanted.tuned is None):
-        parser.error("--base and --tuned go together")
+        parser.error("--base and --tuned must be given together")
     result: dict[str, Any] = {"quick": wanted.quick, "limit_mb": LIMIT_MB, "made_up": {}, "real": {}}
     try:
         with tempfile.TemporaryDirectory(prefix="lion-ray-diff-", dir=wanted.folder) as folder:
             scratch = Path(folder)
             for dtype in [wanted.dtype] if wanted.dtype else ["bfloat16", "float32"]:
-                show(f"made up, {dtype}", found := made_up(wanted.quick, dtype, scratch))
+                show(f"synthetic, {dtype}", found := synthetic(wanted.quick, dtype, scratch))
                 result["made_up"][dtype] = found
             for dtype in ("float32", "float16", "bfloat16") if wanted.base else ():
                 show(f"real, {dtype}", found := real(wanted.base, wanted.tuned, dtype, scratch))
@@ -203,14 +203,14 @@ def main() -> None:
     result["ok"] = "error" not in result and all(
         one["exact"] and max(one["make_peak_mb"], one["recover_peak_mb"]) < LIMIT_MB for one in measured
     )
-    print("ok" if result["ok"] else "missed: see above")
+    print("ok" if result["ok"] else "failed: see above")
     if wanted.json:
         print(json.dumps(result))
     sys.exit(0 if result["ok"] else 1)
 
 
 def show(title: str, found: dict[str, Any]) -> None:
-    print(f"{title}: {found['tuned_mb']:,.0f} MB, {'every bit back' if found['exact'] else 'NOT THE SAME'}")
+    print(f"{title}: {found['tuned_mb']:,.0f} MB, {'every bit restored' if found['exact'] else 'NOT IDENTICAL'}")
     for step in ("make", "recover"):
         anonymous, peak, seconds = (found[f"{step}_{name}"] for name in ("anonymous_mb", "peak_mb", "seconds"))
         print(f"  {step}: {anonymous:,.0f} MB anonymous, {peak:,.0f} MB with mapped pages, {seconds:.1f} s", flush=True)

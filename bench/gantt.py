@@ -1,4 +1,4 @@
-"""Who was busy when, as an SVG picture."""
+"""A timeline of busy resources (Gantt chart) as an SVG picture."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LEFT, _WIDTH, _ROW, _GAP = 270, 760, 22, 34
 
 @dataclass
 class Lane:
-    """A line of the picture: its intervals are in seconds since the beginning, and may carry how busy it was."""
+    """A row of the chart. Intervals are in seconds since the beginning, optionally with a utilisation."""
 
     name: str
     spans: list[tuple[float, float]] = field(default_factory=list)
     kind: str = "stage"
     shares: list[float] | None = None
-    """From 0 to 1, for each span; full where there are none."""
+    """Utilisation of each span, from 0 to 1; None: all are 1."""
 
 
 def gantt(parts: Sequence[tuple[str, Sequence[Lane]]]) -> str:
-    """One picture of several titled parts on one scale."""
+    """One picture of several titled charts on the same scale."""
     longest = max((end for _, lanes in parts for lane in lanes for _, end in lane.spans), default=1.0)
     step = next(step for step in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 3600) if longest / step <= 16 or step == 3600)
     rows = sum(len(lanes) for _, lanes in parts)

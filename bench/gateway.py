@@ -1,7 +1,7 @@
-"""The gateway against a stub server, beside what others use, in one run: `bench/README.md` says what is measured.
+"""The gateway against a stub server, compared with other clients in one run: see `bench/README.md`.
 
-Each client runs in a process of its own against a server of its own; rounds are interleaved, so that a slow minute of
-the machine meets all of them. Exits with 0 where every goal that was measured held, 1 where one did not.
+Each client runs in its own process against its own server; rounds are interleaved, so that a slow minute of the machine
+affects all of them. Exit code 0 if every measured goal was met, else 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-from bench import goals as promised
+from bench import goals as common
 from bench.goals import Goal
 from bench.harness import BenchError, measure, stub_server
 from bench.kills import Killed, kill_often
@@ -37,31 +37,31 @@ WITH_LATENCY = (*LADDER, *OPENAI, "ray-actor", "oumi", "curator")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything is measured."""
+    """The amounts to measure."""
 
     rounds: int
     calls: int
     slow_calls: int
-    """For clients of which so many take as long."""
+    """For slower clients."""
     limit_s: float
     memory_calls: tuple[int, int]
     killed_calls: int
     kills: int
     with_latency: tuple[str, ...]
-    """The clients that are also measured with latency."""
+    """The clients also measured with latency."""
 
 
 FULL = Size(3, 10_000, 3_000, 60.0, (1_000, 100_000), 5_000, 20, WITH_LATENCY)
 QUICK = Size(1, 4_000, 250, 10.0, (1_000, 4_000), 600, 2, ("gateway",))
 PAIRS = 3
-"""How often a round measures the gateway without and with latency: a machine's noise is larger than the difference."""
+"""How often a round measures the gateway without and with latency, because the noise exceeds the difference."""
 
 ENOUGH_PAIRS = 5
 
 
 @dataclass
 class Findings:
-    """All that one run of the bench has found."""
+    """The results of one run of the bench."""
 
     without_latency: dict[str, Any] = field(default_factory=dict)
     with_latency: dict[str, Any] = field(default_factory=dict)
@@ -72,15 +72,15 @@ class Findings:
 
     @property
     def ok(self) -> bool:
-        return promised.all_ok(self.goals)
+        return common.all_ok(self.goals)
 
 
 # --- clients side by side
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a client is run."""
+class ClientRun:
+    """How to run a client."""
 
     module: str
     arguments: tuple[str, ...]
@@ -89,19 +89,19 @@ class Way:
     in_flight: int = IN_FLIGHT
 
 
-def way(name: str, size: Size) -> Way:
+def client_run(name: str, size: Size) -> ClientRun:
     for peer in PEERS:
         if name.startswith(peer.name):
-            # Without latency oumi is at its best with fewer workers.
+            # Without latency oumi is fastest with fewer workers.
             workers = 64 if name.endswith("-64") else IN_FLIGHT
-            return Way(peer.module, (), peer.python, size.slow_calls, workers)
+            return ClientRun(peer.module, (), peer.python, size.slow_calls, workers)
     if name == "ray-actor":
-        return Way("bench.ray_actor", (), sys.executable, size.calls)
-    return Way("bench.clients", (name,), sys.executable, size.slow_calls if name in OPENAI else size.calls)
+        return ClientRun("bench.ray_actor", (), sys.executable, size.calls)
+    return ClientRun("bench.clients", (name,), sys.executable, size.slow_calls if name in OPENAI else size.calls)
 
 
 def once(name: str, latency_ms: float, size: Size) -> dict[str, float]:
-    client = way(name, size)
+    client = client_run(name, size)
     with stub_server("--latency-ms", str(latency_ms)) as stub:
         result = measure(
             stub,
@@ -123,7 +123,7 @@ def once(name: str, latency_ms: float, size: Size) -> dict[str, float]:
 
 
 def turns(names: list[str], size: Size) -> Iterator[tuple[str, int]]:
-    """A round: who is measured and with what latency in ms, one after the other. What is compared meets one machine."""
+    """A round: clients with their latencies in ms, in order. Compared measurements follow each other directly."""
     for name in names:
         both = [0, LATENCY_MS] if name in size.with_latency else [0]
         for pair in range(PAIRS if name == "gateway" else 1):
@@ -132,7 +132,7 @@ def turns(names: list[str], size: Size) -> Iterator[tuple[str, int]]:
 
 
 def side_by_side(found: Findings, names: list[str], size: Size, say: Callable[[str], None]) -> None:
-    """Medians over the rounds by client; `{"reason": …}` for one that did not come to its end."""
+    """Medians over the rounds by client; `{"reason": …}` for a client that failed."""
     for number in range(size.rounds):
         for name, latency in turns(names, size):
             into = found.with_latency if latency else found.without_latency
@@ -161,7 +161,7 @@ def _medians(rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def limited(size: Size, silent: bool) -> dict[str, Any]:
-    """The gateway at a server's limit: how much of it was used, and how many 429s that took."""
+    """The gateway at a server's rate limit: the share of it that was used, and the number of 429s."""
     calls = round(PER_MINUTE * size.limit_s / 60) + BURST
     options = ["--latency-ms", str(LATENCY_MS), "--per-minute", str(PER_MINUTE), "--burst", str(BURST)]
     with stub_server(*options, *(["--silent-limit"] if silent else [])) as stub:
@@ -171,7 +171,7 @@ def limited(size: Size, silent: bool) -> dict[str, Any]:
         "calls": calls,
         "answered": result.answered,
         "seconds": round(server["seconds"], 2),
-        # The burst is there at once; the rest comes at the limit's rate, from the first request to the last.
+        # The burst is available at once; the rest at the limit's rate, from the first request to the last.
         "used": round((server["bought"] - BURST) / (PER_MINUTE / 60 * server["seconds"]), 4),
         "limited": server["limited"],
         "limited_share": round(server["limited"] / (server["limited"] + server["bought"]), 4),
@@ -180,10 +180,10 @@ def limited(size: Size, silent: bool) -> dict[str, Any]:
 
 
 def both_limits(size: Size) -> dict[str, Any]:
-    # At once: each takes a few per cent of a core.
+    # Concurrently, because each takes only a few per cent of a core.
     with ThreadPoolExecutor(2) as pool:
-        told, silent = pool.map(lambda silent: limited(size, silent), (False, True))
-    return {"told": told, "silent": silent}
+        announced, silent = pool.map(lambda silent: limited(size, silent), (False, True))
+    return {"told": announced, "silent": silent}
 
 
 def memory(size: Size) -> dict[str, Any]:
@@ -208,14 +208,14 @@ def memory(size: Size) -> dict[str, Any]:
 
 
 def allowed(fast: float, calls: int) -> float:
-    """Rows/s that `calls` calls with latency can have, by what they have without: none ends sooner than a latency
-    after it was sent, the last one too, and only so many are in flight."""
+    """The maximum rows/s of `calls` calls with latency, given the rate `fast` without: each call takes at least the
+    latency, and at most `IN_FLIGHT` are in flight."""
     latency_s = LATENCY_MS / 1000
     return min(IN_FLIGHT / latency_s, calls / (calls / fast + latency_s))
 
 
 def goals(found: Findings, killed: Killed | None, skipped: dict[str, str], calls: int) -> Iterator[Goal]:
-    """`skipped`: the peers that were not asked for, and why. A peer that could not run is a goal that is missed."""
+    """`skipped`: the peers not requested, with reasons. If a peer could not run, its goal is missed."""
     mine = found.without_latency["gateway"].get("rows_per_s")
     oumi = [one for name, one in found.without_latency.items() if name.startswith("oumi")]
     name = "0 ms: rows/s at least oumi's"
@@ -228,9 +228,9 @@ def goals(found: Findings, killed: Killed | None, skipped: dict[str, str], calls
     now, late = (one["gateway"].get("rounds_rows_per_s", []) for one in (found.without_latency, found.with_latency))
     shares = [slow / allowed(fast, calls) for fast, slow in zip(now, late, strict=False)]
     share = round(statistics.median(shares), 3) if shares else None
-    name = f"{LATENCY_MS} ms, {IN_FLIGHT} in flight: share of what latency or 0 ms allow"
+    name = f"{LATENCY_MS} ms, {IN_FLIGHT} in flight: share of the rate that the latency allows"
     if share is not None and len(shares) < ENOUGH_PAIRS:
-        yield Goal(name, None, share, 0.95, "too few pairs to tell it from the machine's noise")
+        yield Goal(name, None, share, 0.95, "too few pairs, given the machine's noise")
     else:
         yield Goal(name, share is not None and share >= 0.95, share, 0.95, "the median of the pairs' ratios")
     for kind, share in (("told", 0.97), ("silent", 0.90)):
@@ -247,16 +247,16 @@ def goals(found: Findings, killed: Killed | None, skipped: dict[str, str], calls
         yield Goal("kills: results lost", not killed.lost and killed.answered == killed.calls, killed.lost, 0)
         yield Goal("kills: journaled calls repeated", not killed.journaled_repeated, killed.journaled_repeated, 0)
         yield Goal(
-            "kills: bought twice",
+            "kills: sent twice",
             killed.bought_twice <= sum(killed.in_flight_at_kill),
             killed.bought_twice,
             sum(killed.in_flight_at_kill),
-            "at most what was in flight at the kills",
+            "at most the calls in flight at the kills",
         )
-        yield Goal("kills: most in flight at one", most <= killed.in_flight, most, killed.in_flight)
+        yield Goal("kills: maximum in flight at one", most <= killed.in_flight, most, killed.in_flight)
 
 
-# --- for people
+# --- the printed report
 
 
 def table(found: dict[str, Any], title: str) -> Iterator[str]:
@@ -269,7 +269,7 @@ def table(found: dict[str, Any], title: str) -> Iterator[str]:
 
 
 def ladder(found: dict[str, Any]) -> dict[str, float] | None:
-    """What each part adds to a call, in CPU ms: what separates the gateway from aiohttp."""
+    """The CPU ms that each part of the gateway adds to a call."""
     cpu = [found.get(name, {}).get("cpu_ms_per_call") for name in LADDER]
     if any(one is None for one in cpu):
         return None
@@ -284,10 +284,10 @@ def report(found: Findings) -> Iterator[str]:
     yield from table(found.with_latency, f"{LATENCY_MS} ms, {IN_FLIGHT} in flight")
     steps = ladder(found.without_latency)
     if steps is not None:
-        yield "where a call's CPU time goes, ms: " + ", ".join(f"{part} {ms:.3f}" for part, ms in steps.items())
+        yield "CPU time of a call by part, ms: " + ", ".join(f"{part} {ms:.3f}" for part, ms in steps.items())
     for kind, one in found.limits.items():
         yield (
-            f"limit {kind}: {one['used']:.1%} of {PER_MINUTE} a minute used over {one['seconds']:.0f} s, "
+            f"limit {kind}: {one['used']:.1%} of {PER_MINUTE} per minute used over {one['seconds']:.0f} s, "
             f"{one['limited']} 429s ({one['limited_share']:.2%}), {one['answered']} of {one['calls']} answered"
         )
     one = found.memory
@@ -295,16 +295,16 @@ def report(found: Findings) -> Iterator[str]:
     one = found.kills
     yield (
         f"kills: {one['kills']} over {one['calls']} calls: {one['lost']} lost, {one['journaled_repeated']} journaled "
-        f"repeated, {one['bought_twice']} bought twice ({sum(one['in_flight_at_kill'])} were in flight)"
+        f"repeated, {one['bought_twice']} sent twice ({sum(one['in_flight_at_kill'])} were in flight)"
     )
-    yield from promised.lines(found.goals)
+    yield from common.lines(found.goals)
 
 
 def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str, Any]:
     return {
         "ok": found.ok,
         "quick": given.quick,
-        "goals": promised.as_json(found.goals),
+        "goals": common.as_json(found.goals),
         "without_latency": found.without_latency,
         "with_latency": found.with_latency,
         "cpu_ms_by_part": ladder(found.without_latency),
@@ -317,7 +317,7 @@ def as_json(found: Findings, given: argparse.Namespace, size: Size) -> dict[str,
         "in_flight": IN_FLIGHT,
         "latency_ms": LATENCY_MS,
         "peers": {peer.name: peer.version for peer in PEERS},
-        "machine": promised.machine(),
+        "machine": common.machine(),
     }
 
 
@@ -327,14 +327,14 @@ def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Fi
     broken: dict[str, str] = {}
     for peer in PEERS:
         if given.no_peers or given.quick:
-            skipped[peer.name] = "peers were not asked for"
+            skipped[peer.name] = "peers were not requested"
             continue
         say(f"{peer.name}: its environment is {peer.folder}")
         if (reason := peer.build()) is not None:
             broken[peer.name] = reason
             say(f"{peer.name}: {reason}")
     if given.quick:
-        skipped |= dict.fromkeys(("ray", "transport", "no"), "left out of a quick run")
+        skipped |= dict.fromkeys(("ray", "transport", "no"), "not in a quick run")
     peers = {name: name.partition("-")[0] for name in WITHOUT_LATENCY}
     side_by_side(found, [name for name, peer in peers.items() if peer not in {*skipped, *broken}], size, say)
     for names, into in ((WITHOUT_LATENCY, found.without_latency), (size.with_latency, found.with_latency)):
@@ -351,9 +351,9 @@ def run(given: argparse.Namespace, size: Size, say: Callable[[str], None]) -> Fi
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = promised.parser(__doc__, "less of everything, without peers: under a minute")
+    parser = common.parser(__doc__, "a smaller version without peers: under a minute")
     parser.add_argument("--no-peers", action="store_true", help="without oumi and curator")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments at which the job is killed")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the times of the kills")
     return parser.parse_args(arguments)
 
 
@@ -361,9 +361,9 @@ def main() -> int:
     given = parse()
     size = QUICK if given.quick else FULL
     try:
-        found = run(given, size, promised.say)
+        found = run(given, size, common.say)
     except BenchError as error:
-        promised.say(f"bench: {error}")
+        common.say(f"bench: {error}")
         if given.json:
             print(json.dumps({"ok": False, "error": str(error)}))
         return 1

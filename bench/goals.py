@@ -1,4 +1,4 @@
-"""What a bench promised, and what came of it: shown to people, and as JSON."""
+"""A bench's goals and their results, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass
 class Goal:
-    """One promise; `ok` None where it was not measured."""
+    """One goal; `ok` is None if it was not measured."""
 
     name: str
     ok: bool | None
@@ -35,21 +35,21 @@ def at_least(name: str, measured: float | None, needed: float, note: str = "") -
 
 
 def undecided(goals: Iterable[Goal], why: str) -> None:
-    """What was measured says nothing of these promises: shown, and neither held nor missed."""
+    """Mark goals as not evaluated: they are shown, and neither met nor missed."""
     for goal in goals:
         goal.ok, goal.note = None, goal.note or why
 
 
 def all_ok(goals: Iterable[Goal]) -> bool:
-    """Whether every goal that was measured held."""
+    """Whether every measured goal was met."""
     return all(goal.ok is not False for goal in goals)
 
 
 def lines(goals: Iterable[Goal]) -> Iterator[str]:
     for goal in goals:
-        verdict = "not measured" if goal.ok is None else "held" if goal.ok else "MISSED"
+        verdict = "not measured" if goal.ok is None else "met" if goal.ok else "MISSED"
         note = f" ({goal.note})" if goal.note else ""
-        yield f"{verdict:<14}{goal.name}: {goal.measured} against {goal.needed}{note}"
+        yield f"{verdict:<14}{goal.name}: {goal.measured}, goal {goal.needed}{note}"
 
 
 def as_json(goals: Iterable[Goal]) -> dict[str, dict[str, Any]]:
@@ -61,13 +61,13 @@ def machine() -> dict[str, Any]:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """How cost grows with size: the slope of log(cost) over log(size), by least squares."""
+    """The growth of cost with size: the slope of log(cost) over log(size), by least squares."""
     slope, _ = np.polyfit([math.log(size) for size in sizes], [math.log(cost) for cost in costs], 1)
     return float(slope)
 
 
-def parser(about: str | None, quick: str = "less of everything: under a minute") -> argparse.ArgumentParser:
-    """The options that every bench has; `quick` says what a quick run leaves out."""
+def parser(about: str | None, quick: str = "a smaller version: under a minute") -> argparse.ArgumentParser:
+    """The options of every bench; `quick` describes a quick run."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", action="store_true", help="one JSON object on the last line")
     made.add_argument("--quick", action="store_true", help=quick)
@@ -75,12 +75,12 @@ def parser(about: str | None, quick: str = "less of everything: under a minute")
 
 
 def say(line: str) -> None:
-    """Tell a person how far it is."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def conclude(given: argparse.Namespace, found: Mapping[str, Any], goals: list[Goal]) -> int:
-    """Print what came of it; the exit code."""
+    """Print the results; returns the exit code."""
     print("\n".join(lines(goals)))
     if given.json:
         print(last_line(found, goals, quick=given.quick))

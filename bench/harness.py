@@ -1,4 +1,4 @@
-"""Processes of a bench: the stub server, and a client that reports on its last line.
+"""A bench's processes: the stub server, and clients that print their result as their last line.
 
 Every process started here ends with the block that started it.
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class BenchError(Exception):
-    """A client under test did not come to its end."""
+    """A client under test failed."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def stub_server(*options: str) -> Iterator[Stub]:
 
 
 def environment() -> dict[str, str]:
-    """This process's, less what would send a client through a proxy or to a real endpoint."""
+    """This process's environment, without variables that send a client through a proxy or to a real endpoint."""
     unwanted = ("http_proxy", "https_proxy", "all_proxy", "openai_api_key", "openai_base_url", "pythonpath")
     return {name: value for name, value in os.environ.items() if name.lower() not in unwanted}
 
 
 def run_client(python: str | Path, module: str, *arguments: str, timeout_s: float = 600) -> dict[str, Any]:
-    """Run a client to its end; what it said on its last line.
+    """Run a client to its end; returns the JSON of its last line.
 
-    Raises BenchError with the last thing it said where it failed.
+    Raises BenchError with its last output if it failed.
     """
     command = [str(python), "-m", module, *arguments]
     try:
@@ -69,13 +69,13 @@ def run_client(python: str | Path, module: str, *arguments: str, timeout_s: floa
         raise BenchError(f"{module} took more than {timeout_s:.0f} s") from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise BenchError(f"{module} ended with {done.returncode}: {said[-1][:300] if said else 'nothing said'}")
+        output = (done.stderr or done.stdout).strip().splitlines()
+        raise BenchError(f"{module} ended with {done.returncode}: {output[-1][:300] if output else 'no output'}")
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             found: dict[str, Any] = json.loads(line)
             return found
-    raise BenchError(f"{module} reported nothing")
+    raise BenchError(f"{module} printed no result")
 
 
 def measure(stub: Stub, module: str, *arguments: str, calls: int, in_flight: int, python: str | Path = "") -> Measured:

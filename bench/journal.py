@@ -1,6 +1,6 @@
-"""What a journal costs: time to open it, puts a second, memory of its index, time to compact it.
+"""The costs of a journal: opening it, writes per second, its index's memory, compacting it.
 
-`bench/README.md` says what the keys mean. Everything is made in a temporary folder and deleted again.
+`bench/README.md` explains the keys. Everything is written to a temporary folder and deleted at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lion_ray.gateway.journal.writer import SEGMENT_BYTES, Line, Writer
 
 ACCOUNTS = [Account("bench", role, stage) for role in ("teacher", "referee") for stage in ("one", "two")]
 
-# In a process of its own, as memory that was used before would hide what opening takes.
+# In a separate process, because memory used before would hide the memory of opening.
 OPENING = """
 import gc, json, random, sys, time
 from lion_ray.gateway.journal import Journal
@@ -67,7 +67,7 @@ def completion(number: int, text: str) -> Completion:
 
 
 def texts(size: int) -> list[str]:
-    """Some texts that make lines of about `size` bytes."""
+    """Some texts that give lines of about `size` bytes."""
     rng = random.Random(0)
     empty = len(encode_record(completion(0, ""), ACCOUNTS[0]))
     words = ["lion", "pool", "of", "the", "teacher", "answers", "instruction", "and", "score", "\n"]
@@ -75,7 +75,7 @@ def texts(size: int) -> list[str]:
 
 
 def fill(root: str, records: int, size: int) -> None:
-    """Records as a run would leave them, written in large batches."""
+    """Write records like those of a run, in large batches."""
     writer = Writer(Folder.at(root), sync=os.fsync, claim=lambda name: None, segment_bytes=SEGMENT_BYTES)
     some = texts(size)
     for start in range(0, records, 10_000):
@@ -88,7 +88,7 @@ def fill(root: str, records: int, size: int) -> None:
 
 
 async def puts(root: str, records: int, lanes: int, size: int) -> float:
-    """Puts a second with so many callers at once, each waiting for its record to be durable."""
+    """Writes per second with `lanes` concurrent callers, each waiting until its record is durable."""
     journal = Journal.open(root)
     some = texts(size)
 
@@ -109,7 +109,7 @@ def opened(root: str) -> dict[str, float]:
 
 
 def measure(root: Path, records: int, size: int) -> dict[str, object]:
-    """All measurements, with the keys that `bench/README.md` explains."""
+    """All measurements, by the keys that `bench/README.md` explains."""
     held, put = root / "held", root / "put"
     held.mkdir()
     fill(str(held), records, size)
@@ -147,10 +147,10 @@ def measure(root: Path, records: int, size: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, help="records in the journal that is opened (default 1,000,000)")
-    parser.add_argument("--bytes", type=int, default=2000, help="of each record's line (default 2,000)")
+    parser.add_argument("--records", type=int, help="records in the opened journal (default 1,000,000)")
+    parser.add_argument("--bytes", type=int, default=2000, help="length of a record's line (default 2,000)")
     parser.add_argument("--quick", action="store_true", help="50,000 records")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object on a line of its own")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--folder", help="where to write, instead of the system's temporary folder")
     options = parser.parse_args()
     records = options.records or (50_000 if options.quick else 1_000_000)

@@ -1,9 +1,9 @@
-"""Pairs of answers of which one is known to be better, for `lion-ray judge calibrate`: made, not labelled by people.
+"""Generates pairs of answers with a known better one, for `lion-ray judge calibrate`; not labelled by people.
 
-`python bench/judge_pairs.py OUT.jsonl [--pairs 60] [--seed 0]` takes instructions and answers of the data bundle beside
-the repository. Of a quarter each, the other answer is: one to another instruction, about as long; the right one with
-its words in random order; the right one cut off after a third; the same with an empty phrase before it (a tie). The
-better answer comes first in every other pair. Everything follows from the seed.
+`python bench/judge_pairs.py OUT.jsonl [--pairs 60] [--seed 0]` uses instructions and answers of the data bundle beside
+the repository. In a quarter of the pairs each, the other answer is: one to another instruction, about as long; the
+right one with its words in random order; the right one cut off after a third; the same after an empty phrase (a tie).
+The better answer comes first in half of the pairs. The output depends only on the seed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lion_ray.data.sources import rows_of
 
 SOURCE = SHARED / "alpaca" / "alpaca_sample_5000.jsonl"
 WORDS = (12, 60)
-"""In an answer: long enough to be cut, short enough for a small judge."""
+"""Limits of an answer's length: long enough to be cut, short enough for a small judge."""
 PHRASE = "Here is my answer. "
-"""Neither better nor worse. Without it both orders are one question, and a tie whatever a judge says."""
+"""Neither better nor worse. Without it both orders would be the same prompt, and always a tie."""
 KINDS = ("other", "shuffled", "cut", "same")
 
 
@@ -41,7 +41,7 @@ def answered(source: Path) -> list[tuple[str, str]]:
 
 
 def made(rows: list[tuple[str, str]], pairs: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many pairs, the kinds in turn."""
+    """The pairs, with the kinds in turn."""
     rng = random.Random(seed)
     chosen = rng.sample(rows, pairs)
     for number, ((instruction, answer), kind) in enumerate(zip(chosen, itertools.cycle(KINDS), strict=False)):
@@ -65,7 +65,7 @@ def _worse(kind: str, instruction: str, answer: str, rows: list[tuple[str, str]]
     if kind == "cut":
         return " ".join(words[: max(1, len(words) // 3)])
     if kind == "other":
-        others = [text for asked, text in rows if asked != instruction and text != answer]
+        others = [text for question, text in rows if question != instruction and text != answer]
         return min(rng.sample(others, 200), key=lambda text: abs(len(text) - len(answer)))
     return PHRASE + answer
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if not SOURCE.exists():
-        sys.exit(f"{SOURCE} is not there: the data bundle lies beside the repository")
+        sys.exit(f"{SOURCE} is missing: put the data bundle beside the repository")
     lines = [json.dumps(pair, ensure_ascii=False) for pair in made(answered(SOURCE), given.pairs, given.seed)]
     given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

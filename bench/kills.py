@@ -1,8 +1,7 @@
-"""One job that is killed again and again: what is lost, and what is paid for twice.
+"""One job that is killed repeatedly: which answers are lost, and which calls are sent twice.
 
-The server counts a body as bought when it lets it in. The journal is read by a process of its own after each kill. So
-for each life of the job there is what had been journaled before it, what it bought, and what it had journaled when it
-was killed; the difference of the last two is what was in flight.
+The server counts a request when it accepts it. A separate process reads the journal after each kill. So each attempt's
+sent calls and the journaled calls before and after it are known; calls sent but not journaled were in flight.
 """
 
 from __future__ import annotations
@@ -27,31 +26,32 @@ from bench.harness import ROOT, BenchError, Stub, environment, run_client, stub_
 from bench.measure import MAX_TOKENS, MODEL, prompt
 
 LATENCY_MS = 200
-LIFE_TIMEOUT_S = 120.0
+ATTEMPT_TIMEOUT_S = 120.0
 READY = "ready"
 
 
 @dataclass
 class Killed:
-    """What came of a job."""
+    """The result of a job."""
 
     calls: int
     in_flight: int
     kills: int = 0
     answered: int = 0
-    """Rows that the last life answered."""
+    """Rows that the last attempt answered."""
     bought: int = 0
+    """Calls that the server accepted."""
     lost: int = 0
-    """Rows that some life had answered, and the journal did not have at the end; and rows without an answer."""
+    """Rows that an attempt answered but the journal lacks at the end, and rows without an answer."""
     journaled_repeated: int = 0
-    """Calls bought although the journal had them."""
+    """Calls sent although they were journaled."""
     bought_twice: int = 0
     in_flight_at_kill: list[int] = field(default_factory=list)
-    """Calls bought and not journaled, at each kill."""
+    """Calls sent but not journaled, at each kill."""
 
 
 def kill_often(calls: int, kills: int, in_flight: int, seed: int) -> Killed:
-    """Run a job, kill it at random moments of its progress, and let its last life come to its end."""
+    """Run a job, kill it at random points of its progress, and let the last attempt finish."""
     rng = random.Random(seed)
     moments = sorted(rng.uniform(0, 0.96 * calls) for _ in range(kills))
     result = Killed(calls, in_flight)
@@ -64,46 +64,46 @@ def kill_often(calls: int, kills: int, in_flight: int, seed: int) -> Killed:
         before: dict[str, int] = {}
         journaled: set[str] = set()
         for moment in [*moments, None]:
-            seen |= _life(job, stub, moment, rng.uniform(0.0, 0.1))
+            seen |= _attempt(job, stub, moment, rng.uniform(0.0, 0.1))
             after = stub.stats(bodies=True)["bodies"]
-            bought = {body for body, count in after.items() if count > before.get(body, 0)}
-            result.journaled_repeated += len(bought & journaled)
+            sent = {body for body, count in after.items() if count > before.get(body, 0)}
+            result.journaled_repeated += len(sent & journaled)
             known = run_client(sys.executable, "bench.kills", "journaled", *job)
             journaled, before = set(known["bodies"]), after
             if moment is not None:
                 result.kills += 1
-                result.in_flight_at_kill.append(len(bought - journaled))
+                result.in_flight_at_kill.append(len(sent - journaled))
         rows = set(known["rows"])
         result.lost = len(seen - rows) + calls - len(rows)
         result.answered = len(seen & rows)
         result.bought = sum(before.values())
         result.bought_twice = result.bought - len(before)
         if not set(known["bodies"]) <= set(before):
-            raise BenchError("the journal holds calls that the server did not see: the bodies are told apart wrongly")
+            raise BenchError("the journal holds calls that the server did not see: the bodies are identified wrongly")
     return result
 
 
-def _life(job: tuple[str, ...], stub: Stub, moment: float | None, delay_s: float) -> set[int]:
-    """One life of the job, until `moment` (or its end): the rows that it had answered by then."""
+def _attempt(job: tuple[str, ...], stub: Stub, moment: float | None, delay_s: float) -> set[int]:
+    """Run the job until `moment` (or its end); returns the rows that it answered."""
     command = [sys.executable, "-m", "bench.kills", "work", *job]
-    with tempfile.TemporaryFile("w+") as said:
-        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=said) as process:
-            deadline = time.monotonic() + LIFE_TIMEOUT_S
+    with tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output) as process:
+            deadline = time.monotonic() + ATTEMPT_TIMEOUT_S
             try:
                 while process.poll() is None:
                     if time.monotonic() > deadline:
-                        raise BenchError(f"a life of the job took more than {LIFE_TIMEOUT_S:.0f} s")
-                    if moment is not None and os.fstat(said.fileno()).st_size and stub.stats()["distinct"] >= moment:
+                        raise BenchError(f"an attempt of the job took more than {ATTEMPT_TIMEOUT_S:.0f} s")
+                    if moment is not None and os.fstat(output.fileno()).st_size and stub.stats()["distinct"] >= moment:
                         time.sleep(delay_s)
                         break
                     time.sleep(0.01)
             finally:
                 process.send_signal(signal.SIGKILL)
         if process.returncode != (0 if moment is None else -signal.SIGKILL):
-            raise BenchError(f"a life of the job ended by itself with {process.returncode}")
-        said.seek(0)
+            raise BenchError(f"an attempt of the job ended by itself with {process.returncode}")
+        output.seek(0)
         # The last line may be cut off by the kill.
-        return {int(line) for line in said if line.endswith("\n") and line.strip() != READY}
+        return {int(line) for line in output if line.endswith("\n") and line.strip() != READY}
 
 
 # --- the job
@@ -146,7 +146,7 @@ async def _work(given: argparse.Namespace) -> None:
 
 
 async def _journaled(given: argparse.Namespace) -> None:
-    """Print which rows the journal has, and their bodies as the server counts them."""
+    """Print the rows in the journal, and the digests by which the server counts their bodies."""
     import orjson
 
     from bench.stub_server import digest_of

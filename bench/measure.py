@@ -1,6 +1,6 @@
-"""What every client under test has in common: its rows, its clock, and how it reports.
+"""Shared by all clients under test: rows, timing, and reporting.
 
-Only the standard library, as the peers run this in environments of their own.
+Only the standard library, because the peers run this in separate environments.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MODEL = "gpt-4o-mini"
-"""A name that every client knows; the server takes any."""
+"""A name that every client knows; the server accepts any."""
 MAX_TOKENS = 64
 WARM_UP = range(-256, 0)
-"""Rows before the clock starts: connections, imports made late, the first answer's limits."""
+"""Rows before timing starts: for connections, late imports and the first answer's limits."""
 
 
 def prompt(row: int) -> str:
-    """A user's message of some length, different for every row."""
+    """A user's message, different for every row."""
     return (
         f"Row {row}: explain to a careful reader, in two or three sentences, why a bridge that was built for carts can "
         "carry trains today, what had to be changed for that, and how an engineer would check it before the first one."
@@ -42,7 +42,7 @@ class Measured:
 
 @contextmanager
 def measured(calls: int) -> Iterator[Measured]:
-    """Clock the block; the caller sets `answered`. Prints the result as one line of JSON."""
+    """Time the block; the caller sets `answered`. Prints the result as one line of JSON."""
     result = Measured(calls)
     cpu, began = cpu_s(), time.perf_counter()
     yield result
@@ -59,7 +59,7 @@ def cpu_s() -> float:
 
 
 def peak_mb(pid: int | str = "self") -> float:
-    """The most memory that a process ever had, in MB. Unlike ru_maxrss, not also what its parent had."""
+    """A process's peak memory in MB; unlike ru_maxrss, without its parent's."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -1,6 +1,6 @@
-"""The novelty index against brute force and against the published way: `bench/README.md` says what is measured.
+"""The novelty index compared with brute force and with the published method: see `bench/README.md`.
 
-Exits with 0 where every goal that was measured held, 1 where one did not.
+Exit code 0 if every measured goal was met, else 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rapidfuzz.distance import LCSseq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-from bench import goals as promised
+from bench import goals as common
 from bench.goals import Goal
 from bench.harness import ROOT, BenchError, run_client
 from bench.peers import Peer
@@ -35,7 +35,7 @@ THRESHOLD = 0.7
 POOL = 52_002
 ROUGE = Peer("rouge-score", "0.1.2", "bench.peer_rouge", (("rouge_score==0.1.2",),))
 
-# In a process of its own, as memory that was used before would hide what the index takes.
+# In a separate process, because memory used before would hide the index's memory.
 MEMORY = """
 import gc, json, sys
 from pathlib import Path
@@ -55,14 +55,14 @@ print(resident() - before)
 """
 
 
-def brute_force(known: list[str], asked: list[str]) -> list[bool]:
-    """Every decision, accepted texts joining: all scores with rapidfuzz, nothing left out, its own encoding."""
+def brute_force(known: list[str], candidates: list[str]) -> list[bool]:
+    """Every decision by all scores with rapidfuzz and a separate encoding; accepted texts become known."""
     numbers: dict[str, int] = {}
 
     def encoded(text: str) -> str:
         return "".join(chr(numbers.setdefault(token, len(numbers) + 1)) for token in tokens(text))
 
-    texts, queries = [encoded(text) for text in known], [encoded(text) for text in asked]
+    texts, queries = [encoded(text) for text in known], [encoded(text) for text in candidates]
     lengths = np.array([len(text) for text in texts], np.float64)
     joined = np.array([len(text) for text in queries], np.float64)
     novel: list[bool] = []
@@ -79,32 +79,32 @@ def brute_force(known: list[str], asked: list[str]) -> list[bool]:
     return novel
 
 
-def _f(lcs: Any, asked: Any, known: Any) -> Any:
+def _f(lcs: Any, candidate: Any, known: Any) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = lcs / known, lcs / asked
+        precision, recall = lcs / known, lcs / candidate
         return np.where(lcs == 0, 0.0, 2 * precision * recall / (precision + recall))
 
 
-def filtered(known: list[str], asked: list[str]) -> tuple[list[bool], float, float]:
-    """The index's decisions, accepted texts joining; CPU seconds to build it, and for all candidates together."""
+def filtered(known: list[str], candidates: list[str]) -> tuple[list[bool], float, float]:
+    """The index's decisions, where accepted texts become known; CPU seconds to build it, and for all candidates."""
     gc.collect()
     began = time.process_time()
     index = NoveltyIndex(known, THRESHOLD)
     built = time.process_time()
     novel = []
-    for text in asked:
+    for text in candidates:
         novel.append(index.is_novel(text))
         if novel[-1]:
             index.add(text)
     return novel, built - began, time.process_time() - built
 
 
-def published(known: list[str], asked: list[str]) -> dict[str, Any]:
-    """The published way in its own environment; `{"reason": …}` where it cannot be had."""
+def published(known: list[str], candidates: list[str]) -> dict[str, Any]:
+    """The published method in its own environment; `{"reason": …}` if it cannot be built or fails."""
     if (reason := ROUGE.build()) is not None:
         return {"reason": reason}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"known": known, "candidates": asked}, file)
+        json.dump({"known": known, "candidates": candidates}, file)
         file.flush()
         try:
             return run_client(ROUGE.python, ROUGE.module, file.name)
@@ -123,7 +123,7 @@ def memory_mb(known: list[str]) -> float:
 
 
 def degenerate(seed: int) -> dict[str, dict[str, float]]:
-    """CPU ms for one query in pools that a filter is not made for."""
+    """CPU ms for one query in unusual pools."""
     rng = np.random.default_rng(seed)
 
     def words(count: int, of: int) -> str:
@@ -137,8 +137,8 @@ def degenerate(seed: int) -> dict[str, dict[str, float]]:
         "no token": (near[:1000], "?!"),
         "one token": (["word", *near[:1000]], "word"),
         "10,000 tokens against 50 of 10,000": (long, words(10_000, 3000)),
-        "a near-copy among 20,000 near-copies": (near, " ".join([*base[:29], "y"])),
-        "half alike among 20,000 near-copies": (near, far),
+        "a near duplicate among 20,000 near duplicates": (near, " ".join([*base[:29], "y"])),
+        "half equal among 20,000 near duplicates": (near, far),
         "one word repeated, 20,000 of them": (["a " * (number % 50) for number in range(20_000)], "a " * 7 + "b " * 30),
     }
     found = {}
@@ -157,31 +157,31 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
     real = given.pool.exists()
     known = instructions(given.pool) if real else made(POOL)
     others = [text for path in OTHERS if path.exists() for text in instructions(path)] if real else []
-    asked = candidates(known, others, 1500 if given.quick else 6000)
-    say(f"{len(known):,} {'real' if real else 'made'} texts, {len(asked):,} candidates")
-    rounds = [filtered(known, asked) for _ in range(1 if given.quick else 3)]
+    queries = candidates(known, others, 1500 if given.quick else 6000)
+    say(f"{len(known):,} {'real' if real else 'synthetic'} texts, {len(queries):,} candidates")
+    rounds = [filtered(known, queries) for _ in range(1 if given.quick else 3)]
     novel, build, spent = sorted(rounds, key=lambda one: one[2])[len(rounds) // 2]
-    ms = spent / len(asked) * 1000
-    say(f"index: {ms:.4f} ms a candidate, {build:.2f} s to build, {sum(novel):,} novel")
+    ms = spent / len(queries) * 1000
+    say(f"index: {ms:.4f} ms per candidate, {build:.2f} s to build, {sum(novel):,} novel")
     began = time.process_time()
-    expected = brute_force(known, asked)
-    brute = (time.process_time() - began) / len(asked) * 1000
+    expected = brute_force(known, queries)
+    brute = (time.process_time() - began) / len(queries) * 1000
     differ = sum(one != other for one, other in zip(novel, expected, strict=True))
-    say(f"brute force: {brute:.3f} ms a candidate, {differ} decisions differ")
+    say(f"brute force: {brute:.3f} ms per candidate, {differ} decisions differ")
 
-    few = asked[: 2 if given.quick else 8]
+    few = queries[: 2 if given.quick else 8]
     theirs = published(known, few)
     ratio = None
     if "reason" in theirs:
-        say(f"published way: {theirs['reason']}")
+        say(f"published method: {theirs['reason']}")
     else:
-        # By CPU and by the clock; the smaller counts.
+        # By CPU and by wall time; the smaller counts.
         ratio = min(theirs["cpu_s"], theirs["seconds"]) * 1000 / ms
         alone = NoveltyIndex(known, THRESHOLD)
         differ += sum(
             alone.is_novel(text) != (high <= THRESHOLD) for text, high in zip(few, theirs["highest"], strict=True)
         )
-        say(f"published way: {theirs['cpu_s'] * 1000:,.0f} ms a candidate, {ratio:,.0f} times as much")
+        say(f"published method: {theirs['cpu_s'] * 1000:,.0f} ms per candidate, {ratio:,.0f} times as much")
 
     size = memory_mb(known)
     say(f"memory: {size:.1f} MB")
@@ -190,22 +190,22 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
     texts: list[str] = []
     for count in [13_000, 26_000, 52_000] if given.quick else [13_000, 26_000, 52_000, 104_000, 208_000, 1_000_000]:
         texts += itertools.islice(more, count - len(texts))
-        # The same candidates and none joining, so that only the pool differs.
+        # The same candidates, and none is added, so that only the pool differs.
         began = time.process_time()
         index = NoveltyIndex(texts, THRESHOLD)
         built = time.process_time()
-        for text in asked[:1500]:
+        for text in queries[:1500]:
             index.is_novel(text)
-        cost = (time.process_time() - built) / len(asked[:1500]) * 1000
+        cost = (time.process_time() - built) / len(queries[:1500]) * 1000
         grown.append({"known": count, "ms": round(cost, 4), "build_s": round(built - began, 2)})
-        say(f"{count:,} texts: {cost:.4f} ms a candidate, {built - began:.2f} s to build")
+        say(f"{count:,} texts: {cost:.4f} ms per candidate, {built - began:.2f} s to build")
         del index
     fitted = [one for one in grown if one["known"] <= 208_000]
-    slope = promised.exponent([int(one["known"]) for one in fitted], [one["ms"] for one in fitted])
+    slope = common.exponent([int(one["known"]) for one in fitted], [one["ms"] for one in fitted])
     found: dict[str, Any] = {
         "texts": "real" if real else "made",
         "known": len(known),
-        "candidates": len(asked),
+        "candidates": len(queries),
         "novel": sum(novel),
         "ms_per_candidate": round(ms, 4),
         "build_s": round(build, 3),
@@ -221,11 +221,13 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
     for name, one in found["degenerate"].items():
         say(f"{name}: {one['ms']:.4f} ms")
     goals = [
-        promised.at_most("decisions that differ from brute force", differ, 0),
-        promised.at_most("CPU ms per candidate", found["ms_per_candidate"], 0.2),
-        promised.at_least("times the published way", found["times_published"], 10_000, theirs.get("reason", "")),
-        promised.at_most("growth exponent", found["exponent"], 1.0),
-        promised.at_most("index in MB", found["memory_mb"], 30.0),
+        common.at_most("decisions that differ from brute force", differ, 0),
+        common.at_most("CPU ms per candidate", found["ms_per_candidate"], 0.2),
+        common.at_least(
+            "times faster than the published method", found["times_published"], 10_000, theirs.get("reason", "")
+        ),
+        common.at_most("growth exponent", found["exponent"], 1.0),
+        common.at_most("index in MB", found["memory_mb"], 30.0),
     ]
     return found, goals
 
@@ -236,11 +238,11 @@ def _alternating(texts: list[str]) -> Any:
 
 
 def main() -> int:
-    parser = promised.parser(__doc__)
-    parser.add_argument("--pool", type=Path, default=REAL, help="instructions; made ones where there is no such file")
+    parser = common.parser(__doc__)
+    parser.add_argument("--pool", type=Path, default=REAL, help="instructions; synthetic ones if the file is missing")
     given = parser.parse_args()
-    found, goals = run(given, promised.say)
-    return promised.conclude(given, found, goals)
+    found, goals = run(given, common.say)
+    return common.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

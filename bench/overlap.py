@@ -1,10 +1,9 @@
-"""One iteration with its parts side by side, and one after the other: `bench/README.md` says what is measured.
+"""One iteration with and without overlap of its stages: see `bench/README.md`.
 
 A real run on real Ray: proxy, referee and generator actors, run folder, journal. The endpoint is a stub server with
-latency, the engine a stub that takes its time. The fine-tuning is left out: it waits for everything before it and
-everything after it waits for it, with or without overlap.
+latency, the engine a stub with a delay. Fine-tuning is omitted, because nothing overlaps with it.
 
-Exits with 0 where every goal that was measured held, 1 where one did not.
+Exit code 0 if every measured goal was met, else 1.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-from bench import goals as promised
+from bench import goals as common
 from bench.gantt import Lane, gantt
 from bench.goals import Goal
 from bench.stub_run import Engine, Recorder, bench_run, commit_checkpoints, ray_here, stub_config
@@ -35,21 +34,21 @@ from tests.stub_api import fetch_stats, stub_process
 
 
 class Endpoint(NamedTuple):
-    """How the stub answers."""
+    """The stub's latency and concurrency."""
 
     latency_s: float
     in_flight: int
 
     def least_s(self, calls: float) -> float:
-        """What so many calls take at least: `in_flight` at a time, each as long as the latency."""
+        """The minimum time of `calls` calls: `in_flight` at a time, each as long as the latency."""
         return calls * self.latency_s / self.in_flight
 
 
 FULL = Endpoint(0.5, 32)
 QUICK = Endpoint(0.125, 8)
-"""As fast; but the half a dozen latencies in a row of a short iteration weigh no more in it than a long one's."""
+"""The same rate, with a latency scaled to a short iteration, in which half a dozen calls follow each other."""
 STUDENT_SHARE = 0.6
-"""How long the student takes to answer, as a share of what the endpoint needs for everything."""
+"""The student's time to answer, as a share of the endpoint's total time."""
 SAMPLE_S = 0.1
 
 
@@ -58,7 +57,7 @@ def config(folder: Path, name: str, base_url: str, *, in_flight: int, **sizes: i
 
 
 async def prepared(given: RunConfig, base_dir: Path) -> None:
-    """The pools and the teacher's answers to them: what both ways begin with."""
+    """Import the pools and get the teacher's answers, from which both variants start."""
     engine = Engine.remote(0.0)
     async with bench_run(given, base_dir, engine) as run:
         commit_checkpoints(run.store, 1)
@@ -68,7 +67,7 @@ async def prepared(given: RunConfig, base_dir: Path) -> None:
 async def iteration(
     given: RunConfig, base_dir: Path, base_url: str, endpoint: Endpoint, row_s: float
 ) -> dict[str, Any]:
-    """Judge, generate, have the teacher answer: seconds in all, and who was busy when."""
+    """Judge, generate, and get the teacher's answers; returns the total seconds and the timeline."""
     engine = Engine.remote(row_s)
     async with bench_run(given, base_dir, engine) as run:
         await run.actors.ready()
@@ -113,7 +112,7 @@ async def _watch(proxy: Any, began: float, samples: list[tuple[float, int]]) -> 
 def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
     rows, heldout, new = (240, 32, 64) if given.quick else (960, 96, 192)
     endpoint = QUICK if given.quick else FULL
-    # Two verdicts a row, an answer for each new one, and somewhat more requests than new ones.
+    # Two verdicts per row, an answer for each new row, and somewhat more generator requests than new rows.
     student_s = STUDENT_SHARE * endpoint.least_s(2 * (rows + heldout) + 2.2 * new)
     rounds: dict[str, list[dict[str, Any]]] = {"on": [], "off": []}
     with (
@@ -128,14 +127,14 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
         say(f"{rows} rows, {heldout} held out, {new} new; the teacher answers them first")
         asyncio.run(prepared(first, base))
         for number in range(1 if given.quick else 3):
-            for way in ("on", "off"):
+            for overlap in ("on", "off"):
                 folder = base / f"round-{number}"
-                shutil.copytree(base / "prepared" / "on", folder / way)
-                run_config = config(folder, way, base_url, in_flight=endpoint.in_flight, heldout=heldout, new=new)
+                shutil.copytree(base / "prepared" / "on", folder / overlap)
+                run_config = config(folder, overlap, base_url, in_flight=endpoint.in_flight, heldout=heldout, new=new)
                 found = asyncio.run(iteration(run_config, base, base_url, endpoint, student_s / (rows + heldout)))
-                rounds[way].append(found)
+                rounds[overlap].append(found)
                 say(
-                    f"round {number + 1}, overlap {way}: {found['seconds']:.1f} s; "
+                    f"round {number + 1}, overlap {overlap}: {found['seconds']:.1f} s; "
                     f"endpoint {found['endpoint_s']:.1f} s ({found['calls']} calls), student {found['student_s']:.1f} s"
                 )
     return _findings(given, rounds)
@@ -146,30 +145,30 @@ def _findings(given: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
     to_longest = statistics.median(one["seconds"] / max(one["endpoint_s"], one["student_s"]) for one in on)
     faster = statistics.median(b["seconds"] / a["seconds"] for a, b in zip(on, off, strict=True))
     if given.picture:
-        parts = [(f"overlap {way}: {rounds[way][0]['seconds']:.1f} s", rounds[way][0]["lanes"]) for way in rounds]
+        parts = [(f"overlap {name}: {found[0]['seconds']:.1f} s", found[0]["lanes"]) for name, found in rounds.items()]
         given.picture.write_text(gantt(parts))
     found = {
-        way: {
+        overlap: {
             key: round(statistics.median(one[key] for one in ones), 2)
             for key in ("seconds", "calls", "endpoint_s", "student_s")
         }
-        for way, ones in rounds.items()
+        for overlap, ones in rounds.items()
     }
     goals = [
-        promised.at_most("time over the longest single resource", round(to_longest, 3), 1.15),
-        promised.at_least("times faster than without overlap", round(faster, 3), 1.5),
+        common.at_most("time / time of the busiest resource", round(to_longest, 3), 1.15),
+        common.at_least("times faster than without overlap", round(faster, 3), 1.5),
     ]
     if given.quick:
-        promised.undecided(goals[:1], "so short an iteration is a fifth start and end")
+        common.undecided(goals[:1], "a fifth of such a short iteration is start and end")
     return {**found, "rounds": len(on), **(QUICK if given.quick else FULL)._asdict()}, goals
 
 
 def main() -> int:
-    parser = promised.parser(__doc__)
-    parser.add_argument("--picture", type=Path, help="draw the timelines of the first round into this SVG file")
+    parser = common.parser(__doc__)
+    parser.add_argument("--picture", type=Path, help="write the timelines of the first round to this SVG file")
     given = parser.parse_args()
-    found, goals = run(given, promised.say)
-    return promised.conclude(given, found, goals)
+    found, goals = run(given, common.say)
+    return common.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

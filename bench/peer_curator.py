@@ -1,6 +1,6 @@
-"""bespokelabs-curator, driven as its guide says; runs in an environment of its own (see `peers`).
+"""bespokelabs-curator, used as in its guide; runs in its own environment (see `peers`).
 
-Its limits are set too high to bind, and its cache is off: both would measure something else.
+Its limits are set too high to have an effect, and its cache is off.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""oumi's remote inference engine, driven as its guide says; runs in an environment of its own (see `peers`).
+"""oumi's remote inference engine, used as in its guide; runs in its own environment (see `peers`).
 
-Its adaptive concurrency is off, as it would start at half of what it is allowed: so many workers from the start is the
-faster way. It appends every answer to a file of its own, as it always does.
+Its adaptive concurrency is off, because it would start with half of the workers, which is slower. It appends every
+answer to a file, as it always does.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The published way to filter, in an environment that has `rouge_score`: a new process pool for each candidate, which
-scores it against every known text.
+"""The published filter, in an environment with `rouge_score`: a new process pool for each candidate, which scores it
+against every known text.
 
 ``python -m bench.peer_rouge TEXTS.json`` reads ``{"known": […], "candidates": […]}`` and prints one line of JSON:
 seconds and CPU seconds for each candidate, and the highest F of each.

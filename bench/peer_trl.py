@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer with packing, in an environment that has it: ``python -m bench.peer_trl JOB.json``.
+"""TRL's SFTTrainer with packing, in an environment with TRL: ``python -m bench.peer_trl JOB.json``.
 
-It gets the rows as token ids and labels, so that it trains on what everyone trains on. As with the others, activations
-are kept and not computed twice, which is not its default.
+It gets the rows as token ids and labels, the same as the other trainers. Unlike its default, activations are not
+recomputed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     samples, clock = job.labelled(), Clock()
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    # Its batches are counted in packed rows; as many as this project's steps need for as many rows on average.
+    # Its batches are counted in packed rows: as many as hold this project's rows per step on average.
     tokens = sum(len(sample["input_ids"]) for sample in samples)
     per_step = max(1, round(job.batch_size * tokens / len(samples) / job.max_length))
     at_once = min(job.packed_rows, per_step)
@@ -43,7 +43,7 @@ def main() -> None:
     model.save_pretrained(job.out)
     kept = sum(len(row["input_ids"]) for row in packed)
     if kept != tokens:
-        raise SystemExit(f"other rows were trained on: {kept} tokens and not {tokens}")
+        raise SystemExit(f"other rows were trained on: {kept} tokens, expected {tokens}")
     more = {"packed_rows": len(packed), "rows_at_once": at_once, "steps": trainer.state.global_step}
     print(json.dumps(measured(clock.seconds, samples, fill=1.0, **more)), flush=True)
 

@@ -1,7 +1,7 @@
 """The peers' environments: one for each, built on first use and kept in the user's cache folder.
 
-Invariants: what a peer needs never touches this project's own environment; an environment that was not built to its end
-is built anew.
+Invariants: a peer's requirements are never installed into this project's environment; an incomplete environment is
+rebuilt.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ BUILD_TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class Peer:
-    """Someone else's client, at a version that was driven here."""
+    """Another project's client, with the version that was tested."""
 
     name: str
     version: str
     module: str
     installs: tuple[tuple[str, ...], ...]
-    """What pip is told to install, step by step."""
+    """The arguments of pip's install commands, in order."""
 
     @property
     def folder(self) -> Path:
@@ -35,7 +35,7 @@ class Peer:
         return self.folder / "bin" / "python"
 
     def build(self) -> str | None:
-        """Make its environment where there is none; returns why it could not be made, or None."""
+        """Build its environment if it is missing; returns the reason if that failed, else None."""
         ready = self.folder / ".ready"
         if ready.exists():
             return None
@@ -52,8 +52,8 @@ class Peer:
                 ):
                     subprocess.run(command, check=True, stdout=out, stderr=out, timeout=BUILD_TIMEOUT_S)
             except (OSError, subprocess.SubprocessError) as error:
-                said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-                last = said[-1] if said else str(error)
+                lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+                last = lines[-1] if lines else str(error)
                 return f"its environment could not be built: {last[:200]} (log: {log})"
         ready.touch()
         return None
@@ -93,9 +93,8 @@ OUMI_IMPORTS = (
     "uvicorn<0.49.0",
     "wandb>=0.21,<0.26",
 )
-"""What its remote engine imports, at the versions it asks for; but for torch, which it loads and does not use here, and
-of which this is the version that this project's CPU environment has. All that it asks for is 7 GB, and pip searches
-long for versions that go together."""
+"""The imports of its remote engine, in its required versions; except torch, which it loads but does not use here, in
+the version of this project's CPU environment. All of its requirements would be 7 GB and slow to resolve."""
 
 PEERS = (
     Peer("oumi", "0.9", "bench.peer_oumi", (("--no-deps", "oumi==0.9"), OUMI_IMPORTS)),
@@ -104,5 +103,5 @@ PEERS = (
 
 
 def cache() -> Path:
-    """Where environments are kept between runs."""
+    """The folder of the environments."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lion-ray" / "bench"

@@ -1,4 +1,4 @@
-"""The gateway where a run has it: in the proxy actor, with shards sent to it through Ray's object store."""
+"""The gateway in a run's proxy actor, with shards sent to it through Ray's object store."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bench.clients import SHARD
 from bench.measure import MAX_TOKENS, MODEL, WARM_UP, Measured, arguments, cpu_s, measured, peak_mb, prompt
 
 SHARDS_IN_FLIGHT = 8
-"""By the configuration's default."""
+"""The configuration's default."""
 
 
 def main() -> None:
     given = arguments().parse_args()
-    # Set before Ray is imported: no usage report, and no question about one.
+    # Set before Ray is imported: no usage report.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     import ray
 
@@ -78,7 +78,7 @@ def _bench(url: str, calls: int, in_flight: int, folder: str) -> Measured:
     with measured(calls) as result:
         result.answered = answer(made)
     after, result.peak_mb = ray.get(proxy.__ray_call__.remote(usage))
-    # The actor's own, not the driver's.
+    # The actor's CPU time, not the driver's.
     result.cpu_s = after - before
     ray.get(proxy.close.remote())
     del ledger

@@ -1,9 +1,9 @@
-"""Pools of growing size through every stage: `bench/README.md` says what is measured.
+"""Pools of growing size through every stage: see `bench/README.md`.
 
-Real Ray, run folder, tasks, referee and generator; a stub for the endpoint's proxy, which answers at once and keeps no
-journal, and one for the student's engine. The fine-tuning is left out. What is left is the control plane.
+Real Ray, run folder, actors, referee and generator; stubs for the endpoint's proxy, which answers at once without a
+journal, and for the student's engine. Fine-tuning is omitted. This measures the control plane.
 
-Exits with 0 where every goal that was measured held, 1 where one did not.
+Exit code 0 if every measured goal was met, else 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 import pyarrow as pa
 import ray
 
-from bench import goals as promised
+from bench import goals as common
 from bench.goals import Goal
 from bench.harness import run_client
 from bench.measure import peak_mb
@@ -44,14 +44,14 @@ from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.stage import Phase
 
 NEW_SHARE = 0.06
-"""Of the pool, new instructions in an iteration: somewhat less than the paper's 6,000 to 52,000."""
+"""New instructions in an iteration, as a share of the pool: somewhat less than the paper's 6,000 to 52,000."""
 HELDOUT = 64
 ROWS_PER_S = 2000
 DRIVER_MB = 1000.0
 
 
 class StubProxy:
-    """In the place of a `TeacherProxy`: every call is answered at once, by what it asks for."""
+    """Replaces the proxy (`TeacherActor`): every call is answered at once, according to its role."""
 
     def __init__(self) -> None:
         self._words = [f"word{number}" for number in range(20_000)]
@@ -82,8 +82,8 @@ class StubProxy:
 ProxyActor: Any = ray.remote(num_cpus=0, max_concurrency=100)(StubProxy)
 
 
-class StubCrew:
-    """In the place of `ActorGroup`, with a stub for the endpoint's proxy and for the engine."""
+class StubActorGroup:
+    """Replaces `ActorGroup`, with stubs for the endpoint's proxy and the engine."""
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore) -> None:
         self.run_store: Any = RunStoreActor.remote(store)
@@ -108,7 +108,7 @@ def config(folder: Path, rows: int) -> RunConfig:
 
 
 def write_pool(path: Path, rows: int) -> None:
-    """So many different instructions of 10 words, of which hardly any two are alike."""
+    """Write `rows` different instructions of 10 words, hardly any two of them similar."""
     rng = random.Random(0)
     words = [f"term{number}" for number in range(20_000)]
     with path.open("w") as file:
@@ -122,7 +122,7 @@ async def stages(folder: Path, rows: int) -> dict[str, Any]:
     shared = shared_memory()
     whole = config(folder, rows)
     with claimed(whole) as (store, _):
-        run = Run(whole, folder, store, Recorder(), StubCrew(whole, folder, store))
+        run = Run(whole, folder, store, Recorder(), StubActorGroup(whole, folder, store))
         commit_checkpoints(run.store, 1)
         seconds: dict[str, float] = {}
         before = peak_mb()
@@ -159,7 +159,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def shared_memory() -> int:
-    """Bytes of shared memory in use: Ray's object store is there, and gives nothing back before it ends."""
+    """Bytes of shared memory in use: it holds Ray's object store, which frees nothing before it ends."""
     return shutil.disk_usage("/dev/shm").used
 
 
@@ -175,7 +175,7 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
     sizes = given.rows or ([2_000, 10_000] if given.quick else [10_000, 100_000, 1_000_000])
     found = []
     for rows in sizes:
-        # A process for each, so that a driver's peak is its own.
+        # In its own process, so that each driver's peak is measured separately.
         found.append(run_client(sys.executable, "bench.scale", "--one", str(rows), timeout_s=3600))
         last = found[-1]
         say(
@@ -185,28 +185,28 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
         )
     largest = found[-1]
     busy = [one["seconds"]["discrimination"] + one["seconds"]["generation"] for one in found]
-    slope = round(promised.exponent(sizes, busy), 3) if len(sizes) > 1 else None
+    slope = round(common.exponent(sizes, busy), 3) if len(sizes) > 1 else None
     memory = round(found[-1]["driver_peak_mb"] - found[0]["driver_peak_mb"], 1) if len(sizes) > 1 else None
-    rate, note = (None, "mostly starting up") if given.quick else (largest["rows_per_s"], "")
+    rate, note = (None, "mostly start-up") if given.quick else (largest["rows_per_s"], "")
     goals = [
-        promised.at_least(f"rows/s at {largest['rows']:,} rows", rate, ROWS_PER_S, note),
-        promised.at_most("growth exponent of the time", slope, 1.05),
-        promised.at_most("driver's memory in MB", largest["driver_peak_mb"], DRIVER_MB),
-        promised.at_most("driver's memory from the smallest to the largest, MB", memory, 0.1 * DRIVER_MB),
+        common.at_least(f"rows/s at {largest['rows']:,} rows", rate, ROWS_PER_S, note),
+        common.at_most("growth exponent of the time", slope, 1.05),
+        common.at_most("driver's memory in MB", largest["driver_peak_mb"], DRIVER_MB),
+        common.at_most("growth of the driver's memory over all sizes, MB", memory, 0.1 * DRIVER_MB),
     ]
     return {"sizes": found, "exponent": slope}, goals
 
 
 def main() -> int:
-    parser = promised.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", help="other pool sizes")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         one(given.one)
         return 0
-    found, goals = run(given, promised.say)
-    return promised.conclude(given, found, goals)
+    found, goals = run(given, common.say)
+    return common.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

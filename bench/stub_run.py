@@ -24,12 +24,12 @@ from lion_ray.report import write_report
 
 
 class Recorder(Progress):
-    """Says nothing, and remembers when each stage ran."""
+    """Prints nothing, and records when each stage ran."""
 
     def __init__(self) -> None:
         super().__init__(io.StringIO())
         self.spans: list[tuple[str, float, float]] = []
-        """Name, and seconds since the epoch of its begin and end."""
+        """Name, start and end of each stage, in seconds since the epoch."""
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Stage]:
@@ -40,7 +40,7 @@ class Recorder(Progress):
 
 
 class StubEngine:
-    """Answers one shard at a time, with so many seconds for each row."""
+    """Answers one shard at a time, with a delay of `row_s` seconds per row."""
 
     def __init__(self, row_s: float) -> None:
         self._row_s = row_s
@@ -72,7 +72,7 @@ class StubEngine:
         return pa.Table.from_pydict(columns, schema=ANSWER), count
 
     async def busy(self) -> list[tuple[float, float]]:
-        """When it was at work, in seconds since the epoch."""
+        """The intervals in which it answered, in seconds since the epoch."""
         return self._busy
 
 
@@ -80,7 +80,7 @@ Engine: Any = ray.remote(num_cpus=0)(StubEngine)
 
 
 class StubStudents:
-    """In the place of `StudentPool`: engines that are always there."""
+    """Replaces `StudentPool`, with engines that always run."""
 
     def __init__(self, engine: Any, width: int = 2) -> None:
         self._engine = engine
@@ -98,7 +98,7 @@ class StubStudents:
             return answers
 
     async def rest(self, keep: int | None = None) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
     async def stop(self) -> None:
         """Nothing to stop: the bench ends its engine."""
@@ -106,7 +106,7 @@ class StubStudents:
 
 @contextmanager
 def ray_here() -> Iterator[None]:
-    """A Ray of this bench's own."""
+    """A separate Ray for this bench."""
     ray.init(
         num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False, namespace="lion-ray-bench"
     )
@@ -119,7 +119,7 @@ def ray_here() -> Iterator[None]:
 def stub_config(
     folder: Path, name: str, base_url: str, *, heldout: int, new: int, max_concurrency: int = 64, **more: Any
 ) -> RunConfig:
-    """One iteration on ``pool.jsonl``, at one endpoint, with `new` instructions to generate."""
+    """The configuration of one iteration on ``pool.jsonl`` with one endpoint and `new` generated instructions."""
     endpoint = {"base_url": base_url, "model": "stub", "api_key_env": None, "max_concurrency": max_concurrency}
     return RunConfig.model_validate(
         {
@@ -139,7 +139,7 @@ def stub_config(
 
 @contextmanager
 def claimed(config: RunConfig) -> Iterator[tuple[RunStore, int]]:
-    """The run's folder while this process is its attempt, and the attempt's number."""
+    """The run's folder, claimed by this process, and the attempt's number."""
     store = RunStore(f"{config.storage_path}/{config.run_name}")
     attempt = store.claim()
     try:
@@ -150,7 +150,7 @@ def claimed(config: RunConfig) -> Iterator[tuple[RunStore, int]]:
 
 @asynccontextmanager
 async def bench_run(config: RunConfig, base_dir: Path, engine: Any) -> AsyncIterator[Run]:
-    """A run that has begun, with `engine` as its student; its progress is a `Recorder`."""
+    """A started run with `engine` as its student and a `Recorder` as its progress."""
     progress = Recorder()
     with claimed(config) as (store, attempt):
         async with ActorGroup(config, base_dir, store, attempt, progress, write_report, Shares({})) as group:
@@ -159,6 +159,6 @@ async def bench_run(config: RunConfig, base_dir: Path, engine: Any) -> AsyncIter
 
 
 def commit_checkpoints(store: RunStore, iterations: int) -> None:
-    """As if every fine-tuning had been done: it is not what is measured here."""
+    """Commit empty checkpoints, because fine-tuning is not measured here."""
     for iteration in range(1, iterations + 2):
         store.stage(f"iteration-{iteration}/checkpoint").commit({"heldout_loss_after": None})

@@ -1,15 +1,15 @@
-"""A chat completions server that is as fast as Python allows, so that a bench measures the client and not this.
+"""A chat completions server that is as fast as Python allows, so that a bench measures the client.
 
 Invariants:
-- An answer depends on the request's body alone, and carries the body's digest.
-- Requests of one connection are answered in their order, one at a time.
-- A request counts as bought when it is let in: an endpoint charges also for an answer that nobody waits for any more.
+- An answer depends only on the request's body, and contains the body's digest.
+- Requests of one connection are answered in order, one at a time.
+- A request counts as bought when it is accepted, because an endpoint also bills answers that nobody waits for.
 
-It speaks only as much HTTP/1.1 as a client that posts JSON needs, and checks nothing. What other people's services
-really do, faults and all, is `tests/stub_api.py`; tests use that one.
+It implements only the HTTP/1.1 that a client needs to post JSON, and checks nothing. `tests/stub_api.py` simulates real
+services with their faults; tests use that one.
 
-``python -m bench.stub_server --latency-ms 50`` prints its base URL on the first line and ends when its stdin does.
-``GET /stats`` tells what happened since the start or the last ``POST /reset``; ``GET /stats?bodies`` every body too.
+``python -m bench.stub_server --latency-ms 50`` prints its base URL on the first line and ends when its stdin closes.
+``GET /stats`` returns counts since the start or the last ``POST /reset``; ``GET /stats?bodies`` includes every body.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _HEAD = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\
 
 
 def digest_of(body: bytes) -> str:
-    """What a body is counted under."""
+    """The digest by which a body is counted."""
     return blake2b(body, digest_size=12).hexdigest()
 
 
 class Bucket:
-    """The server's limit: refills evenly, lets `burst` through at once."""
+    """A token bucket of size `burst`: the server's rate limit."""
 
     def __init__(self, per_minute: float, burst: float) -> None:
         self.per_minute, self.burst = per_minute, burst
@@ -76,15 +76,15 @@ class Bucket:
         ) % (self.per_minute, self.level, reset_ms)
 
     def retry_after_s(self) -> int:
-        """Whole seconds, as the header's grammar has it, and never too early."""
+        """Integer seconds, as the header requires, rounded up."""
         return max(1, math.ceil((1 - self.level) / self.per_minute * 60))
 
 
 class Server:
-    """What every connection shares."""
+    """The state shared by all connections."""
 
-    def __init__(self, latency_s: float = 0.0, limit: Bucket | None = None, tell_limit: bool = True) -> None:
-        self.latency_s, self.limit, self._tell_limit = latency_s, limit, tell_limit
+    def __init__(self, latency_s: float = 0.0, limit: Bucket | None = None, announce_limit: bool = True) -> None:
+        self.latency_s, self.limit, self._announce_limit = latency_s, limit, announce_limit
         self.reset()
 
     def reset(self) -> None:
@@ -105,7 +105,7 @@ class Server:
         } | ({"bodies": self._bodies} if bodies else {})
 
     def answer(self, target: bytes, body: bytes) -> tuple[bytes, bool]:
-        """The whole response, and whether it takes as long as a model would."""
+        """The response, and whether to delay it by the latency."""
         if target.startswith(b"POST /v1/"):
             return self._chat(body)
         if target.startswith(b"GET /stats"):
@@ -121,17 +121,17 @@ class Server:
         limit = self.limit
         if limit is not None and not limit.take():
             self._limited += 1
-            told = limit.headers() if self._tell_limit else b""
+            headers = limit.headers() if self._announce_limit else b""
             return _response(
-                b"429 Too Many Requests", _LIMITED, b"Retry-After: %d\r\n" % limit.retry_after_s() + told
+                b"429 Too Many Requests", _LIMITED, b"Retry-After: %d\r\n" % limit.retry_after_s() + headers
             ), False
         self._last_at = time.monotonic()
         digest = digest_of(body)
         self._bodies[digest] += 1
-        told = limit.headers() if limit is not None and self._tell_limit else b""
+        headers = limit.headers() if limit is not None and self._announce_limit else b""
         name = digest.encode()
         words = _WORDS[int(digest[:4], 16) % len(_WORDS)]
-        return _response(b"200 OK", _COMPLETION % (name, name, words), told), True
+        return _response(b"200 OK", _COMPLETION % (name, name, words), headers), True
 
 
 class Connection(asyncio.Protocol):
@@ -206,15 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0.0)
-    parser.add_argument(
-        "--per-minute", type=float, help="let so many requests in a minute through; the others get a 429"
-    )
+    parser.add_argument("--per-minute", type=float, help="accept this many requests per minute; the others get a 429")
     parser.add_argument("--burst", type=float, default=100.0, help="how many of them may come at once")
-    parser.add_argument("--silent-limit", action="store_true", help="no x-ratelimit headers: only 429s tell the limit")
+    parser.add_argument("--silent-limit", action="store_true", help="no x-ratelimit headers, only 429s")
     given = parser.parse_args()
     limit = None if given.per_minute is None else Bucket(given.per_minute, given.burst)
     server = Server(given.latency_ms / 1000, limit, not given.silent_limit)
-    gc.disable()  # nothing here makes cycles
+    gc.disable()  # there are no reference cycles here
     with contextlib.suppress(ImportError):
         import uvloop
 

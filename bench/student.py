@@ -1,7 +1,7 @@
-"""The student pool against raw vLLM and against the published way: `bench/README.md` says what is measured.
+"""The student pool compared with raw vLLM and with the published method: see `bench/README.md`.
 
-Each way runs in a process of its own (`student_way.py`), one at a time. Exits with 0 where every goal that was measured
-held, 1 where one did not.
+Each method runs in its own process (`student_way.py`), one at a time. Exit code 0 if every measured goal was met, else
+1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-from bench import goals as promised
+from bench import goals as common
 from bench.goals import Goal
 from bench.harness import ROOT, BenchError, environment
 from bench.student_way import Measured, Round, Work
@@ -36,24 +36,24 @@ from lion_ray.models.resolve import resolve_model
 MODEL = "bundled:smollm2-135m-instruct"
 """The demo's student."""
 LONGEST_TEXT = 200
-"""Characters of an instruction; longer ones are left out, so that every way's prompts have room."""
+"""Maximum characters of an instruction, so that every prompt fits."""
 TIMEOUT_S = 1800.0
-"""For one way, its boot included."""
-NATIVE = "float16 on a GPU; on a CPU bfloat16 where it has AMX for it, else float32"
+"""Timeout for one method, including its boot."""
+NATIVE = "float16 on a GPU; on a CPU bfloat16 with AMX, else float32"
 OF_RAW, OF_PUBLISHED = 0.95, 25.0
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, with what was not given filled in."""
-    parser = promised.parser(__doc__, "less of everything, a tiny random model: under a minute")
+    """Parse the command line and fill in the defaults."""
+    parser = common.parser(__doc__, "a smaller version with a tiny random model: under a minute")
     parser.add_argument("--model", help=f"a folder, a hub name or bundled:NAME; {MODEL} by default")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=NATIVE)
-    parser.add_argument("--eager", action="store_true", help="do not compile: boots sooner, answers slower")
-    parser.add_argument("--rounds", type=_positive, help="3; quick: 1")
-    parser.add_argument("--rows", type=_positive, help="instructions of a round: 256; quick: 128")
-    parser.add_argument("--published-rows", type=_positive, help="of them for the published way: 12; quick: 4")
+    parser.add_argument("--eager", action="store_true", help="do not compile: boots faster, answers slower")
+    parser.add_argument("--rounds", type=_positive, help="default 3; quick: 1")
+    parser.add_argument("--rows", type=_positive, help="instructions per round: 256; quick: 128")
+    parser.add_argument("--published-rows", type=_positive, help="of them for the published method: 12; quick: 4")
     parser.add_argument("--max-tokens", type=_positive, help="the longest answer: 128; quick: 32")
-    parser.add_argument("--max-num-seqs", type=_positive, default=64, help="answers that an engine writes at once")
+    parser.add_argument("--max-num-seqs", type=_positive, default=64, help="concurrent answers of an engine")
     parser.add_argument("--shard-rows", type=_positive, default=64, help="rows of a shard, for the pool")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
@@ -68,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def native_dtype() -> str:
-    """What engines of `dtype: auto` have on this machine."""
+    """The number type of engines with `dtype: auto` on this machine."""
     return student_type("auto")
 
 
@@ -80,7 +80,7 @@ def _positive(text: str) -> int:
 
 
 def chosen(given: argparse.Namespace) -> tuple[bool, list[list[str]]]:
-    """Whether the texts are real, and those of the warm-up and of each round; no text is there twice."""
+    """Whether the texts are real, and the texts of the warm-up and of each round; no text is repeated."""
     real = REAL.exists()
     wanted = given.rows * given.rounds + given.max_num_seqs
     texts = instructions(REAL) if real else made(2 * wanted, given.seed)
@@ -91,7 +91,7 @@ def chosen(given: argparse.Namespace) -> tuple[bool, list[list[str]]]:
 
 
 def work_of(given: argparse.Namespace, folder: Path, texts: list[list[str]], way: str) -> Work:
-    """What a way has to do: the published way fewer rows of the same rounds."""
+    """A method's work: for the published method, fewer rows of the same rounds."""
     warm_up, *rounds = texts
     if way == "published":
         warm_up, rounds = warm_up[:1], [one[: given.published_rows] for one in rounds]
@@ -107,23 +107,23 @@ def work_of(given: argparse.Namespace, folder: Path, texts: list[list[str]], way
 
 
 def measure(way: str, work: Work, say: Callable[[str], None]) -> Measured:
-    """Run a way to its end in a process of its own; whatever it started has ended with it.
+    """Run a method to its end in its own process; its children have ended with it.
 
     Raises:
-        BenchError: it did not come to its end; with the last it said.
+        BenchError: it failed; with its last output.
     """
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
         task, result, log = (Path(name) / file for file in ("work.json", "result.json", "log"))
         task.write_text(json.dumps(asdict(work)))
         command = [sys.executable, "-m", "bench.student_way", way, str(task), str(result)]
-        with log.open("wb") as words, _watched(command, words) as process:
+        with log.open("wb") as output, _watched(command, output) as process:
             try:
                 process.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 raise BenchError(f"{way} took more than {TIMEOUT_S:.0f} s") from None
         if process.returncode or not result.exists():
-            said = log.read_text(errors="replace").strip().splitlines()
-            raise BenchError(f"{way} ended with {process.returncode}: " + "\n".join(said[-20:]))
+            lines = log.read_text(errors="replace").strip().splitlines()
+            raise BenchError(f"{way} ended with {process.returncode}: " + "\n".join(lines[-20:]))
         found = json.loads(result.read_text())
     measured = Measured(**found | {"rounds": [Round(**one) for one in found["rounds"]]})
     rates = ", ".join(f"{one.tokens_per_s:.1f}" for one in measured.rounds)
@@ -132,15 +132,15 @@ def measure(way: str, work: Work, say: Callable[[str], None]) -> Measured:
 
 
 @contextlib.contextmanager
-def _watched(command: list[str], words: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _watched(command: list[str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
     guard = Guard()
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=words, stderr=words)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output, stderr=output)
     guard.watch(process.pid)
     try:
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)  # what can end by itself does
+            process.send_signal(signal.SIGINT)  # let it stop in order
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
         guard.close()
@@ -148,7 +148,7 @@ def _watched(command: list[str], words: Any) -> Iterator[subprocess.Popen[bytes]
 
 
 def summary(measured: Measured) -> dict[str, Any]:
-    """What the JSON says of a way."""
+    """A method's results for the JSON."""
     tokens = sum(one.tokens for one in measured.rounds)
     return {
         "tokens_per_s": round(statistics.median(one.tokens_per_s for one in measured.rounds), 2),
@@ -163,23 +163,23 @@ def summary(measured: Measured) -> dict[str, Any]:
 
 
 def goals(ways: dict[str, dict[str, Any]], *, tiny: bool) -> list[Goal]:
-    """What was promised. A tiny model's ratios are shown, and decide nothing: its engine has next to nothing to do."""
+    """The goals. A tiny model's ratios are shown but not evaluated, because its engine hardly computes anything."""
     speed = {name: way["tokens_per_s"] for name, way in ways.items()}
     of_raw = round(speed["pool"] / speed["raw"], 3) if "raw" in speed else None
     of_published = round(speed["pool"] / speed["published"], 2)
     ratios = [
-        promised.at_least("times raw vLLM", of_raw, OF_RAW),
-        promised.at_least("times the published way", of_published, OF_PUBLISHED),
+        common.at_least("speed / raw vLLM's", of_raw, OF_RAW),
+        common.at_least("speed / the published method's", of_published, OF_PUBLISHED),
     ]
     if tiny:
-        promised.undecided(ratios, "a tiny model decides nothing")
+        common.undecided(ratios, "the model is too small")
     amiss = sum(way["tokens_amiss"] for way in ways.values())
-    return [*ratios, promised.at_most("tokens more or fewer than asked", amiss, 0)]
+    return [*ratios, common.at_most("difference from the required number of tokens", amiss, 0)]
 
 
 def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
     real, texts = chosen(given)
-    say(f"{given.rounds} rounds of {given.rows} {'real' if real else 'made'} instructions")
+    say(f"{given.rounds} rounds of {given.rows} {'real' if real else 'synthetic'} instructions")
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as name:
         if given.tiny:
             from tests.tiny import make_tiny_model
@@ -187,7 +187,7 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
             folder = make_tiny_model(Path(name) / "tiny", initializer_range=0.5)
         else:
             folder = resolve_model(given.model or MODEL, base_dir=None, progress=say)
-        # Nearly all of a quick run is vLLM's start: a ratio to raw vLLM that decides nothing is not worth another.
+        # Most of a quick run is vLLM's start, so raw vLLM, whose ratio would not be evaluated, is omitted.
         names = ("pool", "published") if given.quick and given.tiny else ("raw", "pool", "published")
         ways = {way: summary(measure(way, work_of(given, folder, texts, way), say)) for way in names}
     decided = goals(ways, tiny=given.tiny)
@@ -206,13 +206,13 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
 def main() -> int:
     given = parse()
     try:
-        found, decided = run(given, promised.say)
+        found, decided = run(given, common.say)
     except (BenchError, LionError) as error:
         print(error, file=sys.stderr)
         if given.json:
             print(json.dumps({"ok": False, "error": str(error).splitlines()[0]}))
         return 1
-    return promised.conclude(given, found, decided)
+    return common.conclude(given, found, decided)
 
 
 if __name__ == "__main__":

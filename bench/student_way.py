@@ -1,11 +1,11 @@
-"""One way to answer instructions with a model, in a process of its own: `python -m bench.student_way WAY WORK RESULT`.
+"""One method to answer instructions with a model, in its own process: `python -m bench.student_way METHOD WORK RESULT`.
 
-WORK is a file with `Work` as JSON; `Measured` goes to the file RESULT as JSON.
+WORK is a file with `Work` as JSON; `Measured` is written to the file RESULT as JSON.
 
 Invariants:
-- Every way is given the same texts, token ids, sampling and lengths. No end token ends an answer: each row generates
-  exactly as many tokens as `length` says.
-- The clock stands while an engine boots and while the warm-up's rows are answered; making token ids and text is in it.
+- Every method gets the same texts, token ids, sampling and lengths. End tokens are ignored: each row generates exactly
+  `length` tokens.
+- The engine's boot and the warm-up are not timed; tokenization and detokenization are.
 - Every process started here has ended when this one ends.
 """
 
@@ -34,7 +34,7 @@ ITERATION = 1
 
 @dataclass(frozen=True)
 class Work:
-    """What a way has to do."""
+    """A method's input."""
 
     student: dict[str, Any]
     """A StudentConfig; its `model` is a folder."""
@@ -43,14 +43,14 @@ class Work:
     """Rows of a shard, for the pool."""
     warm_up: list[str]
     rounds: list[list[str]]
-    """Instructions; no round repeats another's, as the engines remember prompts."""
+    """Instructions; no round repeats another's, because engines cache prompts."""
 
     @property
     def config(self) -> StudentConfig:
         return StudentConfig(**self.student)
 
     def row_seed(self, text: str) -> int:
-        """The sampling seed of a row: what the pool gives it."""
+        """A row's sampling seed, as in the pool."""
         return derive_seed(self.seed, ITERATION, instruction_id(text))
 
     def lengths(self, texts: list[str]) -> list[int]:
@@ -63,12 +63,12 @@ class Round:
 
     rows: int
     tokens: int
-    """Generated."""
+    """Generated tokens."""
     asked: int
-    """That the rows' lengths say."""
+    """Tokens required by the rows' lengths."""
     seconds: float
     cpu_s: float
-    """Of this process and all it started, Ray's own included."""
+    """CPU time of this process and its descendants, including Ray's."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -77,7 +77,7 @@ class Round:
 
 @dataclass
 class Measured:
-    """One way's result; `boot_s` from the process's first line until the first row could be asked."""
+    """One method's result; `boot_s` is the time from the process's start until the first row could be sent."""
 
     boot_s: float
     warm_up_s: float
@@ -85,16 +85,16 @@ class Measured:
 
 
 def length(seed: int, longest: int) -> int:
-    """How many tokens the row with this sampling seed generates: 1 to `longest`, uneven as answers are.
+    """The number of tokens that the row with this sampling seed generates, from 1 to `longest`.
 
-    Log-normal, a quarter of `longest` in the middle; about one in sixteen is as long as it may be.
+    Log-normal with a median of a quarter of `longest`; about one in sixteen has the maximum length.
     """
     drawn = random.Random(seed).lognormvariate(math.log(longest / 4), 0.9)
     return max(1, min(longest, round(drawn)))
 
 
 def tree_cpu_s() -> float:
-    """CPU seconds that this process and its descendants have used so far."""
+    """CPU seconds used by this process and its descendants so far."""
     ticks = 0
     for pid in (os.getpid(), *descendants(os.getpid())):
         with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ def tree_cpu_s() -> float:
 
 @contextlib.contextmanager
 def clocked(work: Work, texts: list[str]) -> Iterator[Round]:
-    """Clock the block; the caller sets `tokens`."""
+    """Time the block; the caller sets `tokens`."""
     found = Round(len(texts), 0, sum(work.lengths(texts)), 0.0, 0.0)
     cpu, began = tree_cpu_s(), time.perf_counter()
     yield found
@@ -117,7 +117,7 @@ def clocked(work: Work, texts: list[str]) -> Iterator[Round]:
 
 
 def raw(work: Work) -> Measured:
-    """`vllm.LLM.generate`, given everything at once: what the pool's engine could do without a pool around it."""
+    """`vllm.LLM.generate`, given everything at once: the engine's speed without the pool."""
     from lion_ray.inference.engine import engine_arguments, set_environment
 
     began = time.perf_counter()
@@ -166,7 +166,7 @@ def _run(work: Work, answer: Callable[[list[str]], int], boot_s: float) -> Measu
 
 
 def pool(work: Work) -> Measured:
-    """The student pool as a run has it: one engine in an actor, Arrow shards through Ray's object store."""
+    """The student pool as in a run: one engine in an actor, Arrow shards through Ray's object store."""
     os.environ.pop("RAY_ADDRESS", None)
     import ray
 
@@ -229,14 +229,14 @@ async def _student_pool(work: Work) -> AsyncIterator[Any]:
         try:
             await students.load(ModelRef("base", source=work.config.model), Progress(sys.stderr))
             for actor in students.running.values():
-                await actor.__ray_call__.remote(_never_stop, work.config.max_tokens)
+                await actor.__ray_call__.remote(_ignore_end, work.config.max_tokens)
             yield students
         finally:
             await students.stop()
 
 
-def _never_stop(actor: Any, longest: int) -> None:
-    """Have an engine's rows end by `length` alone. The rest of what the engine does stays as it is."""
+def _ignore_end(actor: Any, longest: int) -> None:
+    """Make an engine's answers end only by `length`; otherwise it is unchanged."""
     engine = actor._engine
     generate = engine._generate
 
@@ -247,7 +247,7 @@ def _never_stop(actor: Any, longest: int) -> None:
     engine._prompter.stop_token_ids = []
 
 
-# -- the published way ------------------------------------------------------------------------------------------------
+# -- the published method ---------------------------------------------------------------------------------------------
 
 
 def published(work: Work) -> Measured:

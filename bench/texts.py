@@ -1,6 +1,6 @@
-"""Instructions for benches: real ones where a file is given, made ones where not, and others like them.
+"""Instructions for benches: real ones from a file, synthetic ones, and variations of them.
 
-Everything follows from the seed.
+Everything depends only on the seed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ OTHERS = (SHARED / "self-instruct" / "user_oriented_instructions.jsonl", SHARED 
 
 
 def instructions(path: Path) -> list[str]:
-    """The `instruction` of every row of a file, repeated ones too."""
+    """The `instruction` of every row of a file, including duplicates."""
     return [str(row.value["instruction"]) for row in rows_of(path.name, path.parent)]
 
 
 def made(count: int, seed: int = 0) -> list[str]:
-    """Texts of 4 to 30 words out of 21,000 whose frequencies follow Zipf's law, as those of real instructions do."""
+    """Synthetic texts of 4 to 30 words out of 21,000, whose frequencies follow Zipf's law as in real instructions."""
     rng = random.Random(seed)
     words = [f"w{number}" for number in range(21_000)]
     weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(words))))
@@ -37,7 +37,7 @@ def made(count: int, seed: int = 0) -> list[str]:
 
 
 def spliced(texts: list[str], seed: int = 0) -> Iterator[str]:
-    """Endless: the beginning of one text and the end of another."""
+    """Yields endlessly the beginning of one text and the end of another."""
     rng = random.Random(seed)
     while True:
         first, second = rng.choice(texts).split(), rng.choice(texts).split()
@@ -45,7 +45,7 @@ def spliced(texts: list[str], seed: int = 0) -> Iterator[str]:
 
 
 def edited(texts: list[str], seed: int = 0) -> Iterator[str]:
-    """Endless: a text of which up to six in ten words were replaced, dropped or moved, so that many are near it."""
+    """Yields endlessly a text with up to 60 % of its words replaced, dropped or moved: many near duplicates."""
     rng = random.Random(seed)
     vocabulary = [word for text in rng.sample(texts, min(2000, len(texts))) for word in text.split()]
     while True:
@@ -63,7 +63,7 @@ def edited(texts: list[str], seed: int = 0) -> Iterator[str]:
 
 
 def candidates(texts: list[str], others: list[str], count: int, seed: int = 1) -> list[str]:
-    """`count` texts to hold against `texts`: the others, and as many edited as spliced ones, shuffled."""
+    """`count` candidates to compare with `texts`: the others, and as many edited as spliced ones, shuffled."""
     chosen = others[:count]
     rest = count - len(chosen)
     chosen += itertools.islice(edited(texts, seed), rest // 2)

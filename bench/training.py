@@ -1,6 +1,6 @@
-"""The project's trainer against what others fine-tune with: `bench/README.md` says what is measured.
+"""The project's trainer compared with other trainers: see `bench/README.md`.
 
-Exits with 0 where every goal that was measured held, 1 where one did not.
+Exit code 0 if every measured goal was met, else 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 
-from bench import goals as promised
+from bench import goals as common
 from bench.goals import Goal
 from bench.harness import BenchError, run_client
 from bench.peers import Peer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bench.training_way import Job
 
 TRL = Peer("trl", "1.16.0", "bench.peer_trl", (("torch==2.13.0", "transformers==5.19.0", "trl==1.16.0"),))
-"""With the torch and the transformers that this project's CPU environment has."""
+"""With the torch and transformers of this project's CPU environment."""
 
 MODEL = "bundled:smollm2-135m-instruct"
 RANDOM: dict[str, dict[str, int]] = {
@@ -57,32 +57,32 @@ RANDOM: dict[str, dict[str, int]] = {
 PADDED, PADDED_BF16, OURS, PACKED = "padded-fp32", "padded-bf16", "ours", "trl-packed"
 TIMES_PADDED = 2.3
 TOLERANCE = 0.01
-"""Nats; chosen, not derived. Every way shuffles rows for itself, so that losses differ where nothing is worse: the
-rounds' losses, each with another seed, show by how much."""
+"""In nats; chosen, not derived. Every trainer shuffles rows differently, so losses vary: the rounds' losses, each with
+another seed, show how much."""
 
 
 def parser() -> argparse.ArgumentParser:
-    found = promised.parser(__doc__, "once, a tiny random model, without TRL")
-    found.add_argument("--profile", action="store_true", help="once more with timers: where a step's time goes")
+    found = common.parser(__doc__, "one round of a tiny random model, without TRL")
+    found.add_argument("--profile", action="store_true", help="an additional run with timers: a step's time by part")
     found.add_argument("--model", help=f"a folder, bundled:NAME, {' or '.join(RANDOM)}; by default {MODEL}")
     found.add_argument("--rows", type=int, help="rows to train on")
     found.add_argument("--heldout", type=int, default=32, help="rows to measure the loss on")
-    found.add_argument("--rounds", type=int, help="how often each way runs")
+    found.add_argument("--rounds", type=int, help="how often each trainer runs")
     found.add_argument("--batch-size", type=int, default=16, help="rows in an optimizer step")
     found.add_argument("--max-length", type=int, default=512, help="tokens in a packed row")
-    found.add_argument("--padded-rows", type=int, default=4, help="padded rows at once")
+    found.add_argument("--padded-rows", type=int, default=4, help="padded rows in a micro-batch")
     found.add_argument("--learning-rate", type=float, default=2e-5)
     return found
 
 
 def arguments(given: list[str] | None, *, gpu: bool) -> argparse.Namespace:
-    """What was asked for, the rest filled in; ends the process where a model of that size needs a GPU."""
-    asked = parser()
-    found = asked.parse_args(given)
+    """Parse the command line and fill in the defaults; ends the process if the model needs a GPU."""
+    options = parser()
+    found = options.parse_args(given)
     if found.model == "random:1b" and not gpu:
-        asked.error("random:1b needs a GPU")
+        options.error("random:1b needs a GPU")
     found.model = found.model or ("random:10m" if found.quick else "random:1b" if gpu else MODEL)
-    # Nothing can be told from a model of 10M parameters on a CPU but that every way works.
+    # A model of 10M parameters on a CPU shows only that every trainer works.
     found.decides = not (found.quick and found.model == "random:10m" and not gpu)
     found.rows = found.rows or ((48 if found.decides else 24) if not gpu else 512 if found.quick else 2048)
     found.rounds = found.rounds or (1 if found.quick else 3)
@@ -90,7 +90,7 @@ def arguments(given: list[str] | None, *, gpu: bool) -> argparse.Namespace:
 
 
 def texts(count: int, path: Path = REAL, seed: int = 0) -> list[dict[str, str]]:
-    """Rows of {"instruction", "answer"}, in random order: real ones where there is such a file, else made ones."""
+    """Rows of {"instruction", "answer"} in random order: real ones if the file exists, else synthetic ones."""
     if not path.exists():
         words = made(count * 3, seed)
         pairs = [(words[at], " ".join(words[at + 1 : at + 3])) for at in range(0, len(words), 3)]
@@ -103,7 +103,7 @@ def texts(count: int, path: Path = REAL, seed: int = 0) -> list[dict[str, str]]:
 
 
 def random_model(name: str, folder: Path, rows: list[dict[str, str]]) -> Path:
-    """A Llama with random weights, and a byte-level tokenizer that learned from `rows`."""
+    """A Llama with random weights, and a byte-level tokenizer trained on `rows`."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -130,7 +130,7 @@ def random_model(name: str, folder: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def prepare(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -> tuple[Job, Job]:
-    """The model, and the rows as every way wants them: jobs to train and to evaluate."""
+    """Prepare the model and the rows for all trainers; returns the jobs to train and to evaluate."""
     from bench.training_way import Job
     from lion_ray.imitation.training.data import as_row, encode
     from lion_ray.models.prompter import Prompter
@@ -144,7 +144,7 @@ def prepare(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -
         except ModelError as error:
             if given.model != MODEL:
                 raise
-            say(f"{error}; a random model it is")
+            say(f"{error}; using a random model")
             given.model = "random:10m"
             folder = random_model(given.model, work / "model", texts(4000))
     from transformers import AutoTokenizer
@@ -180,7 +180,7 @@ def prepare(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -
 
 
 def do(job: Job, work: Path) -> dict[str, Any]:
-    """Run a job in a process of its own."""
+    """Run a job in its own process."""
     job.save(work / "job.json")
     if job.way == PACKED:
         return run_client(TRL.python, TRL.module, str(work / "job.json"), timeout_s=3600)
@@ -188,7 +188,7 @@ def do(job: Job, work: Path) -> dict[str, Any]:
 
 
 def summed_up(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """One way's rounds as medians; `{"reason": …}` where it did not run."""
+    """The medians of one trainer's rounds; `{"reason": …}` if it did not run."""
     for one in rounds:
         if "reason" in one:
             return one
@@ -209,7 +209,7 @@ def summed_up(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def times(ways: dict[str, dict[str, Any]], other: str) -> float | None:
-    """How many times as many tokens a second our trainer takes, the median over the rounds; None without the other."""
+    """Our trainer's tokens per second divided by another's, the median over the rounds; None without the other."""
     theirs = ways.get(other, {}).get("rounds_tokens_per_s")
     if theirs is None:
         return None
@@ -218,7 +218,7 @@ def times(ways: dict[str, dict[str, Any]], other: str) -> float | None:
 
 
 def utilisation(parameters: int, tokens_per_s: float, peak_flops: float) -> float:
-    """The share of the machine's bfloat16 FLOP/s that the model's own products take, 6 for each parameter and token."""
+    """The share of the machine's bfloat16 FLOP/s used, at 6 FLOP per parameter and token."""
     return round(6 * parameters * tokens_per_s / peak_flops, 4)
 
 
@@ -226,14 +226,14 @@ def judged(ways: dict[str, dict[str, Any]], without_trl: str = "") -> list[Goal]
     worse = round(ways[OURS]["heldout_loss"] - ways[PADDED]["heldout_loss"], 4)
     reason = ways.get(PACKED, {"reason": without_trl}).get("reason", "")
     return [
-        promised.at_least("times the padded Trainer in fp32", times(ways, PADDED), TIMES_PADDED),
-        promised.at_least("times TRL, packed, in bf16", times(ways, PACKED), 1.0, reason),
-        promised.at_most("held-out loss above the padded Trainer's", worse, TOLERANCE),
+        common.at_least("speed / the padded Trainer's in fp32", times(ways, PADDED), TIMES_PADDED),
+        common.at_least("speed / TRL's, packed, in bf16", times(ways, PACKED), 1.0, reason),
+        common.at_most("held-out loss above the padded Trainer's", worse, TOLERANCE),
     ]
 
 
 def run(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
-    order, without_trl = [PADDED, *([PADDED_BF16] if given.decides else []), OURS], "left out"
+    order, without_trl = [PADDED, *([PADDED_BF16] if given.decides else []), OURS], "omitted"
     if not given.quick:
         without_trl = TRL.build() or ""
         order += [] if without_trl else [PACKED]
@@ -243,10 +243,10 @@ def run(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -> tu
     untrained, parameters = 0.0, 0
     for number in range(given.rounds):
         for way in order:
-            # Each round its own order of rows; every way shuffles in its own manner anyway.
-            told = replace(job, way=way, seed=number, out=str(work / way))
+            # Another seed in each round; every trainer shuffles differently anyway.
+            this = replace(job, way=way, seed=number, out=str(work / way))
             try:
-                one = do(told, work)
+                one = do(this, work)
                 say(f"{way}: {one['tokens_per_s']:.1f} tokens/s, {one['peak_mb']:.0f} MB")
             except BenchError as error:
                 if way == OURS:
@@ -298,9 +298,9 @@ def run(given: argparse.Namespace, work: Path, say: Callable[[str], None]) -> tu
         found["shares"] = {part: round(seconds / whole, 3) for part, seconds in parts.items()}
     goals = judged(ways, without_trl)
     if not given.decides:
-        promised.undecided(goals, "a tiny model decides nothing")
-    astray = abs(rounds[PADDED][0]["tokens"] - found["tokens"])
-    return found, [*goals, promised.at_most("tokens trained on, more or fewer than the padded Trainer", astray, 0)]
+        common.undecided(goals, "the model is too small")
+    difference = abs(rounds[PADDED][0]["tokens"] - found["tokens"])
+    return found, [*goals, common.at_most("difference in trained tokens from the padded Trainer", difference, 0)]
 
 
 def table(found: dict[str, Any]) -> str:
@@ -314,7 +314,7 @@ def table(found: dict[str, Any]) -> str:
                 f"{one['heldout_loss']:9.4f}{one['utilisation']:9.1%}"
             )
     if "shares" in found:
-        lines.append("where our time goes: " + ", ".join(f"{part} {of:.1%}" for part, of in found["shares"].items()))
+        lines.append("our time by part: " + ", ".join(f"{part} {of:.1%}" for part, of in found["shares"].items()))
     return "\n".join(lines)
 
 
@@ -323,9 +323,9 @@ def main() -> int:
 
     given = arguments(None, gpu=torch.cuda.is_available())
     with tempfile.TemporaryDirectory(prefix="lion-ray-bench-") as folder:
-        found, goals = run(given, Path(folder), promised.say)
+        found, goals = run(given, Path(folder), common.say)
     print(table(found))
-    return promised.conclude(given, found, goals)
+    return common.conclude(given, found, goals)
 
 
 if __name__ == "__main__":

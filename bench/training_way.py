@@ -1,13 +1,13 @@
-"""One way to fine-tune, clocked, in a process of its own: ``python -m bench.training_way JOB.json``.
+"""One trainer, timed, in its own process: ``python -m bench.training_way JOB.json``.
 
 Invariants:
-- Every way takes each row once, at a constant learning rate, with AdamW, no weight decay and gradients clipped at 1,
-  and leaves float32 weights in a Hugging Face folder.
-- The clock runs from the first step to the end of the last one; loading, tokenizing and saving are outside it.
+- Every trainer takes each row once, at a constant learning rate, with AdamW, no weight decay and gradients clipped at
+  1, and writes float32 weights to a Hugging Face folder.
+- The time from the first step to the end of the last one counts, without loading, tokenizing and saving.
 - The last line of the output is one JSON object.
 
-This module needs torch and transformers; it loads this project only where it is the project's turn, as the peer's
-process shares the rest and has no such thing in its environment.
+This module needs torch and transformers; it imports this project only for `ours`, because the peers' environments lack
+it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from transformers.utils.logging import disable_progress_bar
 from bench.measure import peak_mb
 
 IGNORED = -100
-"""The label of a token that is not learned."""
+"""The label of a token that is not trained on."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a way is told."""
+    """A trainer's input."""
 
     way: str
     model: str = ""
@@ -42,20 +42,20 @@ class Job:
     rows: str = ""
     """A .jsonl file of {"instruction", "answer"}."""
     samples: str = ""
-    """The same rows as a .jsonl file of {"ids", "prompt"}: token ids, and how many of them are the prompt's."""
+    """The same rows as a .jsonl file of {"ids", "prompt"}: token ids, and the number of the prompt's tokens."""
     out: str = ""
-    """The folder to be made."""
+    """The output folder."""
     seed: int = 0
     learning_rate: float = 2e-5
     batch_size: int = 16
     """Rows in an optimizer step."""
     max_length: int = 512
     packed_rows: int = 4
-    """Packed rows at once."""
+    """Packed rows in a micro-batch."""
     padded_rows: int = 4
-    """Padded rows at once."""
+    """Padded rows in a micro-batch."""
     folders: tuple[str, ...] = ()
-    """Models to be evaluated."""
+    """Models to evaluate."""
 
     @classmethod
     def load(cls, path: str) -> Job:
@@ -78,7 +78,7 @@ class Job:
 
 
 class Clock(TrainerCallback):
-    """Seconds from a Trainer's first step to the end of its last."""
+    """Measures the seconds from a Trainer's first step to the end of its last."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -93,7 +93,7 @@ class Clock(TrainerCallback):
 
 
 def arguments(job: Job, rows_at_once: int, rows_per_step: int) -> dict[str, Any]:
-    """A Trainer's arguments, less the type of the arithmetic."""
+    """A Trainer's arguments, without the number type."""
     return {
         "output_dir": f"{job.out}.trainer",
         "num_train_epochs": 1,
@@ -120,7 +120,7 @@ def load(folder: str) -> Any:
 
 
 def measured(seconds: float, samples: list[dict[str, list[int]]], **more: Any) -> dict[str, Any]:
-    """What a way reports; `samples` were trained on in `seconds`."""
+    """A trainer's result; `samples` were trained on in `seconds`."""
     tokens = sum(len(sample["input_ids"]) for sample in samples)
     labelled = sum(label != IGNORED for sample in samples for label in sample["labels"])
     found = {"tokens": tokens, "labelled": labelled, "seconds": seconds, "tokens_per_s": tokens / seconds}
@@ -131,7 +131,7 @@ def measured(seconds: float, samples: list[dict[str, list[int]]], **more: Any) -
 
 
 def ours(job: Job) -> dict[str, Any]:
-    """The project's trainer, through the spec that everyone gives it."""
+    """The project's trainer, with the spec of a run."""
     from lion_ray.imitation.training.data import read_rows
     from lion_ray.imitation.training.fit import train
     from lion_ray.imitation.training.spec import TrainSpec
@@ -155,7 +155,7 @@ def ours(job: Job) -> dict[str, Any]:
     seconds = metrics["tokens"] / metrics["tokens_per_second"]
     found = measured(seconds, samples, fill=metrics["fill"], steps=metrics["steps"])
     if (found["tokens"], len(samples)) != (metrics["tokens"], metrics["samples"]):
-        raise SystemExit(f"other rows were trained on: {metrics['tokens']} tokens and not {found['tokens']}")
+        raise SystemExit(f"other rows were trained on: {metrics['tokens']} tokens, expected {found['tokens']}")
     return found
 
 
@@ -178,7 +178,7 @@ def profiled(job: Job) -> dict[str, Any]:
 
     def each(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def batches(*args: Any, **named: Any) -> Any:
-            # A generator's time is that of its steps.
+            # A generator's time is spent in its steps.
             following = timed(part, lambda: next(iterator, None))
             iterator = call(*args, **named)
             while (batch := following()) is not None:
@@ -209,7 +209,7 @@ def profiled(job: Job) -> dict[str, Any]:
 
 
 def padded(job: Job, *, bf16: bool) -> dict[str, Any]:
-    """transformers' Trainer, every batch in random order and padded to its longest row."""
+    """transformers' Trainer, with rows in random order and each batch padded to its longest row."""
     samples, counts, clock = job.labelled(), {"positions": 0}, Clock()
 
     def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -246,7 +246,7 @@ def padded(job: Job, *, bf16: bool) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluated(job: Job) -> dict[str, Any]:
-    """Mean loss of the answers' tokens, in nats, of every folder: float32, one row at a time, none of our code."""
+    """Every model's mean loss of the answers' tokens in nats: float32, one row at a time, with none of our code."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     samples = job.labelled()
     losses = {}
@@ -263,11 +263,11 @@ def evaluated(job: Job) -> dict[str, Any]:
 
 
 KNOWN_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s of devices, as their maker gives them."""
+"""Dense bfloat16 FLOP/s of devices, from their specifications."""
 
 
 def peak(_job: Job) -> dict[str, Any]:
-    """The machine's bfloat16 FLOP/s: as the device's maker gives it, or the best of some matrix products."""
+    """The machine's bfloat16 FLOP/s: from the device's specification, or the best of some matrix products."""
     cuda = torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else "cpu"
     known = next((flops for part, flops in KNOWN_PEAKS.items() if part in name), None)
@@ -295,5 +295,5 @@ WAYS: dict[str, Callable[[Job], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    told = Job.load(sys.argv[1])
-    print(json.dumps(WAYS[told.way](told)), flush=True)
+    job = Job.load(sys.argv[1])
+    print(json.dumps(WAYS[job.way](job)), flush=True)

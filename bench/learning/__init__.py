@@ -1,1 +1,1 @@
-"""Whether Lion teaches, in a world whose truth is known: `bench/README.md` says what is measured."""
+"""Measures on synthetic tasks with known answers whether Lion improves a student: see `bench/README.md`."""

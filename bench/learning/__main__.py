@@ -1,6 +1,6 @@
-"""Does Lion teach? Arms that spend the same number of a teacher's answers, in a world whose truth is known.
+"""Does Lion improve a student? Arms that use the same number of teacher answers, on tasks with known answers.
 
-Runs what is not there yet, cell by cell (an arm, a seed, a teacher's error, a judge's noise), and shows what there is.
+Runs the missing cells (an arm, a seed, a teacher's error, a judge's noise) one by one, and shows all results.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog="arms: " + "; ".join(f"{arm.name}: {arm.about}" for arm in ARMS),
     )
-    parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK_ARMS)}, one seed, next to no rows")
+    parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK_ARMS)}, one seed, very few rows")
     parser.add_argument("--arm", action="append", choices=names, help="only this arm (repeatable)")
-    parser.add_argument("--seeds", type=int, help="how many seeds, from 0; default 3, with --quick 1")
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default 3, with --quick 1")
     parser.add_argument("--error", type=float, action="append", help="the teacher's error rate (repeatable); default 0")
     parser.add_argument("--noise", type=float, action="append", help="the judge's noise (repeatable); default 0")
-    parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="of runs and results")
+    parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="folder of runs and results")
     parser.add_argument("--picture", type=Path, help="an SVG file for the learning curves; default FOLDER/curves.svg")
-    parser.add_argument("--alone", action="store_true", help="take over no other run's first imitation")
-    parser.add_argument("--show", action="store_true", help="run nothing, show what there is")
+    parser.add_argument("--alone", action="store_true", help="do not reuse another run's first imitation")
+    parser.add_argument("--show", action="store_true", help="run nothing, only show the results")
     return parser.parse_args(arguments)
 
 
 def cells(given: argparse.Namespace) -> list[Cell]:
-    """What to run, every arm of a seed before the next seed."""
+    """The cells to run: every arm of a seed before the next seed."""
     arms = given.arm or (QUICK_ARMS if given.quick else [arm.name for arm in ARMS])
     seeds = range(given.seeds or (1 if given.quick else 3))
     settings = itertools.product(given.error or [0.0], given.noise or [0.0])
@@ -58,8 +58,8 @@ def main() -> int:
     for cell in [] if given.show else wanted:
         try:
             ensure(folder, cell, alone=given.alone)
-        except BenchError as why:
-            print(f"learning: {why}", file=sys.stderr, flush=True)
+        except BenchError as error:
+            print(f"learning: {error}", file=sys.stderr, flush=True)
             failed.append(cell)
     found = [outcome(read_result(file)) for cell in wanted if (file := result_file(folder, cell)).exists()]
     if found:

@@ -1,6 +1,6 @@
-"""The arms: ways to spend the same number of the teacher's answers, each what it changes in one configuration.
+"""The arms: alternative uses of the same number of teacher answers, as changes of one configuration.
 
-A new arm is one entry of `ARMS`: an objective, say, is ``Arm("preference", "…", ("imitation.objective={type: …}",))``.
+A new arm is one entry of `ARMS`, for example ``Arm("preference", "…", ("imitation.objective={type: …}",))``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 from bench.learning.endpoint import Nature
 
 VERSION = 1
-"""Of the world and of the configuration below; raise it with either, so that old results are not taken for new ones."""
+"""Version of the tasks and the configuration below; increase it if either changes, so that old results are not used."""
 STUDENT = "bundled:smollm2-135m-instruct"
 STUDENT_PROMPT = "Task: {instruction}\nAnswer:\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much an arm takes."""
+    """The sizes of an arm's run."""
 
     seed_rows: int = 80
     new_rows: int = 80
-    """In an iteration."""
+    """Per iteration."""
     iterations: int = 1
     epochs: int = 3
     batch_size: int = 8
@@ -32,17 +32,17 @@ class Size:
 
     @property
     def answers(self) -> int:
-        """The teacher's, to rows that are trained on."""
+        """Teacher answers to training rows."""
         return self.seed_rows + self.iterations * self.new_rows
 
     @property
     def epochs_alone(self) -> int:
-        """Passes over the seed rows that are as many optimizer steps as all the imitations of another arm."""
+        """Epochs over the seed rows alone with as many optimizer steps as all the imitations of another arm."""
         steps = -(-self.seed_rows // self.batch_size) + self.iterations * -(-self.new_rows // self.batch_size)
         return round(self.epochs * steps / -(-self.seed_rows // self.batch_size))
 
     def numbers(self) -> dict[str, int]:
-        """What an arm's changes may name."""
+        """The values of placeholders in an arm's changes."""
         return {"new": self.new_rows, "half": self.new_rows // 2, "epochs_alone": self.epochs_alone}
 
 
@@ -52,19 +52,19 @@ QUICK = Size(seed_rows=16, new_rows=8, epochs=1, heldout_per_family=1)
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to teach."""
+    """One use of the teacher's answers."""
 
     name: str
     about: str
     changes: tuple[str, ...]
-    """Of the configuration, as on the command line; ``{new}``, ``{half}`` and ``{epochs_alone}`` are the size's."""
+    """Configuration overrides, as on the command line, with the placeholders of `Size.numbers`."""
     families: str = "seed"
-    """What the generator writes: see `Nature.families`."""
+    """See `Nature.families`."""
 
 
 _BOTH = ("generation.hard={half}", "generation.easy={half}")
 _NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
-"""No row is hard, so that seeds of new rows are drawn from all: the judge's verdicts decide nothing."""
+"""No row is hard, so the parents of new rows are drawn from all rows, and the judge has no effect."""
 _ROUNDS = (
     "on_policy.rounds=6",
     "on_policy.prompts=20",
@@ -77,18 +77,18 @@ _ROUNDS = (
 _REPLAY = "imitation.replay=1"
 
 ARMS = (
-    Arm("seed_only", "the seed rows alone, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
+    Arm("seed_only", "only the seed rows, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
     Arm("random_rows", "new rows of random families", _NO_JUDGE, families="random"),
-    Arm("unjudged", "new rows like any that are there (Self-Instruct)", _NO_JUDGE),
+    Arm("unjudged", "new rows like any known rows (Self-Instruct)", _NO_JUDGE),
     Arm("lion", "half like hard rows, half like easy ones; tau 1", _BOTH),
     Arm("hard_only", "new rows like hard ones", ("generation.hard={new}", "generation.easy=0")),
     Arm("easy_only", "new rows like easy ones", ("generation.hard=0", "generation.easy={new}")),
     Arm("lion_tau_0.5", "as lion; tau 0.5", (*_BOTH, "discrimination.tau=0.5")),
     Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
-    Arm("lion_replay", "as lion, each new row beside an earlier one", (*_BOTH, _REPLAY)),
-    Arm("random_replay", "as random_rows, each beside an earlier one", (*_NO_JUDGE, _REPLAY), families="random"),
+    Arm("lion_replay", "as lion, with one earlier row per new row", (*_BOTH, _REPLAY)),
+    Arm("random_replay", "as random_rows, with one earlier row per new row", (*_NO_JUDGE, _REPLAY), families="random"),
     Arm("rubric", "the seed rows alone, then on-policy rounds on them", ("iterations=0", *_ROUNDS)),
-    Arm("preference", "as lion, and pairs out of its verdicts", (*_BOTH, "imitation.objective.type=preference")),
+    Arm("preference", "as lion, and pairs from its verdicts", (*_BOTH, "imitation.objective.type=preference")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
@@ -96,12 +96,12 @@ AFTER_STEM = (
     *("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay="),
     *("on_policy.", "rubricator.", "verifier."),
 )
-"""Changes that tell only once the first student has answered."""
+"""Changes that have an effect only after the first student has answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run of the experiment: an arm, a seed, and a world."""
+    """One run of the experiment: an arm, a seed, and the roles' error and noise."""
 
     arm: str
     seed: int = 0
@@ -111,7 +111,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its run's and its file's. Ends in a hash of all that its result depends on."""
+        """The name of its run and its file; ends with a hash of everything that its result depends on."""
         what = (VERSION, asdict(self), self.overrides, asdict(self.nature), STUDENT_PROMPT, config(self, ""))
         whole = json.dumps(what, sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
@@ -119,7 +119,7 @@ class Cell:
 
     @property
     def stem(self) -> str:
-        """A hash of all that the first imitation, and the student's answers after it, depend on."""
+        """A hash of everything that the first imitation and the student's answers after it depend on."""
         early = [change for change in self.overrides if not change.startswith(AFTER_STEM)]
         what = (VERSION, self.seed, self.error, early, STUDENT_PROMPT, config(replace(self, noise=0.0), ""))
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -150,7 +150,7 @@ def _filled(change: str, numbers: dict[str, str]) -> str:
 
 
 def config(cell: Cell, base_url: str) -> dict[str, Any]:
-    """The configuration that all arms share; files are named as `experiment` writes them."""
+    """The configuration that all arms share; `experiment` writes its files."""
     size = cell.size
     return {
         "seed": cell.seed,
@@ -169,7 +169,7 @@ def config(cell: Cell, base_url: str) -> dict[str, Any]:
             }
         },
         "teacher": {"endpoint": "world", "temperature": 0, "max_tokens": 64},
-        "referee": {"endpoint": "world", "canary_pairs": 0},  # the canary pairs are of another world
+        "referee": {"endpoint": "world", "canary_pairs": 0},  # the canary pairs are not synthetic tasks
         "generator": {"endpoint": "world", "min_tokens": 64},
         "student": {
             "model": STUDENT,
@@ -189,7 +189,7 @@ def config(cell: Cell, base_url: str) -> dict[str, Any]:
         },
         "discrimination": {"judge_heldout": "never"},
         "evaluation": {"checks": [{"type": "exact", "ignore_whitespace": True}]},
-        # Tasks of a family differ in a word or two: only what is all but the same is no new row.
+        # Tasks of a family differ in a word or two, so only near duplicates are rejected.
         "generation": {"hard": 0, "easy": size.new_rows, "max_similarity": 0.95},
         "placement": "dedicated",
         "shard_rows": 64,

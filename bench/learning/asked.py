@@ -1,7 +1,7 @@
-"""What lion-ray's prompts ask: the role that is spoken to, and the texts that it is shown. Pure.
+"""Parses lion-ray's prompts: the role addressed, and the texts shown to it. Pure.
 
-Only the package's own templates are read. What is none of them raises `UnreadError`, so that a template that has
-changed is noticed and not answered at random.
+Only the package's own templates are recognised. Other prompts raise `UnreadError`, so that a changed template is
+noticed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _FRAMED = re.compile(
 _WRITER = "You invent"
 _WRITER_TURNS = "one new task"
 _RARER = "rare"
-"""How the templates for easy seeds differ from those for hard ones."""
+"""Distinguishes the templates for easy seeds from those for hard ones."""
 
 
 class UnreadError(Exception):
-    """A prompt that the world cannot read."""
+    """A prompt that cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ToReferee:
     form: Literal["lines", "numbers", "json"]
 
     def reply(self, one: float, other: float) -> str:
-        """The two scores as the template wants them."""
+        """The two scores in the template's format."""
         if self.form == "json":
             return json.dumps({"explanation": "By the truth.", "assistant_1": one, "assistant_2": other})
         if self.form == "numbers":
@@ -79,7 +79,7 @@ Asked = ToTeacher | ToReferee | ToGenerator | ToRubricator | ToVerifier
 
 
 def asked(messages: Sequence[Mapping[str, str]]) -> Asked:
-    """Who is asked what by chat messages of lion-ray's. Raises UnreadError."""
+    """The role and the texts in lion-ray's chat messages. Raises UnreadError."""
     if not messages or messages[-1].get("role") != "user":
         raise UnreadError("the last message is not a user's")
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
@@ -105,7 +105,7 @@ def asked(messages: Sequence[Mapping[str, str]]) -> Asked:
     if _WRITER_TURNS in system:
         return ToGenerator(last, "easy" if _RARER in system else "hard")
     if len(messages) > 2:
-        raise UnreadError("several turns that are no template's examples")
+        raise UnreadError("several turns that are not a template's examples")
     return ToTeacher(last)
 
 
@@ -125,7 +125,7 @@ def _form(prompt: str) -> Literal["lines", "numbers", "json"]:
 
 
 def _quoted(text: str) -> dict[str, str] | None:
-    """The texts of a referee's prompt that stand in JSON strings."""
+    """The texts of a referee's prompt in JSON."""
     try:
         found = json.loads(text)
     except ValueError:

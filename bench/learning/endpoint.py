@@ -1,10 +1,10 @@
-"""An OpenAI-compatible endpoint that plays every role in the world whose truth is known.
+"""An OpenAI-compatible endpoint that simulates every role on tasks with known answers.
 
 Invariants:
-- The role is read from lion-ray's own prompt; what cannot be read is answered with 400 and counted.
-- An answer follows from the request's body and the world's settings alone: a resumed run is told the same.
+- The role is read from lion-ray's own prompt; a prompt that cannot be parsed is answered with 400 and counted.
+- An answer depends only on the request's body and the settings: a resumed run gets the same answers.
 
-`python -m bench.learning.endpoint` prints its base URL on the first line, and ends with its standard input.
+`python -m bench.learning.endpoint` prints its base URL on the first line, and ends when its standard input closes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Nature:
-    """How the world's roles behave."""
+    """How the simulated roles behave."""
 
     seed: int = 0
     teacher_error: float = 0.0
@@ -43,31 +43,31 @@ class Nature:
     judge_noise: float = 0.0
     """The standard deviation of a score, in points of ten; of a verifier's certainty, in tenths."""
     families: str = "seed"
-    """What the generator writes: another task of the seed's family, or (`random`) of any."""
+    """The family of the generator's tasks: the seed's, or (`random`) any."""
 
 
 class Roles:
-    """What each role says, and how often it was asked."""
+    """The roles' replies, and counts of their calls."""
 
     def __init__(self, nature: Nature) -> None:
         self.nature = nature
         self.counts: Counter[str] = Counter()
 
     def reply(self, body: dict[str, Any]) -> str:
-        """The answer to a chat completion's body. Raises UnreadError."""
+        """The answer to a chat completion request. Raises UnreadError."""
         try:
             question = asked(body["messages"])
             task = _task(question)
         except UnreadError:
             self.counts["unread calls"] += 1
             raise
-        said, role = self._say(question, task, body)
+        text, role = self._answer(question, task, body)
         self.counts[f"{role} calls"] += 1
         self.counts[f"{role} prompt tokens"] += sum(tokens(one["content"]) for one in body["messages"])
-        self.counts[f"{role} completion tokens"] += tokens(said)
-        return said
+        self.counts[f"{role} completion tokens"] += tokens(text)
+        return text
 
-    def _say(self, question: Asked, task: Task, body: dict[str, Any]) -> tuple[str, str]:
+    def _answer(self, question: Asked, task: Task, body: dict[str, Any]) -> tuple[str, str]:
         nature = self.nature
         if isinstance(question, ToReferee):
             return question.reply(*judged(task, question.answers, nature.judge_noise, nature.seed)), "referee"
@@ -88,12 +88,12 @@ class Roles:
 def _task(question: Asked) -> Task:
     task = read(question.instruction)
     if task is None:
-        raise UnreadError(f"not an instruction of this world: {question.instruction[:80]!r}")
+        raise UnreadError(f"not a known task: {question.instruction[:80]!r}")
     return task
 
 
 def tokens(text: str) -> int:
-    """About how many tokens a text has: words and marks."""
+    """The approximate number of tokens in a text: words and punctuation."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
@@ -118,12 +118,12 @@ class Server:
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         try:
-            said = self.roles.reply(body)
+            text = self.roles.reply(body)
         except UnreadError as error:
             return web.json_response({"error": {"message": str(error), "type": "invalid_request_error"}}, status=400)
-        prompt, completion = sum(tokens(one["content"]) for one in body["messages"]), tokens(said)
+        prompt, completion = sum(tokens(one["content"]) for one in body["messages"]), tokens(text)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return web.json_response(
             {
                 "id": "chatcmpl-world",
@@ -151,14 +151,14 @@ class Endpoint:
 
 @contextlib.contextmanager
 def endpoint(nature: Nature) -> Iterator[Endpoint]:
-    """An endpoint in a process of its own, which ends with the block."""
+    """An endpoint in its own process, which ends with the block."""
     command = [sys.executable, "-m", "bench.learning.endpoint", json.dumps(asdict(nature))]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().strip()
             if not url:
-                raise RuntimeError("the world's endpoint did not start")
+                raise RuntimeError("the simulated endpoint did not start")
             yield Endpoint(url)
         finally:
             process.terminate()

@@ -1,12 +1,11 @@
-"""One cell of the experiment: a real run, and what its students know by the truth.
+"""One cell of the experiment: a real run, and its students' scores by the known answers.
 
 Invariants:
-- A cell's result is a file that is written whole, after the run: where it is there, nothing is run again. A run that
-  was killed goes on as its folder does.
-- The first line is about the cell: seconds and calls are the last attempt's, and without a stem's. Then there is a line
-  for each checkpoint, and one for each of its held-out answers.
+- A cell's result is a file written atomically after the run; if it exists, nothing is run again. A killed run resumes.
+- The first line describes the cell; seconds and calls are the last attempt's, without those of a reused stem. It is
+  followed by a line for each checkpoint, and one for each of its held-out answers.
 
-`python -m bench.learning.experiment FOLDER CELL URL` runs one, in a process of its own.
+`python -m bench.learning.experiment FOLDER CELL URL` runs one cell in its own process.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ STEM = (
 STEM_ANSWERS = (layout.student_answers(1), layout.judged(1, heldout=True))
 """What follows without on-policy rounds: the answers of the first student."""
 STEM_FROM = "stem.json"
-"""In a run's folder: whose these are."""
+"""A file in a run's folder: the run from which these stages were copied."""
 
 
 def result_file(folder: Path, cell: Cell) -> Path:
@@ -54,28 +53,28 @@ def result_file(folder: Path, cell: Cell) -> Path:
 
 
 def ensure(folder: Path, cell: Cell, *, alone: bool = False) -> Path:
-    """The cell's result, from a run in a process of its own where it is not there yet. Raises BenchError.
+    """The cell's result; if it is missing, runs the cell in its own process. Raises BenchError.
 
-    `alone`: it takes over nothing of another run's.
+    `alone`: reuse nothing of another run.
     """
     file = result_file(folder, cell)
     if not file.exists():
-        # Here and not in the run's process: Ray ends all children of a process that it leaves.
+        # Start the endpoint here, because Ray ends all children of the run's process when it shuts down.
         if not alone:
             take_stem(folder, cell)
         with endpoint(cell.nature) as served:
-            what = (str(folder), json.dumps(asdict(cell)), served.url)
-            command = [sys.executable, "-m", "bench.learning.experiment", *what]
+            arguments = (str(folder), json.dumps(asdict(cell)), served.url)
+            command = [sys.executable, "-m", "bench.learning.experiment", *arguments]
             done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
         if done.returncode or not file.exists():
-            raise BenchError(f"{cell.name} ended with {done.returncode}; the same command goes on with it")
+            raise BenchError(f"{cell.name} ended with {done.returncode}; the same command resumes it")
     return file
 
 
 def take_stem(folder: Path, cell: Cell) -> str | None:
-    """Begin a run with the first imitation of one that is done, where that is the same; the other run's name.
+    """Start a run with the first imitation of a finished run with the same stem; returns the other run's name.
 
-    All arms with the same pool, teacher and fit have the same first student: it need not be made for each of them.
+    All arms with the same pool, teacher and fit have the same first student, which need not be trained for each.
     """
     target = run_folder(folder, cell)
     if target.exists():
@@ -100,7 +99,7 @@ def run_folder(folder: Path, cell: Cell) -> Path:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Weights are never changed once they are written, and large."""
+    """Link weights, which are large and never changed; copy other files."""
     if source.endswith(".safetensors"):
         os.link(source, target)
     else:
@@ -108,7 +107,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the repository first where Python looks for modules: Ray's workers look there too."""
+    """This process's environment, with the repository first in PYTHONPATH, which Ray's workers inherit."""
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
@@ -141,7 +140,7 @@ def _read(file: Path) -> Any:
 
 
 def write_inputs(inputs: Path, cell: Cell) -> None:
-    """The files that a cell's configuration names: pool, held-out rows with their references, the student's frame."""
+    """Write the files that a cell's configuration names: pool, held-out rows with references, the student's prompt."""
     inputs.mkdir(parents=True, exist_ok=True)
     names = config(cell, "")["data"]
     heldout = world.heldout(cell.size.heldout_per_family)
@@ -154,7 +153,7 @@ def write_inputs(inputs: Path, cell: Cell) -> None:
 
 
 def measured(result: RunResult) -> Iterable[dict[str, Any]]:
-    """What each checkpoint got right, and what it was taught with."""
+    """Each checkpoint's scores, answers and training rows."""
     texts = {row["id"]: row["text"] for row in result.pool("heldout").to_pylist()}
     answers = 0
     for one in result.iterations:
@@ -190,16 +189,16 @@ def _scored(answers: Iterable[Mapping[str, Any]], texts: Mapping[str, str]) -> I
 
 
 def _taught(result: RunResult, pool: int) -> dict[str, Any]:
-    """What an imitation was of: rows by source and family, and how many of the teacher's answers are right."""
-    said = {row["id"]: row for row in result.answers(pool).to_pylist()}
+    """An imitation's training rows by source and family, and how many of the teacher's answers are right."""
+    answers = {row["id"]: row for row in result.answers(pool).to_pylist()}
     families: dict[str, Counter[str]] = {}
     right = usable = 0
     for row in result.pool(pool).to_pylist():
         task = world.read(row["text"])
         assert task is not None
         families.setdefault(row["source"], Counter())[task.family] += 1
-        usable += said[row["id"]]["status"] == "ok"
-        right += world.is_right(said[row["id"]]["text"], task.answer)
+        usable += answers[row["id"]]["status"] == "ok"
+        right += world.is_right(answers[row["id"]]["text"], task.answer)
     return {"answers": usable, "right": right, "families": families}
 
 

@@ -1,12 +1,12 @@
-"""The world's families of tasks: each writes instances without end, whose answers follow from the instruction's text.
+"""The families of synthetic tasks: each writes unlimited instances, whose answers follow from the instruction's text.
 
 Invariants:
-- An instance depends on the random generator alone, and the answer on the instruction alone.
-- No two families read the same instruction.
-- Instructions pass a generator's filter as they stand: four words at least, nothing around them to be cleaned away.
+- An instance depends only on the random generator, and the answer only on the instruction.
+- No instruction belongs to two families.
+- Instructions pass the generator's filter unchanged: at least four words, and no heading or quotation marks.
 
-Families differ in how hard they are for a small student: some copy (JSON, titles), some calculate, some look into
-words.
+Families differ in their difficulty for a small student: some copy (JSON, titles), some calculate, some need a word's
+letters.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Family:
 
     name: str
     wordings: tuple[str, ...]
-    """With ``{field}`` where an instance differs."""
+    """Templates with a ``{field}`` for each variable part."""
     draw: Callable[[Random], dict[str, str]]
     """The fields of an instance."""
     solve: Callable[[Fields], str]
-    """The right answer, from the fields that a wording shows."""
+    """The right answer, from the fields in a wording."""
 
     def write(self, rng: Random) -> str:
         """A new instance's instruction."""
@@ -77,7 +77,7 @@ class Family:
         return rng.choice(self.wordings).format(**fields)
 
     def read(self, instruction: str) -> str | None:
-        """The right answer to an instruction of this family; None for another."""
+        """The right answer to an instruction of this family; None for other instructions."""
         for pattern in self._patterns:
             if match := pattern.fullmatch(instruction):
                 return self.solve(match.groupdict())
@@ -102,7 +102,7 @@ def in_words(number: int) -> str:
 
 
 def from_words(words: str) -> int:
-    """The other way round."""
+    """The inverse of `in_words`."""
     return next(number for number in range(100) if in_words(number) == words)
 
 

@@ -1,4 +1,4 @@
-"""Learning curves as one SVG file that needs nothing else: the teacher's answers across, exact match up."""
+"""Learning curves as one self-contained SVG file: exact match over the number of teacher answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lion_ray.report.svg import Scale, bottom_axis, left_axis, legend, line, mar
 
 WIDTH, PLOT = 720, 300
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
-"""Told apart by people who see colours differently (Okabe and Ito)."""
+"""Distinguishable with colour blindness (Okabe and Ito)."""
 _STYLE = (
     "text{font:12px sans-serif;fill:#333}.grid{stroke:#e4e4e4}.axis{stroke:#888}.name{fill:#666}"
     ".line{fill:none;stroke-width:2}.whisker{stroke-width:1}.back{fill:#fff}"
@@ -20,7 +20,7 @@ _STYLE = (
 
 
 def curves(arms: Mapping[str, Sequence[tuple[float, Estimate]]], title: str) -> str:
-    """The drawing, of each arm's (answers, exact match)."""
+    """The picture of each arm's (answers, exact match)."""
     points = [point for curve in arms.values() for point in curve]
     top = 30 + 16 * len(arms)
     across = Scale(0, max(answers for answers, _ in points) or 1, 56, WIDTH - 20)
@@ -50,7 +50,7 @@ def curves(arms: Mapping[str, Sequence[tuple[float, Estimate]]], title: str) -> 
             parts.append(
                 marker(place, x, y, f"mark {classes[name]}", f"{name}, {answers:.0f} answers: {in_words(figure)}")
             )
-    told = "; ".join(
+    description = "; ".join(
         f"{name}: " + ", ".join(f"{figure.value:.1%}" for _, figure in curve) for name, curve in arms.items()
     )
-    return str(picture("learning", title, told, WIDTH, top + PLOT + 42, *parts)) + "\n"
+    return str(picture("learning", title, description, WIDTH, top + PLOT + 42, *parts)) + "\n"

@@ -1,9 +1,9 @@
-"""What the results come to: exact match by arm and checkpoint with intervals, differences, tables, a picture.
+"""Summarises the results: exact match by arm and checkpoint with intervals, differences, tables, learning curves.
 
 Invariants:
-- Held-out tasks are the same for every arm and seed, so arms are compared task by task: a bootstrap draws tasks, each
-  with what all arms and seeds made of it. The spread over seeds is told apart from it.
-- An arm is compared over the seeds that both have.
+- Held-out tasks are the same for every arm and seed, so arms are compared task by task: the bootstrap resamples tasks.
+  The spread over seeds is shown separately.
+- Two arms are compared on the seeds that both have.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Settings = tuple[float, float]
 
 @dataclass
 class Checkpoint:
-    """A student, and what it got right."""
+    """A student, and the tasks that it got right."""
 
     answers: int
-    """Of the teacher's, that it had been taught with by then."""
+    """Teacher answers that it was trained on so far."""
     right: dict[str, bool] = field(default_factory=dict)
     """By held-out instruction."""
     family: dict[str, str] = field(default_factory=dict)
@@ -44,16 +44,16 @@ class Checkpoint:
 
 @dataclass
 class Outcome:
-    """What one cell came to."""
+    """One cell's result."""
 
     cell: Cell
     seconds: float
     attempt: int
     checkpoints: list[Checkpoint]
     taught: list[Mapping[str, Any]]
-    """Of each imitation."""
+    """The training rows of each imitation."""
     split: list[tuple[int | None, int | None]]
-    """Hard and easy rows, of each checkpoint."""
+    """Numbers of hard and easy rows after each checkpoint."""
 
     @property
     def last(self) -> Checkpoint:
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def outcome(rows: Iterable[Mapping[str, Any]]) -> Outcome:
-    """From the lines of a result."""
+    """Parse the lines of a result."""
     about, *rest = rows
     cell = Cell.of({name: about[name] for name in ("arm", "seed", "error", "noise", "size")})
     found = Outcome(cell, about["seconds"], about["attempt"], [], [], [])
@@ -77,7 +77,7 @@ def outcome(rows: Iterable[Mapping[str, Any]]) -> Outcome:
 
 
 def in_words(figure: Estimate, sign: str = "") -> str:
-    """A share, or a difference of shares, with its interval."""
+    """A share or a difference of shares, with its interval."""
     return f"{figure.value:{sign}.1%} [{figure.low:{sign}.1%}, {figure.high:{sign}.1%}]"
 
 
@@ -87,7 +87,7 @@ def mean_right(checkpoints: Sequence[Checkpoint], family: str | None = None) -> 
 
 
 def difference(ours: Sequence[Checkpoint], theirs: Sequence[Checkpoint]) -> Estimate:
-    """How much larger our share is, task by task."""
+    """The mean difference of the two shares, paired by task."""
     return _figure(_by_task(ours) - _by_task(theirs))
 
 
@@ -113,7 +113,7 @@ def by_settings(outcomes: Iterable[Outcome]) -> dict[Settings, dict[str, list[Ou
 
 
 def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
-    """Markdown: a line for each arm and settings."""
+    """A Markdown table with a row for each arm and settings."""
     lines = [
         "| teacher's error | judge's noise | arm | seeds | teacher's answers | by checkpoint "
         f"| last, exact match | sd of seeds | against {BASELINE} | minutes, last attempt |",
@@ -140,7 +140,7 @@ def arms_table(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def families_table(outcomes: Iterable[Outcome], settings: Settings) -> list[str]:
-    """Markdown: exact match of the last students by family, and how many new rows of it each arm was taught."""
+    """A Markdown table of the last students' exact match by family, with each arm's new rows of the family."""
     arms = by_settings(outcomes).get(settings, {})
     lines = ["| family | base | " + " | ".join(arms) + " |", "| --- |" + " --- |" * (len(arms) + 1)]
     every = [one.checkpoints[0] for runs in arms.values() for one in runs]
@@ -155,7 +155,7 @@ def families_table(outcomes: Iterable[Outcome], settings: Settings) -> list[str]
 
 
 def new_rows(one: Outcome) -> dict[str, int]:
-    """By family, the generated rows that were trained on."""
+    """The number of generated training rows by family."""
     found: dict[str, int] = {}
     for taught in one.taught:
         for source, families in taught["families"].items():
@@ -170,7 +170,7 @@ def _range(numbers: Iterable[int]) -> str:
     return f"{every[0]}" if len(every) == 1 else f"{every[0]} to {every[-1]}"
 
 
-# --- what a picture shows
+# --- learning curves
 
 
 def curve(runs: Sequence[Outcome]) -> list[tuple[float, Estimate]]:

@@ -1,9 +1,9 @@
-"""The world: its tasks by seed, the truth about an answer, a teacher's slips and a judge's scores. Pure.
+"""The synthetic tasks: drawing them by seed, checking answers, and simulating a teacher's errors and a judge's scores.
 
 Invariants:
-- Everything follows from its arguments: the same seed gives the same tasks, the same instruction the same slip, and the
-  same pair of texts the same noise.
-- What is held out is drawn first and is the same for every seed of training; no training task is one of it.
+- Functions are pure: the same seed gives the same tasks, the same instruction the same error, and the same pair of
+  texts the same noise.
+- Held-out tasks are drawn first and are the same for every seed; no training task is among them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from bench.learning.families import BY_NAME, FAMILIES
 
 BEST, WORST = 10.0, 1.0
 NEARLY = 9.5
-"""What a wrong answer gets at most."""
+"""The maximum score of a wrong answer."""
 
 
 class Task(NamedTuple):
-    """An instruction of the world, and its right answer."""
+    """An instruction and its right answer."""
 
     family: str
     instruction: str
@@ -31,12 +31,12 @@ class Task(NamedTuple):
 
 
 def rng_of(*parts: object) -> Random:
-    """A random generator that depends on `parts` alone."""
+    """A random generator that depends only on `parts`."""
     return Random(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest())
 
 
 def read(instruction: str) -> Task | None:
-    """The task that an instruction is; None for one of another world."""
+    """The task with this instruction; None if it is not a synthetic task."""
     for family in FAMILIES:
         if (answer := family.read(instruction)) is not None:
             return Task(family.name, instruction, answer)
@@ -44,7 +44,7 @@ def read(instruction: str) -> Task | None:
 
 
 def tasks(rng: Random, family: str | None = None, known: Collection[str] = ()) -> Iterator[Task]:
-    """Different tasks without end, of one family or of all in turn, in random order; none of `known`."""
+    """Yields distinct tasks endlessly, of one family or of all in random order; none of `known`."""
     seen = set(known)
     while True:
         names = [family] if family else rng.sample(list(BY_NAME), len(BY_NAME))
@@ -54,7 +54,7 @@ def tasks(rng: Random, family: str | None = None, known: Collection[str] = ()) -
                 if instruction not in seen:
                     break
             else:
-                raise ValueError(f"{name}: there are hardly any other tasks left")
+                raise ValueError(f"{name}: hardly any new tasks are left")
             seen.add(instruction)
             task = read(instruction)
             assert task is not None
@@ -62,7 +62,7 @@ def tasks(rng: Random, family: str | None = None, known: Collection[str] = ()) -
 
 
 def heldout(per_family: int) -> list[Task]:
-    """What nobody trains on, family by family."""
+    """The held-out tasks, family by family."""
     found = []
     for name in BY_NAME:
         drawn = tasks(rng_of("held out", name), name)
@@ -71,13 +71,13 @@ def heldout(per_family: int) -> list[Task]:
 
 
 def pool(rows: int, seed: int, known: Collection[str]) -> list[Task]:
-    """The user's own tasks: as many of each family as can be."""
+    """The user's seed tasks, balanced over the families."""
     drawn = tasks(rng_of("pool", seed), known=known)
     return [next(drawn) for _ in range(rows)]
 
 
 def normalised(text: str) -> str:
-    """A text without what is no part of an answer: outer and repeated spaces, a full stop at the end."""
+    """A text without outer and repeated spaces and without a final full stop."""
     return re.sub(r"\s+", " ", text).strip().removesuffix(".").rstrip()
 
 
@@ -86,7 +86,7 @@ def is_right(answer: str, truth: str) -> bool:
 
 
 def slip(task: Task, rng: Random) -> str:
-    """A wrong answer as somebody might give it: a digit, a letter or two words that are not as they should be."""
+    """A plausible wrong answer: with a changed digit, a missing or repeated letter, or two words swapped."""
     apart = ", " if ", " in task.answer else " "
     words = task.answer.split(apart)
     for _ in range(100):
@@ -102,20 +102,20 @@ def slip(task: Task, rng: Random) -> str:
             at = rng.randrange(len(words))
             word, place = words[at], rng.randrange(len(words[at]))
             changed[at] = rng.choice((word[:place] + word[place + 1 :], word[: place + 1] + word[place:]))
-        said = apart.join(changed)
-        if said.strip() and not is_right(said, task.answer):
-            return said
-    raise ValueError(f"{task.answer!r} cannot be mistaken")
+        answer = apart.join(changed)
+        if answer.strip() and not is_right(answer, task.answer):
+            return answer
+    raise ValueError(f"no wrong answer found for {task.answer!r}")
 
 
 def taught(task: Task, error: float, seed: int) -> str:
-    """What a teacher answers who is wrong in a share `error` of the tasks: always in the same."""
+    """The answer of a teacher who is wrong in a fixed share `error` of the tasks."""
     rng = rng_of("teacher", seed, task.instruction)
     return slip(task, rng) if rng.random() < error else task.answer
 
 
 def score(task: Task, answer: str) -> float:
-    """A judge's points for an answer: all for a right one, for another the more the nearer its text is."""
+    """A judge's score without noise: the maximum for a right answer, else by text similarity."""
     if is_right(answer, task.answer):
         return BEST
     near = difflib.SequenceMatcher(None, normalised(answer), normalised(task.answer), autojunk=False).ratio()
@@ -123,7 +123,7 @@ def score(task: Task, answer: str) -> float:
 
 
 def judged(task: Task, answers: tuple[str, str], noise: float, seed: int) -> tuple[float, float]:
-    """Both answers' points, each with Gaussian noise of this deviation, within the scale and to one decimal."""
+    """Both answers' scores with Gaussian noise of this deviation, clipped to the scale and rounded to one decimal."""
     rng = rng_of("judge", seed, task.instruction, *answers)
     one, other = (min(BEST, max(WORST, score(task, text) + rng.gauss(0, noise))) for text in answers)
     return round(one, 1), round(other, 1)

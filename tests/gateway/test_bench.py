@@ -76,13 +76,13 @@ def test_goals() -> None:
     assert missed(replace(GOOD, without_latency=absent)) == ["0 ms: rows/s at least oumi's"]
     assert not missed(replace(GOOD, without_latency=absent), skipped={"oumi": "not asked for"})
     slow = {"gateway": {"rounds_rows_per_s": [2950.0, 2900.0, 1000.0, 2800.0, 2000.0]}}
-    share = "50 ms, 256 in flight: share of what latency or 0 ms allow"
+    share = "50 ms, 256 in flight: share of the rate that the latency allows"
     assert missed(replace(GOOD, with_latency=slow)) == [share]
     assert missed(replace(GOOD, with_latency={"gateway": {"reason": "it broke"}})) == [share]
     assert not missed(replace(GOOD, with_latency={"gateway": {"rounds_rows_per_s": [100.0]}})), "one run is no measure"
     assert missed(replace(GOOD, memory={"grown_mb": 101.0})) == ["memory: MB from few calls to many"]
     assert missed(GOOD, replace(KILLED, lost=1)) == ["kills: results lost"]
-    assert missed(GOOD, replace(KILLED, bought_twice=7)) == ["kills: bought twice"]
+    assert missed(GOOD, replace(KILLED, bought_twice=7)) == ["kills: sent twice"]
 
 
 def test_what_latency_allows() -> None:

@@ -144,7 +144,7 @@ async def test_an_interrupted_evaluation_keeps_what_was_paid_for(stub: StubAPI, 
         (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--data", "none"], 3, "it has no file of bbh"),
         (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--judge", "x"], 2, "--suite bbh takes --data"),
         (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--temperature", "1"], 2, "runs at temperature 0"),
-        (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--dtype", "float16"], 2, "--prompt and --dtype are for models"),
+        (["http://127.0.0.1:9/v1#m", "--suite", "bbh", "--dtype", "float16"], 2, "--dtype are only for models"),
         (["http://127.0.0.1:9/v1", "--suite", "bbh", "--data", "x"], 2, "name its model"),
     ],
 )

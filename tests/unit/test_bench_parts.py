@@ -24,7 +24,7 @@ def test_goals_hold_or_not_or_were_not_measured() -> None:
     assert promised.all_ok([goals[0], goals[2]])
     said = json.loads(promised.last_line({"x": 1}, goals, quick=True))
     assert (said["ok"], said["quick"], said["x"], said["goals"]["c"]["note"]) == (False, True, 1, "no peer")
-    assert [line.split()[0] for line in promised.lines(goals)] == ["held", "MISSED", "not"]
+    assert [line.split()[0] for line in promised.lines(goals)] == ["met", "MISSED", "not"]
 
 
 def test_texts_follow_from_their_seed() -> None:

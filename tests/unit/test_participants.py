@@ -147,7 +147,7 @@ def test_a_model_folder(tmp_path: Path) -> None:
     assert without.served.prompt == "instruction" == find(tmp_path / "bare").served.prompt  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="no chat template"):
         find(tmp_path / "bare", prompt="chat")
-    with pytest.raises(ConfigError, match="--iteration is for runs"):
+    with pytest.raises(ConfigError, match="--iteration is only for runs"):
         find(tmp_path / "tiny", iteration=1)
 
 
