@@ -277,9 +277,7 @@ class Client:
     async def _fly(self, key: str, call: Call, flight: _Flight) -> Outcome:
         try:
             while True:
-                known = await self._journal.get(key)
-                if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
-                    known = await self._journal.get(key)  # another run that shares the journal may have bought it
+                known = await self._known(key)
                 if known is not None:
                     self._stats.replayed += 1
                     self._on_event(Event("replayed", key, call.role))
@@ -289,8 +287,19 @@ class Client:
         finally:
             self._forget(key, flight)
 
+    async def _known(self, key: str) -> Completion | None:
+        known = await self._journal.get(key)
+        if known is None and await self._journal.refresh_if_older(JOURNAL_REFRESH_S):
+            known = await self._journal.get(key)  # another run that shares the journal may have bought it
+        return known
+
+    async def _look(self, key: str) -> None:
+        if await self._known(key) is not None:
+            raise InJournal
+
     async def _buy(self, key: str, call: Call, flight: _Flight) -> Outcome:
         account = Account(self._run, call.role, call.stage)
+        flight.attempt.look = partial(self._look, key)
         flight.attempt.lose = partial(self._journal.lose, account, self.name)
         bought = await self._sender.buy(key, call, flight.attempt, partial(self._journal.put, account=account))
         if isinstance(bought, Failure):

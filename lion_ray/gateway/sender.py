@@ -65,6 +65,10 @@ async def _nothing_kept(usd: float) -> None:
     """The default for `Attempt.lose`: records nothing."""
 
 
+async def _nothing_new() -> None:
+    """The default for `Attempt.look`: nobody else buys."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """State that the owner of a call and its sender share."""
@@ -77,6 +81,8 @@ class Attempt:
     """Whether to wait through an outage; if not, it ends in a Failure with the reason `DOWN`."""
     lose: Callable[[float], Awaitable[None]] = _nothing_kept
     """Durably records the US dollars that an attempt of unknown outcome may have cost."""
+    look: Callable[[], Awaitable[None]] = _nothing_new
+    """Called before each attempt, which may have waited long: raises InJournal if another process has bought it."""
 
 
 class Sender:
@@ -124,7 +130,8 @@ class Sender:
         """Send the call, with retries, and store its answer with `keep`; returns the answer or a Failure.
 
         Raises EndpointError if the endpoint refuses every call or is down for too long, BudgetError at the cap,
-        InfrastructureError if this answer or an earlier one could not be stored.
+        InfrastructureError if this answer or an earlier one could not be stored, InJournal if another process that
+        shares the journal was faster.
         """
         body = self._length_field.rename(wire_body(call, self.config))
         shape = shape_of(body)
@@ -180,11 +187,15 @@ class Sender:
             except BaseException:
                 await self._purse.settle(worst)
                 raise
-            if not self._purse.fits(worst):
+            try:
+                await attempt.look()
+                fits = self._purse.fits(worst)
+            except BaseException:
+                await self._withdraw(probe, worst)
+                raise
+            if not fits:
                 # Meanwhile another call's answer has shown that this one may cost more.
-                self.limiter.ended()
-                self.breaker.abandoned(probe)
-                await self._purse.settle(worst)
+                await self._withdraw(probe, worst)
                 continue
             attempt.committed = True
             result = await self._send(key, call, body, ticket, probe, worst, attempt)
@@ -238,6 +249,12 @@ class Sender:
                 self.breaker.abandoned(probe)
                 raise
             return granted, probe
+
+    async def _withdraw(self, probe: int, worst: Reserved) -> None:
+        """An admitted attempt is not sent."""
+        self.limiter.ended()
+        self.breaker.abandoned(probe)
+        await self._purse.settle(worst)
 
     async def _send(
         self,
@@ -322,6 +339,7 @@ class Sender:
         lost: NotDone | None = None
         started = self._clock()
         try:
+            await attempt.look()
             # Not committed while it waits: a batch outlives this process, and the next start resumes it.
             reply = await batches.chat(key, body, live=not call.batch)
             attempt.committed = True

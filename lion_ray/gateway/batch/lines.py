@@ -40,7 +40,7 @@ class NotDone(TransportError):  # noqa: N818 - it names an answer, not a mistake
 
 
 class InJournal(Exception):  # noqa: N818 - it names an answer, not a mistake
-    """Another process that shares the journal has fetched this answer of a batch and journaled it."""
+    """Another process that shares the journal has bought this answer, or fetched it of a batch, and journaled it."""
 
 
 def request_line(key: str, body: dict[str, Any]) -> bytes:
