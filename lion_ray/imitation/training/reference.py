@@ -43,8 +43,10 @@ def log_probabilities(
     return [(chosen, rejected) for chosen, rejected in found]
 
 
-def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]]) -> list[Sample]:
+def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]]) -> Sequence[Sample]:
     """The samples, each pair with its log-probabilities in the column `REFERENCE`."""
+    if not found:
+        return samples
     left = iter(found)
     return [
         sample if sample.rejected is None else sample._replace(columns={**sample.columns, REFERENCE: tuple(next(left))})
