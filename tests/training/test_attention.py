@@ -94,7 +94,9 @@ def test_flex_attention_cannot_train_on_a_cpu(tiny, batch, monkeypatch):
         chosen(load_model(tiny, CPU), batch, "flex", monkeypatch)
 
 
-def test_on_a_cpu_nothing_is_tried(tiny, batch):
+def test_on_a_cpu_nothing_is_tried(tiny, batch, monkeypatch):
     model = load_model(tiny, CPU)
-    assert attention.choose(model, "auto", None, None, CPU, None, None) == "sdpa"
+    monkeypatch.setattr(attention, "use", None)
+    assert chosen(model, batch, "auto", monkeypatch) == "sdpa"
+    monkeypatch.undo()
     assert attention.available(model, CPU) == []

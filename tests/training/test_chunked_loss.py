@@ -92,8 +92,15 @@ def test_preferences_in_chunks_are_the_whole(tiny, samples):
 
 def test_a_model_that_changes_its_logits_goes_without_chunks(samples):
     torch.manual_seed(1)
-    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    config = GraniteConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, logits_scaling=4.0)
+    config = GraniteConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        logits_scaling=4.0,
+    )
     model = GraniteForCausalLM(config)
     batch = collate(pack(samples, 256))
     whole, _, _ = loss_and_gradients(model, CrossEntropy(), batch, 0)

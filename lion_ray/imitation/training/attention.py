@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -206,12 +206,12 @@ def _varlen(
         raise NotImplementedError("no soft cap, sink or dropout in attention")
     rows, _, width, size = query.shape
     dtype = _arithmetic(query)
-    flat = [one.transpose(1, 2).flatten(0, 1).to(dtype) for one in (query, key, value)]
+    q, k, v = (one.transpose(1, 2).flatten(0, 1).to(dtype) for one in (query, key, value))
     half = query.is_cuda and dtype in (torch.bfloat16, torch.float16)
     attend = _half_kernel(kernel) if half else _one_by_one
     scale = size**-0.5 if scaling is None else scaling
     left = -1 if sliding_window is None else sliding_window - 1
-    found = attend(*flat, kwargs["cu_seq_lens_q"], kwargs["max_length_q"], scale, left)
+    found = attend(q, k, v, kwargs["cu_seq_lens_q"], kwargs["max_length_q"], scale, left)
     return found.unflatten(0, (rows, width)), None
 
 
@@ -231,9 +231,10 @@ def _one_by_one(
         mask = None
         if 0 <= left < n - 1:
             mask = torch.ones(n, n, dtype=torch.bool, device=q.device).tril().triu(-left)
-        heads = [x.transpose(0, 1).unsqueeze(0) for x in one]
+        query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in one)
+        shared = q.shape[1] != k.shape[1]
         out = F.scaled_dot_product_attention(
-            *heads, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=shared
         )
         found.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(found)
@@ -263,7 +264,7 @@ def _half_kernel(name: str) -> Varlen:
 def _torch_varlen() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn
+    return cast("Callable[..., torch.Tensor]", varlen_attn)  # a pair only where it is asked for
 
 
 @torch.compiler.disable  # it is compiled by itself
@@ -301,7 +302,7 @@ def _flex_kernel(kind: str) -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Without compilation it makes every score; on a CPU it is for tests alone (it has no backward pass there).
-    return flex_attention if kind == "cpu" else torch.compile(flex_attention)
+    return cast("Callable[..., torch.Tensor]", flex_attention if kind == "cpu" else torch.compile(flex_attention))
 
 
 def _flex_mask(

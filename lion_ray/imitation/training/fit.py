@@ -35,7 +35,7 @@ from lion_ray.imitation.objectives.policy_gradient import PolicyGradient
 from lion_ray.imitation.training import output, state
 from lion_ray.imitation.training.balance import Shares, micro_batches, share_out
 from lion_ray.imitation.training.checkpoints import Checkpoints, Report
-from lion_ray.imitation.training.data import Sample, count_steps, digest, encode, step_batches
+from lion_ray.imitation.training.data import Sample, count_steps, encode, step_batches
 from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak
 from lion_ray.imitation.training.held import hold
 from lion_ray.imitation.training.model import LabelledLogits, World, check_length, check_packing, default_device
@@ -44,6 +44,7 @@ from lion_ray.imitation.training.reference import log_probabilities, token_log_p
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import choose_attention, loss_rows, set_allocator, tensor_cores
+from lion_ray.imitation.training.tokens import count_pairs, digest_of, extremes, tokenise
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
 
@@ -95,21 +96,21 @@ def _train(
 
     objective = load_objective(spec.objective, Path(spec.base_dir))
     prompter = Prompter.load(spec.model_dir, spec.prompt, spec.base_dir)
-    samples, dropped = encode(rows, prompter, spec.max_length, spec.truncated, spec.loss_on)
+    samples, dropped = tokenise(rows, prompter, spec)
     if not samples:
         why = f"none of {len(rows)} answers can be trained on: {dropped}" if rows else "no answer is left to train on"
         raise DataError(why)
     heldout, heldout_dropped = encode(heldout_rows, prompter, spec.max_length, spec.truncated)
-    fingerprint = spec.fingerprint(digest(samples))
+    fingerprint = spec.fingerprint(digest_of(samples))
     # After the fingerprint: with `auto`, a fit may resume on a machine that chooses another precision.
     chosen = world.from_first(resolve_precision(spec.precision, gpu=device.type == "cuda") if world.rank == 0 else None)
     spec = dataclasses.replace(spec, precision=chosen)
 
     held = hold(spec, world, device)
     model = held.measured()
-    check_length(model, [*samples, *heldout], spec.max_length)
+    check_length(model, [*extremes(samples), *heldout], spec.max_length)
     kernel = choose_attention(model, samples, spec, device, world)
-    check_packing(model, samples, device)
+    check_packing(model, extremes(samples), device)
     if restore is None:
         progress = state.Progress(fingerprint)
         if heldout_before is None:
@@ -139,7 +140,7 @@ def _train(
     metrics = {
         "steps": progress.step,
         "samples": len(samples),
-        "pairs": sum(sample.rejected is not None for sample in samples),
+        "pairs": count_pairs(samples),
         "dropped": dropped,
         "heldout_samples": len(heldout),
         "heldout_dropped": heldout_dropped,
@@ -180,7 +181,7 @@ def learning_rate(spec: TrainSpec, step: int, steps: int) -> float:
 def _run(
     spec: TrainSpec,
     objective: Objective,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: state.Progress,
@@ -188,8 +189,8 @@ def _run(
     roll: Roll,
     device: torch.device,
     speed: Speedometer,
-) -> None:
-    """Run the remaining steps."""
+) -> float:
+    """Run the remaining steps. Returns the seconds spent in them, without checkpoints."""
     world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
     logits = LabelledLogits(model, loss_rows(model, spec.logits_at_once, device))

@@ -112,22 +112,22 @@ class Speedometer:
         self._flops = flops
         self._peak = peak * processes if peak else None
         self._tokens = 0
-        self._needed = self._seconds = 0.0
+        self._needed = self.seconds = 0.0
 
     def step(self, samples: Sequence[Sample], seconds: float) -> dict[str, float]:
         """Count a step that took `seconds`; returns its metrics."""
         tokens = sum(sample.size for sample in samples)
         needed = self._flops.of_samples(samples) if self._peak else 0.0
-        self._tokens, self._needed, self._seconds = (
+        self._tokens, self._needed, self.seconds = (
             self._tokens + tokens,
             self._needed + needed,
-            self._seconds + seconds,
+            self.seconds + seconds,
         )
         return self._metrics(tokens, needed, seconds)
 
     def overall(self) -> dict[str, float]:
         """The metrics of all steps together; checkpoints between them do not count."""
-        return self._metrics(self._tokens, self._needed, self._seconds)
+        return self._metrics(self._tokens, self._needed, self.seconds)
 
     def _metrics(self, tokens: int, needed: float, seconds: float) -> dict[str, float]:
         found = {"tokens_per_second": tokens / seconds if seconds else 0.0}
@@ -163,6 +163,6 @@ def _attention(config: Any) -> tuple[float, tuple[tuple[int, float], ...]]:
     layers = getattr(config, "layer_types", None) or [usual] * int(getattr(config, "num_hidden_layers", 0) or 0)
     cost = 12.0 * heads * size
     full, sliding = layers.count("full_attention"), layers.count("sliding_attention")
-    if sliding and not window:
-        full, sliding = full + sliding, 0
+    if not window:
+        return cost * (full + sliding), ()
     return cost * full, (((int(window), cost * sliding),) if sliding else ())

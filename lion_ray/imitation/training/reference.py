@@ -72,11 +72,13 @@ def token_log_probabilities(
     return [whole[begin:end] for begin, end in pairwise(begins)]
 
 
-def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]], *, per_token: bool) -> list[Sample]:
+def with_reference(samples: Sequence[Sample], found: Sequence[Sequence[float]], *, per_token: bool) -> Sequence[Sample]:
     """The samples, with their log-probabilities in the column `REFERENCE`: each pair, or with `per_token` each one."""
     if per_token:
         each = zip(samples, found, strict=True)
         return [sample._replace(columns={**sample.columns, REFERENCE: list(before)}) for sample, before in each]
+    if not found:
+        return samples
     left = iter(found)
     return [
         sample if sample.rejected is None else sample._replace(columns={**sample.columns, REFERENCE: tuple(next(left))})
