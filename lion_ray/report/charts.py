@@ -242,8 +242,8 @@ def bars(
     return picture(key, title, f"{unit}. {values}.", WIDTH, bottom + 40, *parts)
 
 
-def _legend_entry(x: float, y: float, class_: str, words: str) -> Markup:
-    return tag("circle", cx=x, cy=y - 4, r=5, class_=f"dot {class_}") + text(x + 9, y, words, class_="legend")
+def _legend_entry(x: float, y: float, class_: str, label: str) -> Markup:
+    return tag("circle", cx=x, cy=y - 4, r=5, class_=f"dot {class_}") + text(x + 9, y, label, class_="legend")
 
 
 def _whisker(x: float, low: float, high: float, class_: str) -> Markup:

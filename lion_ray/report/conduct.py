@@ -89,7 +89,7 @@ def _calibration(found: dict[str, Any]) -> Table:
     }
     sources = [(title, found.get(key)) for key, title in (("labelled", "labelled pairs"), ("rows", "this run's rows"))]
     measured = [(title, one) for title, one in sources if isinstance(one, dict)]
-    rows = [(words, *(_estimate(one.get(key)) for _, one in measured)) for key, words in names.items()]
+    rows = [(label, *(_estimate(one.get(key)) for _, one in measured)) for key, label in names.items()]
     taus = [one.get("tau") for _, one in measured]
     rows.append(
         ("recommended τ, by noise", *(_estimate(t.get("recommended") if isinstance(t, dict) else None) for t in taus))
@@ -202,11 +202,11 @@ def unused(facts: Facts) -> Section | None:
         "contaminated": "your pool: too similar to an evaluation question",
         "in_heldout": "your pool: also in the held-out set",
     }
-    for key, words in reversed(names.items()):
+    for key, label in reversed(names.items()):
         left_out = facts.imported.get(key) or 0
         # Contaminated rows are counted by reason.
         number = sum(left_out.values()) if isinstance(left_out, dict) else left_out
-        rows = [("0", words, count(number)), *rows] if number else rows
+        rows = [("0", label, count(number)), *rows] if number else rows
     if not rows:
         return None
     table = Table(("iteration", "stage and reason", "rows"), rows, text_columns=2)

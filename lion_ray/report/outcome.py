@@ -221,7 +221,7 @@ def _judged_flow(facts: Facts, column: int, iteration: int) -> Figure:
     places = pc.fill_null(pc.index_in(gaps.ids[pool], value_set=lineage.ids), 0).to_numpy()
     sources = np.asarray(lineage.rows["source"].to_pylist(), dtype=object)[places]
     hard, known = gaps.hard()[pool, column], ~np.isnan(gaps.values[pool, column])
-    left = [Group(words, f"s{place + 1}") for place, words in enumerate(ORIGINS.values())]
+    left = [Group(label, f"s{place + 1}") for place, label in enumerate(ORIGINS.values())]
     right = [Group("hard", "hard"), Group("easy", "easy"), Group("without a verdict", "s5")]
     rows = {
         (source, side): int(((sources == name) & mask).sum())

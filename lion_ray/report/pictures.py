@@ -64,7 +64,7 @@ def flow(
         for one in (0, 1)
     ]
     x0, x1 = 2 + _BAR, FLOW_WIDTH - 2 - _BAR
-    ribbons, words = [], []
+    ribbons, labels = [], []
     taken = [list(at[0]), list(at[1])]
     for (source, target), size in sorted(rows.items()):
         if size:
@@ -85,7 +85,7 @@ def flow(
             middle = tops[side][place] + slots[side][place] / 2
             beside = x0 + 5 if side == 0 else x1 - 5
             count_text = f"{size:,} ({size / total:.0%})"
-            words += [
+            labels += [
                 bar,
                 text(beside, middle - 2, group.label, at=anchor, class_="over label", limit=30),
                 text(beside, middle + 12, count_text, at=anchor, class_="over value"),
@@ -95,7 +95,7 @@ def flow(
         for (source, target), size in sorted(rows.items())
         if size
     )
-    return picture(key, title, f"{total:,} in all. {description}.", FLOW_WIDTH, height, *ribbons, *words)
+    return picture(key, title, f"{total:,} in all. {description}.", FLOW_WIDTH, height, *ribbons, *labels)
 
 
 def timeline(key: str, title: str, spans: Sequence[Span], *, wide: bool) -> Markup | None:

@@ -49,10 +49,10 @@ def picture(key: str, title: str, description: str, width: float, height: float,
     )
 
 
-def text(x: float, y: float, words: str, *, at: str = "start", class_: str = "", limit: int = 60) -> Markup:
+def text(x: float, y: float, content: str, *, at: str = "start", class_: str = "", limit: int = 60) -> Markup:
     """A text, anchored `at` start, middle or end. A shortened text has the full one as its title."""
-    shown = short(harmless(words), limit)
-    whole = [tag("title", words)] if shown != words else []
+    shown = short(harmless(content), limit)
+    whole = [tag("title", content)] if shown != content else []
     return tag("text", shown, *whole, x=x, y=y, text_anchor=at, class_=class_ or None)
 
 
@@ -126,9 +126,9 @@ def bottom_axis(
 def legend(entries: Sequence[tuple[str, str]], x: float, y: float) -> Markup:
     """Entries (class, text) one below the other, each with its marker."""
     return Markup("").join(
-        marker(place, x, y + 16 * place - 4, f"mark {class_}", words)
-        + text(x + 10, y + 16 * place, words, class_="legend", limit=50)
-        for place, (class_, words) in enumerate(entries)
+        marker(place, x, y + 16 * place - 4, f"mark {class_}", content)
+        + text(x + 10, y + 16 * place, content, class_="legend", limit=50)
+        for place, (class_, content) in enumerate(entries)
     )
 
 
