@@ -192,8 +192,8 @@ class BatchQueue:
             # An unfinished call of one batch is also in the next batch's record: the newest one holds it.
             self._where.update((key, record.nonce) for key in record.keys)
             if unsettled:
-                told = record.batch_id or "perhaps created"
-                self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls wait for it")
+                name = record.batch_id or "perhaps created"
+                self._say(f"a batch of an earlier start is open ({name}): {len(unsettled)} calls wait for it")
             else:
                 self._start_closing(batch)
 

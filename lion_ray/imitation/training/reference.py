@@ -1,7 +1,7 @@
-"""Log-probabilities of both answers of each pair under the model as it comes, before a fit changes it.
+"""Reference log-probabilities: of both answers of each pair, under the model before the fit.
 
-Invariant: computed once per fit. They are part of its checkpoints (`state.Progress`), so that a restored fit goes on
-with the same numbers, whatever machine it is on.
+Invariant: computed once per fit. They are part of its checkpoints (`state.Progress`), so that a restored fit continues
+with the same numbers on any machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 
 Pairs = list[tuple[float, float]]
-"""(chosen, rejected), in nats, of each sample that is a pair, in their order."""
+"""(chosen, rejected) in nats, for each sample that is a pair, in order."""
 
 
 @torch.no_grad()
