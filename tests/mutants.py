@@ -1,17 +1,17 @@
-"""Mutation testing: how many small faults, put into the code one at a time, the quick tests notice.
+"""Mutation testing: the share of small faults, injected one at a time, that the fast tests detect.
 
-``make mutants SAMPLE=300`` tests so many, drawn from all with the same chance for each, and says how far the share in
-all may be from the share in the sample; ``SEED=2`` draws others. ``make mutants`` tests every one;
-``make mutants MUTATE=lion_ray/gateway/ledger.py TESTED=tests/gateway/test_ledger.py`` looks at one module. It works in
-``.mutants``, a copy of the files that git tracks. What is not sampled goes on there where it was cut off, and a mutant
-whose function has not changed is not tested again; a sample always is.
+``make mutants SAMPLE=300`` tests a uniform random sample and reports the share with a confidence interval; ``SEED=2``
+draws another sample. ``make mutants`` tests all mutants;
+``make mutants MUTATE=lion_ray/gateway/ledger.py TESTED=tests/gateway/test_ledger.py`` tests one module. It works in
+``.mutants``, a copy of the files that git tracks. Without a sample an interrupted run resumes there, and a mutant whose
+function has not changed is not tested again; a sample is always tested.
 
-The figure is the share of mutants that a test failed for, or that ran for ever; one that no test reaches is a survivor.
-Faults in the text of an error or of a log line count like any other (455 of 14,105). Which tests reach a function is
-seen in the tests' own process alone, and tests that are LEFT_OUT notice nothing: both make the share smaller.
+A mutant is detected if a test fails or times out; a mutant that no test reaches is a survivor. Faults in the texts of
+errors and log lines count too (455 of 14,105). Coverage is recorded only in the tests' own process, and EXCLUDED tests
+do not run: both lower the share.
 
 The mutants are mutmut's (the `mutants` extra), each in a process forked from one that has imported the tests. mutmut
-loads this module into its pytest too: a mutant's quickest tests run first, and the first that fails ends it.
+loads this module into its pytest too: a mutant's fastest tests run first, and the first failure ends it.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ MUTATE = (
     "lion_ray/core/store.py",
 )
 TESTED = ("tests/unit", "tests/gateway")
-LEFT_OUT = (
-    # They read the package's source files, which hold every mutant at once there: eleven times the text.
+EXCLUDED = (
+    # They read the package's source files, which contain all mutants there: eleven times the text.
     "tests/unit/test_foreign_code.py",
     "tests/unit/test_imports.py",
     "tests/unit/test_layout.py",
     "tests/unit/test_terminal.py::test_nothing_prints_past_it",
-    # Whole histories and random bytes, through nearly every function: seconds to minutes for each mutant that survives.
+    # Simulations and random bytes reach nearly every function: seconds to minutes for each surviving mutant.
     "tests/gateway/test_simulated_seeds.py",
     "tests/unit/test_fuzz_targets.py",
-    # They start a process for each case, where mutmut cannot see which functions are reached.
+    # They start a process for each case, where mutmut cannot record coverage.
     "tests/unit/test_cli.py",
 )
-"""Tests that no mutant is shown: what they alone would notice counts as a survivor."""
+"""Tests that do not run: faults that only they would detect count as survivors."""
 AT_LEAST = 0.9
-NOTICED = ("killed", "timeout", "segfault")
-"""What mutmut calls a mutant that a test failed for, that ran out of time, and that ended the process of its tests."""
-# What `mutmut run` does first; it has no command for that alone.
+DETECTED = ("killed", "timeout", "segfault")
+"""mutmut's verdicts for a mutant that failed a test, timed out, or ended its tests' process."""
+# The first step of `mutmut run`, which has no command of its own.
 MAKE = """
 from mutmut import __main__ as mutmut
 mutmut.set_mutant_under_test("mutant_generation")
@@ -68,15 +68,15 @@ with mutmut.CatchOutput(spinner_title="Generating mutants"):
 
 
 def pytest_configure() -> None:
-    """While mutmut asks which tests reach which function, it does so in this process alone: another, which a test
-    starts, has no settings of mutmut's where it runs."""
+    """While mutmut records coverage, hide that from processes that tests start: they run in folders without mutmut's
+    settings."""
     if os.environ.get("MUTANT_UNDER_TEST") == "stats":
-        del os.environ["MUTANT_UNDER_TEST"]  # it is known to this process without
+        del os.environ["MUTANT_UNDER_TEST"]  # this process has read it already
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quickest tests first, by the tenfold, and file by file: files have fixtures that their tests share."""
+    """Sort tests by duration (in powers of ten), then by file, because a file's tests share fixtures."""
     known = Path("mutmut-stats.json")
     took = json.loads(known.read_text())["duration_by_test"] if known.exists() else {}
 
@@ -87,48 +87,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=slowness)
 
 
-def settings(mutate: list[str], tested: list[str], beside: list[str]) -> str:
-    """mutmut's section of pyproject.toml; `beside` is what the tests need next to the code."""
+def settings(mutate: list[str], tested: list[str], others: list[str]) -> str:
+    """mutmut's section of pyproject.toml; `others`: further files and folders that the tests need."""
     known = {
         "source_paths": ["lion_ray"],
         "only_mutate": mutate,
-        "also_copy": beside,
+        "also_copy": others,
         "pytest_add_cli_args": [
             *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "tests.mutants", "--timeout", "120"),
-            *(part for name in LEFT_OUT for part in ("--deselect", name)),
+            *(part for name in EXCLUDED for part in ("--deselect", name)),
         ],
         "pytest_add_cli_args_test_selection": tested,
-        # Some tests have started threads by the time that the next is forked.
+        # Some tests have started threads when the next process is forked.
         "process_isolation": "forkserver",
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in known.items()]
     return "\n".join(["", "[tool.mutmut]", *lines, ""])
 
 
-def lay_out(mutate: list[str], tested: list[str]) -> None:
-    """Copy what git tracks into `PLACE`, as it is in the working tree; what mutmut left there stays."""
+def copy_project(mutate: list[str], tested: list[str]) -> None:
+    """Copy the files that git tracks from the working tree into `PLACE`; mutmut's own files there stay."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
     names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
     for name in names:
         (PLACE / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, PLACE / name)
-    beside = sorted({name.split("/")[0] for name in names} - {"lion_ray", "tests", "pyproject.toml"})
+    others = sorted({name.split("/")[0] for name in names} - {"lion_ray", "tests", "pyproject.toml"})
     with (PLACE / "pyproject.toml").open("a") as project:
-        project.write(settings(mutate, tested, beside))
+        project.write(settings(mutate, tested, others))
 
 
-def mutmut(*words: str) -> list[str]:
-    return [sys.executable, "-m", "mutmut", *words]
+def mutmut(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mutmut", *arguments]
 
 
 def verdicts() -> dict[str, str]:
-    """What became of each mutant, by its name."""
-    told = subprocess.run(mutmut("results", "--all", "1"), cwd=PLACE, check=True, capture_output=True, text=True)
-    return dict(line.strip().split(": ", 1) for line in told.stdout.splitlines() if "__mutmut_" in line)
+    """Each mutant's verdict, by its name."""
+    done = subprocess.run(mutmut("results", "--all", "1"), cwd=PLACE, check=True, capture_output=True, text=True)
+    return dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if "__mutmut_" in line)
 
 
 def interval(killed: int, total: int) -> tuple[float, float]:
-    """Wilson's interval for the share in all, 95 %, where `total` of them were drawn."""
+    """Wilson's 95 % interval for the share of all mutants, from a sample of `total`."""
     from scipy.stats import binomtest
 
     found = binomtest(killed, total).proportion_ci(0.95, method="wilson")
@@ -136,16 +136,16 @@ def interval(killed: int, total: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Run; returns 1 where too many survive, or mutmut's exit status where it could not run."""
+    """Returns 1 if too many mutants survive, or mutmut's exit status if it fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mutate", nargs="*", help=f"modules, * for all below; by default {' '.join(MUTATE)}")
-    parser.add_argument("--tested", nargs="*", help=f"tests that may notice; by default {' '.join(TESTED)}")
-    parser.add_argument("--sample", type=int, metavar="N", help="draw so many mutants of all; by default, all")
-    parser.add_argument("--seed", type=int, default=1, help="which are drawn")
-    parser.add_argument("--processes", type=int, default=1, help="mutants at once")
-    parser.add_argument("--at-least", type=float, default=AT_LEAST, help="the share to be killed")
+    parser.add_argument("--mutate", nargs="*", help=f"modules to mutate, * for all below; default {' '.join(MUTATE)}")
+    parser.add_argument("--tested", nargs="*", help=f"tests to run; default {' '.join(TESTED)}")
+    parser.add_argument("--sample", type=int, metavar="N", help="number of mutants to draw; default: all")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
+    parser.add_argument("--processes", type=int, default=1, help="mutants tested concurrently")
+    parser.add_argument("--at-least", type=float, default=AT_LEAST, help="the required share of killed mutants")
     given = parser.parse_args()
-    lay_out(given.mutate or list(MUTATE), given.tested or list(TESTED))
+    copy_project(given.mutate or list(MUTATE), given.tested or list(TESTED))
     drawn: list[str] = []
     if given.sample:
         subprocess.run([sys.executable, "-c", MAKE], cwd=PLACE, check=True)
@@ -159,16 +159,16 @@ def main() -> int:
     found = {name: found[name] for name in drawn or sorted(found)}
     counts = Counter(found.values())
     for name, verdict in found.items():
-        if verdict not in NOTICED:
+        if verdict not in DETECTED:
             print(f"  {verdict}: {name}")
-    print("one of them: (cd .mutants && python -m mutmut show NAME)")
-    killed, total = sum(counts[verdict] for verdict in NOTICED), len(found)
+    print("to show one: (cd .mutants && python -m mutmut show NAME)")
+    killed, total = sum(counts[verdict] for verdict in DETECTED), len(found)
     share = killed / total if total else 0.0
     of_all = ""
     if drawn:
         low, high = interval(killed, total)
-        of_all = f", of all {low:.1%} to {high:.1%} (95 %, Wilson)"
-    print(f"{killed} of {total} mutants killed: {share:.1%}{of_all}; at least {given.at_least:.0%} are to be")
+        of_all = f" (95 % interval for all, Wilson: {low:.1%} to {high:.1%})"
+    print(f"{killed} of {total} mutants killed: {share:.1%}{of_all}; required: {given.at_least:.0%}")
     return int(share < given.at_least)
 
 

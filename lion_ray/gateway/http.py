@@ -59,8 +59,8 @@ class AiohttpTransport:
         error: TransportError | InfrastructureError
         try:
             status, headers, data = await self._post(orjson.dumps(body))
-        except TransportError as told:
-            error = told
+        except TransportError as cause:
+            error = cause
         except TimeoutError as cause:
             connecting = isinstance(cause, aiohttp.ConnectionTimeoutError)
             error = Unreachable(f"no connection: {cause}") if connecting else self._timed_out(cause)

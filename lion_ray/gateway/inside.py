@@ -29,27 +29,27 @@ def error_inside(
 ) -> TransportError | None:
     """The error in an answer's body. Returns None if there is none, or if its status is unclear. `whole`: the answer is
     complete, so that only an error of its own choice counts."""
-    told: Any = choice.get("error") if isinstance(choice, dict) else None
-    if not told and not whole:
-        told = body.get("error")
-    if not told and not isinstance(choice, dict):
-        told = body.get("base_resp") or body
-    if not isinstance(told, Mapping):
-        told = {"message": told} if isinstance(told, str) else {}
-    status = _status(told)
+    found: Any = choice.get("error") if isinstance(choice, dict) else None
+    if not found and not whole:
+        found = body.get("error")
+    if not found and not isinstance(choice, dict):
+        found = body.get("base_resp") or body
+    if not isinstance(found, Mapping):
+        found = {"message": found} if isinstance(found, str) else {}
+    status = _status(found)
     if status is None:
         return None
-    error = error_of(status, headers or {}, {"error": dict(told)})
+    error = error_of(status, headers or {}, {"error": dict(found)})
     if isinstance(error, Refused) and error.fault not in ("key", "quota"):
         error.sure = False
     error.detail = f"inside an HTTP 200: {error.detail}"
     return error
 
 
-def _status(told: Mapping[str, Any]) -> int | None:
+def _status(error: Mapping[str, Any]) -> int | None:
     names = []
     for field in ("code", "status", "status_code", "http_status", "error_code", "type"):
-        value = told.get(field)
+        value = error.get(field)
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
             value = int(value)
         if isinstance(value, int) and 400 <= value <= 599:
@@ -57,8 +57,8 @@ def _status(told: Mapping[str, Any]) -> int | None:
         if isinstance(value, str):
             names.append(value[:100])
     # Names first, because they are less ambiguous than the message.
-    for said in (" ".join(names), message_of(told)):
-        flat = re.sub(r"[^a-z]+", "_", said.lower())
+    for text in (" ".join(names), message_of(error)):
+        flat = re.sub(r"[^a-z]+", "_", text.lower())
         for status, words in _STATUSES:
             if re.search(words, flat):
                 return status

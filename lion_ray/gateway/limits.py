@@ -204,13 +204,13 @@ class Limiter:
         self._not_before = max(self._not_before, self._clock() + seconds)
 
     def _heed(self, ticket: Ticket, told: Mapping[str, Told], now: float) -> None:
-        for kind, said in told.items():
-            if kind not in KINDS or said.limit <= 0:
+        for kind, limit in told.items():
+            if kind not in KINDS or limit.limit <= 0:
                 continue
-            rate = said.per_second() * self._share
+            rate = limit.per_second() * self._share
             if self._configured.get(kind, math.inf) <= rate:
                 continue  # the configured limit is lower
-            remaining = said.remaining * self._share
+            remaining = limit.remaining * self._share
             bucket = self._buckets.get(kind)
             if bucket is None:
                 bucket = self._buckets[kind] = Bucket(rate, max(1.0, remaining), now)

@@ -19,25 +19,25 @@ def refusal_error(name: str, address: str, config: EndpointConfig, refused: Refu
     who = f"endpoint {name} ({address})"
     match refused.fault:
         case "key" if variable is None:
-            told = f"{who} needs a key: name its environment variable in endpoints.{name}.api_key_env"
+            message = f"{who} needs a key: name its environment variable in endpoints.{name}.api_key_env"
         case "key":
-            told = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
+            message = f"{who} refuses the key in {variable}: check that environment variable and the key's rights"
         case "model":
-            told = f"{who} has no model '{config.model}': check endpoints.{name}.model"
+            message = f"{who} has no model '{config.model}': check endpoints.{name}.model"
         case "address":
-            told = f"{who} has no chat completions API: check endpoints.{name}.base_url (it often ends in /v1)"
+            message = f"{who} has no chat completions API: check endpoints.{name}.base_url (it often ends in /v1)"
         case "quota":
-            told = (
+            message = (
                 f"{who} reports that the account has no credit or is closed: top it up, then run the same command again"
             )
-        case "system" if any(message["role"] in ("system", "developer") for message in call.messages):
-            told = (
+        case "system" if any(one["role"] in ("system", "developer") for one in call.messages):
+            message = (
                 f"{who} does not accept system messages for '{config.model}': set endpoints.{name}.system_role: user, "
                 "which puts them at the start of the user's message"
             )
         case "system" | "parameter":
-            told = f"{who} does not accept a field of every request: {_remedy(name, refused.detail, call)}"
-    return EndpointError(f"{told} [{refused.detail}]")
+            message = f"{who} does not accept a field of every request: {_remedy(name, refused.detail, call)}"
+    return EndpointError(f"{message} [{refused.detail}]")
 
 
 def suspicion(name: str, address: str, failure: Failure) -> Suspicion:

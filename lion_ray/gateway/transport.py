@@ -149,8 +149,8 @@ class OpenAITransport:
                 error = Unreachable(error.detail + self._through)
             if none_left(cause):
                 error = no_descriptors(f"no connection to {without_secrets(str(self._client.base_url))}")
-        except TransportError as told:
-            error = told
+        except TransportError as cause:
+            error = cause
         # Raised outside the except blocks, so that no library exception (whose request holds the key) is chained to it.
         raise error
 

@@ -74,21 +74,21 @@ class Usage:
 
         `asked`: what the call allowed; `most`: what was reserved for it; `text_bytes`: the size of the answer.
         """
-        told, completion = self.prompt, self.completion
-        if told is not None and told * LONGEST_TOKEN_BYTES < asked.prompt:
-            told = None
+        reported, completion = self.prompt, self.completion
+        if reported is not None and reported * LONGEST_TOKEN_BYTES < asked.prompt:
+            reported = None
         if completion is not None and completion * LONGEST_TOKEN_BYTES < text_bytes:
             completion = None
-        prompt = most.prompt if told is None else told
+        prompt = most.prompt if reported is None else reported
         completion = most.completion if completion is None else completion
         if self.reasoning > completion or (self.total is None and self.completion is not None):
             completion += self.reasoning
         if self.total is not None:
-            beyond = told is None and self.total > prompt + completion
+            beyond = reported is None and self.total > prompt + completion
             # The total exceeds the reservation without a breakdown: count all of it as completion, the expensive part.
             completion = self.total if beyond else max(completion, self.total - prompt)
         # A cached count above the prompt's is invalid.
-        cached = self.cached if told is not None and self.cached <= told else 0
+        cached = self.cached if reported is not None and self.cached <= reported else 0
         return Settled(prompt, cached, completion)
 
 

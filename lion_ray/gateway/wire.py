@@ -309,13 +309,13 @@ def message_of(body: Any) -> str:
     error = body.get("error") or body
     if isinstance(error, dict):
         names = ("message", "detail", "msg", "error_msg", "status_msg", "error_description", "title")
-        said = next((error[name] for name in names if error.get(name)), "")
+        message = next((error[name] for name in names if error.get(name)), "")
         metadata = error.get("metadata")
         # OpenRouter: the message of the provider behind it.
         raw = metadata.get("raw") if isinstance(metadata, dict) else None
         if isinstance(raw, str) and raw:
-            said = f"{said}: {raw}"
-        error = said or (error if error is not body else "")
+            message = f"{message}: {raw}"
+        error = message or (error if error is not body else "")
     if isinstance(error, str):
         return shorten(error)
     try:

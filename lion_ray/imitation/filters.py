@@ -98,10 +98,12 @@ class _Own:
     key: str
 
     def reason(self, row: AnsweredRow) -> str | None:
-        said = asked(self.filter.reason, row, key=self.key)
-        if said is not None and not (isinstance(said, str) and said.strip()):
-            raise ConfigError(f"{self.key}: reason() returned {type(said).__name__}; expected None or a reason as text")
-        return said
+        found = asked(self.filter.reason, row, key=self.key)
+        if found is not None and not (isinstance(found, str) and found.strip()):
+            raise ConfigError(
+                f"{self.key}: reason() returned {type(found).__name__}; expected None or a reason as text"
+            )
+        return found
 
 
 def load_filters(configs: Sequence[FilterConfig], base_dir: Path) -> list[RowFilter]:

@@ -1,8 +1,8 @@
 """Fuzz: ``python -m tests.fuzz [TARGET …] [--seconds N] [--corpus FOLDER]``; ``--input FILE`` repeats one input.
 
-Each target runs in a process of its own, one after the other, and ends at its first finding: the input is left in the
-corpus' folder `findings`, and the command that repeats it is printed. Needs atheris (the extra `fuzz`), but not to
-repeat an input.
+Each target runs in its own process, one after the other, until its first finding: the input is saved in the corpus'
+folder `findings`, and the command that repeats it is printed. Needs atheris (the extra `fuzz`), except to repeat an
+input.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from tests.fuzz.target import TARGETS
 
 LONGEST_S, MOST_MB = 60, 4096
-"""An input that takes longer, or more, is a finding. A parser takes milliseconds; the machine may be busy."""
+"""An input that takes more time or memory is a finding. Parsers take milliseconds, but the machine may be busy."""
 
 
 def fuzz(name: str, module: str, corpus: Path, seconds: int) -> None:
-    """Fuzz one target in this process, which atheris ends. Only its own module is imported: that is slow here."""
+    """Fuzz one target in this process, which atheris ends. Imports only its module, because instrumenting is slow."""
     import atheris
 
     with atheris.instrument_imports(include=["lion_ray"]):
@@ -32,7 +32,7 @@ def fuzz(name: str, module: str, corpus: Path, seconds: int) -> None:
     findings.mkdir(exist_ok=True)
     for number, data in enumerate(one.seeds()):
         (seen / f"seed-{number}").write_bytes(data)
-    # A library that asks for more hears that there is none: a Parquet file of 400 bytes makes Arrow want 64 GB.
+    # Larger allocations fail: a Parquet file of 400 bytes can make Arrow allocate 64 GB.
     resource.setrlimit(resource.RLIMIT_AS, (3 * MOST_MB * 2**20,) * 2)
     options = (f"max_total_time={seconds}", f"timeout={LONGEST_S}", f"rss_limit_mb={MOST_MB}", "print_final_stats=1")
     prefix = f"-artifact_prefix={findings}/{name}-"
@@ -42,10 +42,10 @@ def fuzz(name: str, module: str, corpus: Path, seconds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="fuzz the parsers of foreign bytes")
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all there are, unless named")
-    parser.add_argument("--seconds", type=int, default=600, help="for each target")
-    parser.add_argument("--corpus", type=Path, default=Path(".fuzz"), help="where inputs are kept (.fuzz)")
-    parser.add_argument("--input", type=Path, help="run one target on this file alone")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds per target")
+    parser.add_argument("--corpus", type=Path, default=Path(".fuzz"), help="folder of inputs (.fuzz)")
+    parser.add_argument("--input", type=Path, help="run one target only on this file")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
@@ -55,7 +55,7 @@ def main() -> int:
 
     names = options.targets or list(TARGETS)
     if wrong := [name for name in names if name not in TARGETS]:
-        parser.error(f"no target is called {wrong[0]!r} (there is {', '.join(TARGETS)})")
+        parser.error(f"no target is called {wrong[0]!r}; use one of {', '.join(TARGETS)}")
     if options.input is not None:
         TARGETS[names[0]](options.input.read_bytes())
         return 0

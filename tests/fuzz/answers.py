@@ -1,4 +1,4 @@
-"""Targets: what endpoints send (`gateway.reply`, `.sse`, `.wire`, `.body`), and what batches give back."""
+"""Targets: endpoints' responses (`gateway.reply`, `.sse`, `.wire`, `.body`), and batches' results."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def replies(data: bytes) -> None:
 def _check_reply(reply: Reply) -> None:
     assert isinstance(reply.text, str)
     assert isinstance(reply.finish_reason, str)
-    reply.text.encode()  # it is to be written
+    reply.text.encode()  # it must be writable
     orjson.dumps(reply.usage)
 
 
@@ -111,12 +111,12 @@ def bodies(data: bytes) -> None:
     draw = Draw(data)
     encoding = draw.choice(("", "gzip", "deflate", "br", None))
     pieces, limit = 1 + draw.below(7), 4096
-    came = draw.rest()
+    received = draw.rest()
     body = Body(encoding, limit)
-    size = max(1, len(came) // pieces)
+    size = max(1, len(received) // pieces)
     try:
-        for at in range(0, len(came), size):
-            body.add(came[at : at + size])
+        for at in range(0, len(received), size):
+            body.add(received[at : at + size])
         assert len(body.whole()) <= limit
     finally:
         assert len(body.so_far()) <= limit
@@ -139,16 +139,16 @@ def batch_answers(data: bytes) -> None:
     if draw.below(2):
         response = {"status_code": draw.json(_BATCH, 0), "body": draw.json(_BATCH, 6)}
         line = {"custom_id": KEY, "response": draw.choice((response, None)), "error": draw.json(_BATCH, 3)}
-        came = json.dumps(line).encode()
+        received = json.dumps(line).encode()
     else:
-        came = draw.rest()
+        received = draw.rest()
     output = Output()
     try:
-        output.write(came)
+        output.write(received)
         output.index([KEY], draw.choice((None, 0, 1)))
         found = output.line(KEY)
         assert found is not None or KEY not in output.answered
-        _check_reply(read_line(found if found is not None else came))
+        _check_reply(read_line(found if found is not None else received))
     finally:
         output.close()
 
@@ -171,10 +171,10 @@ def batch_records(data: bytes) -> None:
         record = orjson.loads(orjson.dumps(BatchRecord("n1", "api", "teacher", ["k1"], 1.0, 2.0)))
         for _ in range(1 + draw.below(3)):
             record[draw.choice(_RECORD)] = draw.json(_RECORD, 2)
-        came = json.dumps(record).encode()
+        content = json.dumps(record).encode()
     else:
-        came = draw.rest()
-    (root / "batches" / "n1.json").write_bytes(came)
+        content = draw.rest()
+    (root / "batches" / "n1.json").write_bytes(content)
     (root / "batches" / "n2.json").write_bytes(orjson.dumps(BatchRecord("n2", "api", "teacher", ["k"], 3.0, 4.0)))
     for found in BatchRecords(str(root)).load("api"):
         assert isinstance(found.nonce, str)

@@ -16,7 +16,7 @@ from tests.fuzz.target import FOLDER, target
 
 
 class _Elsewhere:
-    """What an unpickler that is careless would run."""
+    """Code that an unsafe unpickler would run."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return exec, ("raise SystemExit('it ran')",)
@@ -32,7 +32,7 @@ def _checkpoints() -> Iterable[bytes]:
 
 @target("checkpoints", *_DAMAGE, seeds=_checkpoints)
 def checkpoints(data: bytes) -> None:
-    """A checkpoint's metadata: `imitation.training.state` makes one line of what these raise, and nothing runs."""
+    """A checkpoint's metadata: `imitation.training.state` reports these errors in one line, and no code runs."""
     root = FOLDER.empty()
     (root / ".metadata").write_bytes(data)
     Reader(root).read_metadata()

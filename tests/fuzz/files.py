@@ -1,4 +1,4 @@
-"""Targets: rows that people import, and a run's own records and tables."""
+"""Targets: rows that users import, and a run's own records and tables."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def rows(data: bytes) -> None:
     mode, name = draw.below(4), draw.choice(KINDS)
     if mode == 3:
         made = [json.dumps(draw.json(COLUMNS, 3)) for _ in range(1 + draw.below(4))]
-        came = (f"[{','.join(made)}]" if ".json" in name and ".jsonl" not in name else "\n".join(made)).encode()
+        content = (f"[{','.join(made)}]" if ".json" in name and ".jsonl" not in name else "\n".join(made)).encode()
     else:
-        came = draw.rest()
+        content = draw.rest()
     if mode in (2, 3) and name.endswith(".gz"):
-        came = gzip.compress(came, 1, mtime=0)
+        content = gzip.compress(content, 1, mtime=0)
     base = FOLDER.empty()
-    (base / name).write_bytes(came)
+    (base / name).write_bytes(content)
     for on_bad_row in ("quarantine", "stop"):
         read_pool(name, base_dir=base, limit=None, on_bad_row=on_bad_row)
 
@@ -96,20 +96,20 @@ def _records() -> Iterable[bytes]:
 
 @target("records", DamagedError, ConfigError, seeds=_records)
 def records(data: bytes) -> None:
-    """A run's description, its attempt and a stage's manifest: whatever is in the file, in its own seal or not."""
+    """A run's description, its attempt file and a stage's manifest, with any content, sealed or not."""
     draw = Draw(data)
     mode, which = draw.below(3), draw.below(3)
     if mode:
         value = {draw.choice(_NAMES): draw.json(_NAMES, 4) for _ in range(draw.below(9))}
-        came = json.dumps(seal(value) if mode == 2 else value).encode()
+        content = json.dumps(seal(value) if mode == 2 else value).encode()
     else:
-        came = draw.rest()
+        content = draw.rest()
     root = FOLDER.empty()
     store = RunStore(str(root))
     name = ("run.json", "attempt.json", "pool-0/manifest.json")[which]
     (root / "pool-0").mkdir()
-    (root / name).write_bytes(came)
-    from_json(came, name)
+    (root / name).write_bytes(content)
+    from_json(content, name)
     store.description()
     read_attempt(store)
     stage = store.stage("pool-0")

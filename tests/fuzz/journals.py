@@ -1,4 +1,4 @@
-"""Targets: a journal's segments, their sidecars, and what may have been billed."""
+"""Targets: a journal's segments, their sidecars, and the records of uncertain calls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _with_sum(line: bytes) -> bytes:
 
 
 def _record(number: int, **fields: object) -> bytes:
-    """A record's line, whenever it is made."""
+    """A record's line, independent of the time."""
     record = orjson.loads(encode_record(_completion(number), ACCOUNT)[9:]) | {"at": 1.0} | fields
     return _with_sum(json.dumps(record, separators=(",", ":")).encode()) + b"\n"
 
@@ -67,22 +67,22 @@ def _segments() -> Iterable[bytes]:
 
 @target("journal-segments", InfrastructureError, seeds=_segments)
 def journal_segments(data: bytes) -> None:
-    """Read, looked up, compacted and read again: the same answers, and the same money."""
+    """Read, look up, compact and read again: the answers and the spending stay the same."""
     draw = Draw(data)
     root = FOLDER.empty()
     match draw.below(3):
         case 0:
-            came = draw.rest()
-        case 1:  # as if they had been written so: each line with its checksum
-            came = b"".join(_with_sum(line) + b"\n" for line in draw.rest().split(b"\n"))
+            content = draw.rest()
+        case 1:  # each line with a valid checksum
+            content = b"".join(_with_sum(line) + b"\n" for line in draw.rest().split(b"\n"))
         case _:
-            came = b""
+            content = b""
             for _ in range(1 + draw.below(4)):
                 number = draw.below(3)
-                came += _record(number, **{draw.choice(FIELDS): draw.json(FIELDS, 3) for _ in range(draw.below(4))})
-    # Whoever writes a header gives the segment a name that says so.
-    name = segments.merged_name(NAME) if came[8:19] == b' {"merged":' else NAME
-    (root / name).write_bytes(came)
+                content += _record(number, **{draw.choice(FIELDS): draw.json(FIELDS, 3) for _ in range(draw.below(4))})
+    # A segment with a header has a name for merged segments.
+    name = segments.merged_name(NAME) if content[8:19] == b' {"merged":' else NAME
+    (root / name).write_bytes(content)
     (root / OTHER).write_bytes(_record(1))
     before = _state(root)
     compact(Folder.at(str(root)))
@@ -91,7 +91,7 @@ def journal_segments(data: bytes) -> None:
     assert before[1].keys() == after[1].keys()
     for account, spent in before[1].items():
         kept = after[1][account]
-        assert (spent.calls, spent.prompt_tokens) == (kept.calls, kept.prompt_tokens), "the money"
+        assert (spent.calls, spent.prompt_tokens) == (kept.calls, kept.prompt_tokens), "the spending"
 
 
 def _state(root: Path) -> tuple[dict[int, str | None], dict[Account, Spent]]:
@@ -119,17 +119,17 @@ def journal_sidecars(data: bytes) -> None:
     draw = Draw(data)
     match draw.below(3):
         case 0:
-            came = draw.rest()
-        case 1:  # as if it had been written so
-            came = draw.rest()
-            came += zlib.crc32(came).to_bytes(4, "little")
+            content = draw.rest()
+        case 1:  # with a valid checksum
+            content = draw.rest()
+            content += zlib.crc32(content).to_bytes(4, "little")
         case _:
             meta = json.dumps({"replaces": draw.json(FIELDS, 2), "sums": draw.json(FIELDS, 4)}).encode()
             rows = bytes(44 * draw.below(3))
             fixed = b"lionidx1" + b"".join(n.to_bytes(8, "little") for n in (99, 99, 0, len(rows) // 44, len(meta)))
-            came = fixed + meta + rows
-            came += zlib.crc32(came).to_bytes(4, "little")
-    found = segments.decode_sidecar(NAME, came)
+            content = fixed + meta + rows
+            content += zlib.crc32(content).to_bytes(4, "little")
+    found = segments.decode_sidecar(NAME, content)
     if found is not None:
         found.take(0)
         again = segments.decode_sidecar(NAME, segments.encode_sidecar(found.copy()))
@@ -147,12 +147,12 @@ def journal_uncertain(data: bytes) -> None:
     draw = Draw(data)
     if draw.below(2):
         rows = [[draw.json(FIELDS, 1) for _ in range(6)] for _ in range(draw.below(3))]
-        came = json.dumps({"version": 1, "uncertain": rows}).encode()
+        content = json.dumps({"version": 1, "uncertain": rows}).encode()
     else:
-        came = draw.rest()
+        content = draw.rest()
     root = FOLDER.empty()
     (root / "uncertain").mkdir()
-    (root / "uncertain" / "1.json").write_bytes(came)
+    (root / "uncertain" / "1.json").write_bytes(content)
     for one in read_uncertain(Folder.at(str(root))):
         assert one.usd >= 0
         assert isinstance(one.calls, int)

@@ -1,10 +1,10 @@
-"""What a fuzz target is: bytes go in, and nothing may come out but an answer or one of the errors it declares.
+"""Fuzz targets: functions of bytes that must return or raise one of their declared errors.
 
 Invariants:
-- A target is a function of its input: no clock, no random numbers, nothing left of the input before.
-- An error that a user is told is one line (a configuration's: one for each mistake).
+- A target depends only on its input: not on the clock, random numbers or earlier inputs.
+- An error shown to the user is one line (for a configuration: one per mistake).
 
-Atheris is not imported here: the targets run without it.
+This module does not import atheris, so the targets run without it.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from typing import Any
 from lion_ray.core.errors import ConfigError, LionError
 
 TARGETS: dict[str, Target] = {}
-"""All there are, once `tests.fuzz.targets` is imported."""
+"""All targets, once `tests.fuzz.targets` is imported."""
 
 
 class NotOneLineError(AssertionError):
-    """An error that a user would be told in several lines."""
+    """A user's error has several lines."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A parser, the errors that are a right answer of it, and inputs to begin with."""
+    """A parser, its expected errors, and seed inputs."""
 
     name: str
     parse: Callable[[bytes], object]
-    right: tuple[type[BaseException], ...]
+    expected: tuple[type[BaseException], ...]
     seeds: Callable[[], Iterable[bytes]]
 
     def __call__(self, data: bytes) -> None:
         try:
             self.parse(data)
-        except self.right as error:
+        except self.expected as error:
             if isinstance(error, LionError):
-                _check_told(error)
+                _check_message(error)
 
 
 def target(
-    name: str, *right: type[BaseException], seeds: Callable[[], Iterable[bytes]]
+    name: str, *expected: type[BaseException], seeds: Callable[[], Iterable[bytes]]
 ) -> Callable[[Callable[[bytes], object]], Callable[[bytes], object]]:
-    """Make a function of bytes a target."""
+    """Register a function of bytes as a target."""
 
-    def note(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
-        TARGETS[name] = Target(name, parse, right, seeds)
+    def register(parse: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        TARGETS[name] = Target(name, parse, expected, seeds)
         return parse
 
-    return note
+    return register
 
 
-def _check_told(error: LionError) -> None:
-    # What a terminal would obey is made harmless where it is shown (`core.terminal`).
+def _check_message(error: LionError) -> None:
+    # Control characters are escaped only when the message is printed (`core.terminal`).
     if "\n" in str(error) and not isinstance(error, ConfigError):
         raise NotOneLineError(f"{type(error).__name__}: {str(error)[:300]!r}") from error
 
 
 class Folder:
-    """An empty folder in memory, for parsers of files: emptied each time it is asked for."""
+    """An in-memory folder for parsers of files, emptied at each use."""
 
     def __init__(self) -> None:
         self._made: tempfile.TemporaryDirectory[str] | None = None
@@ -84,26 +84,26 @@ FOLDER = Folder()
 
 
 class Draw:
-    """Values out of the fuzzer's bytes: whatever it changes, a value changes. Used up, it gives what is smallest."""
+    """Draws values from the fuzzer's bytes, so that each changed byte changes a value; then the smallest values."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
     def rest(self) -> bytes:
-        """All that is left."""
+        """The remaining bytes."""
         data, self._at = self._data[self._at :], len(self._data)
         return data
 
     def below(self, bound: int) -> int:
-        """From 0 to bound - 1 (at most 255)."""
+        """A number from 0 to `bound` - 1 (at most 255)."""
         if self._at >= len(self._data):
             return 0
         self._at += 1
         return self._data[self._at - 1] % bound
 
     def bytes(self) -> bytes:
-        """Up to 63 bytes, or, rarely, all that is left."""
+        """Up to 63 bytes or, rarely, all remaining ones."""
         length = self.below(256)
         if length == 255:
             return self.rest()
@@ -118,7 +118,7 @@ class Draw:
         return values[self.below(len(values))]
 
     def json(self, names: tuple[str, ...], depth: int = 5) -> Any:
-        """A JSON value whose objects have mostly these names."""
+        """A JSON value whose objects have mostly these keys."""
         match self.below(9 if depth else 6):
             case 0:
                 return None

@@ -1,4 +1,4 @@
-"""Targets: what models write (`discrimination.score_parser`, `core.thoughts`), and what people configure."""
+"""Targets: models' texts (`discrimination.score_parser`, `core.thoughts`), and users' configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIECES = (
 
 
 def _written(data: bytes) -> str:
-    """A text as it is, or put together of what verdicts are made of."""
+    """The bytes as text, or a text assembled from typical pieces of verdicts."""
     draw = Draw(data)
     if draw.below(2):
         return "".join(draw.choice(PIECES) if draw.below(5) else draw.text() for _ in range(draw.below(60)))

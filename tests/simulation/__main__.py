@@ -1,4 +1,4 @@
-"""Simulate many seeds, or one again: ``python -m tests.simulation [--seeds N] [--first N] [--jobs N] [--seed N]``."""
+"""Simulate many seeds, or repeat one: ``python -m tests.simulation [--seeds N] [--first N] [--jobs N] [--seed N]``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import NamedTuple
 from tests.simulation.scenario import play, simulate
 from tests.simulation.world import World, folder_in_memory, only_its_own_garbage
 
-TELL_S = 10.0
+REPORT_S = 10.0
 BLOCK = 50
-"""Seeds that one process simulates at a time: a matter of seconds."""
+"""Seeds that one process simulates at a time, which takes seconds."""
 
 
 class Block(NamedTuple):
-    """What came of some seeds."""
+    """The results of some seeds."""
 
     seeds: int
     steps: int
@@ -35,25 +35,25 @@ def simulate_block(seeds: range) -> Block:
         with folder_in_memory() as folder:
             try:
                 steps += simulate(seed, Path(folder)).steps
-            except Exception as error:  # noqa: BLE001 - whatever it is, the seed is to be told
+            except Exception as error:  # noqa: BLE001 - any failure must be reported with its seed
                 failed.append((seed, "".join(traceback.format_exception(error))))
     return Block(len(seeds), steps, tuple(failed))
 
 
 def results(seeds: range, jobs: int) -> Iterator[Block]:
-    """Each block's result, in the order in which they are done."""
+    """Each block's result, in the order of completion."""
     blocks = [seeds[at : at + BLOCK] for at in range(0, len(seeds), BLOCK)]
     if jobs == 1:
         yield from map(simulate_block, blocks)
         return
-    # A copy of this process has all the imports, and its heap is frozen already.
+    # A forked process has all imports, and a frozen heap.
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap_unordered(simulate_block, blocks)
 
 
 def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
     done = steps = failed = 0
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     for block in results(seeds, jobs):
         done, steps, failed = done + block.seeds, steps + block.steps, failed + len(block.failed)
         for seed, trace in block.failed:
@@ -61,8 +61,8 @@ def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
         if failed and not keep_going:
             break
         now = time.monotonic()
-        if now - told >= TELL_S:
-            told, rate = now, done / (now - began)
+        if now - reported >= REPORT_S:
+            reported, rate = now, done / (now - began)
             print(
                 f"{done:,} of {len(seeds):,} seeds, {steps:,} steps, {failed} failed, {rate:.1f} seeds/s, "
                 f"{_minutes((len(seeds) - done) / rate)} left",
@@ -73,7 +73,7 @@ def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
 
 
 def one(seed: int, folder: str | None) -> int:
-    """Tell all that happens in one seed."""
+    """Print the log of one seed."""
     with tempfile.TemporaryDirectory(dir=folder) if folder else folder_in_memory() as base:
         world, failed = World(seed, Path(base)), ""
         try:
@@ -92,15 +92,15 @@ def _minutes(seconds: float) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="simulate runs among disasters, each from one seed")
-    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser = argparse.ArgumentParser(description="simulate runs with faults, each from one seed")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=1, help="in so many processes")
-    parser.add_argument("--seed", type=int, help="only this one, telling all that happens")
-    parser.add_argument("--folder", help="with --seed: where the simulated disks lie (in memory)")
-    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first that fails")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
+    parser.add_argument("--seed", type=int, help="run only this seed and print its log")
+    parser.add_argument("--folder", help="with --seed: folder of the simulated disks (default: in memory)")
+    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     options = parser.parse_args()
-    # Ended processes leave unfinished coroutines behind, as they do.
+    # Killed processes leave unfinished coroutines behind.
     sys.unraisablehook = lambda unraisable: None
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
     if options.seed is not None:

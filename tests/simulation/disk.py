@@ -1,12 +1,12 @@
-"""A disk that keeps only what was flushed, under real files.
+"""A simulated disk that keeps only flushed data, on top of real files.
 
 Invariants:
-- Files live in a real folder (in memory where the machine has /dev/shm), so that the code under test uses its own
-  calls. The disk notes what fsync(2) made durable: a file's bytes, a folder's names.
-- After a power cut a name that was not flushed is as it was or as it is, each by itself; of a file's unflushed bytes
-  any beginning is there, perhaps followed by zeros or rubbish up to the length it had. This is the most that POSIX
-  allows, and more than common filesystems do.
-- After a power cut the disk is another folder: what still belongs to ended processes cannot reach it.
+- Files are in a real folder (in memory if the machine has /dev/shm), so that the code under test uses its own calls.
+  The disk records what fsync(2) made durable: a file's bytes, a folder's names.
+- After a power cut each unflushed name is independently in its old or its new state; of a file's unflushed bytes any
+  prefix remains, perhaps followed by zeros or garbage up to its length. This is the worst case that POSIX allows, and
+  more than common file systems do.
+- After a power cut the disk is another folder, which objects of ended processes cannot reach.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Disk:
         self._number = 0
         self._mount()
         self._bytes: dict[int, bytes] = {}
-        """What a power cut leaves of each file at least, by inode."""
+        """The durable bytes of each file, by inode."""
         self._names: dict[str, dict[str, _Entry]] = {"": {}}
-        """The names that a power cut leaves in each folder, by its path on the disk."""
+        """The durable names in each folder, by its path on the disk."""
         self._pins: dict[int, int] = {}
         self.root.mkdir()
 
@@ -50,7 +50,7 @@ class Disk:
         self._below = f"{self.root}/"
 
     def flush(self, descriptor: int) -> None:
-        """What fsync(2) does, for a file or a folder of this disk."""
+        """fsync(2) of a file or a folder of this disk."""
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
             path = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - as often as anything here
@@ -58,12 +58,12 @@ class Disk:
                 self._names[path[len(self._below) :]] = _entries(path)
             return
         if found.st_ino not in self._pins:
-            # Kept open, so that its inode's number is not given to another file.
+            # Kept open, so that its inode number is not reused.
             self._pins[found.st_ino] = REAL_OPEN(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
         self._bytes[found.st_ino] = os.pread(self._pins[found.st_ino], found.st_size, 0)
 
     def cut_power(self, rng: random.Random) -> None:
-        """Lose what was not flushed, as far as `rng` says."""
+        """Lose unflushed data; `rng` decides how much."""
         before, names, known = self.root, self._names, self._bytes
         self._number += 1
         self._mount()
@@ -114,7 +114,7 @@ def _entries(path: str) -> dict[str, _Entry]:
 
 
 def _torn(flushed: bytes, written: bytes, rng: random.Random) -> bytes:
-    """What is left of a file that held `written` and had been flushed as `flushed`."""
+    """The content after a power cut of a file that held `written`, of which `flushed` was durable."""
     if written == flushed:
         return written
     if not written.startswith(flushed):

@@ -1,11 +1,11 @@
-"""An event loop in simulated time: nothing happens until the world lets it do one step.
+"""An event loop in simulated time, which the world runs step by step.
 
 Invariants:
-- Callbacks run in the order in which they became due, one for each `step`: between any two of them the world may end
-  the process, which then is never stepped again.
-- What the code hands to a thread happens all at once, a simulated while later; jobs of one pool keep their order.
+- Callbacks run in the order in which they became due, one per `step`: between any two of them the world may end the
+  process, which is then never stepped again.
+- A job for a thread runs atomically after a simulated delay; jobs of one pool keep their order.
 
-The loop reads no clock, opens no file and waits for nothing.
+The loop reads no clock, opens no file and never blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """One process's loop. `clock` gives the simulated time, `thread_s` how long the next job in a thread takes."""
+    """One process's loop. `clock` returns the simulated time, `thread_s` the duration of the next job in a thread."""
 
     def __init__(self, clock: Callable[[], float], thread_s: Callable[[], float]) -> None:
         self._clock = clock
@@ -36,7 +36,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     # --- for the world
 
     def next_at(self) -> float:
-        """When something is to be done next; infinite where nothing ever will be."""
+        """The time of the next callback; infinity if there is none."""
         if self._due:
             return -math.inf
         while self._timers and self._timers[0][2].cancelled():
@@ -58,7 +58,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                     asyncio._set_running_loop(None)
                 return
 
-    # --- what asyncio asks of a loop
+    # --- asyncio's interface of a loop
 
     def time(self) -> float:
         return self._clock()
@@ -94,7 +94,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Asked for by `asyncio.TimerHandle`; a cancelled one is passed over when its time comes."""
+        """Required by `asyncio.TimerHandle`; cancelled timers are skipped when they are due."""
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -105,14 +105,14 @@ class SimLoop(asyncio.AbstractEventLoop):
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
         at = self.time() + self._thread_s()
-        if executor is not None:  # the journal's own threads: one job after the other
+        if executor is not None:  # the journal's own threads: jobs run sequentially
             at = max(at, self._pool_free_at.get(id(executor), 0.0))
             self._pool_free_at[id(executor)] = at
 
         def run() -> None:
             try:
                 result = func(*args)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+            except BaseException as error:  # noqa: BLE001 - passed to the awaiting code
                 if not future.cancelled():
                     future.set_exception(error)
             else:

@@ -1,4 +1,4 @@
-"""What must be true of a run's money and storage, whatever happens: the model that the simulation is checked against.
+"""The model against which the simulation is checked: invariants of a run's spending and storage under any faults.
 
 It knows what was asked, sent, billed, kept and committed, as someone would who saw all processes and the endpoint from
 outside, and raises a Violation as soon as the run contradicts one of its promises:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 ROUNDING_USD = 1e-6
 
 
-class Violation(AssertionError):  # noqa: N818 - it is what it is called
-    """The run broke a promise."""
+class Violation(AssertionError):  # noqa: N818 - the usual name for a broken invariant
+    """An invariant is broken."""
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class Purchase:
     process: Process
     number: int
     usd: float = 0.0
-    """What the endpoint billed for it."""
+    """The endpoint's bill."""
     text: str | None = None
     handed_out: bool = False
     out: bool = True
@@ -65,16 +65,16 @@ class Purchase:
 
 @dataclass
 class Model:
-    """`cap` None: the run may spend whatever it likes."""
+    """`cap` None: the run has no budget."""
 
     prices: PricesConfig
     cap: float | None
     purchases: dict[str, list[Purchase]] = field(default_factory=lambda: defaultdict(list))
     kept_at: dict[str, float] = field(default_factory=dict)
-    """When a completion of each prompt was first handed out."""
+    """When an answer to each prompt was first returned."""
     billed: float = 0.0
     forgiven: float = 0.0
-    """Bills that nobody could know of: their process ended before it had kept the answer."""
+    """Bills that the run could not know: their process ended before it had stored the answer."""
     asked_at: dict[tuple[str, str], float] = field(default_factory=dict)
     waiting: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Callers by process and prompt."""
@@ -84,7 +84,7 @@ class Model:
     # --- calls
 
     def asked(self, process: Process, prompt: str) -> None:
-        """A caller asks; the process may look at the journal from now on."""
+        """A caller requests a prompt; the process may read the journal from now on."""
         self.asked_at.setdefault((process.name, prompt), self.now)
         self.waiting[process.name, prompt] += 1
 
@@ -105,7 +105,7 @@ class Model:
             looked = self.asked_at.get((process.name, prompt), self.now) if batch else self.now
             if own or kept < looked - JOURNAL_REFRESH_S - 1e-9 or kept < process.began:
                 raise Violation(
-                    f"{process.name} buys {prompt!r} again, which was handed out {self.now - kept:.3f} s ago"
+                    f"{process.name} buys {prompt!r} again, whose answer was returned {self.now - kept:.3f} s ago"
                 )
         for known in self.purchases[prompt]:
             mine = known.process is process or process.began > known.at
@@ -133,7 +133,7 @@ class Model:
             self.forgiven += purchase.usd
 
     def heard(self, purchase: Purchase) -> None:
-        """The client has heard what came of it."""
+        """The client has received a response or an error."""
         purchase.out = False
 
     def handed_out(self, prompt: str, text: str, *, replayed: bool) -> None:
@@ -158,16 +158,16 @@ class Model:
     def check_cap(self) -> None:
         if self.cap is not None and self.billed > self.cap + self.forgiven + ROUNDING_USD:
             raise Violation(
-                f"the endpoint billed ${self.billed:.6f}; the cap is ${self.cap:.6f}, and ${self.forgiven:.6f} nobody "
-                "could know of"
+                f"the endpoint billed ${self.billed:.6f}; the cap is ${self.cap:.6f}, and ${self.forgiven:.6f} of it "
+                "was unknowable"
             )
 
     def check_answers(self, answers: dict[str, str | None], opened_at: float, when: str) -> None:
-        """What a journal that was opened at that time serves for each prompt."""
+        """Check the answers that a journal opened at that time returns for each prompt."""
         for prompt, text in answers.items():
             if text is None:
                 if self.kept_at.get(prompt, math.inf) <= opened_at:
-                    raise Violation(f"{when}: {prompt!r} was handed out, and the journal does not know it any more")
+                    raise Violation(f"{when}: {prompt!r} was answered, but the journal has lost it")
             elif text not in (p.text for p in self.purchases[prompt]):
                 raise Violation(f"{when}: the journal answers {prompt!r} with {text!r}, which was not bought for it")
 
@@ -178,7 +178,7 @@ class Model:
         most = self.billed + sum((len(p.fetched_by) - 1) * p.usd for p in bought if p.fetched_by)
         if usd < least - ROUNDING_USD or usd > most + ROUNDING_USD:
             raise Violation(
-                f"{when}: the journal counts ${usd:.6f}; what was handed out cost ${least:.6f}, and ${self.billed:.6f} "
+                f"{when}: the journal counts ${usd:.6f}; returned answers cost ${least:.6f}, and ${self.billed:.6f} "
                 "was billed"
             )
         if at_most < self.billed - self.forgiven - ROUNDING_USD:
@@ -202,13 +202,13 @@ class Model:
 
     def commit(self, stage: str, manifest: dict[str, Any]) -> None:
         if stage in self.committed:
-            raise Violation(f"stage {stage} was committed a second time")
+            raise Violation(f"stage {stage} was committed twice")
         self.committed[stage] = manifest
 
     def check_stage(self, stage: str, manifest: dict[str, Any] | None) -> None:
-        """What a driver that starts finds of a stage."""
+        """Check a stage's manifest as a starting driver sees it."""
         known = self.committed.get(stage)
         if manifest is None and known is not None:
-            raise Violation(f"stage {stage} was committed, and its manifest is gone")
+            raise Violation(f"stage {stage} was committed, but its manifest is missing")
         if manifest is not None and known is not None and manifest["marks"] != known["marks"]:
             raise Violation(f"stage {stage} was committed as {known}, and is {manifest}")

@@ -1,9 +1,9 @@
-"""The endpoint behind a simulated network: what it answers, what it bills, and what comes of that on the way.
+"""The endpoint behind a simulated network: its answers, its bills, and faults in transit.
 
 Invariants:
-- A request is billed, or not, whatever the client hears of it. The bill is the endpoint's own, in whole tokens.
-- Each answer's text is unique and names the request it was bought for.
-- An honest bill is within what the request allows: its prompt's bytes and its `max_tokens`, and no text is for nothing.
+- Whether a request is billed does not depend on what the client receives. The bill is in whole tokens.
+- Each answer's text is unique and names its request.
+- A bill is within the request's limits (its prompt's bytes and its `max_tokens`), and no text is free.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FATES = ("429", "500", "timed out", "lost", "garbled", "unreachable", "rejected"
 
 @dataclass
 class Weather:
-    """How likely each fault is; calm after the last disaster, so that every run can end."""
+    """The probability of each fault; zero after the last disaster, so that every run can end."""
 
     chances: dict[str, float]
     latency_s: float
@@ -99,4 +99,4 @@ class SimTransport:
                 world.model.heard(purchase)
 
     async def close(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to release."""

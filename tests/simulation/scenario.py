@@ -1,4 +1,4 @@
-"""What the processes of a simulated run do, and one seed from its beginning to its verdict."""
+"""The processes of a simulated run, and the simulation of one seed with its final checks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STAGES = ("pool-0", "answers-0", "iteration-0/verdicts")
 
 
 def simulate(seed: int, folder: Path) -> World:
-    """Run one seed in an empty folder. Raises Violation, or what a process should not have raised."""
+    """Run one seed in an empty folder. Raises Violation, or a process's unexpected error."""
     world = World(seed, folder)
     play(world)
     return world
@@ -48,7 +48,7 @@ def play(world: World) -> None:
         try:
             _populate(world)
             world.run()
-            _look_back(world)
+            _check_end(world)
         except BaseException as error:
             error.add_note("\n".join(world.said[-40:]))
             raise
@@ -57,7 +57,7 @@ def play(world: World) -> None:
 
 
 def run(seed: int) -> World:
-    """One seed, in a folder that goes with it."""
+    """Run one seed in a temporary folder."""
     with folder_in_memory() as folder:
         return simulate(seed, Path(folder))
 
@@ -101,7 +101,7 @@ def _populate(world: World) -> None:
 
 
 class Proxy:
-    """A proxy of the endpoint, as `actors.teacher` sets one up, and the callers that ask it."""
+    """A proxy of the endpoint, as in `actors.teacher`, and its callers."""
 
     def __init__(self, config: EndpointConfig, prompts: Sequence[str], segment_bytes: int) -> None:
         self.config, self.prompts, self.segment_bytes = config, prompts, segment_bytes
@@ -210,7 +210,7 @@ def journal_folder(world: World) -> str:
 
 
 async def _compact(world: World, process: Process) -> None:
-    """Somebody compacts the journal while the run goes on."""
+    """Compact the journal while the run continues."""
     folder = Folder.at(journal_folder(world), SimFileSystem())
     for _ in range(world.rng.randint(1, 3)):
         if folder.exists():
@@ -230,12 +230,12 @@ async def _drive(world: World, process: Process) -> None:
         if manifest is not None:
             marks = [(await asyncio.to_thread(stage.read_part, k))["mark"][0].as_py() for k in range(manifest["parts"])]
             if marks != manifest["marks"]:
-                raise Violation(f"stage {name} is committed as {manifest}, and its parts are {marks}")
+                raise Violation(f"stage {name} is committed as {manifest}, but its parts are {marks}")
             continue
-        there = await asyncio.to_thread(stage.part_indexes)
+        present = await asyncio.to_thread(stage.part_indexes)
         marks = []
         for part in range(world.rng.randint(1, 3)):
-            if part in there:
+            if part in present:
                 marks.append((await asyncio.to_thread(stage.read_part, part))["mark"][0].as_py())
                 continue
             marks.append(world.rng.getrandbits(60))
@@ -253,11 +253,11 @@ def _refused(root: str) -> None:
         RunStore(root).claim()
     except RunConflictError:
         return
-    raise Violation("a second attempt was let in beside a live one")
+    raise Violation("a second attempt was admitted beside a live one")
 
 
-def _look_back(world: World) -> None:
-    """When everybody is gone: what a new run finds, after a power cut too, and after a compaction."""
+def _check_end(world: World) -> None:
+    """Check what a new run finds after all processes have ended, after a power cut, and after a compaction."""
     for when in ("at the end", "after a last power cut", "compacted"):
         if when == "after a last power cut":
             world.disk.cut_power(world.rng)
@@ -291,7 +291,7 @@ async def _audit(world: World, process: Process) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What ended processes leave behind is not told: their unfinished coroutines, and the gateway's warnings."""
+    """Suppress messages about killed processes' unfinished coroutines, and the gateway's warnings."""
     hook, level = sys.unraisablehook, logging.root.manager.disable
     sys.unraisablehook = lambda unraisable: None
     logging.disable(logging.CRITICAL)

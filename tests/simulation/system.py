@@ -1,4 +1,4 @@
-"""What the operating system gives a simulated process: calls that can fail or be its last, time, and random numbers.
+"""The simulated operating system: system calls that can fail or be a process's last, time, and random numbers.
 
 While a world is `installed`, the standard library's functions below act for the process that is being stepped, and as
 ever for anybody else. So the code under test runs unchanged, down to its own system calls:
@@ -32,36 +32,36 @@ from tests.simulation.disk import REAL_CLOSE, REAL_OPEN
 
 
 class Ended(BaseException):
-    """The process this is raised in does not exist any more: nothing it does has an effect from here on."""
+    """Raised in a process that was killed: from here on, nothing it does has an effect."""
 
 
 class Machine(Protocol):
-    """What the calls below need of the world."""
+    """The interface of the world that the calls below need."""
 
     rng: Any
     now: float
 
     def owns(self, path: Any) -> bool:
-        """Whether this is on the simulated disk."""
+        """Whether this path is on the simulated disk."""
 
     def system_call(self, name: str) -> None:
-        """A process is about to make a system call, or has made it. Raises Ended where it is its last moment."""
+        """A process is about to make a system call, or has made it. Raises Ended if the process is killed here."""
 
     def fails(self, name: str) -> bool:
-        """Whether this call is to fail."""
+        """Whether this call fails."""
 
     def opened(self, file: Any) -> None:
-        """A process opened a descriptor (int) or a file object: the end of the process closes it."""
+        """A process opened a descriptor (int) or a file object, which is closed when the process ends."""
 
     def closes(self, descriptor: int) -> bool:
-        """A process closes a descriptor; False where the process has ended, which closed it."""
+        """A process closes a descriptor. Returns False if the process was killed, which closed it already."""
 
     def flush(self, descriptor: int) -> None:
-        """What a process wrote to a descriptor's file survives a power cut from now on."""
+        """Make the content of a descriptor's file durable."""
 
 
 class NobodysMachine:
-    """What processes that have all ended find, when they are cleared away: nothing they still do has an effect."""
+    """The machine of ended processes while they are cleaned up: nothing they do has an effect."""
 
     rng = None
     now = 0.0
@@ -86,7 +86,7 @@ class NobodysMachine:
 
 
 class _Acting(threading.local):
-    """Whose process acts in this thread. Others, as another test may have left them, go on by the real calls."""
+    """The machine whose process runs in this thread. Other threads, such as another test's, use the real calls."""
 
     machine: Machine | None = None
 
@@ -95,16 +95,16 @@ _acting = _Acting()
 
 
 def act_for(world: Machine | None) -> None:
-    """From now on this world's process acts in this thread; None: nobody's."""
+    """Simulate calls in this thread for this world's process; None: use the real calls."""
     _acting.machine = world
 
 
 _elsewhere: set[int] = set()
-"""Descriptors of folders above the disk: how many there are is no part of a history."""
+"""Descriptors of folders above the disk, whose number is not part of the simulation."""
 
 
 class SimFileSystem(pafs.LocalFileSystem):
-    """The local filesystem, whose calls are moments at which a process can end."""
+    """The local file system, at whose calls a process can be killed."""
 
     def get_file_info(self, found: Any) -> Any:
         infos = super().get_file_info(found)
@@ -143,7 +143,7 @@ def _moment(name: str) -> None:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """Put the simulated calls in the place of the real ones."""
+    """Replace the real calls by the simulated ones."""
     real: list[tuple[Any, str, Any]] = []
 
     def put(where: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -179,7 +179,7 @@ def installed() -> Iterator[None]:
 
 
 EPOCH_S = 4_000_000_000.0
-"""Later than any real clock says: a file's own time is a real one, and always long ago."""
+"""Later than any real time, so that files' real times are always in the past."""
 PID, HOST = 4711, "simulated"
 
 
@@ -209,7 +209,7 @@ def _closing(real: Callable[[int], None]) -> Callable[[int], None]:
 
 
 class _Names:
-    """What `os.scandir` gives, by name: the order of a real folder's names is the filesystem's own."""
+    """The result of `os.scandir` sorted by name, because the real order depends on the file system."""
 
     def __init__(self, found: Iterable[os.DirEntry[Any]]) -> None:
         self._found = iter(sorted(found, key=lambda one: one.name))
@@ -227,7 +227,7 @@ class _Names:
         return next(self._found)
 
     def close(self) -> None:
-        """All is read already."""
+        """Everything is read already."""
 
 
 def _listing(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -318,7 +318,7 @@ def _submitting(real: Callable[..., Any]) -> Callable[..., Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         try:
             future.set_result(work(*args, **options))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - passed to the code that reads the result
             future.set_exception(error)
         return future
 

@@ -1,4 +1,4 @@
-"""One simulated run: real clients, journals, ledgers and run stores among disasters, all drawn from one seed.
+"""One simulated run: real clients, journals, ledgers and run stores with faults, all drawn from one seed.
 
 Real: `gateway.client` and all that it uses (sender, limits, breaker, ledger and budget, batches and their records,
 journal with its writer, reader and compaction, wire and reply), and `store`. Simulated: time, the event loop and its
@@ -7,9 +7,9 @@ that fail or are a process's last (`system`), and Ray: an actor is a process tha
 in any system call, and is started again.
 
 Invariants:
-- Nothing but the seed decides what happens: a seed that fails fails again, as `python -m tests.simulation --seed N`.
-  Python's collector of cycles is off meanwhile: when it runs depends on all that the process did before.
-- After the last disaster the weather is calm, and every run must come to its end.
+- Only the seed decides what happens: `python -m tests.simulation --seed N` repeats a failure. Python's garbage
+  collector is off meanwhile, because its timing depends on everything that the process did before.
+- After the last disaster there are no more faults, and every run must end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Body = Callable[["World", "Process"], Coroutine[Any, Any, None]]
 
 @dataclass(eq=False)
 class Process:
-    """A process, from its start to its end."""
+    """A simulated process."""
 
     name: str
     body: Body
@@ -58,7 +58,7 @@ class Process:
 
 
 class World:
-    """One seed. `steps` and `said` are what a second run of it must repeat."""
+    """The simulation of one seed. Another run of the seed must give the same `steps` and `said` (the log)."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.rng = random.Random(seed)
@@ -76,9 +76,9 @@ class World:
         self.failing_calls = self.rng.choice((0.0, 0.0, 0.01))
         self.processes: list[Process] = []
         self.graveyard: list[Process] = []
-        """Ended processes: kept, so that what they left undone is never woken up while the seed runs."""
+        """Ended processes, kept so that their unfinished coroutines never run while the seed runs."""
         self.working: set[str] = set()
-        """The proxies that are still asked for something."""
+        """The proxies with unfinished calls."""
         self.said: list[str] = []
         self.steps = 0
         self.moments = 0
@@ -104,8 +104,8 @@ class World:
         heapq.heappush(self._later, (self.now + seconds, next(self._serials), act))
 
     def start(self, name: str, body: Body) -> None:
-        """Start a process; whenever it ends, it is started again until its body comes to its end."""
-        # It lacks what only sockets, signals and subprocesses need.
+        """Start a process; if it is killed, it is restarted until its body finishes."""
+        # The loop lacks the methods that only sockets, signals and subprocesses need.
         loop = SimLoop(self.clock, lambda: self.rng.random() * self.thread_s)  # type: ignore[abstract]
         process = Process(name, body, loop, self.now)
         process.main = asyncio.Task(body(self, process), loop=process.loop)
@@ -177,24 +177,24 @@ class World:
                 finally:
                     act_for(None)
                 if process.alive and process.main.done():
-                    self._came_to_its_end(process)
+                    self._finished(process)
 
-    def _came_to_its_end(self, process: Process) -> None:
+    def _finished(self, process: Process) -> None:
         error = None if process.main.cancelled() else process.main.exception()
         self._end(process, at_once=error is not None)
         if error is None:
             self.say(f"{process.name} is done")
         elif isinstance(error, LionError):
             self.say(f"{process.name}: {type(error).__name__}: {error}")
-            self._again(process)
+            self._restart(process)
         else:
             raise error
 
     def clear_away(self) -> None:
-        """Once the seed is told: what its processes left undone runs into nothing, now and not when memory is short.
+        """Close the processes' unfinished coroutines now, without effects.
 
-        A coroutine that is collected later would do what is in its `finally` blocks to whichever world is stepped then,
-        or to the descriptors of the whole test process.
+        If a coroutine were garbage-collected later, its `finally` blocks would affect another world, or the descriptors
+        of the test process.
         """
         act_for(NobodysMachine())
         try:
@@ -224,7 +224,7 @@ class World:
         kind = self.rng.choice(("kill one", "kill all", "power cut"))
         one = self._current if self._current in self.processes and where.startswith("in ") else None
         self.say(f"*** {kind} {where} of {self._named()}")
-        act_for(None)  # what the disaster itself does to the disk is nobody's system call
+        act_for(None)  # the disaster's own changes of the disk are not system calls of a process
         try:
             self._strike(kind, one)
         finally:
@@ -236,7 +236,7 @@ class World:
             if self.processes:
                 victim = one or self.rng.choice(self.processes)
                 self._end(victim)
-                self._again(victim)
+                self._restart(victim)
             return
         victims = list(self.processes)
         for victim in victims:
@@ -245,7 +245,7 @@ class World:
             self.disk.cut_power(self.rng)
         self.budget = Budget(self.cap)
         for victim in victims:
-            self._again(victim)
+            self._restart(victim)
 
     def _end(self, process: Process, *, at_once: bool = True) -> None:
         process.alive = False
@@ -259,7 +259,7 @@ class World:
         if at_once:
             self.model.ended(process)
 
-    def _again(self, process: Process) -> None:
+    def _restart(self, process: Process) -> None:
         self.restarts += 1
         if self.restarts > 30:
             raise Violation(f"{process.name} does not come to its end in {self.restarts} restarts")
@@ -274,14 +274,14 @@ class World:
 
 
 def folder_in_memory() -> tempfile.TemporaryDirectory[str]:
-    """A folder for disks: in memory where there is such a place, as real disks are slow to delete from."""
+    """A folder for disks: in memory if possible, because deleting from real disks is slow."""
     memory = Path("/dev/shm")
     return tempfile.TemporaryDirectory(prefix="lion-ray-simulation-", dir=memory if memory.is_dir() else None)
 
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """What is in a cycle goes when a seed is over: what it would do when it goes is part of no history."""
+    """Turn the garbage collector off, so that reference cycles are collected only after the seed."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -293,7 +293,7 @@ def collector_off() -> Iterator[None]:
 
 @contextmanager
 def only_its_own_garbage() -> Iterator[None]:
-    """For many seeds: the collector passes over all that was there before them."""
+    """For many seeds: exclude earlier objects from garbage collection."""
     gc.collect()
     gc.freeze()
     try:

@@ -195,8 +195,8 @@ class BatchQueue:
             self._where.update((key, record.nonce) for key in record.keys)
             if unsettled:
                 self._adopted.append(batch)
-                told = record.batch_id or "perhaps created"
-                self._say(f"a batch of an earlier start is open ({told}): {len(unsettled)} calls wait for it")
+                name = record.batch_id or "perhaps created"
+                self._say(f"a batch of an earlier start is open ({name}): {len(unsettled)} calls wait for it")
             else:
                 self._start_closing(batch)
 

@@ -94,9 +94,9 @@ def merge_own(folder: Folder, names: Sequence[str]) -> None:
     """Merge a writer's own objects, which are neighbours. Raises the storage's errors."""
     listed = folder.list()
     # Missing objects have been merged by another process.
-    there = [name for name in sorted(names) if name in listed]
-    if len(there) > 1:
-        _merge(folder, [load(folder, name, listed[name].size, sidecar=False) for name in there], Compacted())
+    present = [name for name in sorted(names) if name in listed]
+    if len(present) > 1:
+        _merge(folder, [load(folder, name, listed[name].size, sidecar=False) for name in present], Compacted())
 
 
 def _compact(folder: Folder, merged_bytes: int) -> Compacted:

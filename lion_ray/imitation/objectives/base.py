@@ -38,8 +38,8 @@ class Objective(Protocol):
     columns: tuple[str, ...]
     """Columns of INSTRUCTION or ANSWER rows that come with each sample (`Batch.columns`), such as `source`."""
     min_gap: float | None
-    """It learns from pairs too: of the rows judged before, those with at least this gap (`imitation.pairs`). None, or
-    no such attribute: it does not."""
+    """If set, the objective also gets preference pairs of earlier judged rows with at least this gap
+    (`imitation.pairs`)."""
 
     per_token: bool
     """Each sample comes with the log-probability of each of its labelled tokens before the fit, in the column

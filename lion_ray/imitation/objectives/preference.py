@@ -1,4 +1,4 @@
-"""Direct preference optimisation on verdicts that were bought for discrimination, with a supervised term.
+"""Direct preference optimisation on the verdicts of discrimination, with a supervised term.
 
 Sources: Rafailov et al., Direct Preference Optimization (arXiv 2305.18290), equation 7; the supervised term against
 falling likelihoods of both answers is that of RPO (arXiv 2404.19733), equation 1; the length-normalised form divides
@@ -18,11 +18,11 @@ from lion_ray.imitation.training.data import REFERENCE, Batch, Sample
 
 
 class Preference:
-    """A row of one answer costs its mean cross-entropy per token; a pair of a chosen answer c and a rejected r costs
+    """The loss of a row with one answer is its mean cross-entropy per token; that of a chosen c and a rejected r is
 
         -log sigmoid(beta * [(log p(c) - log p_ref(c)) - (log p(r) - log p_ref(r))]) + sft_weight * -log p(c) / |c|
 
-    where p_ref is the student before the fit. A step is the mean over its rows and pairs.
+    where p_ref is the student before the fit. A step's loss is the mean over its rows and pairs.
     """
 
     columns: tuple[str, ...] = ()

@@ -184,7 +184,7 @@ def _encode_row(row: Row, prompter: Prompter, max_length: int, truncated: str) -
 
 
 def _with_rejected(sample: Sample, row: Row, prompter: Prompter, max_length: int) -> Sample | str:
-    """The pair; or why its worse answer cannot be used. One that is cut off can: nothing is learned of its end."""
+    """The pair; or why its worse answer cannot be used. A cut-off one can, because its end token is not trained on."""
     assert row.rejected is not None
     other = row._replace(answer=row.rejected, finish_reason=row.rejected_finish_reason, rejected=None)
     worse = _encode_row(other, prompter, max_length, "keep")

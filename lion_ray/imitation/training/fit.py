@@ -5,7 +5,7 @@ Invariants:
   tokens), over all processes and micro-batches: neither packing, nor micro-batches, nor the number of processes changes
   what a step does.
 - Every process takes the same number of micro-batches, some of them empty, so no collective waits forever. If a process
-  hangs or is gone, the others report which one (`roll`).
+  hangs or has died, the others report which one (`roll`).
 - All randomness in a step derives from (seed, step, process), and the learning rate from the step: see `state`.
 - Where each process holds the whole model, no collective runs after the last step, so none waits while the first one
   writes.

@@ -1,8 +1,7 @@
-"""Log-probabilities of answers under the model as it comes, before a fit changes it: of both answers of each pair, or
-of each token.
+"""Reference log-probabilities under the model before the fit: of both answers of each pair, or of each token.
 
-Invariant: computed once per fit. They are part of its checkpoints (`state.Progress`), so that a restored fit goes on
-with the same numbers, whatever machine it is on.
+Invariant: computed once per fit. They are part of its checkpoints (`state.Progress`), so that a restored fit continues
+with the same numbers on any machine.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import loss_rows, tensor_cores
 
 Pairs = list[tuple[float, float]]
-"""(chosen, rejected), in nats, of each sample that is a pair, in their order."""
+"""(chosen, rejected) in nats, for each sample that is a pair, in order."""
 
 
 @torch.no_grad()

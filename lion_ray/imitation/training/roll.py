@@ -1,4 +1,4 @@
-"""Detect which process of a fit hangs or is gone when a collective times out.
+"""Detect which process of a fit hangs or has died when a collective times out.
 
 Invariants:
 - No process waits for another longer than a fit's `collective_timeout_s`; then it reports which process is missing.
@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lion_ray.core.errors import TrainingError
 from lion_ray.imitation.training.model import World
 
-LONGEST_ASKING_S = 60.0
+LONGEST_PING_S = 60.0
 """Processes that wait at the same collective time out within this many seconds of each other."""
 
 
@@ -37,12 +37,12 @@ class Roll:
     def __init__(self, world: World, timeout_s: float) -> None:
         """Collective: every process of the fit must construct it at the same point."""
         self.world = world
-        self._timeout_s, self._asking_s = timeout_s, min(LONGEST_ASKING_S, timeout_s)
+        self._timeout_s, self._ping_s = timeout_s, min(LONGEST_PING_S, timeout_s)
         self.names = [f"process {world.rank} ({socket.gethostname()}, pid {os.getpid()})"]
         if world.size > 1:
             # Not NCCL: it kills a process that waits too long and does not report which peer is missing.
             self._meeting = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-            self._asking = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + 2 * self._asking_s))
+            self._pinging = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + 2 * self._ping_s))
             everyone: list[str] = [""] * world.size
             dist.all_gather_object(everyone, self.names[0], group=self._meeting)
             self.names = everyone
@@ -60,10 +60,10 @@ class Roll:
             if self.world.size == 1 or not _by_waiting(error):
                 raise
             absent = [self.names[rank] for rank in self._absent()]
-            who = " and ".join(absent) if absent else "another process, which answers again now,"
+            who = " and ".join(absent) if absent else "another process, which answers again by now,"
             raise TrainingError(
                 f"{who} did not reach a collective of {len(self.names)} processes within {self._timeout_s:g} s "
-                "(imitation.collective_timeout_s): it hangs or is gone. The last checkpoint is kept"
+                "(imitation.collective_timeout_s): it hangs or has died. The last checkpoint is kept"
             ) from None
 
     def meet(self) -> None:
@@ -82,28 +82,28 @@ class Roll:
     def _absent(self) -> list[int]:
         """Ping each other process. Returns the ranks that do not answer."""
         others = [rank for rank in range(self.world.size) if rank != self.world.rank]
-        there: queue.Queue[int] = queue.Queue()
+        replies: queue.Queue[int] = queue.Queue()
         for rank in others:
             # In threads, because gloo closes all connections of a group once one wait in it has timed out.
-            threading.Thread(target=self._greet, args=(rank, there), daemon=True).start()
-        until = time.monotonic() + self._asking_s
+            threading.Thread(target=self._ping, args=(rank, replies), daemon=True).start()
+        until = time.monotonic() + self._ping_s
         answered: set[int] = set()
         while answered < set(others):
             try:
-                answered.add(there.get(timeout=max(0.0, until - time.monotonic())))
+                answered.add(replies.get(timeout=max(0.0, until - time.monotonic())))
             except queue.Empty:
                 break
         return sorted(set(others) - answered)
 
-    def _greet(self, rank: int, there: queue.Queue[int]) -> None:
+    def _ping(self, rank: int, replies: queue.Queue[int]) -> None:
         with suppress(RuntimeError):
-            sent = dist.isend(torch.ones(1), rank, group=self._asking)
-            came = dist.irecv(torch.zeros(1), rank, group=self._asking)
+            sent = dist.isend(torch.ones(1), rank, group=self._pinging)
+            received = dist.irecv(torch.zeros(1), rank, group=self._pinging)
             assert sent is not None
-            assert came is not None
-            came.wait()
+            assert received is not None
+            received.wait()
             sent.wait()  # if this process exits earlier, its message is lost
-            there.put(rank)
+            replies.put(rank)
 
 
 _WAITING = ("gloo", "NCCL", "pair closure", "Connection closed", "Connection reset", "Socket closed", "Broken pipe")
