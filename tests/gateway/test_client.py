@@ -15,10 +15,10 @@ import pytest
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.calls import Completion, Failure, Outcome
-from lion_ray.gateway.client import Client
+from lion_ray.gateway.client import JOURNAL_REFRESH_S, Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.stats import Event
-from tests.gateway.support import ManualTime, QuickTime, call
+from tests.gateway.support import ACCOUNT, ManualTime, QuickTime, call, completion
 from tests.stub_api import Rule, StubAPI
 
 Connect = Callable[..., Client]
@@ -138,6 +138,25 @@ async def test_a_call_that_nobody_waits_for_any_more_is_not_sent(stub: StubAPI, 
     await first
     assert not bought(await client.complete(call("Two."))).replayed
     assert stub.stats()["total"] == 2
+
+
+async def test_a_call_that_another_run_bought_while_it_waited_is_not_sent(
+    stub: StubAPI, connect: Connect, tmp_path: Path
+) -> None:
+    stub.gate.clear()
+    time = QuickTime()
+    mine, others = (Journal.open(str(tmp_path / "shared"), clock=time.clock) for _ in range(2))
+    client = connect({"max_concurrency": 1}, journal=mine)
+    first, second = (asyncio.create_task(client.complete(call(text))) for text in ("One.", "Two."))
+    await stub.until(lambda stats: stats["in_flight"] == 1)
+    await others.put(replace(completion(2), key=call("Two.").key("stub-model")), ACCOUNT)
+    time.now += JOURNAL_REFRESH_S
+    stub.gate.set()
+    assert not bought(await first).replayed
+    assert bought(await second).text == completion(2).text
+    assert stub.stats()["total"] == 1
+    await mine.close()
+    await others.close()
 
 
 class Blocked(Journal):
