@@ -31,9 +31,8 @@ def same_bits(one, other):
 def header(path):
     """What a safetensors file says of its tensors, without their places."""
     with safe_open(path, framework="pt") as opened:
-        return {
-            name: (opened.get_slice(name).get_shape(), opened.get_slice(name).get_dtype()) for name in opened.keys()
-        }
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        return {name: (found.get_shape(), found.get_dtype()) for name, found in slices.items()}
 
 
 def reported(keep):
