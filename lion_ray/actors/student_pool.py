@@ -31,6 +31,7 @@ from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.inference import wants_gpu
 from lion_ray.inference.engine import Sampling
+from lion_ray.inference.memory import AT_ONCE
 from lion_ray.models.model_ref import ModelRef
 
 MAX_SHARD_ATTEMPTS = 3
@@ -61,7 +62,7 @@ class StudentPool:
         self._config = config
         whole = config.tensor_parallel_size if wants_gpu(config.use_gpu) else 0
         self._gpus = float(whole) if gpus is None else gpus
-        self._per_engine = shards_per_engine(config.max_num_seqs, shard_rows)
+        self._per_engine = shards_per_engine(config.max_num_seqs or AT_ONCE, shard_rows)
         self._run_name = run_name
         self._store = store
         self._base_dir = base_dir

@@ -40,7 +40,7 @@ class ServeConfig(Section):
     max_model_len: int = operational(4096, ge=64)
     """The longest prompt plus answer, in tokens."""
     max_num_seqs: int | None = operational(None, ge=1)
-    """Concurrent requests in the server; null: 64 on a GPU, on a CPU a number that keeps answers coming steadily."""
+    """Concurrent requests; null: on a GPU what its memory holds (8 to 256), on a CPU what keeps answers coming."""
     kv_cache_gib: float = operational(2.0, gt=0)
     """Memory for the key-value cache on a CPU, in GiB."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)

@@ -129,8 +129,8 @@ class StudentConfig(Section):
     """Run engines on GPUs; null: if the installed vLLM is the GPU build."""
     num_cpus: float = operational(1.0, ge=0)
     """CPUs that each engine reserves in Ray."""
-    max_num_seqs: int = operational(64, ge=1)
-    """Answers that an engine generates at once."""
+    max_num_seqs: int | None = operational(None, ge=1)
+    """Answers that an engine generates at once; null: 64 on a CPU, on a GPU as many as its memory holds (8 to 256)."""
     gpu_memory_utilization: float = operational(0.9, gt=0, le=1)
     """Share of a GPU's memory an engine may take."""
     kv_cache_gib: float = operational(1.0, gt=0)

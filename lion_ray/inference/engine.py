@@ -27,6 +27,7 @@ from lion_ray.core.records import ANSWER, OK, QUARANTINED, SAMPLE, Prompt, deriv
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference import gpu_build, leaves_compilation, memory_share, student_type
 from lion_ray.inference.gate import Gate
+from lion_ray.inference.memory import AT_ONCE, sequences_at_once
 from lion_ray.inference.ports import first_port
 from lion_ray.inference.weight_check import Agreement, Greedy, canary_type, compare, read_canary
 from lion_ray.models.machine import cores
@@ -79,7 +80,7 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int, gpus: fl
         "worker_extension_cls": "lion_ray.inference.worker.WeightsInPlace",
         "dtype": student_type(config.dtype),
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": config.max_num_seqs or AT_ONCE,
         "tensor_parallel_size": config.tensor_parallel_size,
         "enforce_eager": leaves_compilation(config.enforce_eager),
         "trust_remote_code": False,
@@ -88,7 +89,10 @@ def engine_arguments(config: StudentConfig, model_dir: Path, seed: int, gpus: fl
         "disable_log_stats": True,
     }
     if gpu_build():
-        arguments["gpu_memory_utilization"] = memory_share(config.gpu_memory_utilization, gpus)
+        share = arguments["gpu_memory_utilization"] = memory_share(config.gpu_memory_utilization, gpus)
+        if config.max_num_seqs is None:
+            dtype, length = arguments["dtype"], config.max_model_len
+            arguments["max_num_seqs"] = sequences_at_once(model_dir, dtype, length, share, gpus)
         return arguments
     arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * GIB)
     if config.tensor_parallel_size == 1:

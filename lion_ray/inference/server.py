@@ -26,6 +26,7 @@ from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference import CPU_BUILD, NO_CPU, gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
 from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
+from lion_ray.inference.memory import AT_ONCE, sequences_at_once
 from lion_ray.inference.ports import first_port, free_port, port_was_taken
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
@@ -39,8 +40,8 @@ PLAIN_SAMPLING = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0, "max_new_
 NOT_ON_EVERY_GPU = "CutlassInt8ScaledMMLinearKernel"
 """vLLM's first choice for 8-bit weights on a GPU fails on Blackwell; its second (Triton's) runs on all."""
 METRICS_TIMEOUT_S = 10.0
-MOST_AT_ONCE = 64
-"""Concurrent requests of a server, unless the configuration or a slow CPU limits them further."""
+MOST_AT_ONCE = AT_ONCE
+"""Concurrent requests of a server on a CPU, unless the configuration or a slow CPU limits them further."""
 CPU_STEP_TOKENS = 512
 """Tokens that a server computes in one step on a CPU: enough for full speed, and a step still ends within seconds."""
 MAX_STARTS = 3
@@ -141,7 +142,12 @@ class ModelServer:
             arguments["--override-generation-config"] = json.dumps(PLAIN_SAMPLING)
         if gpu_build():
             gpus = server_gpus(config)
-            arguments["--gpu-memory-utilization"] = str(memory_share(config.gpu_memory_utilization, gpus))
+            share = memory_share(config.gpu_memory_utilization, gpus)
+            if config.max_num_seqs is None:
+                dtype, length = arguments["--dtype"], config.max_model_len
+                at_once = sequences_at_once(Path(self._model_dir), dtype, length, share, gpus)
+                arguments["--max-num-seqs"] = str(at_once)
+            arguments["--gpu-memory-utilization"] = str(share)
             arguments["--tensor-parallel-size"] = str(math.ceil(gpus))
         else:
             # vLLM's default block on a CPU has 128 tokens, too coarse to share the common prefix of a role's prompts.

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from lion_ray.config import RunConfig, ServeConfig, endpoints_in_use
 from lion_ray.inference import server_gpus, student_type, wants_gpu
+from lion_ray.inference.memory import AT_ONCE
 from lion_ray.inference.server import arithmetic, requests_at_once
 from lion_ray.models.machine import resolve_precision, speeds
 from lion_ray.models.resolve import parameters_of
@@ -92,7 +93,7 @@ class LocalTimes:
         if parameters is None or not rows:
             return None
         tokens = rows * min(EXPECTED["student"], student.max_tokens)
-        together = min(rows, student.max_num_seqs)
+        together = min(rows, student.max_num_seqs or AT_ONCE)
         return tokens / speeds().tokens_per_second(parameters, together, student_type(student.dtype))
 
     def fit(self, rows: int, instruction: float) -> float | None:

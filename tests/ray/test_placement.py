@@ -18,7 +18,7 @@ from lion_ray.actors.student_pool import StudentPool
 from lion_ray.config import StudentConfig
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
-from tests.ray.harness import LATENCY, LOOK_S, Job, kill
+from tests.ray.harness import LATENCY, LOOK_S, Job, kill, write_pool
 from tests.ray.machines import Machines, machines
 from tests.ray.test_student_pool import BASE, CONFIG, shard
 from tests.stub_api import stub_process
@@ -101,13 +101,53 @@ def test_a_gpu_goes_from_hand_to_hand(tmp_path: Path) -> None:
     words = job.log.read_text()
     assert seen.together == [], "engines and training never hold GPUs at the same time"
     assert seen.free_while_generating
-    assert "student engine 0: waiting for 1 GPU (0 free of 0 in the cluster)" in words
+    assert "waiting for nodes: the run needs student engines: 1 CPU and 1 GPU; the cluster has 1 node" in words
     assert "1 student engine ended: nothing to answer for now" in words
     assert words.index("nothing to answer for now") < words.index("iteration 1: fine-tuning")
     for version in ("base", "iteration-1", "iteration-2"):
         assert f"student engine 0 serves {version}" in words
     assert "student engine 0 died" in words, "lost while it answered"
     assert seen.lost == ["answering", "training"]
+
+
+@pytest.mark.long
+def test_a_server_an_engine_and_training_share_the_only_gpu(tmp_path: Path) -> None:
+    """As the demo on a machine with one GPU; the GPU is a number, so vLLM and torch compute on the CPU."""
+    make_tiny_model(tmp_path / "job" / "student", initializer_range=0.5)
+    write_pool(tmp_path / "job" / "pool.jsonl", 8)
+    write_pool(tmp_path / "job" / "heldout.jsonl", 2, start=100)
+    serve = {"model": "student", "dtype": "float32", "max_model_len": 256, "max_num_seqs": 4, "kv_cache_gib": 0.1}
+    with machines() as cluster, stub_process(*LATENCY) as base_url:
+        node = cluster.add(gpus=1)
+        local = {"model": "tiny", "api_key_env": None, "serve": {**serve, "num_gpus": 0.5, "enforce_eager": True}}
+        changes = {
+            "iterations": 0,
+            "endpoints": {"local": local},
+            "teacher": {"endpoint": "local"},
+            "student": {"use_gpu": True},
+            "imitation": {"use_gpu": True, "epochs": 1},
+            "placement": "handoff",
+        }
+        job = Job(
+            tmp_path / "job",
+            base_url,
+            changes | {"discrimination": {"judge_heldout": "never"}},
+            environment=cluster.environment,
+        )
+        process = job.start()
+        on_gpu: dict[str, set[str]] = {}
+        try:
+            while process.poll() is None:
+                for one in cluster.actors("TeacherProxy", "StudentEngine", "RayTrainWorker"):
+                    on_gpu.setdefault(one["ActorClassName"], set()).add(cluster.node_of(one))
+                time.sleep(LOOK_S)
+        finally:
+            kill(process)
+    assert process.returncode == 0, job.words()
+    shared = "parts of a GPU: the server of endpoint local 0.5, a student engine 0.5, a training worker 0.5"
+    assert shared in job.log.read_text()
+    assert on_gpu["StudentEngine"] == on_gpu["RayTrainWorker"] == {node.node_id}
+    assert node.node_id in on_gpu["TeacherProxy"], "the proxy with the server; the other has an API to call"
 
 
 class Seen:
@@ -132,7 +172,7 @@ def watch(job: Job, cluster: Machines, process: subprocess.Popen[bytes]) -> Seen
 
     while process.poll() is None:
         words = job.log.read_text()
-        if node is None and "waiting for 1 GPU" in words:
+        if node is None and "waiting for nodes" in words:
             node = cluster.add(gpus=1)
         holders = {one["ActorClassName"] for one in cluster.actors("StudentEngine", "RayTrainWorker")}
         if len(holders) > 1:
