@@ -21,7 +21,7 @@ from lion_ray.imitation.training.fit import _prepare, _step
 from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
-from lion_ray.imitation.training.speed import choose_attention, loss_rows, tensor_cores
+from lion_ray.imitation.training.speed import choose_attention, compiled_loss, loss_rows, tensor_cores
 
 PUBLISHED = {"published": 26_010.0, "published_mfu": 0.168, "by": "prime-rl, Qwen3-0.6B, 8,192 tokens, one H100"}
 SPEC = TrainSpec(model_dir="", output_dir="", precision="bf16", micro_batch_rows=1, max_length=8192, compile=False)
@@ -81,7 +81,8 @@ def _cell(
         flops = ModelFlops.of(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-        logits = LabelledLogits(model, loss_rows(model, spec.logits_at_once, device))
+        rows_at_once = loss_rows(model, spec.logits_at_once, device)
+        logits = LabelledLogits(model, rows_at_once, compiled_loss(spec.compile, device))
         objective = load_objective(spec.objective, Path())
         speed = Speedometer(flops, device_peak(device, spec.precision), 1)
         packed = pack(samples, length)

@@ -47,7 +47,7 @@ class ImitationConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     precision: Precision = by_machine()
-    """Precision of forward and backward pass (auto: bf16 on a GPU, on a CPU the faster one); weights are float32."""
+    """Arithmetic of forward and backward (auto: bf16 on a GPU, on a CPU the faster one; fp32: TF32 on a GPU)."""
     truncated: Literal["drop", "keep"] = "drop"
     """A truncated answer is dropped, or trained on without an end-of-sequence token."""
     loss_on: Literal["answer", "assistant_turns"] = "answer"
@@ -77,7 +77,7 @@ class ImitationConfig(Section):
     logits_at_once: int | None = operational(None, ge=0)
     """Labelled tokens whose logits exist at once; 0: all; null: on a GPU as many as fit into 1 GiB, on a CPU all."""
     compile: bool | None = operational(None)
-    """Compile each layer with torch.compile; null: on a GPU."""
+    """Compile each layer and the loss with torch.compile; null: on a GPU."""
     checkpoint_every: str = operational("10min", pattern=DURATION)
     """Time between checkpoints within a fit; longer if writing them would take more than 5 % of the fit."""
     checkpoint_every_steps: int | None = operational(None, ge=1)

@@ -12,8 +12,9 @@ from lion_ray.config import LoraConfig
 from lion_ray.imitation.training.data import Sample, read_rows
 from lion_ray.imitation.training.fit import train
 from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak, peak
+from lion_ray.imitation.training.loss import token_loss
 from lion_ray.imitation.training.model import add_adapters, load_model
-from lion_ray.imitation.training.speed import compile_layers
+from lion_ray.imitation.training.speed import compile_layers, compiled_loss
 from tests.training.conftest import weights
 
 CPU = torch.device("cpu")
@@ -149,3 +150,14 @@ def test_compiled_layers_compute_the_same(tiny):
     assert compile_layers(model, None, CPU) == 0
     assert compile_layers(model, True, CPU, backend="aot_eager") == model.config.num_hidden_layers
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_loss_is_the_same():
+    torch.manual_seed(2)
+    logits = torch.randn(6, 50, dtype=torch.bfloat16)
+    targets = torch.arange(6)
+    assert compiled_loss(None, CPU) is token_loss
+    compiled = torch.compile(token_loss, backend="aot_eager")
+    for reduction in ("none", "sum"):
+        torch.testing.assert_close(compiled(logits, targets, reduction), token_loss(logits, targets, reduction))
+    assert compiled_loss(True, CPU) is not token_loss

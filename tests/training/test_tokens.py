@@ -108,11 +108,13 @@ def test_a_helper_encodes_and_passes_errors_on(make_spec, prompter):
     batch, dropped = helper.encode(MIXED, 7)
     assert (list(tokens._samples(batch)), dropped) == ([one._replace(columns={}) for one in expected], reasons)
     assert batch["row"][0].as_py() == 7
-    with pytest.raises(RuntimeError, match="TypeError: .*missing 2 required"):
+    with pytest.raises(RuntimeError, match=r"TypeError: .*missing 2 required"):
         helper.encode([()], 0)
-    helper.end()
+    helper.process.kill()
+    helper.process.wait()
     with pytest.raises(OSError):
         helper.encode(ROWS, 0)
+    helper.end()
 
 
 class InProcess:

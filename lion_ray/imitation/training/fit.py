@@ -43,7 +43,13 @@ from lion_ray.imitation.training.output import evaluate_loss
 from lion_ray.imitation.training.reference import log_probabilities, token_log_probabilities, with_reference
 from lion_ray.imitation.training.roll import Roll
 from lion_ray.imitation.training.spec import TrainSpec
-from lion_ray.imitation.training.speed import choose_attention, loss_rows, set_allocator, tensor_cores
+from lion_ray.imitation.training.speed import (
+    choose_attention,
+    compiled_loss,
+    loss_rows,
+    set_allocator,
+    tensor_cores,
+)
 from lion_ray.imitation.training.tokens import count_pairs, digest_of, extremes, tokenise
 from lion_ray.models.machine import resolve_precision
 from lion_ray.models.prompter import Prompter
@@ -193,7 +199,8 @@ def _run(
     """Run the remaining steps. Returns the seconds spent in them, without checkpoints."""
     world = roll.world
     steps = count_steps(len(samples), spec.epochs, spec.batch_size)
-    logits = LabelledLogits(model, loss_rows(model, spec.logits_at_once, device))
+    rows = loss_rows(model, spec.logits_at_once, device)
+    logits = LabelledLogits(model, rows, compiled_loss(spec.compile, device))
     checkpoints = Checkpoints(spec, model, optimizer, report, roll)
     for indices in step_batches(len(samples), spec.epochs, spec.batch_size, spec.seed, start=progress.step):
         began = time.monotonic()

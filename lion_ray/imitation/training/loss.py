@@ -33,6 +33,15 @@ def rows_at_once(wanted: int | None, vocabulary: int, device: torch.device) -> i
     return max(256, _LOGITS // vocabulary // 256 * 256) if device.type == "cuda" else 0
 
 
+TokenLoss = Callable[[torch.Tensor, torch.Tensor, Reduction], torch.Tensor]
+"""(logits, targets, reduction): the cross-entropy in nats, in float32."""
+
+
+def token_loss(logits: torch.Tensor, targets: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    """The cross-entropy of all tokens, or each one's. Compiled, it makes no copy of the logits in float32."""
+    return F.cross_entropy(logits.float(), targets, reduction=reduction)
+
+
 def in_chunks(
     head: Callable[[torch.Tensor], torch.Tensor],
     hidden: torch.Tensor,
@@ -40,6 +49,7 @@ def in_chunks(
     rows: int,
     reduction: Reduction,
     *,
+    loss: TokenLoss = token_loss,
     random: bool = False,
 ) -> torch.Tensor:
     """Each token's cross-entropy in nats, or their sum, from the hidden states before the head.
@@ -48,7 +58,7 @@ def in_chunks(
     """
 
     def some(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(head(hidden).float(), targets, reduction=reduction)
+        return loss(head(hidden), targets, reduction)
 
     pairs = zip(hidden.split(rows), targets.split(rows), strict=True)
     if not torch.is_grad_enabled():
@@ -65,7 +75,8 @@ class Head:
     applied here; a model that changes its logits in another way would change the losses, which its caller must check.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, loss: TokenLoss) -> None:
+        self._loss = loss
         module = model.get_output_embeddings()
         self._config = model.config.get_text_config()
         self._given: tuple[torch.Tensor, int, Reduction] | None = None
@@ -95,7 +106,7 @@ class Head:
             found = self._forward(some)
             return found if cap is None else cap * torch.tanh(found / cap)
 
-        return in_chunks(logits, hidden, *self._given, random=self._random()).view(-1, 1)
+        return in_chunks(logits, hidden, *self._given, loss=self._loss, random=self._random()).view(-1, 1)
 
     def _random(self) -> bool:
         return any(isinstance(one, nn.Dropout) for one in self._module.modules())

@@ -29,7 +29,7 @@ from lion_ray.core.errors import ModelError, first_line
 from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
-from lion_ray.imitation.training.loss import Head, Reduction
+from lion_ray.imitation.training.loss import Head, Reduction, TokenLoss, token_loss
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -144,11 +144,13 @@ class LabelledLogits:
 
     The model's own head is called on the hidden states at labelled positions only, so the architecture's own changes to
     logits (scaling, capping) still apply. `head_rows` counts the rows passed to the head. Logits are float32, also
-    under autocast. `rows`: how many tokens' logits may exist at once in `cross_entropy`; 0: all.
+    under autocast. `rows`: how many tokens' logits may exist at once in `cross_entropy`; 0: all. `loss`: of
+    those.
     """
 
-    def __init__(self, model: nn.Module, rows: int = 0) -> None:
+    def __init__(self, model: nn.Module, rows: int = 0, loss: TokenLoss = token_loss) -> None:
         self.model = model
+        self._loss = loss
         self.head_rows = 0
         self._rows = rows
         self._head: Head | None = None
@@ -195,7 +197,7 @@ class LabelledLogits:
             positions = targets = batch.input_ids.new_zeros(1)
         few = replace(batch, positions=positions, targets=targets)
         whole = F.cross_entropy(self(few), targets, reduction="none")
-        self._head = Head(self.model)
+        self._head = Head(self.model, self._loss)
         with self._head.losing(targets, max(1, len(targets) // 2), "none"):
             found = self(few).flatten()
         if found.shape != whole.shape or not torch.allclose(found, whole, rtol=1e-3, atol=1e-3):

@@ -17,7 +17,7 @@ from torch import nn
 from lion_ray.core.terminal import tell
 from lion_ray.imitation.training import attention
 from lion_ray.imitation.training.data import Sample, collate, pack
-from lion_ray.imitation.training.loss import rows_at_once
+from lion_ray.imitation.training.loss import TokenLoss, rows_at_once, token_loss
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 
@@ -43,7 +43,7 @@ def choose_attention(
 ) -> str:
     """Switch the model to the fastest attention kernel that is right (`attention.choose`); returns its name."""
     batch = collate(pack(samples[:_TRIED], spec.max_length)[:1]).to(device)
-    logits = LabelledLogits(model.eval())
+    logits = LabelledLogits(model.eval(), loss_rows(model, spec.logits_at_once, device))
 
     def exact() -> torch.Tensor:
         return logits.losses(batch)
@@ -69,16 +69,27 @@ def loss_rows(model: Any, wanted: int | None, device: torch.device) -> int:
 
 def compile_layers(model: Any, wanted: bool | None, device: torch.device, backend: str = "inductor") -> int:
     """Compile each decoder layer's forward pass; returns how many. `wanted`: None is on a GPU."""
-    if not (device.type == "cuda" if wanted is None else wanted):
+    if not _compiles(wanted, device):
         return 0
-    # A layer that cannot be compiled runs as it is.
-    torch._dynamo.config.suppress_errors = True
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     for layer in layers:
         # Not the module's call: recomputation and sharding hook in there.
         layer.forward = torch.compile(layer.forward, backend=backend)
     return len(layers)
+
+
+def compiled_loss(wanted: bool | None, device: torch.device) -> TokenLoss:
+    """The loss of some tokens' logits, compiled where layers are."""
+    return torch.compile(token_loss) if _compiles(wanted, device) else token_loss
+
+
+def _compiles(wanted: bool | None, device: torch.device) -> bool:
+    if not (device.type == "cuda" if wanted is None else wanted):
+        return False
+    # What cannot be compiled runs as it is.
+    torch._dynamo.config.suppress_errors = True
+    return True
 
 
 @contextmanager
