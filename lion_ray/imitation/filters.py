@@ -101,7 +101,7 @@ class _Own:
         found = asked(self.filter.reason, row, key=self.key)
         if found is not None and not (isinstance(found, str) and found.strip()):
             raise ConfigError(
-                f"{self.key}: reason() returned {type(found).__name__}; expected None or a reason as text"
+                f"{self.key}: reason() returned {type(found).__name__}, not None or a text"
             )
         return found
 
