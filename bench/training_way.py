@@ -196,11 +196,12 @@ def profiled(job: Job) -> dict[str, Any]:
     ]
     loop = fit._run
 
-    def clean(*args: Any, **named: Any) -> None:
+    def clean(*args: Any, **named: Any) -> float:
         spent.clear()  # what was done before the first step
         began = time.perf_counter()
-        loop(*args, **named)
+        seconds = loop(*args, **named)
         spent["other"] = time.perf_counter() - began - sum(spent.values())
+        return seconds
 
     for owner, name, wrapper in patched:
         setattr(owner, name, wrapper)

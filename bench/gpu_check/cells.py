@@ -17,8 +17,9 @@ from lion_ray.config.plugins import PreferenceConfig
 from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.training import attention
 from lion_ray.imitation.training.data import pack
-from lion_ray.imitation.training.fit import _prepare, _step
+from lion_ray.imitation.training.fit import _step
 from lion_ray.imitation.training.flops import ModelFlops, Speedometer, device_peak
+from lion_ray.imitation.training.held import prepared
 from lion_ray.imitation.training.model import LabelledLogits, World
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import choose_attention, compiled_loss, loss_rows, tensor_cores
@@ -77,7 +78,7 @@ def _cell(
         samples = samples_of(model, [length] * (1 if machine.tiny else rows), pairs=pairs)
         kernel = choose_attention(model, samples[:1], spec, device, world)
         vocabulary = model.config.vocab_size
-        model = _prepare(model, spec, world, device)
+        model = prepared(model, spec, device).train()
         flops = ModelFlops.of(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
@@ -91,7 +92,7 @@ def _cell(
             for step in range(WARM + TIMED):
                 machine.wait()
                 began = time.monotonic()
-                losses.append(_step(spec, packed, logits, objective, optimizer, world, device)[0])
+                losses.append(_step(spec, [packed], logits, objective, optimizer, world, device)[0])
                 machine.wait()
                 if step >= WARM:
                     speed.step(samples, time.monotonic() - began)

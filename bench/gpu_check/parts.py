@@ -16,9 +16,11 @@ from lion_ray.config.plugins import CrossEntropyConfig, PreferenceConfig
 from lion_ray.imitation.objectives import load_objective
 from lion_ray.imitation.training import attention
 from lion_ray.imitation.training.data import Batch, collate, pack
-from lion_ray.imitation.training.fit import _prepare, _step
+from lion_ray.imitation.training.fit import _step
+from lion_ray.imitation.training.held import prepared
 from lion_ray.imitation.training.loss import rows_at_once
 from lion_ray.imitation.training.model import LabelledLogits, World, shard
+from lion_ray.imitation.training.sharded import mesh_of
 from lion_ray.imitation.training.spec import TrainSpec
 
 
@@ -111,15 +113,15 @@ def _steps(spec: TrainSpec, machine: Machine, *, apart: bool) -> list[float]:
     model = build("qwen3-0.6b", machine, layers=2)
     samples = samples_of(model, [48, 64, 80] if machine.tiny else [500, 700, 800])
     world = World()
-    prepared = _prepare(model, spec, world, machine.device)
+    student = prepared(model, spec, machine.device).train()
     if apart:
-        shard(prepared, spec, world, machine.device)
-    trained = [p for p in prepared.parameters() if p.requires_grad]
+        shard(student, mesh_of(world, 1, machine.device), half=machine.device.type == "cuda")
+    trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, fused=True)
-    logits = LabelledLogits(prepared, rows_at_once(None, model.config.vocab_size, machine.device))
+    logits = LabelledLogits(student, rows_at_once(None, model.config.vocab_size, machine.device))
     objective = load_objective(spec.objective, Path())
     packed = pack(samples, sum(one.size for one in samples))
-    return [_step(spec, packed, logits, objective, optimizer, world, machine.device)[0] for _ in range(3)]
+    return [_step(spec, [packed], logits, objective, optimizer, world, machine.device)[0] for _ in range(3)]
 
 
 def _gradients(model: Any) -> dict[str, torch.Tensor]:

@@ -100,7 +100,7 @@ MODEL = "The model `m` does not exist"
           for status in (404, 405, 410)),
         (404, {}, {"error": {"message": "no", "code": "model_not_found"}}, Refused("model", "HTTP 404: no")),
         (404, {}, {"error": "no endpoints found for x"}, Refused("address", "HTTP 404: no endpoints found for x")),
-        (400, {}, {"error": "prompt is too long"}, Rejected("rejected by the endpoint", "HTTP 400: prompt is too long")),
+        (400, {}, {"error": "prompt is long"}, Rejected("rejected by the endpoint", "HTTP 400: prompt is long")),
         (
             400,
             {},

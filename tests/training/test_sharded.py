@@ -40,7 +40,7 @@ def test_what_is_filled_shard_by_shard_is_what_is_loaded_whole(kind, streamed, a
     with torch.no_grad():
         expected = whole(input_ids=ids).logits
         assert torch.equal(held.measured()(input_ids=ids).logits, expected)
-        trained = held.trained()
+        trained = held.trained("sdpa")
         assert trained.training
         assert torch.equal(trained.eval()(input_ids=ids).logits, expected)
     (tmp_path / "saved").mkdir()

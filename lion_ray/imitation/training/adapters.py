@@ -49,7 +49,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     for module in model.modules():
         if not isinstance(module, LoraLayer):
             continue
-        for name, part in module.named_children():  # type: ignore[attr-defined]
+        for name, part in module.named_children():
             if name != "base_layer" and any(p.is_meta for p in part.parameters()):
                 part.to_empty(device="cpu")
         module.reset_lora_parameters("default", True)

@@ -231,6 +231,7 @@ def _run(
             **passed,
         }
         checkpoints.after_step(metrics, progress)
+    return speed.seconds
 
 
 def _step(

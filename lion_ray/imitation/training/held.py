@@ -45,7 +45,7 @@ class Whole:
 
     def trained(self, kernel: str) -> Any:
         """The same, prepared for training with an attention kernel that was chosen on the measured model."""
-        self._model = _prepared(self._model, self._spec, self._device)
+        self._model = prepared(self._model, self._spec, self._device)
         if _half(self._spec):
             round_frozen(self._model)
         return self._model.train()
@@ -87,7 +87,7 @@ class Sharded:
         model = sharded.skeleton(self._spec.model_dir)
         if kernel != attention.DENSE:
             attention.use(model, kernel)
-        model = _prepared(model, self._spec, self._device)
+        model = prepared(model, self._spec, self._device)
         shard(model, self._mesh, half=self._spec.precision == "bf16" and self._device.type == "cuda")
         sharded.share(self._model, model)
         if _half(self._spec) and self._files is not None:
@@ -172,7 +172,8 @@ def _streamed(model_dir: str) -> tuple[Folder | None, dict[str, str]]:
     return (folder, names) if names else (None, {})
 
 
-def _prepared(model: Any, spec: TrainSpec, device: torch.device) -> Any:
+def prepared(model: Any, spec: TrainSpec, device: torch.device) -> Any:
+    """The model with adapters, recomputation and compiled layers, as the spec says."""
     if spec.lora is not None:
         model = add_adapters(model, spec.lora)
         initialise(model, derive_seed(spec.seed, "adapters"))
