@@ -21,6 +21,8 @@ class LoraConfig(Section):
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Which linear layers get adapters: their names, or all-linear."""
+    base: Literal["auto", "nf4"] = "auto"
+    """The frozen weights: in the type of imitation.precision, or in 4 bits (QLoRA), which needs bitsandbytes."""
 
 
 class ImitationConfig(Section):
@@ -88,9 +90,11 @@ class ImitationConfig(Section):
     """Timeout of a collective operation between workers, in seconds; the error names the workers that are missing."""
 
     @model_validator(mode="after")
-    def _replicas_divide_workers(self) -> ImitationConfig:
+    def _can_be_held(self) -> ImitationConfig:
         if self.workers % self.replicas:
             raise ValueError(f"replicas: {self.replicas} does not divide workers ({self.workers}); set it to a divisor")
+        if self.lora is not None and self.lora.base == "nf4" and self.workers > 1 and self.sharding == "full":
+            raise ValueError("lora.base: nf4 weights cannot be sharded; set sharding to none, or lora.base to auto")
         return self
 
     def of_iteration(self, iteration: int) -> ImitationConfig:

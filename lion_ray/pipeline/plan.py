@@ -263,9 +263,13 @@ class Planner:
 def _training_gib(config: RunConfig, parameters: float) -> float:
     imitation = config.imitation
     share = imitation.workers if imitation.sharding == "full" else 1
-    # float32 weights, gradients and AdamW's two moments; with adapters only the weights, which stay frozen.
-    state = parameters * (4 if imitation.lora else 16) / share
     half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
+    # float32 weights, gradients and AdamW's two moments.
+    each = 16.0
+    if imitation.lora is not None:
+        # Frozen weights alone. Shards are measured in float32 first; a whole model, layer by layer if it must be.
+        each = 0.6 if imitation.lora.base == "nf4" else 2.0 if half and share == 1 else 4.0
+    state = parameters * each / share
     gathered = 0.05 * parameters * (2 if half else 4)
     return round((state + gathered) / GIB, 1)
 

@@ -49,6 +49,10 @@ def check_plugins(config: RunConfig, base_dir: Path) -> None:
     load_source(config.teacher, base_dir)
     load_judge(config.referee, structured=False, base_dir=base_dir, seed=config.seed)
     load_filters(config.imitation.filters, base_dir)
+    if (lora := config.imitation.lora) is not None and lora.base == "nf4":
+        from lion_ray.imitation.training.adapters import check_base
+
+        check_base(lora)
     if isinstance(config.imitation.objective, Own):  # the built-in ones need torch, and cannot be wrong
         load_objective(config.imitation.objective, base_dir)
 

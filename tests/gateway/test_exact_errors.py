@@ -1,4 +1,4 @@
-"""What each failed request becomes, in full: the kind of error, its words, and everything that decides what comes next."""
+"""What each failed request becomes, in full: the kind of error, its words, and what decides what comes next."""
 
 from __future__ import annotations
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from lion_ray.config import LoraConfig
-from lion_ray.core.errors import ModelError
+from lion_ray.core.errors import ConfigError, ModelError
 from lion_ray.imitation.training import adapters, held
 from lion_ray.imitation.training.adapters import adapters_of, gathered, initialise, merged, round_frozen
 from lion_ray.imitation.training.fit import train
 from lion_ray.imitation.training.model import add_adapters, load_model
 from lion_ray.imitation.training.sharded import plain
-from tests.training.conftest import ROWS, weights
+from tests.training.conftest import HELDOUT, ROWS, weights
 
 CPU = torch.device("cpu")
 
@@ -75,3 +76,23 @@ def test_an_adapter_that_cannot_be_merged_by_rows_is_one_line(tiny):
     model = adapted(tiny, target_modules=["embed_tokens", "q_proj"])
     with pytest.raises(ModelError, match=r"lora\.target_modules: model\.embed_tokens\.lora.*is not of a linear layer"):
         adapters_of(model, gathered(model))
+
+
+def test_four_bits_without_their_package_are_refused_in_one_line(make_spec, monkeypatch):
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^imitation\.lora\.base: nf4 needs the package bitsandbytes.*auto$"):
+        train(make_spec(lora=LoraConfig(base="nf4")), rows=ROWS, report=lambda *_: None)
+
+
+def test_a_model_that_does_not_fit_is_measured_layer_by_layer(make_spec, monkeypatch, tmp_path):
+    spec = {"precision": "bf16", "serve_dtype": "float16", "lora": LoraConfig(rank=4), "epochs": 1}
+    found = [train(make_spec("whole", **spec), rows=ROWS, heldout_rows=HELDOUT, report=lambda *_: None)]
+    monkeypatch.setattr(held, "fits", lambda folder, device: False)
+    moved = []
+    monkeypatch.setattr(LlamaDecoderLayer, "to", lambda self, place: moved.append(place) or self)
+    found.append(train(make_spec("streamed", **spec), rows=ROWS, heldout_rows=HELDOUT, report=lambda *_: None))
+    # A layer comes before it works and goes afterwards, one at a time.
+    assert moved
+    assert moved == [CPU, "cpu"] * (len(moved) // 2)
+    for name in ("heldout_loss_before", "heldout_loss_after", "heldout_loss_served", "last_loss"):
+        assert found[0][name] == found[1][name], name

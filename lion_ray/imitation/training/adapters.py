@@ -3,6 +3,7 @@
 Invariants:
 - Frozen linear weights are bfloat16 where the arithmetic is: it would round them for every product anyway, so no result
   changes, and they take half the memory. Everything else stays float32.
+- In 4 bits (`lora.base: nf4`) they are loaded anew from the files, by bitsandbytes.
 - Adapters are merged into the weights as the files hold them, in float32, not into rounded ones.
 
 This module does not know steps, optimizers or where rows come from.
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lion_ray.core.errors import ModelError
+from lion_ray.config import LoraConfig
+from lion_ray.core.errors import ConfigError, ModelError
 from lion_ray.imitation.training.sharded import plain
 
 if TYPE_CHECKING:
@@ -63,6 +66,36 @@ def round_frozen(model: nn.Module) -> None:
         # A head that is tied to the embedding stays with it: embeddings are not rounded by the arithmetic.
         if weight is not None and not weight.requires_grad and id(weight) not in embedded:
             module._parameters["weight"] = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+
+
+def check_base(lora: LoraConfig | None) -> None:
+    """Raise ConfigError if the frozen weights' type needs a package that is not installed."""
+    if lora is not None and lora.base == "nf4" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "imitation.lora.base: nf4 needs the package bitsandbytes, which is not installed; pip install "
+            "bitsandbytes, or set it to auto"
+        )
+
+
+def load_in_4_bits(model_dir: str, device: torch.device, *, half: bool) -> Any:
+    """The model in a folder with its linear weights in 4 bits; `half`: products are in bfloat16."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if half else torch.float32,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=torch.float32,
+        quantization_config=quantized,
+        device_map={"": device},
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
 
 
 def gathered(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 Invariants:
 - The model that is measured has float32 weights and arithmetic; the one that is trained starts from the same weights.
+- A whole model that does not fit on the GPU in float32 is measured layer by layer.
 - Whole: the first process writes and measures alone, on the folder, read back. Sharded: all processes take part, and
   what is measured are the shards that were written.
 
@@ -19,12 +20,24 @@ from torch import nn
 
 from lion_ray.core.records import derive_seed
 from lion_ray.imitation.training import attention, sharded
-from lion_ray.imitation.training.adapters import adapters_of, gathered, initialise, merged, round_frozen
+from lion_ray.imitation.training.adapters import (
+    adapters_of,
+    check_base,
+    gathered,
+    initialise,
+    load_in_4_bits,
+    merged,
+    round_frozen,
+)
 from lion_ray.imitation.training.model import World, add_adapters, check_names, load_model, shard
 from lion_ray.imitation.training.output import copy_generation_config, write_model
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import compile_layers
 from lion_ray.imitation.training.weights import Folder, Writer
+from lion_ray.models.resolve import count_parameters
+
+MEASURED = 0.8
+"""The largest share of a GPU's free memory for the model that is measured; the rest is for its activations."""
 
 
 class Whole:
@@ -34,21 +47,39 @@ class Whole:
         self._spec, self._device = spec, device
         self._model: Any = None
         self._weights: dict[str, torch.Tensor] = {}
+        self._hooks: list[Any] = []
         self.writers = World()
         """The processes that call `save`: the first one."""
         self.writes = world.rank == 0
 
     def measured(self) -> Any:
         """The model as it comes, in float32."""
-        self._model = load_model(self._spec.model_dir, self._device)
+        self._model = self._load(self._spec.model_dir)
         return self._model
 
     def trained(self, kernel: str) -> Any:
         """The same, prepared for training with an attention kernel that was chosen on the measured model."""
-        self._model = prepared(self._model, self._spec, self._device)
-        if _half(self._spec):
-            round_frozen(self._model)
-        return self._model.train()
+        spec, half = self._spec, self._spec.precision == "bf16"
+        for hook in self._hooks:
+            hook.remove()
+        if spec.lora is not None and spec.lora.base == "nf4":
+            self._model = None
+            self._model = load_in_4_bits(spec.model_dir, self._device, half=half)
+            if kernel != attention.DENSE:
+                attention.use(self._model, kernel)
+        model = prepared(self._model, spec, self._device)
+        if spec.lora is not None and spec.lora.base == "auto" and half:
+            round_frozen(model)
+        self._model = model.to(self._device)  # where it was streamed
+        return model.train()
+
+    def _load(self, folder: str | Path) -> Any:
+        """The model in float32; where it does not fit on the GPU, layer by layer from main memory."""
+        if fits(folder, self._device):
+            return load_model(folder, self._device)
+        model = load_model(folder, torch.device("cpu"))
+        self._hooks = through(model, self._device)
+        return model
 
     def gather(self) -> None:
         """Keep what `save` needs, and let go of the model. Collective."""
@@ -59,7 +90,7 @@ class Whole:
         """Write the trained model into a folder, and return it in float32."""
         write_model(self._spec, self._weights, folder)
         self._weights.clear()
-        return load_model(folder, self._device)
+        return self._load(folder)
 
 
 class Sharded:
@@ -90,7 +121,7 @@ class Sharded:
         model = prepared(model, self._spec, self._device)
         shard(model, self._mesh, half=self._spec.precision == "bf16" and self._device.type == "cuda")
         sharded.share(self._model, model)
-        if _half(self._spec) and self._files is not None:
+        if self._spec.lora is not None and self._spec.precision == "bf16" and self._files is not None:
             round_frozen(model)
         self._model = model
         return model.train()
@@ -158,6 +189,7 @@ class Sharded:
 
 def hold(spec: TrainSpec, world: World, device: torch.device) -> Whole | Sharded:
     """As `imitation.sharding` says. Collective."""
+    check_base(spec.lora)
     kind = Sharded if world.size > 1 and spec.sharding == "full" else Whole
     return kind(spec, world, device)
 
@@ -183,8 +215,30 @@ def prepared(model: Any, spec: TrainSpec, device: torch.device) -> Any:
     return model
 
 
-def _half(spec: TrainSpec) -> bool:
-    return spec.lora is not None and spec.precision == "bf16"
+def fits(folder: str | Path, device: torch.device) -> bool:
+    """Whether a device holds a folder's model in float32."""
+    if device.type != "cuda":
+        return True
+    return 4 * (count_parameters(Path(folder)) or 0) < MEASURED * torch.cuda.mem_get_info(device)[0]
+
+
+def through(model: Any, device: torch.device) -> list[Any]:
+    """Keep a model's layers in main memory; each goes to the device while it works. Returns the hooks."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    kept = {id(one) for layer in layers for one in (*layer.parameters(), *layer.buffers())}
+    for one in (*model.parameters(), *model.buffers()):
+        if id(one) not in kept:
+            one.data = one.data.to(device)
+
+    def fetch(layer: nn.Module, *_: Any) -> None:
+        layer.to(device)
+
+    def put_back(layer: nn.Module, *_: Any) -> None:
+        layer.to("cpu")
+
+    before = [layer.register_forward_pre_hook(fetch) for layer in layers]
+    return before + [layer.register_forward_hook(put_back) for layer in layers]
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
