@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lion_ray.models.prompter import Prompter
 from tests.training.conftest import HELDOUT, ROWS, weights
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "So"}]
-MIXED = [
+MIXED: list[Any] = [
     *ROWS,
     {"instruction": "So", "answer": "Well.", "messages": TURNS, "source": "talk"},
     {"instruction": "Pick.", "answer": "This.", "rejected": "That one, or another one.", "source": 3},
@@ -62,8 +63,7 @@ def test_the_samples_of_a_file_are_those_in_memory(make_spec, prompter, few_are_
 
 def test_rows_are_encoded_once(make_spec, prompter, monkeypatch):
     first, _ = tokens.tokenise(ROWS, prompter, make_spec())
-    calls = []
-    monkeypatch.setattr(tokens, "_make", lambda *_: calls.append(1) or pytest.fail("encoded again"))
+    monkeypatch.setattr(tokens, "_make", lambda *_: pytest.fail("encoded again"))
     again, _ = tokens.tokenise(ROWS, prompter, make_spec(output_dir="elsewhere", learning_rate=0.5))
     assert list(again) == list(first)
 
@@ -71,7 +71,8 @@ def test_rows_are_encoded_once(make_spec, prompter, monkeypatch):
 @pytest.mark.parametrize("change", ["row", "length", "loss_on", "tokenizer"])
 def test_what_decides_the_ids_decides_the_file(change, make_spec, prompter, few_are_many, tmp_path, tiny):
     tokens.tokenise(ROWS, prompter, make_spec())
-    rows, changes = ROWS, {}
+    rows: list[Any] = ROWS
+    changes: dict[str, Any] = {}
     if change == "row":
         rows = [*ROWS[:-1], {**ROWS[-1], "answer": "Another."}]
     elif change == "tokenizer":

@@ -13,7 +13,7 @@ This module does not know steps, optimizers or files other than the model's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ H100). The leaks of OPT and Falcon were 0.1 and more."""
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module, samples: list[Sample], device: torch.device) -> None:
+def check_packing(model: nn.Module, samples: Sequence[Sample], device: torch.device) -> None:
     """Raise ModelError if a token's loss depends on tokens that it must not see.
 
     These are tokens of another sample in its row (recurrent models, or masks made from a padding mask), and later
