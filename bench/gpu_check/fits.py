@@ -168,5 +168,6 @@ def _spec(folder: Path, machine: Machine, *, heldout: bool = False) -> TrainSpec
         max_length=128,
         precision="fp32",
         micro_batch_rows=2,
+        compile=False,  # it takes longer than the fit; `parts.kernels` checks it
         checkpoint_every_steps=2 if machine.tiny else 4,
     )

@@ -18,14 +18,16 @@ from lion_ray.imitation.training import attention
 from lion_ray.imitation.training.data import Batch, collate, pack
 from lion_ray.imitation.training.fit import _step
 from lion_ray.imitation.training.held import prepared
-from lion_ray.imitation.training.loss import rows_at_once
+from lion_ray.imitation.training.loss import rows_at_once, token_loss
 from lion_ray.imitation.training.model import LabelledLogits, World, shard
 from lion_ray.imitation.training.sharded import mesh_of
 from lion_ray.imitation.training.spec import TrainSpec
+from lion_ray.imitation.training.speed import compile_layers
 
 
 def kernels(machine: Machine) -> None:
-    """Losses and gradients of packed rows: every kernel of this machine against the dense mask in float32."""
+    """Losses and gradients of packed rows: every kernel of this machine, and compiled layers with the last of them,
+    against the dense mask in float32."""
     model = build("qwen3-0.6b", machine, layers=2)
     length = 256 if machine.tiny else 2048
     sizes = [length // 8] * 5 + [length // 4, length // 16]
@@ -54,9 +56,19 @@ def kernels(machine: Machine) -> None:
             at_most(f"{name}: relative error of the loss in float32", relative(found, loss), 1e-4)
         except Exception as error:  # noqa: BLE001 - one kernel fails, the others are still measured
             failed(name, error)
+            attention.use(model, attention.DENSE)
         finally:
             model.zero_grad()
-    attention.use(model, attention.DENSE)
+    try:
+        say("compiled layers and loss")
+        backend = "eager" if machine.tiny else "inductor"
+        compile_layers(model, True, machine.device, backend)
+        logits = LabelledLogits(model, logits.rows, torch.compile(token_loss, backend=backend))
+        found, gradients = run(half=True)
+        at_most("compiled: relative error of the loss", relative(found, loss), 5e-3)
+        at_most("compiled: distance of gradients", distance(gradients, expected), 2 * usual + 1e-3)
+    except Exception as error:  # noqa: BLE001
+        failed("compiled", error)
 
 
 def losses(machine: Machine) -> None:
@@ -98,7 +110,9 @@ def sharded(machine: Machine) -> None:
         try:
             for name, lora in (("full", None), ("lora", LoraConfig(rank=4))):
                 try:
-                    spec = TrainSpec(model_dir="", output_dir="", lora=lora, precision="bf16", learning_rate=1e-3)
+                    spec = TrainSpec(
+                        model_dir="", output_dir="", lora=lora, precision="bf16", learning_rate=1e-3, compile=False
+                    )
                     usual, together = _steps(spec, machine, apart=False), _steps(spec, machine, apart=True)
                     off = max(relative(one, other) for one, other in zip(together, usual, strict=True))
                     at_most(f"fully_shard, {name}: relative difference of a step's loss", off, 1e-2, steps=len(usual))
@@ -111,6 +125,7 @@ def sharded(machine: Machine) -> None:
 def _steps(spec: TrainSpec, machine: Machine, *, apart: bool) -> list[float]:
     """Losses of a few steps on the same samples; `apart`: with sharded weights."""
     model = build("qwen3-0.6b", machine, layers=2)
+    attention.use(model, next(iter(attention.available(model, machine.device)), attention.DENSE))
     samples = samples_of(model, [48, 64, 80] if machine.tiny else [500, 700, 800])
     world = World()
     student = prepared(model, spec, machine.device).train()

@@ -17,7 +17,7 @@ from lion_ray.models.prompter import Prompter
 from tests.training.conftest import HELDOUT, ROWS, weights
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "So"}]
-MIXED: Any = [
+MIXED: list[Any] = [
     *ROWS,
     {"instruction": "So", "answer": "Well.", "messages": TURNS, "source": "talk"},
     {"instruction": "Pick.", "answer": "This.", "rejected": "That one, or another one.", "source": 3},
@@ -71,7 +71,7 @@ def test_rows_are_encoded_once(make_spec, prompter, monkeypatch):
 @pytest.mark.parametrize("change", ["row", "length", "loss_on", "tokenizer"])
 def test_what_decides_the_ids_decides_the_file(change, make_spec, prompter, few_are_many, tmp_path, tiny):
     tokens.tokenise(ROWS, prompter, make_spec())
-    rows: Any = ROWS
+    rows: list[Any] = ROWS
     changes: dict[str, Any] = {}
     if change == "row":
         rows = [*ROWS[:-1], {**ROWS[-1], "answer": "Another."}]

@@ -152,7 +152,7 @@ class LabelledLogits:
         self.model = model
         self._loss = loss
         self.head_rows = 0
-        self._rows = rows
+        self.rows = rows
         self._head: Head | None = None
         self._positions: torch.Tensor | None = None
         model.get_output_embeddings().register_forward_pre_hook(self._select)  # type: ignore[operator]
@@ -181,11 +181,11 @@ class LabelledLogits:
 
     def cross_entropy(self, batch: Batch, reduction: Reduction) -> torch.Tensor:
         """[N], or their sum: the cross-entropy of the labelled tokens in nats."""
-        if self._rows and self._head is None:
+        if self.rows and self._head is None:
             self._check(batch)
-        if self._head is None or len(batch.targets) <= self._rows:
+        if self._head is None or len(batch.targets) <= self.rows:
             return F.cross_entropy(self(batch), batch.targets, reduction=reduction)
-        with self._head.losing(batch.targets, self._rows, reduction):
+        with self._head.losing(batch.targets, self.rows, reduction):
             found = self(batch).flatten()
         return found if reduction == "none" else found.sum()
 
@@ -201,7 +201,7 @@ class LabelledLogits:
         with self._head.losing(targets, max(1, len(targets) // 2), "none"):
             found = self(few).flatten()
         if found.shape != whole.shape or not torch.allclose(found, whole, rtol=1e-3, atol=1e-3):
-            self._rows, self._head = 0, None
+            self.rows, self._head = 0, None
 
 
 LEAK = 5e-4
