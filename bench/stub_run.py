@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from lion_ray.actors.placement import Shares
 from lion_ray.config import RunConfig
 from lion_ray.core.progress import Progress, Stage
 from lion_ray.core.records import ANSWER, OK
@@ -152,7 +153,7 @@ async def bench_run(config: RunConfig, base_dir: Path, engine: Any) -> AsyncIter
     """A run that has begun, with `engine` as its student; its progress is a `Recorder`."""
     progress = Recorder()
     with claimed(config) as (store, attempt):
-        async with ActorGroup(config, base_dir, store, attempt, progress, write_report) as group:
+        async with ActorGroup(config, base_dir, store, attempt, progress, write_report, Shares({})) as group:
             group.students = StubStudents(engine)  # type: ignore[assignment]
             yield Run(config, base_dir, store, progress, group)
 
