@@ -53,8 +53,12 @@ def may_grow() -> bool | None:
     status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     if status is None:
         return None  # its monitor writes some seconds after the head's start
-    # In a cluster without an autoscaler, the monitor makes up a type for each node, of its id.
-    types = (json.loads(status)["autoscaler_report"]["node_type_mapping"] or {}).values()
+    return has_types(json.loads(status))
+
+
+def has_types(status: Mapping[str, Any]) -> bool:
+    """Whether the monitor of a cluster knows types of nodes; else it makes one up of each node's id."""
+    types = (status["autoscaler_report"]["node_type_mapping"] or {}).values()
     return not all(re.fullmatch(f"{format_readonly_node_type('')}[0-9a-f]+", kind) for kind in types)
 
 

@@ -121,7 +121,8 @@ def _worker(job: dict[str, Any]) -> None:
     store: RunStore = job["store"]
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
-    if not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available() and wants_gpu(job["config"].use_gpu)
+    if not on_gpu:
         torch.set_num_threads(max(1, cores() // job["workers"]))
     # In a local run folder, write beside the final place, so that adopting it is one rename.
     scratch = None if store.is_local else scratch_folder("lion-ray-fit-")
@@ -168,7 +169,8 @@ def _worker(job: dict[str, Any]) -> None:
             heldout_rows=read_rows(store, job["heldout"]),
             report=report,
             restore=Path(restore) if restore else None,
-            device=ray.train.torch.get_device() if torch.cuda.is_available() else None,
+            # Without `use_gpu` a GPU may still be visible, and Ray would name it: it is not reserved.
+            device=ray.train.torch.get_device() if on_gpu else torch.device("cpu"),
             heldout_before=job.get("heldout_before"),
         )
     if leads:

@@ -25,7 +25,7 @@ from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.placement import Shares
 from lion_ray.actors.referee import RefereeActor
-from lion_ray.actors.resources import beside_the_driver, for_roles, for_server
+from lion_ray.actors.resources import beside_the_driver, for_roles, for_server, scarce
 from lion_ray.actors.rewarder import RewarderActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
@@ -143,7 +143,12 @@ class ActorGroup:
         """Wait until every endpoint is ready: journals are open, and the run's own servers answer."""
 
         async def one(name: str, proxies: list[Any]) -> None:
+            gpus = self._placed.servers.get(name, 0.0)
             for proxy in proxies:
+                if gpus:
+                    await self._progress.waiting(
+                        proxy.alive.remote(), lambda: f"endpoint {name}: waiting for {scarce({'GPU': gpus})}"
+                    )
                 address = await self._progress.waiting(proxy.ready.remote(), f"endpoint {name}: starting")
             self._progress.say(f"endpoint {name}: {address}")
 

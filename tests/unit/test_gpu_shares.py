@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lion_ray.actors.placement import Node, Shares, at_once, never_fits, shares
+from lion_ray.actors.resources import has_types
 from lion_ray.config import RunConfig, ServeConfig, StudentConfig
 from lion_ray.config.file import load_config
 from lion_ray.core.errors import ConfigError, EndpointError
@@ -206,3 +207,17 @@ def test_the_demo_fits_one_gpu(name: str) -> None:
     found = shares(demo, 1, may_grow=False)
     assert (dict(found.servers), found.engine, found.worker) == ({"local": 0.5}, 0.5, 0.5)
     assert never_fits(at_once(demo, found), nodes(1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        ({"c042a2": "node_c042a21e0896"}, False),  # `ray start` on each machine
+        ({"c042a2": "node_c042a21e0896", "f6cdb4": "node_f6cdb45a56ba"}, False),
+        ({"10.0.0.1": "ray.head.default"}, True),
+        ({"10.0.0.1": "headgroup", "10.0.0.2": "gpu-group"}, True),
+        (None, False),
+    ],
+)
+def test_an_autoscaler_is_known_by_its_types_of_nodes(types: dict[str, str] | None, expected: bool) -> None:
+    assert has_types({"autoscaler_report": {"node_type_mapping": types}}) is expected
