@@ -1,8 +1,9 @@
-"""What each failed request becomes, in full: the kind of error, its words, and what decides what comes next."""
+"""What each failed request becomes, in full: its kind, its words, and everything that decides what comes next."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -100,7 +101,9 @@ MODEL = "The model `m` does not exist"
           for status in (404, 405, 410)),
         (404, {}, {"error": {"message": "no", "code": "model_not_found"}}, Refused("model", "HTTP 404: no")),
         (404, {}, {"error": "no endpoints found for x"}, Refused("address", "HTTP 404: no endpoints found for x")),
-        (400, {}, {"error": "prompt is long"}, Rejected("rejected by the endpoint", "HTTP 400: prompt is long")),
+        (413, {}, {"error": "prompt too large"}, Rejected(wire.REJECTED, "HTTP 413: prompt too "
+         "large", of_its_own=False)),
+        (400, {}, {"error": "prompt is too long"}, Rejected(wire.REJECTED, "HTTP 400: prompt is too long")),
         (
             400,
             {},
@@ -282,6 +285,7 @@ def test_the_limits_in_an_answers_headers() -> None:
     assert told(limit_requests="60", remaining_requests="many") is None
     assert told(limit_requests="inf", remaining_requests="6") is None
     assert told(limit_requests="60", remaining_requests="-6") == {"requests": Told(60.0, 0.0, None)}
+    assert told(limit_tokens="9", remaining_tokens="8") == {"tokens": Told(9.0, 8.0, None)}
     # A kind without limits does not end the search for others.
     both = told(limit_requests="x", remaining_requests="1", limit_tokens="9", remaining_tokens="8", reset_tokens="6m0s")
     assert both == {"tokens": Told(9.0, 8.0, 360.0)}
@@ -293,13 +297,23 @@ def test_the_limits_in_an_answers_headers() -> None:
         ({"retry-after-ms": "0"}, 0.0),
         ({"retry-after-ms": "1500"}, 1.5),
         ({"retry-after-ms": "soon", "retry-after": "2"}, 2.0),
-        ({"retry-after": "Fri, 31 Dec 1999 23:59:30 -0000", "date": "Fri, 31 Dec 1999 23:59:00 GMT"}, 30.0),
         ({"retry-after": "Fri, 31 Dec 1999 23:59:30 +0100", "date": "Fri, 31 Dec 1999 22:59:00 GMT"}, 30.0),
         ({"retry-after": "Fri, 31 Dec 99999 23:59:30 GMT"}, None),
     ],
 )
 def test_when_to_come_back(headers: dict[str, str], seconds: float | None) -> None:
     assert wire.retry_after(headers) == seconds
+
+
+def test_a_date_without_a_zone_is_in_utc_wherever_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        sent = {"date": "Fri, 31 Dec 1999 23:59:00 GMT"}
+        assert wire.retry_after({"retry-after": "Fri, 31 Dec 1999 23:59:30 -0000"} | sent) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_date_without_the_endpoints_own_is_compared_with_this_machines() -> None:
