@@ -89,7 +89,12 @@ def test_a_model_that_does_not_fit_is_measured_layer_by_layer(make_spec, monkeyp
     found = [train(make_spec("whole", **spec), rows=ROWS, heldout_rows=HELDOUT, report=lambda *_: None)]
     monkeypatch.setattr(held, "fits", lambda folder, device: False)
     moved = []
-    monkeypatch.setattr(LlamaDecoderLayer, "to", lambda self, place: moved.append(place) or self)
+
+    def to(self, place):
+        moved.append(place)
+        return self
+
+    monkeypatch.setattr(LlamaDecoderLayer, "to", to)
     found.append(train(make_spec("streamed", **spec), rows=ROWS, heldout_rows=HELDOUT, report=lambda *_: None))
     # A layer comes before it works and goes afterwards, one at a time.
     assert moved
