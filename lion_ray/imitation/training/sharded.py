@@ -12,6 +12,7 @@ This module does not know steps or optimizers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ def skeleton(model_dir: str | Path) -> Any:
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         )
     model.tie_weights()
-    if (Path(model_dir) / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(str(model_dir))
+    if (file := Path(model_dir) / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
     return model.eval()
 
 
