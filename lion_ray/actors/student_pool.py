@@ -248,9 +248,10 @@ class StudentPool:
                     how = "did not start" if own else "died while it started"
                     self._say(f"student engine {slot.number} {how} ({_why(error)})")
                     if attempt == (MAX_STARTS if own else MAX_BOOTS):
-                        raise EngineError(
-                            f"student engine {slot.number} {how} {attempt} times, last: {_why(error)}"
-                        ) from None
+                        how = (
+                            f"did not start in {attempt} attempts" if own else f"died {attempt} times while it started"
+                        )
+                        raise EngineError(f"student engine {slot.number} {how}, last: {_why(error)}") from None
         except Exception as error:  # noqa: BLE001 - raised in the callers that wait for engines
             self._end(slot)
             self._failed = as_raised(error)

@@ -247,11 +247,13 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def metrics_with(*wanted: str) -> str:
-    """What the one node of this process's cluster shows Prometheus, once all of `wanted` is in it."""
-    (node,) = ray.nodes()
+    """What the nodes of this process's cluster show Prometheus, once all of `wanted` is in it."""
     while True:  # Ray exports every few seconds
-        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
-            text = str(answer.read().decode())
+        text = ""
+        for node in ray.nodes():
+            if node["Alive"]:
+                with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics") as answer:
+                    text += str(answer.read().decode())
         if all(name in text for name in wanted):
             return text
         time.sleep(LOOK_S)

@@ -43,6 +43,7 @@ CHANGES: dict[str, Any] = {
 ENOUGH, TOO_LITTLE = {"usd": 100}, {"usd": 0.75}
 
 
+@pytest.mark.long
 def test_a_run_with_rounds_out_of_money_in_one_of_them(tmp_path: Path, one_cluster: Cluster) -> None:
     with stub_process(*LATENCY) as base_url:
         job = Job(tmp_path, base_url, CHANGES, {"RAY_ADDRESS": one_cluster.address})

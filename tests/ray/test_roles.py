@@ -367,7 +367,7 @@ async def test_a_referee_is_watched_once_in_each_iteration(cluster: Machines, tm
     async with StubAPI(answer=judge) as stub, proxy(tmp_path, stub) as (_, name):
         referee = RefereeActor.remote(config.referee, (name,), False, tmp_path, 0, 1.0)
         run_store = RunStoreActor.remote(store)
-        run = Run(config, tmp_path, store, Progress(), SimpleNamespace(referee=referee, run_store=run_store))
+        run = Run(config, tmp_path, store, Progress(), SimpleNamespace(referee=lambda _: referee, run_store=run_store))
         for iteration in (1, 1, 2):
             await CanaryPairs().run(run, iteration)
         assert stub.stats()["total"] == 2 * 16, "a committed iteration asks nothing"

@@ -22,6 +22,13 @@ from tests.training.test_loss import gradients
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _compiler_on(monkeypatch):
+    """An engine in this process may have switched it off."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
+
+
 def shape(**changes):
     """A model without weights."""
     with torch.device("meta"):

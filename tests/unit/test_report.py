@@ -107,7 +107,7 @@ def test_a_run_that_has_done_nothing(tmp_path: Path) -> None:
 def test_a_run_that_has_begun(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").begin()
     page = check_whole(render(folder.store))
-    assert charts(page) == {"quality", "distinct", "near", "time", "time-narrow"}
+    assert charts(page) == {"quality", "wins", "distinct", "near", "time", "time-narrow"}
     assert "later ones are not judged yet" in page.text
     assert "This run is not finished;" in page.text
 
@@ -128,7 +128,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     write_report(folder.store)
     text = folder.store.read_bytes("report.html").decode()
     page = check_whole(text)
-    expected = {"loss", "quality", "sides", "distinct", "near", "time", "time-narrow"}
+    expected = {"loss", "quality", "wins", "sides", "distinct", "near", "time", "time-narrow"}
     expected |= {f"{kind}-{iteration}" for kind in ("scatter", "judged", "written") for iteration in (1, 2)}
     assert charts(page) == expected
     assert "2.000 → 1.250" in page.text, "held-out loss, before and after"

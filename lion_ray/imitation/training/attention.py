@@ -38,8 +38,8 @@ Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, 
 
 def borders(batch: Batch, model: nn.Module) -> dict[str, Any]:
     """The arguments with which a model passes the borders between samples to its attention, if its kernel uses them."""
-    config: Any = model.config
-    if not str(config._attn_implementation).startswith(_PREFIX):
+    config: Any = getattr(model, "config", None)
+    if not str(getattr(config, "_attn_implementation", "")).startswith(_PREFIX):
         return {}
     cu, longest = batch.starts, batch.longest
     return {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": longest, "max_length_k": longest}
