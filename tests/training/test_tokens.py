@@ -80,7 +80,7 @@ def test_what_decides_the_ids_decides_the_file(change, make_spec, prompter, few_
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "tokenizer.json").write_text(f"{(tiny / 'tokenizer.json').read_text()} ")
     else:
-        changes = {"length": {"max_length": 64}, "loss_on": {"loss_on": "assistant_turns"}}[change]
+        changes = {"max_length": 64} if change == "length" else {"loss_on": "assistant_turns"}
     tokens.tokenise(rows, prompter, make_spec(**changes))
     assert len(list(few_are_many.glob("*.arrow"))) == 2
 
