@@ -94,6 +94,17 @@ def test_flex_attention_cannot_train_on_a_cpu(tiny, batch, monkeypatch):
         chosen(load_model(tiny, CPU), batch, "flex", monkeypatch)
 
 
+def test_what_a_kernel_would_leave_out_keeps_it_from_a_model(tiny):
+    llama = load_model(tiny, CPU)
+    assert all(attention.supports(llama, kernel) for kernel in attention.ORDER)
+    assert attention.supports(gemma(), "varlen")
+    llama.config.attention_dropout = 0.1
+    assert not any(attention.supports(llama, kernel) for kernel in attention.ORDER)
+    llama.config.attention_dropout = 0.0
+    llama.config.layer_types = ["chunked_attention", "full_attention"]
+    assert [kernel for kernel in attention.ORDER if attention.supports(llama, kernel)] == ["flex"]
+
+
 def test_on_a_cpu_nothing_is_tried(tiny, batch, monkeypatch):
     model = load_model(tiny, CPU)
     monkeypatch.setattr(attention, "use", None)

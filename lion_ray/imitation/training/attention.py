@@ -63,16 +63,23 @@ def register() -> None:
 
 
 def available(model: Any, device: torch.device) -> list[str]:
-    """The kernels of `ORDER` that this machine has and this model declares to support."""
+    """The kernels of `ORDER` that this machine has and that this model can use."""
     if device.type != "cuda":
         return []
-    found = [name for name in ORDER if _installed(name, device)]
-    text = model.config.get_text_config()
+    return [name for name in ORDER if supports(model, name) and _installed(name, device)]
+
+
+def supports(model: Any, kernel: str) -> bool:
+    """Whether a model declares to work with a kernel, and has nothing that the kernel would leave out."""
+    config = model.config.get_text_config()
+    dropout = (value for name, value in vars(config).items() if "drop" in name and "att" in name)
+    if any(isinstance(value, float) and value > 0 for value in dropout):
+        return False
+    if kernel == "flex":
+        return bool(getattr(model, "_supports_flex_attn", False))
     # Flash attention gets no mask: other kinds of layers would silently lose theirs.
-    plain = set(getattr(text, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
-    flash = plain and getattr(model, "_supports_flash_attn", False)
-    flex = getattr(model, "_supports_flex_attn", False)
-    return [name for name in found if (flex if name == "flex" else flash)]
+    plain = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+    return plain and bool(getattr(model, "_supports_flash_attn", False))
 
 
 def _installed(name: str, device: torch.device) -> bool:
@@ -113,9 +120,11 @@ def choose(
     use(model, DENSE)
     truth = exact()
     usual = float((losses() - truth).abs().mean())
-    why = "this machine or this model does not have it"
+    why = ""
     for name in available(model, device) if wanted == "auto" else [wanted]:
         try:
+            if not supports(model, name):
+                raise ValueError("this model has layers that it does not compute")
             use(model, name)
             check_backward(name, model, device)
             off = float((losses() - truth).abs().mean())

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import accumulate, pairwise
@@ -57,7 +57,8 @@ _SCHEMA = pa.schema(
         "rejected_prompt": pa.int32(),
     }
 )
-_TOKENIZER = ("*token*", "*.jinja", "*vocab*", "merges*")
+_TOKENIZER = ("*token*", "chat_template*", "*.jinja", "*vocab*", "merges*", "*.model", "config.json")
+"""The files from which transformers makes a tokenizer."""
 _DROPPED, _DIGEST = b"dropped", b"digest"
 
 
@@ -92,10 +93,7 @@ class Stored(Sequence[Sample]):
         index %= len(self)
         part = bisect.bisect_right(self._starts, index) - 1
         batch, place = self._parts[part], index - self._starts[part]
-        row, prompt, ids, spans, rejected, rejected_prompt = (batch[name][place].as_py() for name in _SCHEMA.names)
-        columns = as_row(self._rows[row]).columns
-        worse = None if rejected is None else Sample(rejected, rejected_prompt)
-        return Sample(ids, prompt, columns, tuple(zip(spans[::2], spans[1::2], strict=True)), worse)
+        return _sample(batch, place, as_row(self._rows[batch["row"][place].as_py()]).columns)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -112,6 +110,19 @@ class Stored(Sequence[Sample]):
         found = heapq.nsmallest(2, places, key=every.__getitem__)
         found += {max(places, key=every.__getitem__), max(places, key=worse.__getitem__)}.difference(found)
         return [self[place] for place in found]
+
+
+def _sample(batch: pa.RecordBatch, place: int, columns: Mapping[str, Any]) -> Sample:
+    def ids(name: str) -> list[int]:
+        # as_py would make an object of Arrow's for each token first.
+        return cast("list[int]", batch[name][place].values.to_numpy(zero_copy_only=False).tolist())
+
+    compared = batch["rejected"][place].is_valid
+    worse = Sample(ids("rejected"), batch["rejected_prompt"][place].as_py()) if compared else None
+    spans = ids("spans")
+    return Sample(
+        ids("ids"), batch["prompt"][place].as_py(), columns, tuple(zip(spans[::2], spans[1::2], strict=True)), worse
+    )
 
 
 def _lengths(lists: Any) -> list[int]:
@@ -208,10 +219,7 @@ def _make(path: Path, rows: Sequence[AnyRow], prompter: Prompter, spec: TrainSpe
 
 
 def _samples(batch: pa.RecordBatch) -> Iterator[Sample]:
-    for one in batch.to_pylist():
-        worse = None if one["rejected"] is None else Sample(one["rejected"], one["rejected_prompt"])
-        spans = tuple(zip(one["spans"][::2], one["spans"][1::2], strict=True))
-        yield Sample(one["ids"], one["prompt"], {}, spans, worse)
+    return (_sample(batch, place, {}) for place in range(batch.num_rows))
 
 
 Encoded = tuple[pa.RecordBatch, dict[str, int]]
