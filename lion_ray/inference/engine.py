@@ -314,7 +314,7 @@ class Engine:
     async def _generate(self, ids: list[int], sampling: dict[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._requests += 1
         params = SamplingParams(
@@ -328,6 +328,9 @@ class Engine:
                 last = output
         except EngineDeadError as error:
             raise EngineError(f"the student engine died: {first_line(error)}") from None
+        except EngineGenerateError as error:
+            # Such as a request that vLLM asks to repeat: the pool repeats its shard.
+            raise EngineError(f"the student engine failed a request: {first_line(error.__cause__ or error)}") from None
         if last is None:
             raise EngineError("the student engine ended a request without an answer")
         return last
