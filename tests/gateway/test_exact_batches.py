@@ -469,7 +469,10 @@ async def test_the_queues_figures(tmp_path: Path) -> None:
 
 async def test_calls_that_a_batch_leaves(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.api.scripts["retrieve"] = [remote("expired", output_file_id="out1"), remote("completed", output_file_id="out2")]
+    bench.api.scripts["retrieve"] = [
+        remote("expired", output_file_id="out1"),
+        remote("completed", output_file_id="out2"),
+    ]
     bench.api.files = {"out1": answer("k1"), "out2": answer("k2")}
     queue = bench.queue()
     assert texts(await chats(queue, "k1", "k2")) == ["so", "so"]

@@ -176,7 +176,9 @@ def test_every_line(line: bytes, head: Any) -> None:
 def test_a_record_whose_head_alone_can_be_read(more: dict[str, Any]) -> None:
     fields = orjson.loads(record()[9:])
     text = fields.pop("text")
-    line = line_of(fields | {name: value for name, value in more.items() if name != "text"} | {"text": more.get("text", text)})
+    line = line_of(
+        fields | {name: value for name, value in more.items() if name != "text"} | {"text": more.get("text", text)}
+    )
     if "text" in more:
         assert decode_head(line) == Foreign("a record without a text")
     else:
@@ -476,7 +478,11 @@ def test_everything_that_a_compaction_counts(tmp_path: Path) -> None:
     data = (tmp_path / merged).read_bytes()
     before = len(first) + len(second) + len(third)
     assert report == Compacted(3, 1, before, len(data), damaged=2, copies=2, live=0, foreign=1, opaque=0)
-    sums = {FIRST: {ACCOUNT: Spent(2, 20, 40, 0.5)}, SECOND: {ACCOUNT: Spent(2, 20, 40, 0.5)}, THIRD: {ACCOUNT: Spent(1, 10, 20, 0.25)}}
+    sums = {
+        FIRST: {ACCOUNT: Spent(2, 20, 40, 0.5)},
+        SECOND: {ACCOUNT: Spent(2, 20, 40, 0.5)},
+        THIRD: {ACCOUNT: Spent(1, 10, 20, 0.25)},
+    }
     assert data == encode_header([FIRST, SECOND, THIRD], sums) + b"".join(
         line + b"\n" for line in (record(1), record(2, v=2), record(3), record(4))
     )
@@ -484,7 +490,9 @@ def test_everything_that_a_compaction_counts(tmp_path: Path) -> None:
     read = read_on(folder, Segment(merged), len(data))
     assert sidecar == read
     assert (read.sums, read.foreign, read.newer) == (sums, 1, 2)
-    assert verify(folder) == Verified(1, 3, len(data), foreign=[Fault(merged, data.index(record(2, v=2)), "foreign line: of version 2")])
+    assert verify(folder) == Verified(
+        1, 3, len(data), foreign=[Fault(merged, data.index(record(2, v=2)), "foreign line: of version 2")]
+    )
     # Nothing is left to do; its sidecar is made again if it is lost.
     (tmp_path / f"{merged}.idx").unlink()
     assert compact(folder) == Compacted(1, 1, len(data), len(data), foreign=1)
@@ -522,7 +530,9 @@ def test_how_much_is_merged_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = folder_of(tmp_path, **made)
     monkeypatch.setattr("lion_ray.gateway.journal.compaction.MOST_LOCKED", 3)
     assert compact(folder).segments_after == 2
-    single = folder_of(tmp_path / "one" if (tmp_path / "one").mkdir() is None else tmp_path, **{FIRST: record() + b"\n"})
+    single = folder_of(
+        tmp_path / "one" if (tmp_path / "one").mkdir() is None else tmp_path, **{FIRST: record() + b"\n"}
+    )
     assert compact(single).segments_after == 1
     assert names(tmp_path / "one") == [FIRST], "nothing to drop: only its sidecar is made"
     assert (tmp_path / "one" / f"{FIRST}.idx").exists()
@@ -627,7 +637,13 @@ def test_uncertain_costs_byte_by_byte(tmp_path: Path) -> None:
 
 
 def batch(nonce: str = "n1", **more: Any) -> BatchRecord:
-    known: dict[str, Any] = {"address": "https://api.test", "endpoint": "e", "keys": ["k"], "made_at": 1.0, "tried_at": 2}
+    known: dict[str, Any] = {
+        "address": "https://api.test",
+        "endpoint": "e",
+        "keys": ["k"],
+        "made_at": 1.0,
+        "tried_at": 2,
+    }
     return BatchRecord(nonce, **(known | more))
 
 

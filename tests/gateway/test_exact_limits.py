@@ -77,9 +77,7 @@ def test_configured_limits_of_every_kind() -> None:
     need = limiter.need(40, 8)
     assert need == Need(10.0, 8.0)
     ticket = limiter.take(need)
-    assert ticket == Ticket(
-        need, 100.0, {"requests": 1.0, "tokens": 18.0, "input-tokens": 10.0, "output-tokens": 8.0}
-    )
+    assert ticket == Ticket(need, 100.0, {"requests": 1.0, "tokens": 18.0, "input-tokens": 10.0, "output-tokens": 8.0})
     assert limiter.take(need) == near(1.0)
     time.now = 100.9
     assert limiter.take(need) == near(0.1)

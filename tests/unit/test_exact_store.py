@@ -85,7 +85,9 @@ def test_records_with_their_seals(store: RunStore, tmp_path: Path) -> None:
     assert found.path == f"{tmp_path}/run/a.json"
     path = tmp_path / "run" / "a.json"
     path.write_text(path.read_text().replace('"x": 1', '"x": 2'))
-    assert message(lambda: store.read_json("a.json"), DamagedError).startswith(f"{path}: damaged or of another version: ")
+    assert message(lambda: store.read_json("a.json"), DamagedError).startswith(
+        f"{path}: damaged or of another version: "
+    )
     path.write_text("[]")
     assert store.read_json("a.json") == []
     assert message(lambda: store.read_record("a.json"), DamagedError).startswith(
