@@ -25,7 +25,7 @@ from lion_ray.gateway.transport import OpenAITransport
 from lion_ray.gateway.usage import Bounds, Settled, Usage
 from lion_ray.gateway.wire import RateLimited, Rejected, Transient
 
-CALL = Call(({"role": "user", "content": "u"},), 100, role="teacher", stage="answers")
+CALL = Call(({"role": "user", "content": "u" * 60},), 1000, role="teacher", stage="answers")
 KEY = CALL.key("m")
 PRICES = {"input": 1.0, "output": 2.0}
 
@@ -36,6 +36,7 @@ class Bench:
     def __init__(self, journal: Journal, *script: Any, **changes: Any) -> None:
         self.script, self.now = list(script), 0.0
         self.asked = self.closed = 0
+        self.begun = asyncio.Event()
         self.gate: asyncio.Event | None = None
         self.events: list[Event] = []
         self.said: list[str] = []
@@ -55,6 +56,7 @@ class Bench:
 
     async def chat(self, body: dict[str, Any]) -> Reply:
         self.asked += 1
+        self.begun.set()
         self.now += 2.0
         if self.gate is not None:
             await self.gate.wait()
@@ -116,8 +118,7 @@ async def test_callers_of_one_call_share_its_purchase(journal: Journal) -> None:
     bench = Bench(journal, GOOD)
     bench.gate = asyncio.Event()
     calls = [asyncio.create_task(bench.client.complete(CALL)) for _ in range(3)]
-    while not bench.asked:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(bench.begun.wait(), 20)
     assert (bench.client.stats.in_flight, bench.client.stats.waiting) == (1, 0)
     bench.gate.set()
     outcomes = await asyncio.gather(*calls)
@@ -134,7 +135,7 @@ async def test_failures_are_told_and_counted(journal: Journal) -> None:
         Event("failed", KEY, "teacher", "rejected by the endpoint: no"),
         Event("failed", KEY, "teacher", "timed out: late (attempt 1 of 1)"),
     ]
-    worst = (1 + 16) / 1e6 + 100 * 2 / 1e6
+    worst = (60 + 16) / 1e6 + 1000 * 2 / 1e6
     stats = bench.client.stats
     assert (stats.failed, stats.completed, stats.sent) == (2, 0, 2)
     assert stats.uncertain_usd == pytest.approx(worst)
@@ -201,8 +202,7 @@ async def test_a_caller_that_leaves(journal: Journal) -> None:
     bench = Bench(journal, GOOD)
     bench.gate = asyncio.Event()
     call = asyncio.create_task(bench.client.complete(CALL))
-    while not bench.asked:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(bench.begun.wait(), 20)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call

@@ -1,4 +1,4 @@
-"""A journal's files byte by byte: its lines, sidecars, sums and index, and what a verification and a merge say of them."""
+"""A journal's files byte by byte: its lines, sidecars, sums and index, and what a verification and a merge find."""
 
 from __future__ import annotations
 
@@ -712,7 +712,6 @@ def test_batch_records_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     lost = BatchRecords(str(tmp_path / "file"))
     for work, began in (
-        (lost.any, f"the batches in the journal {tmp_path}/file cannot be read: "),
         (lambda: lost.load("x"), f"the batches in the journal {tmp_path}/file cannot be read: "),
         (lambda: lost.write(batch()), f"the batch record {tmp_path}/file/batches/n1.json cannot be written: "),
         (lambda: lost.reread("n1"), f"the batch record {tmp_path}/file/batches/n1.json cannot be read: "),

@@ -57,7 +57,8 @@ def choice(content: Any = "x", finish: Any = "stop", **more: Any) -> dict[str, A
         ({"choices": [{"message": {"refusal": "no", "content": "yes"}}]}, Reply("yes", "refusal", "")),
         ({"choices": [{"message": {"refusal": " ", "content": "yes"}}]}, Reply("yes", "unknown", "")),
         (
-            {"choices": [choice([{"type": "thinking", "text": "t"}, {"type": "text", "text": "a"}, "s", {"text": "b"}])]},
+            {"choices": [choice([{"type": "thinking", "text": "t"}, {"type": "text", "text": "a"}, "s", {"text":
+             "b"}])]},
             Reply("ab", "stop", ""),
         ),
         ({"choices": [choice([{"type": "reasoning", "text": "t"}, {"text": None}])]}, Reply("", "stop", "")),
@@ -183,15 +184,18 @@ def whole(finish: Any, tokens: Any = None, **message: Any) -> dict[str, Any]:
          whole("stop", content=[{"type": "text", "text": part} for part in "abc"])),
         (events(delta(content=["a"]), delta("stop", content="b", other=3)),
          whole("stop", content=[{"type": "text", "text": "a"}])),
-        (events({"model": "m", "usage": {"a": 1}}, {"model": "", "usage": None}, delta("stop", content="a"), {"model": "n"}),
+        (events({"model": "m", "usage": {"a": 1}}, {"model": "", "usage": None}, delta("stop", content="a"), {
+         "model": "n"}),
          {"model": "n", "usage": {"a": 1}} | whole("stop", content="a")),
-        (events(3, delta("stop", content="a"), {"choices": []}, {"choices": [3]}, {"choices": 3}), whole("stop", content="a")),
+        (events(3, delta("stop", content="a"), {"choices": []}, {"choices": [3]}, {"choices": 3}), whole(
+         "stop", content="a")),
         (events({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}), whole("stop", content="a")),
         (events(delta(content="a"), {"error": {"code": 500}}, delta("stop")), {"error": {"code": 500}}),
         (events(delta(content="a"), {"choices": [{"error": "x"}]}, delta("stop")), {"error": "x"}),
         (b'event: x\nid: 1\ndata:{"choices": [{"delta":\ndata: {"content": "a"}, "finish_reason": "stop"}]}\n',
          whole("stop", content="a")),
-        (b': ping\r\rdata: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\r\r', whole("stop", content="a")),
+        (b': ping\r\rdata: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\r\r', whole(
+         "stop", content="a")),
         (events("{oops", delta("stop", content="a")), whole("stop", content="a")),
         (events("", delta("stop", content="a")), whole("stop", content="a")),
     ],
@@ -240,14 +244,16 @@ INSIDE = "inside an HTTP 200: HTTP"
         ({"error": {"code": "503", "message": "so"}}, {}, Transient("server error", f"{INSIDE} 503: so", status=503)),
         ({"error": {"status_code": 400, "message": "so"}}, {},
          Rejected("rejected by the endpoint", f"{INSIDE} 400: so", of_its_own=False)),
-        ({"error": {"http_status": 599, "message": "so"}}, {}, Transient("server error", f"{INSIDE} 599: so", status=599)),
+        ({"error": {"http_status": 599, "message": "so"}}, {}, Transient("server error", f"{INSIDE} 599: "
+         f"so", status=599)),
         ({"error": {"code": 399, "message": "so"}}, {}, None),
         ({"error": {"code": 600, "message": "so"}}, {}, None),
         ({"error": {"code": "0429", "message": "so"}}, {}, None),
         ({"error": {"status": "RESOURCE_EXHAUSTED", "message": "so"}}, {}, RateLimited(None, f"{INSIDE} 429: so")),
         ({"error": {"type": "permission denied", "message": "so"}}, {}, Refused("key", f"{INSIDE} 403: so")),
         ({"error": {"type": "authentication", "message": "so"}}, {}, Refused("key", f"{INSIDE} 401: so")),
-        ({"error": {"code": "model_not_found", "message": "so"}}, {}, Refused("model", f"{INSIDE} 404: so", sure=False)),
+        ({"error": {"code": "model_not_found", "message": "so"}}, {}, Refused("model", f"{INSIDE} 404: "
+         f"so", sure=False)),
         ({"error": {"type": "not found", "message": "so"}}, {}, Refused("address", f"{INSIDE} 404: so", sure=False)),
         ({"error": {"code": "insufficient_quota", "message": "so"}}, {}, Refused("quota", f"{INSIDE} 429: so")),
         ({"error": "Invalid request: so"}, {},
@@ -314,7 +320,8 @@ def test_an_error_beside_a_whole_answer_is_ignored() -> None:
         ({"prompt_tokens_details": {"cached_tokens": 5}, "cached_tokens": 3}, Usage(cached=5)),
         ({"input_tokens_details": {"cached_tokens": 5}}, Usage(cached=5)),
         ({"prompt_tokens": True, "completion_tokens": -1, "total_tokens": 100_000_001}, Usage()),
-        ({"prompt_tokens": "3", "completion_tokens": " 4.5 ", "total_tokens": 100_000_000}, Usage(3, 5, 0, 100_000_000)),
+        ({"prompt_tokens": "3", "completion_tokens": " 4.5 ",
+         "total_tokens": 100_000_000}, Usage(3, 5, 0, 100_000_000)),
         ({"prompt_tokens": "x", "completion_tokens": 0, "total_tokens": [3]}, Usage(None, 0)),
         ({"prompt_tokens": float("nan")}, Usage()),
     ],
@@ -460,10 +467,12 @@ def rejected(detail: str) -> Rejected:
         ((), Verdict("batch b1: the endpoint does not say why")),
         (({"code": "odd", "message": "so"},), Verdict("batch b1: odd: so")),
         (
-            ({"code": "a", "message": "1"}, {"code": "b", "message": "2"}, {"code": "c", "message": "3"}, {"code": "d"}),
+            ({"code": "a", "message": "1"}, {"code": "b", "message": "2"}, {"code": "c", "message": "3"}, {"code":
+             "d"}),
             Verdict("batch b1: a: 1; b: 2; c: 3"),
         ),
-        (({"message": "Enqueued token limit reached"},), Verdict("batch b1: None: Enqueued token limit reached", no_room=True)),
+        (({"message": "Enqueued token limit reached"},), Verdict("batch b1: None: Enqueued token limit "
+         "reached", no_room=True)),
         (({"code": "token_limit_exceeded"},), Verdict("batch b1: token_limit_exceeded: None", no_room=True)),
         (({"code": "too_many_tasks"},), Verdict("batch b1: too_many_tasks: None", no_room=True)),
     ],
@@ -494,4 +503,4 @@ def test_the_lines_that_made_a_batch_fail() -> None:
     assert set(found.rejected) == {"k1", "k2"}
     assert (found.refused, found.no_room) == (None, False)
     same(found.rejected["k1"], rejected("line 1 of a batch: c: so"))
-    same(found.rejected["k2"], rejected("line 2 of a batch: c: " + "m" * 276 + "…"))
+    same(found.rejected["k2"], rejected("line 2 of a batch: c: " + "m" * 277 + "…"))

@@ -160,7 +160,7 @@ def test_every_part_of_an_address(url: str, base: str, query: str, credentials: 
     assert found.authorization == basic(credentials)
     assert found.parameters == ({"a": "1", "b": " "} if query else {})
     if credentials:
-        assert credentials[1] not in repr(found) or not credentials[1]
+        assert repr(found) == f"Address(base='{base}', proxy=None)"
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ async def test_how_large_a_body_may_be() -> None:
         "reply too large", "more than 10000 bytes (endpoints.NAME.max_reply_bytes)", answered=True
     ))  # fmt: skip
     assert await body_of(packed, encoding="gzip", limit=100_000) == b"x" * 100_000
-    assert await body_of(b"12345", b"678901", status=500) == b"1234567890"
-    assert await body_of(b"x" * (ERROR_BYTES + 1), status=404, limit=10**9) == b"x" * ERROR_BYTES
+    assert await body_of(b"12345", b"678901", status=500) == b"12345"
+    assert await body_of(b"x" * ERROR_BYTES, b"x", status=404, limit=10**9) == b"x" * ERROR_BYTES
     assert ERROR_BYTES == 1_048_576
 
 
@@ -330,7 +330,8 @@ def said(fault: Any, detail: str = "so", call: Call = CALL, **changes: Any) -> s
         (
             "parameter",
             "so",
-            "does not accept a field of every request: add it with endpoints.e.extra_body: {FIELD: value}, or leave one "
+            "does not accept a field of every request: add it with endpoints.e.extra_body: {FIELD: value}, or leave "
+            "one "
             "out with endpoints.e.omit: [temperature, top_p] [so]",
         ),
         (
@@ -342,7 +343,8 @@ def said(fault: Any, detail: str = "so", call: Call = CALL, **changes: Any) -> s
         (
             "parameter",
             "no temperature and top_p",
-            "does not accept a field of every request: leave it out with endpoints.e.omit: [temperature, top_p], or set "
+            "does not accept a field of every request: leave it out with endpoints.e.omit: [temperature, top_p], or "
+            "set "
             "the teacher's own value [no temperature and top_p]",
         ),
         (
@@ -378,7 +380,8 @@ def test_every_refusal_in_words(fault: str, detail: str, words: str) -> None:
 
 def test_refusals_that_depend_on_the_call() -> None:
     assert said("key", api_key_env="KEY") == (
-        "endpoint e (https://api.test) refuses the key in KEY: check that environment variable and the key's rights [so]"
+        "endpoint e (https://api.test) refuses the key in KEY: check that environment variable and the key's rights "
+        "[so]"
     )
     developer = Call(({"role": "developer", "content": "x"}, USER), 9)
     assert "does not accept system messages" in said("system", call=developer)

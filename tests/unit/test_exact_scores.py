@@ -287,7 +287,8 @@ def test_scores_of_json_within_a_text(text: str, found: Any) -> None:
         ("Assistant 1 score: 8\n    Assistant 2 score: 4", (8, 4)),
         ("<quote>\nAssistant 1 score: 8\nAssistant 2 score: 4\n</quote>", (8, 4)),
         ("It ends with:\nAssistant 1 score: 8\nAssistant 2 score: 4", None),
-        ("It ends with:\n\nAssistant 1 score: 1\nAssistant 2 score: 9\n\nAssistant 1 score: 8\nAssistant 2 score: 4", (8, 4)),
+        ("It ends with:\n\nAssistant 1 score: 1\nAssistant 2 score: 9\n\nAssistant 1 score: 8\nAssistant 2 score: "
+         "4", (8, 4)),
         ("It ends with:\nx\n\nAssistant 1 score: 8\nAssistant 2 score: 4", None),
         ("It ends with these scores:\nAssistant 1 score: 8\nAssistant 2 score: 4", (8, 4)),
         ("It says “Assistant 1 score: 8\nAssistant 2 score: 4”.", None),
