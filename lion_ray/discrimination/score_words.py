@@ -80,8 +80,12 @@ _IN_HAN = re.compile(rf"(?<![{_HAN}])([{_HAN}])(?= ?分)")
 _BREAK = re.compile(r"<br ?/?>", re.IGNORECASE)
 _BOXED = re.compile(r"\$?\\boxed\{([^{}\n]{0,60})\}\$?")
 
-_SIZE = r"(?P<size>[0-9]{1,3}|three|four|five|six|seven|eight|nine|twenty|hundred)"
-_SIZES = {"three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twenty": 20, "hundred": 100}
+_SIZE = r"(?P<size>[0-9]{1,3}|three|four|five|six|seven|eight|nine|ten|twenty|hundred)"
+_SIZES = {"three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9} | {
+    "ten": 10,
+    "twenty": 20,
+    "hundred": 100,
+}
 _RANGE = r"(?:from )?(?:(?:0|1|zero|one) ?(?:to|-|–|—|through|until|bis|a|al|à|до|do|至|到|から|~|～) ?)?"
 _SCALES = [
     re.compile(pattern, re.IGNORECASE)

@@ -253,3 +253,4 @@ def test_how_similar_a_text_may_be() -> None:
     )
     assert evaluation.rejects(" ".join([*around, *long[1:], *around])) == QUOTES
     assert evaluation.rejects(" ".join([*around, *long[:12], "x", long[13]])) is None
+    assert evaluation.rejects(" ".join([*around, *reversed(long)])) is None

@@ -108,14 +108,14 @@ Row = SourceRow
             [data("a.json:2: not a list of objects (a file with one object per line is named .jsonl); correct the "
              "file")],
         ),
-        ("a.json", b'[\n"\xff"]', [data("a.json:2: not UTF-8; save the file as UTF-8")]),
+        ("a.json", b'[\n"\xff",\n\n"x"]', [data("a.json:2: not UTF-8; save the file as UTF-8")]),
         ("a.json", "[1,\n2\n", [Row("a.json:1", 1, "1"), Row("a.json:2", 2, "2"), data(f"a.json:3: not JSON (',' or "
          f"']' expected); {CORRECT}")]),
         ("a.json", "[1,\nx]", [Row("a.json:1", 1, "1"), data(f"a.json:2: not JSON (Expecting value); {CORRECT}")]),
         ("a.json", "[1,\n]", [Row("a.json:1", 1, "1"), data(f"a.json:2: not JSON (Expecting value); {CORRECT}")]),
         ("a.json", "[1]\n\n]", [Row("a.json:1", 1, "1"), data(f"a.json:3: not JSON (something follows the list); "
          f"{CORRECT}")]),
-        ("a.json", "[]\n[]", [data(f"a.json:2: not JSON (something follows the list); {CORRECT}")]),
+        ("a.json", "[]\n[]\n\n", [data(f"a.json:2: not JSON (something follows the list); {CORRECT}")]),
         (
             "a.json",
             "[1,\n" + "1" * 5000 + "]",
@@ -143,9 +143,9 @@ Row = SourceRow
         ),
         (
             "a.csv",
-            ' instruction ,note,input\r\n"x, ""y""\nz", n ,\r\n,,\r\n \n , ,q\nshort\n1,2,3,4\n',
+            ' instruction ,note,input\r\n"x, ""y""\r\nz", n ,\r\n,,\r\n \n , ,q\nshort\n1,2,3,4\n',
             [
-                Row("a.csv:3", {"instruction": 'x, "y"\nz'}, ignored=("note",)),
+                Row("a.csv:3", {"instruction": 'x, "y"\r\nz'}, ignored=("note",)),
                 Row("a.csv:5", {}, ignored=("note",)),
                 Row("a.csv:6", {"input": "q"}, ignored=("note",)),
                 Row("a.csv:7", {"instruction": "short"}, ignored=("note",)),
