@@ -71,5 +71,5 @@ def test_an_answer_that_failed_makes_no_pair() -> None:
 
 def test_tables_of_other_rows_are_refused() -> None:
     instructions, teacher, student, verdicts = tables()
-    with pytest.raises(TrainingError, match="not of the same rows"):
+    with pytest.raises(TrainingError, match="have different rows"):
         pairs(instructions, teacher, student.slice(1), verdicts, min_gap=1.0)
