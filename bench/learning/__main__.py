@@ -58,8 +58,8 @@ def main() -> int:
     for cell in [] if given.show else wanted:
         try:
             ensure(folder, cell, alone=given.alone)
-        except BenchError as error:
-            print(f"learning: {error}", file=sys.stderr, flush=True)
+        except BenchError as failure:
+            print(f"learning: {failure}", file=sys.stderr, flush=True)
             failed.append(cell)
     found = [outcome(read_result(file)) for cell in wanted if (file := result_file(folder, cell)).exists()]
     if found:

@@ -100,9 +100,7 @@ class _Own:
     def reason(self, row: AnsweredRow) -> str | None:
         found = asked(self.filter.reason, row, key=self.key)
         if found is not None and not (isinstance(found, str) and found.strip()):
-            raise ConfigError(
-                f"{self.key}: reason() returned {type(found).__name__}, not None or a text"
-            )
+            raise ConfigError(f"{self.key}: reason() returned {type(found).__name__}, not None or a text")
         return found
 
 
