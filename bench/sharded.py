@@ -1,14 +1,17 @@
 """Memory of a sharded fit on CPUs: ``python -m bench.sharded [--shape 250m] [--processes 2 4] [--lora] [--json]``.
 
 A Llama with random weights is fine-tuned for a few steps in several processes over gloo. What a process holds beyond
-what Python, torch and transformers take is compared with its share of what a fit must hold: weights, gradients and
+what it holds after a fit of a tiny model is compared with its share of what a fit must hold: weights, gradients and
 AdamW's moments in float32, 16 bytes for each parameter (with adapters: 4 or 2 bytes for each frozen one). Pages of
-files are not counted: the system takes them back.
+files are not counted: the system takes them back. What is freed goes back to the system at once
+(MALLOC_MMAP_THRESHOLD_), as glibc would otherwise keep most of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import gc
 import json
 import os
 import socket
@@ -22,6 +25,7 @@ from typing import Any
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 4096},
+    "100m": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10, "vocab_size": 8192},
     "250m": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 14, "vocab_size": 16_000},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 32_000},
 }
@@ -37,13 +41,31 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.phase, self.most = "start", {}  # type: ignore[var-annotated]
 
+    def follow(self, kind: Any) -> None:
+        """Begin a phase at each method of a class that holds a model."""
+        for name, during, after in (
+            ("measured", "loading", "measuring"),
+            ("trained", "handing over", "training"),
+            ("save", "writing", "measuring the result"),
+        ):
+            setattr(kind, name, self._phased(getattr(kind, name), during, after))
+
+    def _phased(self, method: Any, during: str, after: str) -> Any:
+        def phased(*args: Any) -> Any:
+            self.phase = during
+            result = method(*args)
+            self.phase = after
+            return result
+
+        return phased
+
     def run(self) -> None:
         while True:
-            self.most[self.phase] = max(self.most.get(self.phase, 0), held())
+            self.most[self.phase] = max(self.most.get(self.phase, 0), anonymous())
             time.sleep(0.005)
 
 
-def held() -> int:
+def anonymous() -> int:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
 
@@ -73,6 +95,7 @@ def process(job: dict[str, Any], rank: int) -> None:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     from lion_ray.config import LoraConfig
+    from lion_ray.imitation.training import held
     from lion_ray.imitation.training.fit import train
     from lion_ray.imitation.training.spec import TrainSpec
 
@@ -92,20 +115,20 @@ def process(job: dict[str, Any], rank: int) -> None:
         lora=LoraConfig(rank=8) if job["lora"] else None,
         activation_checkpointing=True,
     )
-    rows = [{"instruction": f"Say {n}.", "answer": f"It is {n}."} for n in range(3 * job["processes"])]
-    # What a first step takes whatever the model: threads, kernels, buffers of the connections.
-    layer = torch.nn.Linear(64, 64)
-    layer(torch.ones(1, 64)).sum().backward()
-    dist.all_reduce(torch.ones(1))
-    base = held()
+    rows = [{"instruction": f"Say {n}.", "answer": f"It is {n}."} for n in range(2 * job["processes"])]
+    # What a fit takes whatever the model: threads, kernels, buffers of the connections.
+    train(
+        dataclasses.replace(spec, model_dir=job["warm_up"], output_dir=f"{job['out']}-warm-up"),
+        rows=rows,
+        heldout_rows=rows[:4],
+        report=lambda *_: None,
+    )
+    gc.collect()
+    base = anonymous()
     watch = Watch()
     watch.start()
-    watch.phase = "loading"
-
-    def report(metrics: dict[str, Any], _: Path | None) -> None:
-        watch.phase = "training" if metrics["step"] < metrics["steps"] else "writing"
-
-    metrics = train(spec, rows=rows, heldout_rows=rows[:4], report=report)
+    watch.follow(held.Sharded)
+    metrics = train(spec, rows=rows, heldout_rows=rows[:4], report=lambda *_: None)
     phases = {phase: most - base for phase, most in watch.most.items()}
     print(json.dumps({"rank": rank, "phases": phases, "loss": metrics["last_loss"]}), flush=True)
     dist.destroy_process_group()
@@ -113,7 +136,7 @@ def process(job: dict[str, Any], rank: int) -> None:
 
 def measure(job: dict[str, Any]) -> list[dict[str, Any]]:
     """What each process held."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**18)}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "bench.sharded", "--job", json.dumps(job), "--rank", str(rank)],
@@ -144,6 +167,7 @@ def main() -> None:
         return process(json.loads(given.job), given.rank)
     found = []
     with tempfile.TemporaryDirectory() as work:
+        make("tiny", Path(work, "warm-up"))
         parameters = make(given.shape, Path(work, "model"))
         each = (2 if given.precision == "bf16" else 4) if given.lora else BYTES
         for count in given.processes:
@@ -151,6 +175,7 @@ def main() -> None:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             job = {"processes": count, "port": port, "model": f"{work}/model", "out": f"{work}/{count}"}
+            job["warm_up"] = f"{work}/warm-up"
             job |= {"lora": given.lora, "precision": given.precision}
             ranks = measure(job | {"checkpoint_every": "0s" if given.checkpoints else "10h"})
             share = each * parameters / count

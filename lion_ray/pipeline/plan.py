@@ -262,7 +262,7 @@ class Planner:
 
 def _training_gib(config: RunConfig, parameters: float) -> float:
     imitation = config.imitation
-    share = imitation.workers if imitation.sharding == "full" else 1
+    share = imitation.workers // imitation.replicas if imitation.sharding == "full" else 1
     half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
     # float32 weights, gradients and AdamW's two moments.
     each = 16.0

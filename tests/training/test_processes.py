@@ -163,6 +163,17 @@ def test_a_full_disk_leaves_no_folder_and_the_same_command_makes_it(make_spec, t
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out.json"]
 
 
+def test_a_disk_that_is_full_at_a_checkpoint_is_one_line(make_spec, tmp_path):
+    spec = make_spec()
+    limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
+    failed = run_module(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2))
+    assert failed.returncode == 6, failed.stderr
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("lion-ray training: the checkpoint after step 5 could not be written beside ")
+    assert "File too large" in last
+    assert "Traceback" not in failed.stderr
+
+
 def test_the_module_goes_on_from_its_own_checkpoint(make_spec, tmp_path):
     # A file where the folder should be made: the fit ends, but cannot be written.
     (tmp_path / "out.partial").touch()

@@ -26,8 +26,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lion_ray.config.section import seconds_of
+from lion_ray.core.errors import TrainingError, first_line
 from lion_ray.core.room import free_memory
 from lion_ray.core.terminal import tell
 from lion_ray.imitation.training import state
@@ -145,7 +147,15 @@ class Checkpoints:
     def _finish(self, metrics: dict[str, Any]) -> None:
         assert self._writing is not None
         writing, self._writing = self._writing, None
-        writing.done.result()
+        try:
+            writing.done.result()
+        except (OSError, CheckpointException) as error:
+            if isinstance(first := state.first_failure(error), OSError):
+                raise TrainingError(
+                    f"the checkpoint after step {writing.step} could not be written beside {self._spec.output_dir}: "
+                    f"{first_line(first)}; the same command resumes once that is mended"
+                ) from None
+            raise
         self._report(metrics | {"checkpoint": writing.step}, writing.folder)
         shutil.rmtree(writing.folder, ignore_errors=True)  # unless it was moved
         now = time.monotonic()

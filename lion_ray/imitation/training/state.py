@@ -100,8 +100,8 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
         dcp.load(state, storage_reader=Reader(folder), planner=Planner(), no_dist=world.size == 1)
     except _DAMAGE as error:
         raise TrainingError(
-            f"the checkpoint {folder} cannot be used: {_reason(error)}; remove it (a run keeps its checkpoints "
-            f"under {layout.FITS}/) to start the fit again"
+            f"the checkpoint {folder} cannot be used: {first_line(first_failure(error))}; remove it (a run keeps its "
+            f"checkpoints under {layout.FITS}/) to start the fit again"
         ) from None
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_options())
 
@@ -124,10 +124,11 @@ _DAMAGE = (
 )
 
 
-def _reason(error: BaseException) -> str:
+def first_failure(error: BaseException) -> BaseException:
+    """The error of the first process that failed, if several took part."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return first_line(error)
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def _options() -> StateDictOptions:
