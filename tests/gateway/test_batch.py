@@ -638,6 +638,30 @@ async def test_a_batch_that_another_process_has_closed_is_not_bought_again(world
     assert world.stub.stats()["batch"]["sizes"] == [1]
 
 
+async def test_a_batch_whose_file_another_process_is_uploading_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record was closed, as if no batch could come of it, and the call bought twice (found by the simulation)."""
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def upload(self: BatchAPI, name: str, data: bytes) -> str:
+        begun.set()
+        await gate.wait()
+        return await real(self, name, data)
+
+    real = BatchAPI.upload
+    monkeypatch.setattr(BatchAPI, "upload", upload)
+    buying = asyncio.create_task(ask(world.queue(), 1))
+    await begun.wait()
+    time = world.time = ManualTime()
+    async with under_way(ask(world.queue(), 1)):
+        await time.until_asleep(1)
+        assert len(world.records) == 1
+        gate.set()
+        await buying
+    assert world.stub.stats()["batch"]["sizes"] == [1]
+
+
 async def two_records(world: World, **newer: Any) -> BatchRecord:
     """An open record of a batch with call 1, and a newer one of the same call; returns the newer one."""
     async with under_way(ask(world.queue(), 1)):

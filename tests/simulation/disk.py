@@ -58,9 +58,12 @@ class Disk:
                 self._names[path[len(self._below) :]] = _entries(path)
             return
         if found.st_ino not in self._pins:
-            # Kept open, so that its inode number is not reused.
-            self._pins[found.st_ino] = REAL_OPEN(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+            self._pin(found.st_ino, f"/proc/self/fd/{descriptor}")
         self._bytes[found.st_ino] = os.pread(self._pins[found.st_ino], found.st_size, 0)
+
+    def _pin(self, inode: int, path: str) -> None:
+        """Keep a file open, so that its inode number is not reused."""
+        self._pins[inode] = REAL_OPEN(path, os.O_RDONLY)
 
     def cut_power(self, rng: random.Random) -> None:
         """Lose unflushed data; `rng` decides how much."""
@@ -98,7 +101,9 @@ class Disk:
             if kept == now:
                 content = _torn(content, (here / name).read_bytes(), rng)
             (target / name).write_bytes(content)
-            self._bytes[(target / name).stat().st_ino] = content
+            inode = (target / name).stat().st_ino
+            self._pin(inode, str(target / name))
+            self._bytes[inode] = content
         self._names[folder] = _entries(str(target))
 
     def close(self) -> None:

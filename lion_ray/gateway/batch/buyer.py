@@ -27,7 +27,7 @@ from lion_ray.gateway.batch.work import UnderWay
 from lion_ray.gateway.wire import RateLimited, Transient, TransportError
 
 INTENT_GRACE_S = 120.0
-"""A batch that is not listed this long after its creation was requested was never created, in seconds."""
+"""A batch that is not listed this long after its upload or creation was requested was never created, in seconds."""
 FIRST_BACKOFF_S = 0.5
 _UNKNOWN_LOOKS = 5
 """How many polls must report a batch as unknown before it counts as gone."""
@@ -66,8 +66,13 @@ class Buyer:
         """
         record = batch.record
         lines = b"".join(asked.line for asked in batch.waiting.values())
-        await self.write(record)
-        record.input_file_id = await self._patiently(lambda: self._api.upload(f"{record.nonce}.jsonl", lines))
+
+        async def upload() -> str:
+            record.tried_at = self._now()
+            await self.write(record)
+            return await self._api.upload(f"{record.nonce}.jsonl", lines)
+
+        record.input_file_id = await self._patiently(upload)
         failures, since = 0, self._clock()
         while batch.remote is None:
             record.tried_at = self._now()
@@ -89,20 +94,21 @@ class Buyer:
         await self.write(record)
 
     async def found(self, batch: UnderWay) -> bool:
-        """Whether a batch exists whose creation was requested but whose id is not recorded. Waits up to
-        `INTENT_GRACE_S`: the request may have been in flight when its process died, or that process may still run."""
+        """Whether a batch exists that is recorded without its id. Waits up to `INTENT_GRACE_S`: the request may have
+        been in flight when its process died, or that process may still run, and be uploading the batch's file."""
         while True:
             record = await asyncio.to_thread(self._records.reread, batch.record.nonce)
-            if record is None or (record.batch_id is None and record.input_file_id is None):
+            if record is None:
                 return False
             batch.record = record
             if record.batch_id is not None:
                 return True
-            remote = await self._patiently(lambda: self._api.find(batch.record.nonce, batch.record.made_at))
-            if remote is not None:
-                record.batch_id = remote.id
-                await self.write(record)
-                return True
+            if record.input_file_id is not None:
+                remote = await self._patiently(lambda: self._api.find(batch.record.nonce, batch.record.made_at))
+                if remote is not None:
+                    record.batch_id = remote.id
+                    await self.write(record)
+                    return True
             if (left := record.tried_at + INTENT_GRACE_S - self._now()) <= 0:
                 return False
             await self._sleep(min(left, self._config.batch.poll_s))

@@ -40,9 +40,9 @@ class BatchRecord:
     """In the order of the file's lines."""
     made_at: float
     tried_at: float
-    """When its creation was last requested, in seconds since 1970; set before the request."""
+    """When its file's upload or its creation was last requested, in seconds since 1970; set before the request."""
     input_file_id: str | None = None
-    """None: nothing was uploaded, so no batch can exist."""
+    """None: the file is not uploaded yet, so no batch can exist."""
     batch_id: str | None = None
     """None: it may have been created, but the answer was not received."""
     version: int = VERSION
