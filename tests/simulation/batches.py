@@ -103,7 +103,7 @@ class Service:
             world.later(world.rng.random() * 5, lambda: self._fail(made, errors))
         else:
             world.later(world.rng.random() * 5, lambda: self._begin(made))
-            world.later(world.rng.random() * world.rng.choice((1, 20, 60)), lambda: self._finish(made))
+            world.later(world.rng.random() * world.rng.choice((1, 10, 40)), lambda: self._finish(made))
         return shown.model_copy()
 
     def look(self, batch_id: str) -> Batch:

@@ -85,7 +85,7 @@ def _populate(world: World) -> None:
         breaker_failures=rng.randint(2, 8),
         outage_timeout_s=rng.choice((30.0, 3600.0)),
         batch=BatchConfig(
-            linger_s=1.0, poll_s=5.0, leftovers=rng.choice(("batch", "live")), max_requests=rng.choice((2, 50))
+            linger_s=1.0, poll_s=10.0, leftovers=rng.choice(("batch", "live")), max_requests=rng.choice((2, 50))
         ),
     )
     segment_bytes = rng.choice((1, 500, 2**20))
