@@ -5,8 +5,8 @@ Invariants:
 - `find` takes no lock and sees every record added before it was called.
 - A record takes 56 bytes once it is frozen: recent ones are in a dict, the others in arrays sorted by 8 bytes of the
   key's digest.
-- Each array has at least `RATIO` times the records of the next. So adding n records moves each of them some log n times,
-  and a search visits few arrays.
+- Each array has at least `RATIO` times the records of the next. So adding n records moves each of them some log n
+  times, and a search visits few arrays.
 
 This module knows nothing of files: a segment is a number.
 """
