@@ -11,8 +11,10 @@ The file is in the folder for temporary files (TMPDIR). This module does not kno
 from __future__ import annotations
 
 import shutil
+import tempfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -29,25 +31,38 @@ def mapped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     Raises:
         InfrastructureError: the folder for temporary files cannot hold the rows.
     """
-    batches = iter(batches)
-    folder = scratch_folder("lion-ray-rows-")
+    with _told():
+        folder = scratch_folder("lion-ray-rows-")
+    path = str(folder / "rows.arrow")
     try:
-        path = str(folder / "rows.arrow")
-        with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for batch in batches:
-                _write(writer, batch, path)
-        return pa.ipc.open_file(pa.memory_map(path)).read_all()
+        _write(path, batches, schema)
+        with _told():
+            return pa.ipc.open_file(pa.memory_map(path)).read_all()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(writer: pa.RecordBatchWriter, batch: pa.RecordBatch, path: str) -> None:
+def _write(path: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    with _told():
+        file = pa.OSFile(path, "wb")
+    with file:
+        with _told():
+            writer = pa.ipc.new_file(file, schema)
+        for batch in batches:
+            with _told():
+                writer.write_batch(batch)
+        with _told():
+            writer.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
-        writer.write_batch(batch)
+        yield
     except OSError as error:
         raise InfrastructureError(
-            f"{path}: the rows being read do not fit ({one_line(error)}); free space there, or set TMPDIR to a folder "
-            "with more"
+            f"{tempfile.gettempdir()}: the rows that are read do not fit ({one_line(error)}); free space there, or set "
+            "TMPDIR to a folder with more"
         ) from None
 
 
@@ -56,7 +71,7 @@ def filtered(rows: pa.Table, stays: pa.ChunkedArray) -> pa.Table:
     return mapped((part for part in _filtered(rows, stays) if part.num_rows), rows.schema)
 
 
-def _filtered(rows: pa.Table, stays: pa.ChunkedArray) -> Iterable[pa.RecordBatch]:
+def _filtered(rows: pa.Table, stays: pa.ChunkedArray) -> Iterator[pa.RecordBatch]:
     start = 0
     for batch in rows.to_batches(max_chunksize=BATCH_ROWS):
         yield batch.filter(stays.slice(start, batch.num_rows).combine_chunks())

@@ -195,6 +195,8 @@ def split_heldout(pool: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.T
             f"data.heldout: cannot hold out {count} instructions of a pool of {pool.num_rows}; "
             f"give a number from 0 to {max(pool.num_rows - 1, 0)}, or a file"
         )
+    if not count:
+        return pool, pool.slice(0, 0)
     ids = (row for chunk in pool["id"].chunks for row in chunk.to_pylist())
     chosen = [row for _, row in heapq.nsmallest(count, ((derive_seed("heldout", seed, row), row) for row in ids))]
     out = pc.is_in(pool["id"], value_set=pa.array(chosen, pa.string()))
