@@ -30,6 +30,7 @@ from bench import goals as common
 from bench.goals import Goal
 from bench.harness import run_client
 from bench.measure import peak_mb
+from bench.scale_parts import PARTS
 from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here, stub_config
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
@@ -197,15 +198,25 @@ def run(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str
     return {"sizes": found, "exponent": slope}, goals
 
 
+def part(given: argparse.Namespace, say: Callable[[str], None]) -> tuple[dict[str, Any], list[Goal]]:
+    """Measure one of `scale_parts` at each size."""
+    found = []
+    for rows in given.rows or ([10_000] if given.quick else [100_000, 1_000_000]):
+        found.append(run_client(sys.executable, "bench.scale_parts", given.part, str(rows), timeout_s=3600))
+        say(json.dumps(found[-1]))
+    return {"part": given.part, "sizes": found}, []
+
+
 def main() -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", help="other pool sizes")
+    parser.add_argument("--part", choices=PARTS, help="one part alone, without Ray and without goals")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         one(given.one)
         return 0
-    found, goals = run(given, common.say)
+    found, goals = (part if given.part else run)(given, common.say)
     return common.conclude(given, found, goals)
 
 

@@ -12,7 +12,7 @@ hundred parts. This module does not know when a stage is due or what its rows ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from lion_ray.core.records import (
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.core.terminal import tell
 from lion_ray.data.importing import import_data
+from lion_ray.data.mapped import BATCH_ROWS
 from lion_ray.data.pools import bad_rows_jsonl
 from lion_ray.discrimination import split
 from lion_ray.discrimination.checks import load_checks
@@ -243,7 +244,7 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
     found: dict[tuple[str, ...], tuple[Prompt, int]] = {}
     """By sequence of roles: the first such row, and the number of such rows."""
     for pool in pools:
-        for row in _conversations(pool).to_pylist():
+        for row in _conversations(pool):
             prompt = Prompt.of(row)
             roles = tuple(one["role"] for one in prompt.messages)
             first, count = found.get(roles, (prompt, 0))
@@ -265,11 +266,12 @@ def check_conversations(config: RunConfig, base_dir: Path, *pools: pa.Table) -> 
             ) from None
 
 
-def _conversations(pool: pa.Table) -> pa.Table:
+def _conversations(pool: pa.Table) -> Iterator[Mapping[str, Any]]:
     """The rows of more than one turn."""
     if "messages" not in pool.column_names:
-        return pool.slice(0, 0)
-    return pool.filter(pc.greater(pc.fill_null(pc.list_value_length(pool["messages"]), 0), 0))
+        return
+    for batch in pool.to_batches(max_chunksize=BATCH_ROWS):
+        yield from batch.filter(pc.greater(pc.fill_null(pc.list_value_length(batch["messages"]), 0), 0)).to_pylist()
 
 
 def write_pool(store: RunStore, name: str, pool: pa.Table, shard_rows: int) -> Manifest:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow as pa
 from lion_ray.config import DataConfig
 from lion_ray.core.errors import DataError
 from lion_ray.data.contamination import EvaluationSet, read_questions
+from lion_ray.data.mapped import BATCH_ROWS
 from lion_ray.data.pools import BadRow, PoolRead, drop_ids, read_pool, split_heldout
 
 
@@ -84,17 +85,19 @@ def import_data(data: DataConfig, base_dir: Path, seed: int) -> ImportedData:
         renamed, ignored = renamed + Counter(apart.renamed), ignored + Counter(apart.ignored)
         pool, overlap = drop_ids(pool, set(heldout["id"].to_pylist()))
     questions = read_questions(data.decontaminate, base_dir)
-    evaluation = EvaluationSet(questions)
-    found = [
-        Contaminated(row, text, reason)
-        for row, text in zip(pool["id"].to_pylist(), pool["text"].to_pylist(), strict=True)
-        if (reason := evaluation.rejects(text)) is not None
-    ]
+    found = list(_contaminated(pool, EvaluationSet(questions))) if questions else []
     pool, _ = drop_ids(pool, [row.id for row in found])
     if not pool.num_rows:
         why = f" ({len(found)} are too similar to an evaluation question)" if found else ""
         raise DataError(f"{data.pool}: no instruction is left to train on{why}")
     return ImportedData(pool, heldout, questions, read.duplicates, overlap, bad, found, dict(renamed), dict(ignored))
+
+
+def _contaminated(pool: pa.Table, evaluation: EvaluationSet) -> Iterator[Contaminated]:
+    for batch in pool.select(["id", "text"]).to_batches(max_chunksize=BATCH_ROWS):
+        for row, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True):
+            if (reason := evaluation.rejects(text)) is not None:
+                yield Contaminated(row, text, reason)
 
 
 def heldout_rows(data: DataConfig, base_dir: Path, seed: int) -> pa.Table:

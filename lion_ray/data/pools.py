@@ -15,9 +15,10 @@ This module does not know file formats (see `sources`), models or the run folder
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lion_ray.core.errors import ConfigError, DataError
-from lion_ray.core.records import INSTRUCTION, conversation_id, derive_seed, instruction_id, table
+from lion_ray.core.records import INSTRUCTION, conversation_id, derive_seed, instruction_id, slim
 from lion_ray.data.formats import FormatError, ReadRow, read_row
+from lion_ray.data.mapped import BATCH_ROWS, Numbers, filtered, mapped
 from lion_ray.data.sources import SourceRow, rows_of
+
+BATCH_CHARACTERS = 16 * 2**20
+"""A batch ends with the row that brings its texts to this length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +74,75 @@ def read_pool(source: str, *, base_dir: Path, limit: int | None, on_bad_row: Lit
     Raises ConfigError if the source is missing or its type unknown, InfrastructureError if the hub cannot be reached,
     and DataError if the source holds no usable row or, with "stop", at its first malformed row.
     """
-    rows: dict[str, ReadRow] = {}
-    duplicates = 0
-    bad_rows: list[BadRow] = []
-    renamed: Counter[str] = Counter()
-    ignored: Counter[str] = Counter()
-    for row in rows_of(source, base_dir):
-        try:
-            read = _read(row)
-        except FormatError as error:
-            if on_bad_row == "stop":
-                advice = "correct the row, or set data.on_bad_row to quarantine"
-                raise DataError(f"{row.where}: {error}; {advice}") from None
-            bad_rows.append(BadRow(row.where, str(error), row.as_text()))
-            continue
-        renamed.update(f"{key} as {name}" for key, name in read.renamed)
-        ignored.update((*read.ignored, *row.ignored))
-        key = _id(read)
-        if key in rows:
-            duplicates += 1
-            continue
-        rows[key] = read
-        if len(rows) == limit:
-            break
-    if not rows:
+    reading = _Reading(source, base_dir, limit, on_bad_row)
+    pool = slim(mapped(reading.batches(), INSTRUCTION))
+    bad_rows = reading.bad_rows
+    if not pool.num_rows:
         why = f"all {len(bad_rows)} rows are malformed, the first: {bad_rows[0].reason}" if bad_rows else "it is empty"
         raise DataError(f"{source}: no usable instruction ({why}); give rows with an 'instruction'")
-    found = (
-        {
-            "id": key,
-            "text": read.text,
-            "source": "seed",
-            "iteration": 0,
-            "reference": read.reference,
-            "messages": list(read.messages) or None,
-        }
-        for key, read in rows.items()
-    )
-    return PoolRead(table(found, INSTRUCTION), duplicates, bad_rows, dict(renamed), dict(ignored))
+    return PoolRead(pool, reading.duplicates, bad_rows, dict(reading.renamed), dict(reading.ignored))
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Reads a source once, and counts."""
+
+    source: str
+    base_dir: Path
+    limit: int | None
+    on_bad_row: Literal["stop", "quarantine"]
+    duplicates: int = 0
+    bad_rows: list[BadRow] = field(default_factory=list)
+    renamed: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The different rows as INSTRUCTION."""
+        rows: list[tuple[str, ReadRow]] = []
+        characters = 0
+        for key, read in self._different():
+            rows.append((key, read))
+            characters += len(read.text) + len(read.reference or "") + sum(len(one["content"]) for one in read.messages)
+            if len(rows) == BATCH_ROWS or characters > BATCH_CHARACTERS:
+                yield _batch(rows)
+                rows, characters = [], 0
+        if rows:
+            yield _batch(rows)
+
+    def _different(self) -> Iterator[tuple[str, ReadRow]]:
+        """The rows up to the limit without duplicates, each with its id."""
+        seen = Numbers()
+        for row in rows_of(self.source, self.base_dir):
+            try:
+                read = _read(row)
+            except FormatError as error:
+                if self.on_bad_row == "stop":
+                    advice = "correct the row, or set data.on_bad_row to quarantine"
+                    raise DataError(f"{row.where}: {error}; {advice}") from None
+                self.bad_rows.append(BadRow(row.where, str(error), row.as_text()))
+                continue
+            self.renamed.update(f"{key} as {name}" for key, name in read.renamed)
+            self.ignored.update((*read.ignored, *row.ignored))
+            key = _id(read)
+            if not seen.add(int(key, 16)):
+                self.duplicates += 1
+                continue
+            yield key, read
+            if len(seen) == self.limit:
+                return
+
+
+def _batch(rows: Sequence[tuple[str, ReadRow]]) -> pa.RecordBatch:
+    columns = {
+        "id": [key for key, _ in rows],
+        "text": [read.text for _, read in rows],
+        "source": ["seed"] * len(rows),
+        "parent": [None] * len(rows),
+        "iteration": [0] * len(rows),
+        "reference": [read.reference for _, read in rows],
+        "messages": [list(read.messages) or None for _, read in rows],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=INSTRUCTION)
 
 
 def _id(read: ReadRow) -> str:
@@ -159,18 +195,21 @@ def split_heldout(pool: pa.Table, count: int, seed: int) -> tuple[pa.Table, pa.T
             f"data.heldout: cannot hold out {count} instructions of a pool of {pool.num_rows}; "
             f"give a number from 0 to {max(pool.num_rows - 1, 0)}, or a file"
         )
-    ids = pool["id"].to_pylist()
-    order = sorted(range(len(ids)), key=lambda row: (derive_seed("heldout", seed, ids[row]), ids[row]))
-    chosen = order[:count]
-    left, _ = drop_ids(pool, [ids[row] for row in chosen])
-    return left, pool.take(pa.array(chosen, pa.int64()))
+    if not count:
+        return pool, pool.slice(0, 0)
+    ids = (row for chunk in pool["id"].chunks for row in chunk.to_pylist())
+    chosen = [row for _, row in heapq.nsmallest(count, ((derive_seed("heldout", seed, row), row) for row in ids))]
+    out = pc.is_in(pool["id"], value_set=pa.array(chosen, pa.string()))
+    heldout = filtered(pool, out).combine_chunks()
+    order = pc.index_in(pa.array(chosen, pa.string()), value_set=heldout["id"].combine_chunks())
+    return filtered(pool, pc.invert(out)), heldout.take(order)
 
 
 def drop_ids(pool: pa.Table, ids: Iterable[str]) -> tuple[pa.Table, int]:
     """(the pool without those ids, the number of rows removed)."""
-    stays = pc.invert(pc.is_in(pool["id"], value_set=pa.array(list(ids), pa.string())))
-    kept = pool.filter(stays)
-    return kept, pool.num_rows - kept.num_rows
+    gone = pc.is_in(pool["id"], value_set=pa.array(list(ids), pa.string()))
+    removed: int = pc.sum(gone).as_py() or 0
+    return (filtered(pool, pc.invert(gone)) if removed else pool), removed
 
 
 def _read(row: SourceRow) -> ReadRow:

@@ -12,11 +12,9 @@ This module does not know what makes a row a good instruction (see `formats`).
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +27,7 @@ import pyarrow.parquet as pq
 from lion_ray.core.errors import ConfigError, DataError, InfrastructureError, one_line
 from lion_ray.core.file_kinds import HEAD, told
 from lion_ray.data.formats import CONVERSATION_KEYS, INSTRUCTION_KEYS, KEYS
+from lion_ray.data.lines import PACKED, content, lines
 
 LONGEST_CELL = 2**31 - 1
 """In characters; the csv module's own limit is 131,072."""
@@ -94,7 +93,7 @@ def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
     name = path.name.lower()
     if path.is_dir():
         raise ConfigError(f"{source}: is a folder; name a file in it, or write hf:{source} for a `datasets` folder")
-    packed = name.endswith((".gz", ".zst"))
+    packed = name.endswith(PACKED)
     suffix = Path(name).with_suffix("").suffix if packed else Path(name).suffix
     if suffix not in _READERS or (packed and suffix == ".parquet"):
         raise ConfigError(
@@ -106,34 +105,11 @@ def rows_of(source: str, base_dir: Path) -> Iterator[SourceRow]:
     return _READERS[suffix](source, path)
 
 
-def _content(source: str, path: Path) -> bytes:
-    try:
-        content = _unpacked(path)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise DataError(f"{source}: cannot be read ({one_line(error)}); check the file") from None
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise DataError(f"{source}: is empty; give rows with an 'instruction'")
-    if (what := told(content[:HEAD])) is not None:
-        raise DataError(f"{source}: {what}")
-    return content
-
-
-def _unpacked(path: Path) -> bytes:
-    raw = path.read_bytes()
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return gzip.decompress(raw)
-    if name.endswith(".zst"):
-        with pa.CompressedInputStream(pa.BufferReader(raw), "zstd") as stream:
-            return bytes(stream.read())
-    return raw
-
-
 def _text_rows(source: str, path: Path) -> Iterator[SourceRow]:
     """Each line that is not blank is an instruction."""
-    for number, line in enumerate(_content(source, path).split(b"\n"), start=1):
+    for number, line in enumerate(lines(source, path), start=1):
         if line.strip():
+            line = line.removesuffix(b"\n")
             where = f"{source}:{number}"
             try:
                 yield SourceRow(where, {"instruction": line.decode()}, line.decode().strip())
@@ -143,12 +119,10 @@ def _text_rows(source: str, path: Path) -> Iterator[SourceRow]:
 
 def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[SourceRow]:
     """Rows of a CSV table with column names in its first line (RFC 4180). A key with an empty cell is absent."""
-    try:
-        text = _content(source, path).decode()
-    except UnicodeDecodeError:
-        raise DataError(f"{source}: not UTF-8; save the file as UTF-8") from None
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # Lines of a table may also end with \r, which a quoted cell keeps.
+    texts = (text for line in lines(source, path) for text in io.StringIO(line.decode(), newline=""))
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
         if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
@@ -164,28 +138,29 @@ def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[Sourc
                 continue
             value = {name: cell for name, cell in zip(names, cells, strict=False) if name in columns and cell.strip()}
             yield SourceRow(where, value, ignored=ignored)
+    except UnicodeDecodeError:
+        raise DataError(f"{source}: not UTF-8; save the file as UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{source}:{reader.line_num}: not a valid table ({one_line(error)}); correct it") from None
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
-    content = _content(source, path)
-    start = content.lstrip()
-    first = start.partition(b"\n")[0].strip()
-    if start[:1] == b"[" and (start.strip() == first or not _is_json(first)):
-        return (yield from _listed_rows(source, content))  # a list, despite the file's name
+    ahead = (text for line in lines(source, path) if (text := line.strip()))
+    first = next(ahead)
+    if first[:1] == b"[" and (not _is_json(first) or next(ahead, None) is None):
+        return (yield from _json_rows(source, path))  # a list, despite the file's name
     if first == b"{":
         raise DataError(
             f"{source}: an object spans several lines; write each row on one line, or all rows as a list in a .json"
         )
     # Lines end with \n only: str.splitlines would also split at \x0b, \x85 or U+2028 inside a row.
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(lines(source, path), start=1):
         if not line.strip():
             continue
         where = f"{source}:{number}"
         text = line.decode("utf-8", "replace").strip()
         try:
-            value = _DECODER.decode(line.decode())
+            value = _DECODER.decode(line.removesuffix(b"\n").decode())
         except UnicodeDecodeError:
             yield SourceRow(where, None, text, "not UTF-8")
         except json.JSONDecodeError as error:
@@ -205,19 +180,19 @@ def _is_json(line: bytes) -> bool:
 
 
 def _json_rows(source: str, path: Path) -> Iterator[SourceRow]:
-    return _listed_rows(source, _content(source, path))
+    return _listed_rows(source, content(source, path))
 
 
-def _listed_rows(source: str, content: bytes) -> Iterator[SourceRow]:
+def _listed_rows(source: str, whole: bytes) -> Iterator[SourceRow]:
     """The elements of a list, decoded one by one to know each one's line. Raises DataError for a syntax error."""
 
     def broken(position: int, what: str) -> DataError:
         return DataError(f"{source}:{text.count(chr(10), 0, position) + 1}: {what}; correct the file")
 
     try:
-        text = content.decode()
+        text = whole.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = whole.count(b"\n", 0, error.start) + 1
         raise DataError(f"{source}:{line}: not UTF-8; save the file as UTF-8") from None
     position = _after_space(text, 0)
     if text[position] != "[":
@@ -253,7 +228,7 @@ def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
         if (what := told(opened.read(HEAD), binary=True)) is not None:
             raise DataError(f"{source}: {what}")
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=2**20) as file:
             names = file.schema_arrow.names
             columns = _known_columns(source, names)
             ignored = tuple(name for name in names if name not in columns)

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,24 +70,25 @@ def frame_tokens(config: RunConfig, role: str, base_dir: Path) -> int:
     return sum(found) // len(found)
 
 
-def measure(texts: Sequence[str], model: str, base_dir: Path) -> Lengths:
-    """Token lengths of `texts`."""
+def measure(texts: Iterable[Sequence[str]], model: str, base_dir: Path) -> Lengths:
+    """Token lengths of `texts`, which come in batches that fit in memory."""
     counts = _tokens(texts, model, base_dir)
     if not counts:
         return Lengths(0, 0.0, 0.0, 0)
     return Lengths(len(counts), statistics.fmean(counts), statistics.median(counts), max(counts))
 
 
-def _tokens(texts: Sequence[str], model: str, base_dir: Path) -> list[int]:
+def _tokens(texts: Iterable[Sequence[str]], model: str, base_dir: Path) -> list[int]:
     from lion_ray.models.resolve import local_model
 
     folder = local_model(model, base_dir=base_dir)
     file = None if folder is None else Path(folder) / "tokenizer.json"
     if file is None or not file.is_file():
-        return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]
+        return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for batch in texts for text in batch]
     from tokenizers import Tokenizer  # counts a million rows in seconds, without torch or transformers
 
-    return [len(encoding.ids) for encoding in Tokenizer.from_file(str(file)).encode_batch(list(texts))]
+    tokenizer = Tokenizer.from_file(str(file))
+    return [len(encoding.ids) for batch in texts for encoding in tokenizer.encode_batch(list(batch))]
 
 
 def calls(

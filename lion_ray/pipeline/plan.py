@@ -18,6 +18,7 @@ from rich.table import Table
 from lion_ray.config import RunConfig, check_name, endpoints_in_use
 from lion_ray.core.store import RunStore
 from lion_ray.data.importing import ImportedData, import_data
+from lion_ray.data.mapped import BATCH_ROWS
 from lion_ray.discrimination.drift import Canary, load_canaries
 from lion_ray.gateway.wave import FIRST_WAVE
 from lion_ray.inference import student_type, wants_gpu
@@ -201,7 +202,11 @@ def what_is_left(plan: Plan, store: RunStore, config: RunConfig) -> tuple[float 
 def _measure(config: RunConfig, base_dir: Path, taken: ImportedData) -> tuple[estimate.Lengths, estimate.Lengths]:
     """The lengths of the pool and of the held-out set."""
     first, second = (
-        estimate.measure(table["text"].to_pylist(), config.student.model, base_dir)
+        estimate.measure(
+            (batch["text"].to_pylist() for batch in table.select(["text"]).to_batches(max_chunksize=BATCH_ROWS)),
+            config.student.model,
+            base_dir,
+        )
         for table in (taken.pool, taken.heldout)
     )
     return first, second

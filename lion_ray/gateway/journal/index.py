@@ -5,6 +5,8 @@ Invariants:
 - `find` takes no lock and sees every record added before it was called.
 - A record takes 56 bytes once it is frozen: recent ones are in a dict, the others in arrays sorted by 8 bytes of the
   key's digest.
+- Each array has at least `RATIO` times the records of the next. So adding n records moves each of them some log n
+  times, and a search visits few arrays.
 
 This module knows nothing of files: a segment is a number.
 """
@@ -21,6 +23,8 @@ import numpy.typing as npt
 
 MOST_RECENT = 65_536
 """The most records in the dict before they are frozen."""
+RATIO = 8
+"""A new array is merged with an older one that is not so many times as large."""
 ENTRY = np.dtype([("digest", "<u8", (4,)), ("offset", "<u8"), ("length", "<u4"), ("segment", "<u4")])
 _PACKED = struct.Struct("<32sQII")
 Entries = npt.NDArray[Any]
@@ -41,7 +45,7 @@ class Index:
         self._most_recent = most_recent
         self._lock = threading.Lock()
         self._recent: dict[bytes, tuple[Where, ...]] = {}
-        self._frozen = _freeze([])
+        self._frozen: tuple[_Frozen, ...] = ()
         self._bad: set[tuple[int, int]] = set()
         self._distinct = 0
 
@@ -52,14 +56,13 @@ class Index:
     @property
     def nbytes(self) -> int:
         """The size of the frozen part, in bytes."""
-        heads, entries = self._frozen
-        return int(heads.nbytes + entries.nbytes)
+        return sum(int(heads.nbytes + entries.nbytes) for heads, entries in self._frozen)
 
     def find(self, digest: bytes) -> list[Where]:
         """All copies that are not known to be damaged, in no particular order."""
         # In this order: freezing fills the arrays before it empties the dict.
         recent = self._recent.get(digest, ())
-        frozen = _search(self._frozen, digest)
+        frozen = [where for level in self._frozen for where in _search(level, digest)]
         if not frozen and not recent:
             return []
         found = list(dict.fromkeys((*frozen, *recent)))
@@ -69,14 +72,12 @@ class Index:
         """Add one record."""
         with self._lock:
             self._add(digest, where)
-            if len(self._recent) > self._most_recent:
-                self._rebuild([])
 
     def extend(self, blocks: Iterable[Entries]) -> None:
         """Add many records, as arrays of ENTRY."""
         blocks = [block for block in blocks if len(block)]
         with self._lock:
-            if sum(map(len, blocks)) + len(self._recent) > self._most_recent:
+            if sum(map(len, blocks)) > self._most_recent:
                 self._rebuild(blocks)
                 return
             for block in blocks:
@@ -88,15 +89,14 @@ class Index:
         if not segments:
             return
         with self._lock:
-            _, entries = self._frozen
-            kept = entries[~np.isin(entries["segment"], list(segments))]
+            kept = [entries[~np.isin(entries["segment"], list(segments))] for _, entries in self._frozen]
             recent = {
                 digest: left
                 for digest, copies in self._recent.items()
                 if (left := tuple(where for where in copies if where.segment not in segments))
             }
             self._bad = {place for place in self._bad if place[0] not in segments}
-            self._frozen, self._recent = _freeze([kept]), recent
+            self._frozen, self._recent = (_freeze(kept),), recent
             self._count()
 
     def distrust(self, digest: bytes, where: Where) -> None:
@@ -110,20 +110,34 @@ class Index:
         if not self.find(digest):
             self._distinct += 1
         self._recent[digest] = (*self._recent.get(digest, ()), where)
+        if len(self._recent) > self._most_recent:
+            self._freeze_recent()
 
-    def _rebuild(self, blocks: list[Entries]) -> None:
+    def _freeze_recent(self) -> None:
+        """Empty the dict into a new array, merged with those that are not `RATIO` times as large."""
+        levels, merged = list(self._frozen), [self._packed()]
+        while levels and len(levels[-1][0]) < RATIO * sum(map(len, merged)):
+            merged.insert(0, levels.pop()[1])
+        self._frozen = (*levels, _freeze(merged))
+        self._recent = {}
+
+    def _packed(self) -> Entries:
         recent = b"".join(
             _PACKED.pack(digest, where.offset, where.length, where.segment)
             for digest, copies in self._recent.items()
             for where in copies
         )
-        self._frozen = _freeze([self._frozen[1], np.frombuffer(recent, ENTRY), *blocks])
+        return np.frombuffer(recent, ENTRY)
+
+    def _rebuild(self, blocks: list[Entries]) -> None:
+        """Merge everything, with `blocks`, into one array."""
+        self._frozen = (_freeze([*(entries for _, entries in self._frozen), self._packed(), *blocks]),)
         self._recent = {}
         self._count()
 
     def _count(self) -> None:
-        """Recount the distinct keys."""
-        heads, entries = self._frozen
+        """Recount the distinct keys, where there is one array."""
+        ((heads, entries),) = self._frozen
         same = np.flatnonzero(heads[1:] == heads[:-1])
         digests = entries["digest"]
         equal = (digests[same] == digests[same + 1]).all(axis=1)
@@ -133,7 +147,7 @@ class Index:
             run = digests[heads.searchsorted(head) : heads.searchsorted(head, side="right")]
             alike = int((run[1:] == run[:-1]).all(axis=1).sum())
             self._distinct += len({one.tobytes() for one in run}) - (len(run) - alike)
-        self._distinct += sum(not _search(self._frozen, digest) for digest in self._recent)
+        self._distinct += sum(not _search(self._frozen[0], digest) for digest in self._recent)
         # Few, if any: only the copies that `get` found damaged.
         bad = set()
         for segment, offset in self._bad:
