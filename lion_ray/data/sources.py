@@ -145,7 +145,7 @@ def _table_rows(source: str, path: Path, delimiter: str = ",") -> Iterator[Sourc
 
 
 def _jsonl_rows(source: str, path: Path) -> Iterator[SourceRow]:
-    ahead = (text for line in lines(source, path) if (text := line.strip()))
+    ahead = (stripped for line in lines(source, path) if (stripped := line.strip()))
     first = next(ahead)
     if first[:1] == b"[" and (not _is_json(first) or next(ahead, None) is None):
         return (yield from _json_rows(source, path))  # a list, despite the file's name
