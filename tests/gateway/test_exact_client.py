@@ -41,12 +41,12 @@ class Bench:
         self.events: list[Event] = []
         self.said: list[str] = []
         self.journal = journal
-        options = {name: changes.pop(name) for name in ("run", "weights", "ledger") if name in changes}
+        options: dict[str, Any] = {name: changes.pop(name) for name in ("run", "weights", "ledger") if name in changes}
         self.client = Client(
             "e",
             EndpointConfig(**({"model": "m", "api_key_env": None, "max_attempts": 1, "prices": PRICES} | changes)),
             journal,
-            transport=self,  # type: ignore[arg-type]
+            transport=self,
             on_event=self.events.append,
             say=self.said.append,
             clock=lambda: self.now,
@@ -63,7 +63,7 @@ class Bench:
         result = self.script.pop(0)
         if isinstance(result, BaseException):
             raise result
-        return result  # type: ignore[no-any-return]
+        return result
 
     async def close(self) -> None:
         self.closed += 1
@@ -101,7 +101,7 @@ async def test_a_call_is_bought_once_and_then_replayed(journal: Journal) -> None
         replayed=1,
         prompt_tokens=50,
         completion_tokens=500,
-        spent_usd=pytest.approx(0.00105),
+        spent_usd=pytest.approx(0.00105),  # type: ignore[arg-type]
         sent_per_minute=1,
         latency_p50_s=2.0,
         latency_p95_s=2.0,
@@ -214,7 +214,7 @@ async def test_a_caller_that_leaves(journal: Journal) -> None:
     # Before it is sent, nobody pays.
     other = Bench(journal, GOOD)
     other.client.pause(5.0)
-    other.client._sender._sleep = lambda seconds: asyncio.sleep(3600)  # type: ignore[assignment]
+    other.client._sender._sleep = lambda seconds: asyncio.sleep(3600)
     unsent = asyncio.create_task(other.client.complete(Call(CALL.messages, 101)))
     await asyncio.sleep(0.05)
     assert other.client.stats.waiting == 1

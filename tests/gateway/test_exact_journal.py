@@ -326,7 +326,7 @@ def test_a_sidecar_byte_by_byte(tmp_path: Path) -> None:
         ([], None),
     ],
 )
-def test_sidecars_of_other_versions(meta: Any, known: Any) -> None:
+def test_sidecars_of_other_versions(meta: Any, known: tuple[int, int, bool] | None) -> None:
     packed = orjson.dumps(meta)
     body = struct.pack("<8sQQQQQ", b"lionidx1", 20, 10, 3, 0, len(packed)) + packed
     found = decode_sidecar("n", body + struct.pack("<I", zlib.crc32(body)))
@@ -530,9 +530,8 @@ def test_how_much_is_merged_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = folder_of(tmp_path, **made)
     monkeypatch.setattr("lion_ray.gateway.journal.compaction.MOST_LOCKED", 3)
     assert compact(folder).segments_after == 2
-    single = folder_of(
-        tmp_path / "one" if (tmp_path / "one").mkdir() is None else tmp_path, **{FIRST: record() + b"\n"}
-    )
+    (tmp_path / "one").mkdir()
+    single = folder_of(tmp_path / "one", **{FIRST: record() + b"\n"})
     assert compact(single).segments_after == 1
     assert names(tmp_path / "one") == [FIRST], "nothing to drop: only its sidecar is made"
     assert (tmp_path / "one" / f"{FIRST}.idx").exists()

@@ -228,8 +228,8 @@ def test_what_looks_like_a_stream(data: bytes, stream: bool) -> None:
 # -- errors inside an answer ------------------------------------------------------------------------------------------
 
 
-def within(body: dict[str, Any], of_choice: Any = None, *, whole_one: bool = False, **headers: str) -> Any:
-    return error_inside(body, of_choice, headers or None, whole=whole_one)
+def within(body: dict[str, Any], of_choice: Any = None, headers: Any = None, *, whole_one: bool = False) -> Any:
+    return error_inside(body, of_choice, headers, whole=whole_one)
 
 
 INSIDE = "inside an HTTP 200: HTTP"
@@ -286,9 +286,10 @@ def test_an_error_beside_a_whole_answer_is_ignored() -> None:
     error = {"error": {"code": 500, "message": "so"}}
     assert within(error, {}, whole_one=True) is None
     assert within({}, error, whole_one=True) is not None
-    limited = within({"error": {"code": 429, "message": "so"}}, {}, **{"retry-after": "7"})
+    limited = within({"error": {"code": 429, "message": "so"}}, {}, {"retry-after": "7"})
     assert limited.retry_after_s == 7.0
-    for reply in ({"choices": [choice()], **error}, {"choices": [choice("", "stop")], **error}):
+    replies: list[Any] = [{"choices": [choice()], **error}, {"choices": [choice("", "stop")], **error}]
+    for reply in replies:
         if reply["choices"][0]["message"]["content"]:
             assert read_reply(reply).text == "x"
         else:

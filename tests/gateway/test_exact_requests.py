@@ -617,7 +617,7 @@ class Place:
 async def test_several_addresses_step_by_step() -> None:
     now = 0.0
     one, two, three = Place(), Place(), Place()
-    spread = Spread([one, two, three], clock=lambda: now)  # type: ignore[list-item]
+    spread: Any = Spread([one, two, three], clock=lambda: now)
     assert await spread.chat({"a": 1}) is one
     assert one.asked == [{"a": 1}]
     one.release = asyncio.Event()

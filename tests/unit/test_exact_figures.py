@@ -336,6 +336,7 @@ def test_canaries_in_words(tmp_path: Path) -> None:
     assert load_canaries("none.jsonl", 0, tmp_path) == []
     assert len(load_canaries(None, 12, tmp_path)) == 12
     form = 'a line is {"instruction": ..., "good": ..., "poor": ...}, none of them empty'
+    odd: Any
     for odd in (pairs[1] | {"poor": " "}, pairs[1] | {"good": 3}, [], {"instruction": "x"}):
         file(pairs[0], odd)
         assert said() == f"own.jsonl:2: no canary pair; {form}"

@@ -64,7 +64,8 @@ def test_a_file_from_its_writing_to_its_end(store: RunStore, tmp_path: Path) -> 
     (tmp_path / "run" / "deep" / "c").mkdir()
     assert store.names("deep") == ["a.json", "b", "c"]
     assert store.entries("deep") == [(".hidden", False), ("a.json", False), ("b", False), ("c", True)]
-    assert store.names("none") == store.entries("none") == []
+    assert store.names("none") == []
+    assert store.entries("none") == []
     assert store.sum_of("deep/b") == {"bytes": 1, "sha256": hashlib.sha256(b"y").hexdigest()}
     store.delete("deep/b")
     store.delete("deep/b")
@@ -110,6 +111,7 @@ def test_tables(store: RunStore, tmp_path: Path) -> None:
 def test_a_runs_description(store: RunStore, tmp_path: Path) -> None:
     assert store.description() is None
     assert message(store.described, ConfigError) == f"{tmp_path}/run: no run there (looked for run.json)"
+    known: dict[str, Any]
     for known in ({"config": {}}, {"config": {}, "format": FORMAT}):
         store.write_record("run.json", known)
         assert store.description() == store.described() == known
@@ -138,7 +140,7 @@ def test_what_a_storage_refuses_is_said_with_the_file(store: RunStore, tmp_path:
         (store.delete_folder, "file"),
         (store.entries, "file"),
     ):
-        said = message(lambda work=work, name=name: work(name))  # type: ignore[misc]
+        said = message(lambda work=work, name=name: work(name))
         assert said.startswith(f"{tmp_path}/run/{name}: the storage refused to read it (")
         assert said.endswith(f"); {RETRY}")
     assert message(lambda: store.make(tmp_path / "run" / "file" / "x")).startswith(
