@@ -118,7 +118,7 @@ def clocked(work: Work, texts: list[str]) -> Iterator[Round]:
 
 def raw(work: Work) -> Measured:
     """`vllm.LLM.generate`, given everything at once: the engine's speed without the pool."""
-    from lion_ray.inference.engine import engine_arguments, set_environment
+    from lion_ray.inference.engine_settings import engine_arguments, set_environment
 
     began = time.perf_counter()
     config, folder = work.config, Path(work.config.model)

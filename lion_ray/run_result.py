@@ -91,17 +91,18 @@ class RunResult:
         return self._rows(layout.verdicts(iteration, heldout=heldout))
 
     def steps(self) -> pa.Table:
-        """Every optimizer step of the run: its number, iteration, time, loss, learning rate, tokens per second, …"""
+        """Every optimizer step: number, iteration, on-policy round (or 0), time, loss, tokens per second, …"""
         import pyarrow as pa
 
         from lion_ray.pipeline.history import History
         from lion_ray.tracking import Held, TrainingStep
 
-        history = History(self.store, self.store.described()["config"]["iterations"])
-        steps = [one for one in history(Held()) if isinstance(one, TrainingStep)]
-        return pa.Table.from_pylist(
-            [{"step": one.number, "iteration": one.iteration, "time": one.time, **one.metrics} for one in steps]
-        )
+        steps = [one for one in History.of(self.store)(Held()) if isinstance(one, TrainingStep)]
+        rows = [
+            {"step": one.number, "iteration": one.iteration, "round": one.round, "time": one.time, **one.metrics}
+            for one in steps
+        ]
+        return pa.Table.from_pylist(rows)
 
     def heldout(self, iteration: int | None = None) -> pa.Table:
         """For each held-out instruction, the teacher's answer, an iteration's student's answer (default: the last that

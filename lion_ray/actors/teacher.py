@@ -188,7 +188,7 @@ class TeacherProxy(BaseActor):
             return await self.complete(calls)
         outcomes: dict[int, Outcome] = {}
         refused: LionError | None = None
-        for ask in (self.complete, *(door.complete for door in self._fallbacks)):
+        for ask in (self.complete, *(proxy.complete for proxy in self._fallbacks)):
             left = [i for i in range(len(calls)) if i not in outcomes]
             try:
                 answers = await ask([calls[i] for i in left], patient=False)

@@ -26,7 +26,7 @@ LINES, CHARACTERS = 6, 480
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ExampleAnswer:
     """One answer."""
 
     who: str
@@ -47,7 +47,7 @@ class Example:
     id: str
     instruction: str
     """Shortened."""
-    answers: tuple[Said, Said, Said]
+    answers: tuple[ExampleAnswer, ExampleAnswer, ExampleAnswer]
     """The base model, the last checkpoint, the teacher."""
 
 
@@ -124,9 +124,9 @@ def _checks(store: RunStore, stage: str, chosen: Mapping[str, int]) -> dict[str,
     return {row["id"]: row for row in store.stage(stage).read_part(0).to_pylist() if row["id"] in chosen}
 
 
-def _example_answer(who: str, answer: Mapping[str, Any], check_scores: Mapping[str, Any] | None) -> Said:
+def _example_answer(who: str, answer: Mapping[str, Any], check_scores: Mapping[str, Any] | None) -> ExampleAnswer:
     answered = answer["status"] == OK
-    return Said(
+    return ExampleAnswer(
         who=who,
         text=shortened(answer["text"]) if answered else "",
         problem=None if answered else str(answer["reason"]),

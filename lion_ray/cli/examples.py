@@ -11,7 +11,7 @@ from rich.text import Text
 from lion_ray.core.terminal import harmless
 
 if TYPE_CHECKING:
-    from lion_ray.analysis.examples import Example, Said
+    from lion_ray.analysis.examples import Example, ExampleAnswer
 
 
 def print_examples(console: Console, found: list[Example]) -> None:
@@ -29,7 +29,7 @@ def print_examples(console: Console, found: list[Example]) -> None:
         console.print(table)
 
 
-def _answer(answer: Said) -> Text:
+def _answer(answer: ExampleAnswer) -> Text:
     shown = Text(harmless(answer.text if answer.problem is None else f"no answer: {answer.problem}"))
     if answer.by_check:
         scores = answer.by_check.items()

@@ -32,7 +32,7 @@ _UTF = (
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 
 
-def told(head: bytes, *, binary: bool = False) -> str | None:
+def why_unreadable(head: bytes, *, binary: bool = False) -> str | None:
     """Why a file cannot be read as JSON, or with `binary` as its name's format. Returns None if it may be readable.
 
     Args:

@@ -56,7 +56,7 @@ def make(import_path: str, options: Mapping[str, Any], base_dir: Path, key: str,
     return made
 
 
-def asked(what: Callable[..., Any], *arguments: Any, key: str) -> Any:
+def call_user_code(what: Callable[..., Any], *arguments: Any, key: str) -> Any:
     """Call the user's own method and return its result. Raises ConfigError if it raises."""
     try:
         return what(*arguments)

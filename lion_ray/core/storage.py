@@ -46,7 +46,7 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
                 raise InfrastructureError(f"{root}: no such storage: {line(error)}") from None
             raise ConfigError(str(error)) from None
         except OSError as error:
-            raise InfrastructureError(f"{root}: no such storage: {told(error)}") from None
+            raise InfrastructureError(f"{root}: no such storage: {explain(error)}") from None
     return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
 
 
@@ -78,7 +78,7 @@ def line(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or one_line(error))
 
 
-def told(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """A storage error's message in one line, with advice."""
     return f"{line(error)}{advice(error)}"
 
@@ -106,5 +106,5 @@ def advice(error: Exception) -> str:
 def refused(target: str | Path, error: Exception, what: str = "the write") -> InfrastructureError:
     """The error for the user: what was refused, for which file, and what to do."""
     return InfrastructureError(
-        f"{target}: the storage refused {what} ({told(error)}); correct that and run the same command to resume"
+        f"{target}: the storage refused {what} ({explain(error)}); correct that and run the same command to resume"
     )

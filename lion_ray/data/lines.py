@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from lion_ray.core.errors import DataError, one_line
-from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.core.file_kinds import HEAD, why_unreadable
 
 PACKED = (".gz", ".zst")
 """The endings of compressed files."""
@@ -69,7 +69,7 @@ def _start(source: str, file: IO[bytes]) -> bytes:
     if not pieces[-1].strip():
         raise DataError(f"{source}: is empty; give rows with an 'instruction'")
     start = b"".join(pieces)
-    if (what := told(start[:HEAD])) is not None:
+    if (what := why_unreadable(start[:HEAD])) is not None:
         raise DataError(f"{source}: {what}")
     return start
 

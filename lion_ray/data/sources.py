@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lion_ray.core.errors import ConfigError, DataError, InfrastructureError, one_line
-from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.core.file_kinds import HEAD, why_unreadable
 from lion_ray.data.formats import CONVERSATION_KEYS, INSTRUCTION_KEYS, KEYS
 from lion_ray.data.lines import PACKED, content, lines
 
@@ -225,7 +225,7 @@ def _after_space(text: str, position: int) -> int:
 
 def _parquet_rows(source: str, path: Path) -> Iterator[SourceRow]:
     with path.open("rb") as opened:
-        if (what := told(opened.read(HEAD), binary=True)) is not None:
+        if (what := why_unreadable(opened.read(HEAD), binary=True)) is not None:
             raise DataError(f"{source}: {what}")
     try:
         with pq.ParquetFile(path, buffer_size=2**20) as file:

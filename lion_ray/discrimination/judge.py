@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 from lion_ray.config import RefereeConfig
 from lion_ray.config.plugins import Own
 from lion_ray.core.errors import ConfigError
-from lion_ray.core.plugins import asked, make
+from lion_ray.core.plugins import call_user_code, make
 from lion_ray.core.records import OK, QUARANTINED, Prompt, derive_seed
 from lion_ray.discrimination.pairwise import RESAMPLED, Comparison, PairwiseJudge, account
 from lion_ray.gateway.calls import Call, Completion, Failure, Outcome
@@ -111,7 +111,7 @@ class _OwnRow:
             instruction["id"], Prompt.of(instruction).as_text(), teacher["text"], student["text"]
         )
         if not self._over:
-            self._questions = list(asked(judge.judge.questions, self._comparison, key=KEY))
+            self._questions = list(call_user_code(judge.judge.questions, self._comparison, key=KEY))
             if not self._questions:
                 raise ConfigError(f"{KEY}: questions() returned none; return at least one")
 
@@ -144,7 +144,7 @@ class _OwnRow:
         if self.wanted():
             return
         replies = [self._replies[str(number)] for number in range(len(self._questions))]
-        found = asked(self._judge.judge.read, self._comparison, replies, key=KEY)
+        found = call_user_code(self._judge.judge.read, self._comparison, replies, key=KEY)
         if isinstance(found, Judgement):
             self._found, self._over = found, True
         elif isinstance(found, str) and found.strip():

@@ -136,7 +136,7 @@ async def check_suite(plan: CheckPlan, place: Place, progress: Progress) -> Chec
     part = len(questions) < len(every)
     stem = f"{plan.suite}-{plan.target.label}-checks{f'-limit{plan.limit}' if part else ''}"
     async with session(place, stem, progress, [plan.target], plan.budget) as opened:
-        replies = await ask_answers(await opened.asked(plan.target), plan.target, questions, "target", stem)
+        replies = await ask_answers(await opened.endpoint(plan.target), plan.target, questions, "target", stem)
         answers = table((_answer(*one) for one in zip(questions, replies, strict=True)), ANSWER)
         checked = checked_rows(plan.checks, rows, answers)
         figures = describe(checked, plan.names, seed=SEED)

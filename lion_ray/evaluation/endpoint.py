@@ -30,7 +30,7 @@ from lion_ray.inference.server import ModelServer
 T = TypeVar("T")
 
 
-class Asked:
+class LazyEndpoint:
     """An endpoint that is opened only when a call must be sent; replies in the journal are free.
 
     Use it as an async context; `close` ends its client and server earlier.
@@ -65,7 +65,7 @@ class Asked:
         self.spent: dict[str, Spending] = {}
         """By role."""
 
-    async def __aenter__(self) -> Asked:
+    async def __aenter__(self) -> LazyEndpoint:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -26,7 +26,7 @@ from lion_ray.core.durable import lock
 from lion_ray.core.errors import BudgetError, ConfigError, RunConflictError
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
-from lion_ray.evaluation.endpoint import Asked, Spending
+from lion_ray.evaluation.endpoint import LazyEndpoint, Spending
 from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget
@@ -70,28 +70,28 @@ class Session:
     journal: Journal
     budget: Budget
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _open: list[tuple[Participant, Asked]] = field(default_factory=list)
+    _open: list[tuple[Participant, LazyEndpoint]] = field(default_factory=list)
     _spent: dict[str, Spending] = field(default_factory=dict)
 
-    async def asked(self, participant: Participant) -> Asked:
+    async def endpoint(self, participant: Participant) -> LazyEndpoint:
         """The participant's endpoint, shared by participants with the same one. Other servers are stopped first.
 
         Two models seldom fit on a machine together, and a served model is not needed after its phase.
         """
         assert participant.config is not None
-        for other, asked in self._open:
+        for other, endpoint in self._open:
             if (other.endpoint, other.config, other.base_dir) == (
                 participant.endpoint,
                 participant.config,
                 participant.base_dir,
             ):
-                return asked
-        for _, asked in self._open:
-            await asked.close()
+                return endpoint
+        for _, endpoint in self._open:
+            await endpoint.close()
         server, served = None, participant.served
         if served is not None:
             server = partial(model_server, served.config, participant.config.model, served.prompt, served.base_dir)
-        asked = Asked(
+        endpoint = LazyEndpoint(
             participant.endpoint,
             participant.config,
             self.journal,
@@ -101,12 +101,12 @@ class Session:
             progress=self.progress,
             server=server,
         )
-        self._open.append((participant, asked))
-        return await self._stack.enter_async_context(asked)
+        self._open.append((participant, endpoint))
+        return await self._stack.enter_async_context(endpoint)
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """Counts and cost of the answers by role."""
-        return {role: spent.to_json() for _, asked in self._open for role, spent in asked.spent.items()}
+        return {role: spent.to_json() for _, endpoint in self._open for role, spent in endpoint.spent.items()}
 
 
 @asynccontextmanager

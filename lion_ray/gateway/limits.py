@@ -41,7 +41,7 @@ DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportedLimit:
     """One limit as reported in an answer's headers (OpenAI: x-ratelimit-limit-requests and so on)."""
 
     limit: float
@@ -172,7 +172,7 @@ class Limiter:
         self._out -= 1
 
     def answered(
-        self, ticket: Ticket, prompt_tokens: int, completion_tokens: int, told: Mapping[str, Told] | None
+        self, ticket: Ticket, prompt_tokens: int, completion_tokens: int, reported: Mapping[str, ReportedLimit] | None
     ) -> None:
         """A request succeeded; the buckets are corrected by the error of its estimate."""
         now = self._clock()
@@ -187,24 +187,24 @@ class Limiter:
             self._input_ratio *= 1 + 0.05 * (prompt_tokens / max(need.input_tokens, 1.0) - 1)
             self._output_ratio *= 1 + 0.05 * (completion_tokens / max(need.output_tokens, 1.0) - 1)
             self._output_ratio = min(1.0, max(0.01, self._output_ratio))
-        if told:
-            self._heed(ticket, told, now)
+        if reported:
+            self._heed(ticket, reported, now)
 
-    def limited(self, ticket: Ticket, pause_s: float, told: Mapping[str, Told] | None) -> None:
+    def limited(self, ticket: Ticket, pause_s: float, reported: Mapping[str, ReportedLimit] | None) -> None:
         """A request was answered with a 429 that requires a pause of `pause_s` seconds."""
         now = self._clock()
         self._answered = True
         self.pause(pause_s)
         self._adaptive.limited(ticket.at, now)
-        if told:
-            self._heed(ticket, told, now)
+        if reported:
+            self._heed(ticket, reported, now)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for this long, because another proxy of the endpoint got a 429."""
         self._not_before = max(self._not_before, self._clock() + seconds)
 
-    def _heed(self, ticket: Ticket, told: Mapping[str, Told], now: float) -> None:
-        for kind, limit in told.items():
+    def _heed(self, ticket: Ticket, reported: Mapping[str, ReportedLimit], now: float) -> None:
+        for kind, limit in reported.items():
             if kind not in KINDS or limit.limit <= 0:
                 continue
             rate = limit.per_second() * self._share

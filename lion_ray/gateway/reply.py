@@ -17,10 +17,10 @@ from typing import Any
 from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.gateway.calls import REFUSED, TokenChoice
 from lion_ray.gateway.inside import error_inside
-from lion_ray.gateway.limits import Told
+from lion_ray.gateway.limits import ReportedLimit
 from lion_ray.gateway.sse import is_stream, joined
 from lion_ray.gateway.usage import UNKNOWN, Usage, read_usage
-from lion_ray.gateway.wire import GARBLED, Elsewhere, Transient, excerpt, loads, message_of, shorten, told_limits
+from lion_ray.gateway.wire import GARBLED, Elsewhere, Transient, excerpt, loads, message_of, reported_limits, shorten
 
 NAME_CHARS = 200
 """The most characters of a model's name or a finish reason; the rest is cut off."""
@@ -39,7 +39,7 @@ class Reply:
     model: str
     usage: Usage = UNKNOWN
     """The tokens that the endpoint reports."""
-    limits: Mapping[str, Told] | None = None
+    limits: Mapping[str, ReportedLimit] | None = None
     """The endpoint's rate limits by kind (see `limits.KINDS`), if its headers report them."""
     logprobs: tuple[TokenChoice, ...] | None = None
     """As `Completion` has them."""
@@ -95,7 +95,7 @@ def read_reply(body: Any, headers: Mapping[str, str] | None = None, data: bytes 
         finish_reason=finish or "unknown",
         model=_text(body.get("model"))[:NAME_CHARS],
         usage=read_usage(body.get("usage")),
-        limits=None if headers is None else told_limits(headers),
+        limits=None if headers is None else reported_limits(headers),
         logprobs=_logprobs(choice.get("logprobs"), text),
     )
 

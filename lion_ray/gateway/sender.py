@@ -33,11 +33,11 @@ from lion_ray.gateway.ledger import Ledger
 from lion_ray.gateway.limits import Limiter, Need, Ticket
 from lion_ray.gateway.patience import Patience
 from lion_ray.gateway.purse import Purse, Reserved
+from lion_ray.gateway.refusals import refusal_error, suspicion
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.request import LengthField, wire_body
 from lion_ray.gateway.stats import Event, Stats
 from lion_ray.gateway.suspects import Suspects, Suspicion, shape_of
-from lion_ray.gateway.told import refusal_error, suspicion
 from lion_ray.gateway.transport import Transport
 from lion_ray.gateway.wire import (
     CONNECTION_LOST,

@@ -23,7 +23,7 @@ import orjson
 
 from lion_ray.core.addresses import without_secrets
 from lion_ray.gateway.faults import Fault, fault_of, is_model, is_one_requests, is_quota
-from lion_ray.gateway.limits import KINDS, Told
+from lion_ray.gateway.limits import KINDS, ReportedLimit
 
 TIMED_OUT = "timed out"
 SERVER_ERROR = "server error"
@@ -57,7 +57,9 @@ class TransportError(Exception):
 class RateLimited(TransportError):  # noqa: N818 - it names an answer, not a mistake
     """The endpoint requests a pause of `retry_after_s` seconds, or None if it names no time."""
 
-    def __init__(self, retry_after_s: float | None, detail: str = "", limits: Mapping[str, Told] | None = None) -> None:
+    def __init__(
+        self, retry_after_s: float | None, detail: str = "", limits: Mapping[str, ReportedLimit] | None = None
+    ) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
         self.limits = limits
@@ -163,7 +165,7 @@ def error_of(status: int, headers: Mapping[str, str], body: Any, text: str = "")
         if lower.startswith("request too large"):
             # More tokens than a whole minute's limit: waiting would not help.
             return Rejected(REJECTED, detail)
-        return RateLimited(retry_after(headers), detail, told_limits(headers))
+        return RateLimited(retry_after(headers), detail, reported_limits(headers))
     if status in (401, 403):
         if status == 403 and ("moderation" in lower or "flagged" in lower):
             # Some gateways use 403 to refuse one input, not a key.
@@ -203,7 +205,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     return max(0.0, until - sent)
 
 
-def told_limits(headers: Mapping[str, str]) -> dict[str, Told] | None:
+def reported_limits(headers: Mapping[str, str]) -> dict[str, ReportedLimit] | None:
     """The rate limits in an answer's x-ratelimit-* headers (OpenAI's API reference, rate limits), or None."""
     found = {}
     for kind in KINDS:
@@ -212,7 +214,7 @@ def told_limits(headers: Mapping[str, str]) -> dict[str, Told] | None:
             continue
         most, left = _number(limit), _number(remaining)
         if most is not None and left is not None:
-            found[kind] = Told(most, left, duration(headers.get(_RESET + kind)))
+            found[kind] = ReportedLimit(most, left, duration(headers.get(_RESET + kind)))
     return found or None
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from lion_ray.config.plugins import FilterConfig, LengthFilterConfig, Own, PatternFilterConfig
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.finish_reason import Ending, ending
-from lion_ray.core.plugins import asked, make
+from lion_ray.core.plugins import call_user_code, make
 
 KEY = "imitation.filters"
 EMPTY_ANSWER = "empty answer"
@@ -98,7 +98,7 @@ class _Own:
     key: str
 
     def reason(self, row: AnsweredRow) -> str | None:
-        found = asked(self.filter.reason, row, key=self.key)
+        found = call_user_code(self.filter.reason, row, key=self.key)
         if found is not None and not (isinstance(found, str) and found.strip()):
             raise ConfigError(f"{self.key}: reason() returned {type(found).__name__}, not None or a text")
         return found

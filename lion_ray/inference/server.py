@@ -25,7 +25,7 @@ from lion_ray.core.errors import EndpointError
 from lion_ray.core.leftovers import OLD_S, scratch_folder
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.inference import CPU_BUILD, NO_CPU, gpu_build, int8_kernel, leaves_compilation, memory_share, server_gpus
-from lion_ray.inference.engine import GIB, IN_PROCESS, cpu_environment
+from lion_ray.inference.engine_settings import GIB, IN_PROCESS, cpu_environment
 from lion_ray.inference.memory import AT_ONCE, sequences_at_once
 from lion_ray.inference.ports import first_port, free_port, port_was_taken
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts

@@ -1,8 +1,8 @@
 """A run's steps and results so far, in order, read from its folder and sent to trackers, which may have some already.
 
 Invariants:
-- Steps are numbered over the whole run: an iteration's first step follows the last one of the previous iteration, whose
-  fit is committed by then. So a step has the same number in every attempt.
+- Steps are numbered over the whole run: a fit's first step follows the last one of the previous fit, which is committed
+  by then. So a step has the same number in every attempt. A fit is an iteration's fine-tuning or an on-policy round's.
 - An iteration's result comes after its steps, and only once it is concluded.
 
 This module does not know what trackers do with them.
@@ -32,21 +32,32 @@ _COUNTERS = ("step", "steps", "time")
 class History:
     """A run's steps and results. May be read from several threads."""
 
-    def __init__(self, store: RunStore, iterations: int) -> None:
-        """`iterations`: as configured, without the last imitation."""
+    def __init__(self, store: RunStore, iterations: int, rounds: int = 0) -> None:
+        """
+        Args:
+            iterations: as configured, without the last imitation.
+            rounds: the on-policy rounds of each iteration.
+        """
         self._store = store
         self._iterations = iterations
-        self._steps: dict[int, int] = {}
-        """Number of steps of committed fits, by iteration."""
+        self._rounds = rounds
+        self._steps: dict[str, int] = {}
+        """Number of steps of committed fits, by folder."""
+
+    @classmethod
+    def of(cls, store: RunStore) -> History:
+        """The history of the run in a folder. Raises as `store.described`."""
+        config = store.described()["config"]
+        return cls(store, config["iterations"], (config.get("on_policy") or {}).get("rounds", 0))
 
     def __call__(self, held: Held) -> Iterator[TrainingStep | IterationResult]:
         """The entries in the folder after `held`. Raises InfrastructureError if the storage fails."""
         before = 0
         for iteration in range(self._iterations + 2):
-            if iteration:
-                steps = self._committed(iteration)
+            for round_, folder in self._fits(iteration):
+                steps = self._committed(folder)
                 if steps is None or held.step < before + steps:
-                    yield from self._fit(iteration, before, held.step)
+                    yield from self._fit(folder, iteration, round_, before, held.step)
                 if steps is None:
                     return
                 before += steps
@@ -57,33 +68,41 @@ class History:
 
     def held(self) -> Held:
         """The position after the last step and the last result."""
-        step, iteration = 0, -1
-        for number in range(self._iterations + 2):
-            steps = self._committed(number) if number else 0
-            if steps is None:
-                rows = read_steps(self._store, layout.checkpoint(number))
-                return Held(step + len(rows), iteration)
-            step += steps
-            iteration = number if self._store.exists(layout.result(number)) else iteration
-        return Held(step, iteration)
+        step, last = 0, -1
+        for iteration in range(self._iterations + 2):
+            for _, folder in self._fits(iteration):
+                steps = self._committed(folder)
+                if steps is None:
+                    return Held(step + len(read_steps(self._store, folder)), last)
+                step += steps
+            last = iteration if self._store.exists(layout.result(iteration)) else last
+        return Held(step, last)
 
-    def _committed(self, iteration: int) -> int | None:
-        """The number of steps of an iteration's fit. Returns None if it is not committed."""
-        if iteration not in self._steps:
-            manifest = self._store.stage(layout.checkpoint(iteration)).manifest()
+    def _fits(self, iteration: int) -> Iterator[tuple[int, str]]:
+        """An iteration's fits as (on-policy round or 0, folder), in order."""
+        if iteration:
+            yield 0, layout.checkpoint(iteration)
+            for round_ in range(1, self._rounds + 1):
+                yield round_, layout.round_checkpoint(iteration, round_)
+
+    def _committed(self, folder: str) -> int | None:
+        """The number of steps of a fit. Returns None if it is not committed."""
+        if folder not in self._steps:
+            manifest = self._store.stage(folder).manifest()
             if manifest is None:
                 return None
-            self._steps[iteration] = int(manifest.get("steps", 0))
-        return self._steps[iteration]
+            self._steps[folder] = int(manifest.get("steps", 0))
+        return self._steps[folder]
 
-    def _fit(self, iteration: int, before: int, held: int) -> Iterator[TrainingStep]:
-        for row in read_steps(self._store, layout.checkpoint(iteration), max(0, held - before)):
+    def _fit(self, folder: str, iteration: int, round_: int, before: int, held: int) -> Iterator[TrainingStep]:
+        for row in read_steps(self._store, folder, max(0, held - before)):
             yield TrainingStep(
                 number=before + row["step"],
                 iteration=iteration,
                 in_iteration=row["step"],
                 time=row["time"],
                 metrics={name: value for name, value in row.items() if name not in _COUNTERS},
+                round=round_,
             )
 
 
@@ -93,7 +112,7 @@ def tracked(trackers: Trackers, store: RunStore, attempt: int, progress: Progres
     if not trackers:
         yield
         return
-    history = History(store, store.described()["config"]["iterations"])
+    history = History.of(store)
     trackers.begin(run_info(store, attempt, history), history, progress.say)
     progress.listeners.append(trackers.stage)
     error: BaseException | None = None

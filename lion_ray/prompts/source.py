@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from lion_ray.config.plugins import Own
 from lion_ray.config.run import TeacherConfig
 from lion_ray.core.errors import ConfigError
-from lion_ray.core.plugins import asked, make
+from lion_ray.core.plugins import call_user_code, make
 from lion_ray.core.records import Message, Prompt
 from lion_ray.prompts.messages import load_template, teacher_messages
 
@@ -56,7 +56,7 @@ class _Own:
         self._source = source
 
     def messages(self, prompt: Prompt) -> tuple[Message, ...]:
-        found = asked(self._source.messages, prompt, key=KEY)
+        found = call_user_code(self._source.messages, prompt, key=KEY)
         valid = (
             isinstance(found, Sequence)
             and found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lion_ray.analysis.examples import Example, Said
+from lion_ray.analysis.examples import Example, ExampleAnswer
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series
@@ -67,7 +67,7 @@ def example_texts(one: Example) -> dict[str, Any]:
     return {"instruction": one.instruction, "answers": [_answer_texts(answer) for answer in one.answers]}
 
 
-def _answer_texts(answer: Said) -> tuple[str, str, str]:
+def _answer_texts(answer: ExampleAnswer) -> tuple[str, str, str]:
     each = ", ".join(f"{name} {decimal(score, 2)}" for name, score in answer.by_check.items())
     return (
         answer.who,

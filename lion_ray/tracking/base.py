@@ -1,7 +1,7 @@
 """The interface of a tracker.
 
 Invariants:
-- Steps are numbered from 1 over the whole run: an iteration's first step follows the previous iteration's last one.
+- Steps are numbered from 1 over the whole run: the first step of a fine-tuning follows the last one of the previous.
 - A tracker gets every step once, in order, and an iteration's result after its steps. After a resume it gets what
   follows the data that `begin` returned, whichever attempt wrote it.
 - All calls to one tracker come from one thread, one after another.
@@ -55,12 +55,14 @@ class TrainingStep:
     """Its number in the whole run, from 1."""
     iteration: int
     in_iteration: int
-    """Its number within the iteration's fine-tuning, from 1."""
+    """Its number within its fine-tuning, from 1."""
     time: float
     """When it finished, in Unix seconds."""
     metrics: Mapping[str, float]
     """loss (nats per labelled token), learning_rate, grad_norm, tokens (so far in this fit), tokens_per_second; mfu on
     GPUs whose peak speed is known."""
+    round: int = 0
+    """The on-policy round that it belongs to; 0 for the iteration's fine-tuning on teacher answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ def _numbers(result: IterationResult) -> Iterator[tuple[str, float | None]]:
     yield "heldout_loss_before", result.loss_before
     yield "heldout_loss", result.loss_after
     yield "heldout_loss_served", result.loss_served
+    yield "heldout_loss_after_rounds", result.loss_after_rounds
+    if result.rewards:
+        yield "reward", result.rewards[-1]["reward"]
+        yield "reward_first_round", result.rewards[0]["reward"]
     for name in ("quality_heldout", "quality_cache"):
         quality = getattr(result, name) or {}
         yield name, quality.get("ratio")

@@ -50,10 +50,10 @@ async def test_a_model_folder_is_asked_as_it_is_trained(tmp_path: Path, monkeypa
     progress = Progress(said)
     target = find_participant(str(folder), ParticipantOptions("TARGET"), progress.say)
     async with session(place_of(target, None, None), "both", progress, [target], None) as opened:
-        asked = await opened.asked(target)
-        by_logprobs = await ask_choices(asked, QUESTIONS, "logprobs", 64, "both")
-        by_text = await ask_choices(asked, QUESTIONS, "published", 8, "both")
-        again = await ask_choices(asked, QUESTIONS, "logprobs", 64, "both")
+        endpoint = await opened.endpoint(target)
+        by_logprobs = await ask_choices(endpoint, QUESTIONS, "logprobs", 64, "both")
+        by_text = await ask_choices(endpoint, QUESTIONS, "published", 8, "both")
+        again = await ask_choices(endpoint, QUESTIONS, "logprobs", 64, "both")
         assert all(isinstance(one, Completion) and one.replayed for one in again)
         servers = [pid for pid in descendants(os.getpid()) if b"api_server" in command_line(pid)]
         assert servers

@@ -14,7 +14,7 @@ from lion_ray.gateway.batch.lines import Output, read_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.body import Body
 from lion_ray.gateway.reply import Reply, parse_reply
-from lion_ray.gateway.wire import TransportError, message_of, redact, retry_after, status_error, told_limits
+from lion_ray.gateway.wire import TransportError, message_of, redact, reported_limits, retry_after, status_error
 from tests.fuzz.target import FOLDER, Draw, target
 
 NAMES = (
@@ -95,7 +95,7 @@ def errors(data: bytes) -> None:
     assert len(error.detail) < 1000
     waits = retry_after(headers, now=0.0)
     assert waits is None or 0 <= waits < float("inf")
-    told_limits(headers)
+    reported_limits(headers)
     redact(text.encode(), "sk-0123456789")
     message_of({"error": text})
 

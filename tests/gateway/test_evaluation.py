@@ -19,7 +19,7 @@ from lion_ray.discrimination.quality import settings
 from lion_ray.evaluation.benchmarks.protocol import Question, load_suite
 from lion_ray.evaluation.benchmarks.recorded import read_outputs, score
 from lion_ray.evaluation.benchmarks.run import ChoicePlan, choose
-from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.endpoint import LazyEndpoint
 from lion_ray.evaluation.pairwise.questions import OpenQuestion, read_questions
 from lion_ray.evaluation.pairwise.run import PairwisePlan, compare
 from lion_ray.evaluation.pairwise.table import notes, relative_tables
@@ -104,7 +104,7 @@ async def test_an_endpoint_without_a_run(stub: StubAPI, tmp_path: Path) -> None:
         Call(({"role": "user", "content": f"say {n}"},), max_tokens=50, role="judge", stage="s") for n in range(20)
     ]
     for replayed in (False, True):
-        async with Asked(
+        async with LazyEndpoint(
             "name", config, journal, budget, account="run/eval", base_dir=tmp_path, progress=quiet()
         ) as asked:
             outcomes = await asked.ask(calls, "asking")

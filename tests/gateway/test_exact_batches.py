@@ -20,7 +20,7 @@ from lion_ray.gateway.batch.buyer import Buyer
 from lion_ray.gateway.batch.lines import InJournal, NotDone, request_line
 from lion_ray.gateway.batch.queue import NOT_DONE, ROUNDS
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
-from lion_ray.gateway.batch.work import Asked, Gathering, UnderWay
+from lion_ray.gateway.batch.work import Gathering, PendingCall, UnderWay
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.wire import RateLimited, Refused, Rejected, Transient
 
@@ -161,8 +161,8 @@ def record(nonce: str = "n1", keys: tuple[str, ...] = ("k1", "k2"), **more: Any)
     return BatchRecord(nonce, ADDRESS, "e", list(keys), **(known | more))
 
 
-def asked(key: str, **more: Any) -> Asked:
-    return Asked(key, f"line of {key}\n".encode(), asyncio.get_running_loop().create_future(), **more)
+def asked(key: str, **more: Any) -> PendingCall:
+    return PendingCall(key, f"line of {key}\n".encode(), asyncio.get_running_loop().create_future(), **more)
 
 
 def under_way(one: BatchRecord, **more: Any) -> UnderWay:

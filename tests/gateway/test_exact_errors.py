@@ -10,7 +10,7 @@ import pytest
 from multidict import CIMultiDict
 
 from lion_ray.gateway import wire
-from lion_ray.gateway.limits import Told
+from lion_ray.gateway.limits import ReportedLimit
 from lion_ray.gateway.wire import Elsewhere, RateLimited, Refused, Rejected, Transient, TransportError, Unreachable
 
 
@@ -24,7 +24,7 @@ def same(found: TransportError, expected: TransportError) -> None:
 
 
 LIMITS = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"}
-TOLD = {"requests": Told(60.0, 0.0, 1.0)}
+TOLD = {"requests": ReportedLimit(60.0, 0.0, 1.0)}
 CREDIT = "Your account's balance is too low"
 KEY = "Incorrect API key provided: sk-…"
 MODEL = "The model `m` does not exist"
@@ -276,19 +276,19 @@ def test_a_duration_in_a_header(text: str | None, seconds: float | None) -> None
 
 
 def test_the_limits_in_an_answers_headers() -> None:
-    def told(**values: str) -> dict[str, Told] | None:
-        return wire.told_limits({f"x-ratelimit-{name.replace('_', '-')}": value for name, value in values.items()})
+    def told(**values: str) -> dict[str, ReportedLimit] | None:
+        return wire.reported_limits({f"x-ratelimit-{name.replace('_', '-')}": value for name, value in values.items()})
 
     assert told() is None
     assert told(limit_requests="60") is None
     assert told(remaining_requests="6") is None
     assert told(limit_requests="60", remaining_requests="many") is None
     assert told(limit_requests="inf", remaining_requests="6") is None
-    assert told(limit_requests="60", remaining_requests="-6") == {"requests": Told(60.0, 0.0, None)}
-    assert told(limit_tokens="9", remaining_tokens="8") == {"tokens": Told(9.0, 8.0, None)}
+    assert told(limit_requests="60", remaining_requests="-6") == {"requests": ReportedLimit(60.0, 0.0, None)}
+    assert told(limit_tokens="9", remaining_tokens="8") == {"tokens": ReportedLimit(9.0, 8.0, None)}
     # A kind without limits does not end the search for others.
     both = told(limit_requests="x", remaining_requests="1", limit_tokens="9", remaining_tokens="8", reset_tokens="6m0s")
-    assert both == {"tokens": Told(9.0, 8.0, 360.0)}
+    assert both == {"tokens": ReportedLimit(9.0, 8.0, 360.0)}
 
 
 @pytest.mark.parametrize(

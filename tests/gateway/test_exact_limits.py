@@ -12,7 +12,7 @@ from lion_ray.config import EndpointConfig, LimitsConfig, PricesConfig
 from lion_ray.core.errors import BudgetError
 from lion_ray.gateway.calls import Call
 from lion_ray.gateway.ledger import Budget, Excess, Ledger, cost
-from lion_ray.gateway.limits import FIRST_CONTACT, Bucket, Limiter, Need, Ticket, Told
+from lion_ray.gateway.limits import FIRST_CONTACT, Bucket, Limiter, Need, ReportedLimit, Ticket
 from lion_ray.gateway.purse import Paid, Purse, Reserved
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.stats import Event
@@ -53,11 +53,11 @@ def test_a_bucket() -> None:
 
 
 def test_the_rate_of_a_limit_that_is_told() -> None:
-    assert Told(120, 60).per_second() == 2.0
-    assert Told(120, 119.5, 10_000).per_second() == 2.0, "nothing is used yet"
-    assert Told(86_400, 86_399, 1.0).per_second() == 1.0, "one used, back within a second"
-    assert Told(86_400, 86_399, 0.5).per_second() == 1440.0
-    assert Told(86_400, 86_390, 0.0).per_second() == 1440.0
+    assert ReportedLimit(120, 60).per_second() == 2.0
+    assert ReportedLimit(120, 119.5, 10_000).per_second() == 2.0, "nothing is used yet"
+    assert ReportedLimit(86_400, 86_399, 1.0).per_second() == 1.0, "one used, back within a second"
+    assert ReportedLimit(86_400, 86_399, 0.5).per_second() == 1440.0
+    assert ReportedLimit(86_400, 86_390, 0.0).per_second() == 1440.0
     need = Need(3.0, 4.0)
     assert [need.of(kind) for kind in ("requests", "tokens", "input-tokens", "output-tokens")] == [1.0, 7.0, 3.0, 4.0]
 
@@ -139,7 +139,7 @@ def test_the_first_contact_and_pauses() -> None:
     for _ in range(FIRST_CONTACT - 1):
         limited.take(Need())
     assert isinstance(first, Ticket)
-    limited.limited(first, 2.0, {"tokens": Told(600, 600)})
+    limited.limited(first, 2.0, {"tokens": ReportedLimit(600, 600)})
     assert limited.take(Need()) == 2.0
 
 
@@ -167,10 +167,10 @@ def test_limits_that_answers_tell() -> None:
     ticket = limiter.take(Need(10.0, 10.0))
     assert isinstance(ticket, Ticket)
     told = {
-        "requests": Told(600, 500),  # the configured limit is lower
-        "other": Told(60, 60),
-        "input-tokens": Told(0, 0),
-        "tokens": Told(6000, 400),  # half of it: 50 a second, 200 are left
+        "requests": ReportedLimit(600, 500),  # the configured limit is lower
+        "other": ReportedLimit(60, 60),
+        "input-tokens": ReportedLimit(0, 0),
+        "tokens": ReportedLimit(6000, 400),  # half of it: 50 a second, 200 are left
     }
     limiter.answered(ticket, 0, 0, told)
     assert limiter.allowed_per_minute == near(30)
@@ -181,15 +181,15 @@ def test_limits_that_answers_tell() -> None:
     assert second.taken == {"requests": 2.0, "tokens": 196.0}
     time.now = 104.0
     assert isinstance(limiter.take(Need(50.0, 50.0)), Ticket)
-    # Told late: 2 s ago 10 were left of ours; 100 came back and 100 were taken since, and the margin is 4.
-    limiter.answered(second, 0, 0, {"tokens": Told(6000, 20)})
+    # Reported late: 2 s ago 10 were left of ours; 100 came back and 100 were taken since, and the margin is 4.
+    limiter.answered(second, 0, 0, {"tokens": ReportedLimit(6000, 20)})
     time.now = 106.0
-    limiter.answered(second, 0, 0, {"requests": Told(30, 30)})
+    limiter.answered(second, 0, 0, {"requests": ReportedLimit(30, 30)})
     assert limiter.allowed_per_minute == near(15)
     lower = Limiter(LimitsConfig(requests_per_minute=60), clock=time, cautious=False)
     first = lower.take(Need())
     assert isinstance(first, Ticket)
-    lower.limited(first, 0.0, {"requests": Told(30, 10)})
+    lower.limited(first, 0.0, {"requests": ReportedLimit(30, 10)})
     assert lower.allowed_per_minute == near(30)
     assert lower.take(Need()) == near(2.0), "nothing is left for sure"
 
@@ -199,7 +199,7 @@ def test_the_level_after_a_late_report() -> None:
     limiter = Limiter(LimitsConfig(), clock=time, cautious=False)
     first = limiter.take(Need())
     assert isinstance(first, Ticket)
-    limiter.answered(first, 0, 0, {"requests": Told(60, 100)})  # 1 a second, a burst of 100
+    limiter.answered(first, 0, 0, {"requests": ReportedLimit(60, 100)})  # 1 a second, a burst of 100
     for _ in range(10):
         assert isinstance(limiter.take(Need()), Ticket)
     marked = limiter.take(Need())
@@ -208,14 +208,14 @@ def test_the_level_after_a_late_report() -> None:
         assert isinstance(limiter.take(Need()), Ticket)
     time.now = 103.0
     # 20 were left when `marked` arrived; 3 came back, 5 were sent since, and 2 are the margin.
-    limiter.answered(marked, 0, 0, {"requests": Told(60, 20)})
+    limiter.answered(marked, 0, 0, {"requests": ReportedLimit(60, 20)})
     count = 0
     while isinstance(limiter.take(Need()), Ticket):
         count += 1
     assert count == 16
     assert limiter.take(Need()) == near(1.0)
     # A report of more does not raise it.
-    limiter.answered(marked, 0, 0, {"requests": Told(60, 90)})
+    limiter.answered(marked, 0, 0, {"requests": ReportedLimit(60, 90)})
     assert limiter.take(Need()) == near(1.0)
 
 

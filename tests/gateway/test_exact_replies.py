@@ -12,7 +12,7 @@ from lion_ray.gateway.batch.lines import InJournal, NotDone, Output, read_line, 
 from lion_ray.gateway.batch.verdict import Verdict, verdict_of
 from lion_ray.gateway.calls import TokenChoice
 from lion_ray.gateway.inside import error_inside
-from lion_ray.gateway.limits import Told
+from lion_ray.gateway.limits import ReportedLimit
 from lion_ray.gateway.reply import Reply, parse_reply, read_reply
 from lion_ray.gateway.sse import is_stream, joined
 from lion_ray.gateway.usage import UNKNOWN, Bounds, Settled, Usage, bounds, read_usage
@@ -77,7 +77,7 @@ def test_every_field_of_a_reply(body: Any, reply: Reply) -> None:
 def test_a_reply_s_headers_tell_its_limits() -> None:
     body = {"choices": [choice()]}
     headers = {"x-ratelimit-limit-tokens": "9", "x-ratelimit-remaining-tokens": "8"}
-    limits = {"tokens": Told(9.0, 8.0, None)}
+    limits = {"tokens": ReportedLimit(9.0, 8.0, None)}
     assert parse_reply(json.dumps(body).encode(), headers) == Reply("x", "stop", "", limits=limits)
     assert read_reply(body, headers) == Reply("x", "stop", "", limits=limits)
     assert read_reply(body, {}) == Reply("x", "stop", "", limits=None)

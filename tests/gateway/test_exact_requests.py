@@ -19,11 +19,11 @@ from lion_ray.gateway.breaker import Breaker
 from lion_ray.gateway.calls import Call, Failure
 from lion_ray.gateway.faults import fault_of, is_model, is_one_requests, is_quota, named_fields, refuses_field
 from lion_ray.gateway.patience import Patience
+from lion_ray.gateway.refusals import refusal_error, suspicion
 from lion_ray.gateway.request import LengthField, as_sent, wire_body
 from lion_ray.gateway.spread import REST_S, Spread
 from lion_ray.gateway.stats import Latencies, ServedStats, Stats, meter_line
 from lion_ray.gateway.suspects import Suspects, Suspicion, shape_of
-from lion_ray.gateway.told import refusal_error, suspicion
 from lion_ray.gateway.wave import Wave
 from lion_ray.gateway.wire import RateLimited, Refused, Rejected, Transient, TransportError, Unreachable
 

@@ -14,7 +14,7 @@ from lion_ray.core.errors import EndpointError, InfrastructureError
 from lion_ray.gateway.batch import NotDone
 from lion_ray.gateway.calls import Call, Completion, Failure, TokenChoice
 from lion_ray.gateway.ledger import Ledger
-from lion_ray.gateway.limits import Told
+from lion_ray.gateway.limits import ReportedLimit
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.sender import DOWN, Attempt, Sender
 from lion_ray.gateway.stats import Event, Stats
@@ -232,7 +232,7 @@ async def test_a_429_is_waited_for_and_is_no_attempt() -> None:
     assert [event.seconds for event in bench.events] == [7.0] * 5
     assert bench.slept[0] == 7.0
     assert bench.ledger.spent == pytest.approx(0.00105)
-    bench = Bench(RateLimited(1.0, "slow", {"requests": Told(6, 6)}), GOOD)
+    bench = Bench(RateLimited(1.0, "slow", {"requests": ReportedLimit(6, 6)}), GOOD)
     await bench.buy()
     assert bench.sender.limiter.allowed_per_minute == pytest.approx(6.0)
     bench = Bench(RateLimited(None, "slow"), RateLimited(None, "slow"), GOOD)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lion_ray.config import LimitsConfig
-from lion_ray.gateway.limits import FIRST_CONTACT, REQUESTS, TOKENS, Limiter, Need, Ticket, Told
-from lion_ray.gateway.wire import duration, told_limits
+from lion_ray.gateway.limits import FIRST_CONTACT, REQUESTS, TOKENS, Limiter, Need, ReportedLimit, Ticket
+from lion_ray.gateway.wire import duration, reported_limits
 
 
 class Time:
@@ -34,7 +34,7 @@ class TokenBucketServer:
     def __post_init__(self) -> None:
         self.level = self.capacity
 
-    def ask(self, now: float) -> tuple[bool, float, dict[str, Told] | None]:
+    def ask(self, now: float) -> tuple[bool, float, dict[str, ReportedLimit] | None]:
         rate = self.per_minute / 60
         self.level = min(self.capacity, self.level + (now - self.at) * rate)
         self.at = now
@@ -42,7 +42,7 @@ class TokenBucketServer:
         if granted:
             self.level -= 1
         reset = (self.capacity - self.level) / rate
-        told = {REQUESTS: Told(self.per_minute, self.level, reset)} if self.tells else None
+        told = {REQUESTS: ReportedLimit(self.per_minute, self.level, reset)} if self.tells else None
         return granted, 0.0 if granted else 1.0, told
 
 
@@ -55,14 +55,14 @@ class WindowServer:
     window: int = 0
     used: int = 0
 
-    def ask(self, now: float) -> tuple[bool, float, dict[str, Told] | None]:
+    def ask(self, now: float) -> tuple[bool, float, dict[str, ReportedLimit] | None]:
         window = int(now // 60)
         if window != self.window:
             self.window, self.used = window, 0
         granted = self.used < self.per_minute
         self.used += granted
         left = 60 * (window + 1) - now
-        told = {REQUESTS: Told(self.per_minute, self.per_minute - self.used, left)} if self.tells else None
+        told = {REQUESTS: ReportedLimit(self.per_minute, self.per_minute - self.used, left)} if self.tells else None
         return granted, 0.0 if granted else left, told
 
 
@@ -301,10 +301,10 @@ def test_a_call_larger_than_the_bucket_is_slow_and_not_stuck() -> None:
 
 
 def test_a_limit_by_the_day_is_known_by_its_reset() -> None:
-    assert Told(14_400, 14_370, 180).per_second() == pytest.approx(14_400 / 86_400)
-    assert Told(6000, 5990, 0.1).per_second() == 100
-    assert Told(6000, 6000, 0.0).per_second() == 100
-    assert Told(6000, 0, 60).per_second() == 100
+    assert ReportedLimit(14_400, 14_370, 180).per_second() == pytest.approx(14_400 / 86_400)
+    assert ReportedLimit(6000, 5990, 0.1).per_second() == 100
+    assert ReportedLimit(6000, 6000, 0.0).per_second() == 100
+    assert ReportedLimit(6000, 0, 60).per_second() == 100
 
 
 def test_headers_tell_limits() -> None:
@@ -316,9 +316,12 @@ def test_headers_tell_limits() -> None:
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "6m0s",
     }
-    assert told_limits(headers) == {REQUESTS: Told(60, 59, 1.0), TOKENS: Told(150_000, 149_984, 360.0)}
-    assert told_limits({"x-ratelimit-limit-requests": "60"}) is None
-    assert told_limits({"x-ratelimit-limit-requests": "lots", "x-ratelimit-remaining-requests": "1"}) is None
+    assert reported_limits(headers) == {
+        REQUESTS: ReportedLimit(60, 59, 1.0),
+        TOKENS: ReportedLimit(150_000, 149_984, 360.0),
+    }
+    assert reported_limits({"x-ratelimit-limit-requests": "60"}) is None
+    assert reported_limits({"x-ratelimit-limit-requests": "lots", "x-ratelimit-remaining-requests": "1"}) is None
 
 
 @pytest.mark.parametrize(

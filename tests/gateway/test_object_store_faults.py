@@ -197,7 +197,7 @@ def test_what_an_object_store_refuses_for_good_is_not_asked_again(pauses: list[f
         asked.append(said)
         raise OSError(said)
 
-    assert "has a fault; wait for it" in storage.told(OSError("AWS Error INTERNAL_FAILURE during PutObject"))
+    assert "has a fault; wait for it" in storage.explain(OSError("AWS Error INTERNAL_FAILURE during PutObject"))
     for said, local in (("AWS Error NO_SUCH_BUCKET", False), ("AWS Error ACCESS_DENIED", False), ("SLOW_DOWN", True)):
         with pytest.raises(OSError, match=said):
             storage.patiently(lambda said=said: work(said), local=local)  # type: ignore[misc]

@@ -15,7 +15,7 @@ import torch
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import LionError, ModelError
 from lion_ray.imitation.training.model import load_model
-from lion_ray.inference.engine import engine_arguments
+from lion_ray.inference.engine_settings import engine_arguments
 from lion_ray.models.prompter import Prompter
 from tests.training.test_state import Call
 

@@ -168,7 +168,7 @@ def test_headers_of_any_kind(value: str) -> None:
         headers[name] = value
         seconds = wire.retry_after(headers)
         assert seconds is None or 0 <= seconds < 1e300
-        wire.told_limits(headers)
+        wire.reported_limits(headers)
 
 
 # --- whose fault it is, found out by the other calls

@@ -13,7 +13,7 @@ from lion_ray.config import RunConfig, ServeConfig, StudentConfig
 from lion_ray.config.file import load_config
 from lion_ray.core.errors import ConfigError, EndpointError
 from lion_ray.inference import memory_share, server_gpus
-from lion_ray.inference.engine import engine_arguments
+from lion_ray.inference.engine_settings import engine_arguments
 from lion_ray.inference.server import ModelServer
 from lion_ray.pipeline.preflight import check_builds
 
@@ -24,7 +24,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "lion_ray.inference",
         "lion_ray.inference.server",
-        "lion_ray.inference.engine",
+        "lion_ray.inference.engine_settings",
         "lion_ray.pipeline.preflight",
     ):
         monkeypatch.setattr(f"{name}.gpu_build", lambda: True)

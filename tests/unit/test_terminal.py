@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import lion_ray
-from lion_ray.analysis.examples import Example, Said
+from lion_ray.analysis.examples import Example, ExampleAnswer
 from lion_ray.cli.examples import print_examples
 from lion_ray.cli.main import guarded
 from lion_ray.core.errors import ConfigError
@@ -134,7 +134,7 @@ def test_the_tables_of_a_run() -> None:
 
 
 def test_the_examples_of_a_run() -> None:
-    said = Said(HOSTILE, HOSTILE, None, 0.5, {HOSTILE: 0.5})
+    said = ExampleAnswer(HOSTILE, HOSTILE, None, 0.5, {HOSTILE: 0.5})
     stream = io.StringIO()
     print_examples(
         Terminal(file=stream, width=400),

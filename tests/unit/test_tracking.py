@@ -14,7 +14,7 @@ import pytest
 from lion_ray.config.file import differences, load_values
 from lion_ray.config.plugins import Own
 from lion_ray.config.tracking import MlflowTracking, TensorBoardTracking, TrackingConfig, WandbTracking
-from lion_ray.core import step_log
+from lion_ray.core import layout, step_log
 from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.core.progress import Progress
 from lion_ray.core.step_log import ROWS, StepLog, read_steps
@@ -348,6 +348,25 @@ def test_a_runs_history_is_numbered_over_all_of_it(tmp_path: Path) -> None:
     assert later == whole[-6:]
     assert read.held() == Held(20, 2)
     assert list(read(read.held())) == []
+
+
+def test_on_policy_rounds_follow_their_iterations_fit(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, iterations=1).finish()
+    for iteration in (1, 2):
+        fit(run.store, 1, 10, stage=f"iteration-{iteration}/checkpoint")
+    for round_, steps in enumerate((2, 0, 3), 1):
+        folder = layout.round_checkpoint(1, round_)
+        fit(run.store, 1, steps, stage=folder)
+        run.store.stage(folder).commit({"steps": steps})
+    fit(run.store, 1, 1, stage=layout.round_checkpoint(2, 1))
+    read = History(run.store, 1, rounds=3)
+    whole = [one for one in read(Held()) if isinstance(one, TrainingStep)]
+    assert [(one.number, one.iteration, one.round, one.in_iteration) for one in whole[9:16]] == [
+        (10, 1, 0, 10), (11, 1, 1, 1), (12, 1, 1, 2), (13, 1, 3, 1), (14, 1, 3, 2), (15, 1, 3, 3), (16, 2, 0, 1),
+    ]  # fmt: skip
+    assert (whole[-1].number, whole[-1].iteration, whole[-1].round) == (26, 2, 1)
+    assert read.held() == Held(26, 1), "round 2 of the last iteration is not committed"
+    assert [one.number for one in read(Held(14, 1)) if isinstance(one, TrainingStep)] == list(range(15, 27))
 
 
 def test_a_fit_under_way_is_part_of_it(tmp_path: Path) -> None:

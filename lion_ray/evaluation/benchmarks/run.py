@@ -24,7 +24,7 @@ from lion_ray.core.errors import DataError, EndpointError
 from lion_ray.core.progress import Progress
 from lion_ray.evaluation.benchmarks.protocol import Question
 from lion_ray.evaluation.benchmarks.recorded import SuiteScore, score
-from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.endpoint import LazyEndpoint
 from lion_ray.evaluation.pairwise.questions import each
 from lion_ray.evaluation.pairwise.run import target_name
 from lion_ray.evaluation.participants import Participant
@@ -71,14 +71,14 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
     Raises:
         DataError: no question was answered.
         EndpointError: log-probabilities are needed, but the endpoint returns none.
-        LionError: as `session` and `Asked.ask`.
+        LionError: as `session` and `LazyEndpoint.ask`.
     """
     questions = each(plan.questions, plan.limit, lambda one: one.id, lambda one: one.task)
     limited = f"-limit{plan.limit}" if len(questions) < len(plan.questions) else ""
     stem = f"{plan.suite}-{plan.target.label}-{plan.letters}{limited}"
     async with session(place, stem, progress, [plan.target], plan.budget) as opened:
-        asked = await opened.asked(plan.target)
-        outcomes = await ask_choices(asked, questions, plan.letters, plan.max_tokens, stem)
+        endpoint = await opened.endpoint(plan.target)
+        outcomes = await ask_choices(endpoint, questions, plan.letters, plan.max_tokens, stem)
         reasons = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failure))
         outputs = written(questions, outcomes, plan.letters)
         scored = score(plan.suite, plan.questions, outputs, plan.letters)
@@ -107,7 +107,7 @@ async def choose(plan: ChoicePlan, place: Place, progress: Progress) -> Chosen:
 
 
 async def ask_choices(
-    asked: Asked, questions: Sequence[Question], letters: str, max_tokens: int, stage: str
+    endpoint: LazyEndpoint, questions: Sequence[Question], letters: str, max_tokens: int, stage: str
 ) -> list[Outcome]:
     """Each question's outcome. Raises EndpointError if log-probabilities are needed and missing."""
     calls = [
@@ -122,12 +122,12 @@ async def ask_choices(
         )
         for question in questions
     ]
-    outcomes = await asked.ask(calls, f"{len(questions)} questions")
+    outcomes = await endpoint.ask(calls, f"{len(questions)} questions")
     if letters == LOGPROBS:
         answered = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
         if answered and all(not outcome.logprobs for outcome in answered):
             raise EndpointError(
-                f"endpoint {asked.name} returns no log-probabilities; use --letters published or standing"
+                f"endpoint {endpoint.name} returns no log-probabilities; use --letters published or standing"
             )
     return outcomes
 

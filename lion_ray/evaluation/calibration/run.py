@@ -174,7 +174,7 @@ async def calibrate(
         participant, stem = judge.participant(), f"judge-{judge.name}"
         calls = [pairwise.call(case.comparison, order, stem, sample=sample) for _, case, order, sample in wanted]
         async with session(place, stem, progress, [participant], budget) as opened:
-            outcomes = await (await opened.asked(participant)).ask(calls, "asking the judge")
+            outcomes = await (await opened.endpoint(participant)).ask(calls, "asking the judge")
         for (group, case, order, sample), outcome in zip(wanted, outcomes, strict=True):
             replies[group].append(_reply(pairwise, case, order, sample, outcome))
     measured = [

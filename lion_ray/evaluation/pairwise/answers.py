@@ -17,7 +17,7 @@ from lion_ray.core.finish_reason import Ending, ending
 from lion_ray.core.records import derive_seed, instruction_id
 from lion_ray.core.thoughts import without_thoughts
 from lion_ray.data.sources import rows_of
-from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.endpoint import LazyEndpoint
 from lion_ray.evaluation.pairwise.questions import OpenQuestion, id_of
 from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.calls import Call, Failure, Outcome, answer_text, refusal
@@ -63,9 +63,9 @@ def read_answers(path: Path, known: Sequence[OpenQuestion]) -> dict[str, Answer]
 
 
 async def ask_answers(
-    asked: Asked, participant: Participant, questions: Sequence[OpenQuestion], role: str, stage: str
+    endpoint: LazyEndpoint, participant: Participant, questions: Sequence[OpenQuestion], role: str, stage: str
 ) -> list[Answer]:
-    """The participant's answers, in the questions' order. Raises as `Asked.ask`."""
+    """The participant's answers, in the questions' order. Raises as `LazyEndpoint.ask`."""
     calls = [
         Call(
             messages=participant.messages(question.text),
@@ -79,7 +79,7 @@ async def ask_answers(
         )
         for question in questions
     ]
-    return [_answer(outcome) for outcome in await asked.ask(calls, f"{role}: {participant.label} answers")]
+    return [_answer(outcome) for outcome in await endpoint.ask(calls, f"{role}: {participant.label} answers")]
 
 
 def _answer(outcome: Outcome) -> Answer:

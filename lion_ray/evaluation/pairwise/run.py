@@ -104,7 +104,9 @@ async def compare(plan: PairwisePlan, place: Place, progress: Progress) -> Compa
         ]
         verdicts: list[Verdict] = []
         if pairs:
-            verdicts = await ask_verdicts(await opened.asked(plan.judge), plan.judge, pairs, plan.settings, opened.stem)
+            verdicts = await ask_verdicts(
+                await opened.endpoint(plan.judge), plan.judge, pairs, plan.settings, opened.stem
+            )
         categories = {pair.question.id: pair.question.category for pair in pairs}
         relative = summarise(verdicts, plan.settings, categories, SEED)
         reasons = Counter(
@@ -163,7 +165,7 @@ async def _answers(
     every: Sequence[OpenQuestion],
 ) -> list[Answer]:
     if participant.recorded is None:
-        return await ask_answers(await opened.asked(participant), participant, questions, role, opened.stem)
+        return await ask_answers(await opened.endpoint(participant), participant, questions, role, opened.stem)
     recorded = read_answers(participant.recorded, every)
     return [recorded.get(question.id, Answer(None, NOT_RECORDED)) for question in questions]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lion_ray.core.records import derive_seed, instruction_id
 from lion_ray.discrimination.pairwise import ask, read_scores
 from lion_ray.discrimination.quality import REFERENCE_FIRST, Setting, Verdict
-from lion_ray.evaluation.endpoint import Asked
+from lion_ray.evaluation.endpoint import LazyEndpoint
 from lion_ray.evaluation.pairwise.questions import OpenQuestion
 from lion_ray.evaluation.participants import Participant
 from lion_ray.gateway.calls import Call, Failure, Outcome
@@ -32,9 +32,9 @@ class JudgedPair:
 
 
 async def ask_verdicts(
-    asked: Asked, judge: Participant, pairs: Sequence[JudgedPair], settings: Sequence[Setting], stage: str
+    endpoint: LazyEndpoint, judge: Participant, pairs: Sequence[JudgedPair], settings: Sequence[Setting], stage: str
 ) -> list[Verdict]:
-    """A verdict on every pair, for each setting, order and sample. Raises as `Asked.ask`.
+    """A verdict on every pair, for each setting, order and sample. Raises as `LazyEndpoint.ask`.
 
     Args:
         judge: a participant with a referee's template.
@@ -51,9 +51,9 @@ async def ask_verdicts(
     for attempt in range(judge.retries + 1):
         if not left:
             break
-        calls = [_call(asked, judge, *slots[place], attempt, stage) for place in left]
+        calls = [_call(endpoint, judge, *slots[place], attempt, stage) for place in left]
         retry = ", retrying unreadable verdicts" if attempt else ""
-        for place, outcome in zip(left, await asked.ask(calls, f"judge: {judge.label}{retry}"), strict=True):
+        for place, outcome in zip(left, await endpoint.ask(calls, f"judge: {judge.label}{retry}"), strict=True):
             pair, setting, order, sample = slots[place]
             verdicts[place] = _verdict(pair, setting.number, order, sample, outcome)
         # Failed calls were already retried by the gateway.
@@ -62,7 +62,7 @@ async def ask_verdicts(
 
 
 def _call(
-    asked: Asked,
+    endpoint: LazyEndpoint,
     judge: Participant,
     pair: JudgedPair,
     setting: Setting,
@@ -78,7 +78,7 @@ def _call(
         text,
         (pair.reference, pair.candidate),
         swapped=order != REFERENCE_FIRST,
-        structured=asked.config.json_schema,
+        structured=endpoint.config.json_schema,
         max_tokens=judge.max_tokens,
         temperature=setting.temperature,
         seed=derive_seed("evaluation", "judge", instruction_id(text), order, sample, attempt),

@@ -65,7 +65,7 @@ class Buyer:
         Raises TransportError or InfrastructureError; `batch.maybe_created` then tells whether it may exist.
         """
         record = batch.record
-        lines = b"".join(asked.line for asked in batch.waiting.values())
+        lines = b"".join(call.line for call in batch.waiting.values())
 
         async def upload() -> str:
             record.tried_at = self._now()

@@ -37,7 +37,7 @@ from lion_ray.gateway.batch.buyer import Buyer
 from lion_ray.gateway.batch.lines import InJournal, NotDone, Output, read_line, request_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.batch.verdict import Verdict, verdict_of
-from lion_ray.gateway.batch.work import Asked, Gathering, UnderWay
+from lion_ray.gateway.batch.work import Gathering, PendingCall, UnderWay
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.wire import Rejected, Transient, TransportError
 
@@ -87,7 +87,7 @@ class BatchQueue:
         self._sleep = sleep
         self._gathering = Gathering(config.batch, self._ship, clock, sleep)
         self._loading: asyncio.Task[None] | None = None
-        self._asked: dict[str, Asked] = {}
+        self._calls: dict[str, PendingCall] = {}
         self._batches: dict[str, UnderWay] = {}
         self._where: dict[str, str] = {}
         self._adopted: list[UnderWay] = []
@@ -113,25 +113,25 @@ class BatchQueue:
         refuses or the queue is closed, InJournal if another process was faster.
         """
         await self._ready()
-        asked = self._asked.get(key)
-        if asked is None:
+        call = self._calls.get(key)
+        if call is None:
             future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            asked = self._asked[key] = Asked(key, request_line(key, body), future, live=live)
-            self._gather([asked])
-        asked.waiters += 1
+            call = self._calls[key] = PendingCall(key, request_line(key, body), future, live=live)
+            self._gather([call])
+        call.waiters += 1
         try:
-            return await asyncio.shield(asked.future)
+            return await asyncio.shield(call.future)
         finally:
-            asked.waiters -= 1
-            if not asked.waiters and self._gathering.drop(asked):
+            call.waiters -= 1
+            if not call.waiters and self._gathering.drop(call):
                 # Nothing was sent, so nothing is paid for.
-                self._asked.pop(key, None)
-                asked.future.cancel()
+                self._calls.pop(key, None)
+                call.future.cancel()
 
     async def settled(self, key: str, left: NotDone | None = None) -> None:
         """The caller has durably journaled this key, or what the batch that `left` it may have cost. A batch's last key
         closes it in the background: its files at the endpoint are deleted (if the endpoint allows), then its record."""
-        self._asked.pop(key, None)
+        self._calls.pop(key, None)
         for batch in list(self._batches.values()):
             if key in batch.open and (left is None or left.nonce == batch.record.nonce):
                 batch.open.discard(key)
@@ -144,7 +144,7 @@ class BatchQueue:
         running = self._running()
         counts = [batch.remote.request_counts for batch in running if batch.remote and batch.remote.request_counts]
         under_way = sum(len(batch.waiting) for batch in running)
-        unanswered = sum(not asked.future.done() for asked in self._asked.values())
+        unanswered = sum(not call.future.done() for call in self._calls.values())
         return {
             "batches": len(running),
             "waiting": unanswered - under_way,
@@ -168,8 +168,8 @@ class BatchQueue:
             # Only batches that this process has used: others may belong to another run that shares the journal.
             ours = [one for one in self._batches.values() if one.task is not None and one.output is None and one.open]
             await asyncio.gather(*(self._buyer.cancel(one) for one in ours if one.record.batch_id is not None))
-        for asked in list(self._asked.values()):
-            self._end(asked, self._closed_error())
+        for call in list(self._calls.values()):
+            self._end(call, self._closed_error())
         for batch in self._batches.values():
             batch.release()
 
@@ -200,7 +200,7 @@ class BatchQueue:
             else:
                 self._start_closing(batch)
 
-    def _ship(self, members: dict[str, Asked]) -> None:
+    def _ship(self, members: dict[str, PendingCall]) -> None:
         """Form a batch of the gathered calls."""
         now = self._now()
         # Sorts by time, for people who look at the folder.
@@ -212,8 +212,8 @@ class BatchQueue:
 
     # --- a batch's life
 
-    def _attend(self, batch: UnderWay, asked: Asked) -> None:
-        batch.waiting[asked.key] = asked
+    def _attend(self, batch: UnderWay, call: PendingCall) -> None:
+        batch.waiting[call.key] = call
         if not batch.running:
             self._tend(batch)
 
@@ -225,8 +225,8 @@ class BatchQueue:
         """End all waiting calls if a batch's task failed, so that no caller waits for ever."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            for asked in batch.take():
-                self._end(asked, error)
+            for call in batch.take():
+                self._end(call, error)
 
     async def _see_through(self, batch: UnderWay) -> None:
         """Buy the batch if needed, wait for its end, and distribute its answers. Can be run again to resume."""
@@ -237,7 +237,7 @@ class BatchQueue:
             await self._close_batch(batch)
             self._gather(batch.take())
             return
-        if batch.output is None and batch.waiting and all(asked.live for asked in batch.waiting.values()):
+        if batch.output is None and batch.waiting and all(call.live for call in batch.waiting.values()):
             self._say(
                 f"batch {batch.record.batch_id} is running, but its calls are to be sent live now: its finished "
                 "answers are fetched, and the rest is sent live"
@@ -286,7 +286,7 @@ class BatchQueue:
     async def _hand_out(self, batch: UnderWay, output: Output) -> None:
         undone, why, done = 0, "", 0
         while batch.waiting:
-            key, asked = next(iter(batch.waiting.items()))
+            key, call = next(iter(batch.waiting.items()))
             line = output.line(key)
             del batch.waiting[key]
             try:
@@ -297,13 +297,13 @@ class BatchQueue:
                 undone, why = undone + 1, error.detail
                 if not error.billed:
                     batch.open.discard(key)
-                self._again([asked], error)
+                self._again([call], error)
             except TransportError as error:
                 batch.open.discard(key)
-                self._end(asked, error)
+                self._end(call, error)
             else:
-                if not asked.future.done():
-                    asked.future.set_result(reply)
+                if not call.future.done():
+                    call.future.set_result(reply)
             done += 1
             if done % _AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -316,15 +316,15 @@ class BatchQueue:
 
     # --- unfinished calls of a batch
 
-    def _again(self, left: Iterable[Asked], error: NotDone) -> None:
-        for asked in left:
-            asked.rounds += 1
-            if asked.live or error.billed or self._config.batch.leftovers == "live" or not asked.waiters:
-                self._end(asked, error)
-            elif asked.rounds >= ROUNDS:
-                self._end(asked, Transient(NOT_DONE, f"{error.detail} ({asked.rounds} batches)"))
+    def _again(self, left: Iterable[PendingCall], error: NotDone) -> None:
+        for call in left:
+            call.rounds += 1
+            if call.live or error.billed or self._config.batch.leftovers == "live" or not call.waiters:
+                self._end(call, error)
+            elif call.rounds >= ROUNDS:
+                self._end(call, Transient(NOT_DONE, f"{error.detail} ({call.rounds} batches)"))
             else:
-                self._gather([asked])
+                self._gather([call])
 
     async def _failed(self, batch: UnderWay, over: Batch) -> None:
         """Handle a batch that the endpoint did not begin: none of it was bought."""
@@ -332,15 +332,15 @@ class BatchQueue:
         self._say(f"{verdict.detail} ({len(batch.record.keys)} calls)")
         await self._close_batch(batch)
         left = []
-        for asked in batch.take():
-            blame = verdict.refused or verdict.rejected.get(asked.key)
+        for call in batch.take():
+            blame = verdict.refused or verdict.rejected.get(call.key)
             if blame is not None:
-                self._end(asked, blame)
+                self._end(call, blame)
             else:
-                left.append(asked)
+                left.append(call)
         self._next_for(left, verdict, batch.record.made_at)
 
-    def _next_for(self, left: list[Asked], verdict: Verdict, since: float) -> None:
+    def _next_for(self, left: list[PendingCall], verdict: Verdict, since: float) -> None:
         if verdict.no_room:
             self._spawn(self._wait_for_room(left, verdict.detail, since))
         elif verdict.rejected:
@@ -349,21 +349,21 @@ class BatchQueue:
         else:
             self._again(left, NotDone(verdict.detail))
 
-    def _gather(self, left: Iterable[Asked]) -> None:
+    def _gather(self, left: Iterable[PendingCall]) -> None:
         """Let calls wait for the batch that holds them, or add them to the next one unless they prefer to be live."""
-        for asked in left:
-            if (batch := self._holder(asked.key)) is not None:
-                self._attend(batch, asked)
-            elif asked.live:
-                self._end(asked, NotDone("no open batch holds it"))
+        for call in left:
+            if (batch := self._holder(call.key)) is not None:
+                self._attend(batch, call)
+            elif call.live:
+                self._end(call, NotDone("no open batch holds it"))
             else:
-                self._gathering.add(asked)
+                self._gathering.add(call)
 
-    async def _wait_for_room(self, members: list[Asked], detail: str, since: float) -> None:
+    async def _wait_for_room(self, members: list[PendingCall], detail: str, since: float) -> None:
         """Wait for running batches, or send smaller ones, because the endpoint's queue is limited."""
-        for asked in members:
-            asked.turned_away += 1
-        times = max((asked.turned_away for asked in members), default=0)
+        for call in members:
+            call.turned_away += 1
+        times = max((call.turned_away for call in members), default=0)
         pause = min(MAX_WAIT_FOR_ROOM_S, self._config.batch.poll_s * 2.0 ** min(times, 20))
         self._say(f"it has no room for {len(members)} calls now; retry in {pause:.0f} s")
         await self._sleep(pause)
@@ -371,8 +371,8 @@ class BatchQueue:
         if self._buyer.ran_at < since:
             # No other batch of ours was running: this one may be too large.
             self._gathering.narrow(len(members))
-            for asked in members:
-                asked.refusals += 1
+            for call in members:
+                call.refusals += 1
             if len(members) == 1 and members[0].refusals >= REFUSALS:
                 self._end(members[0], Transient(NOT_DONE, f"{detail} ({members[0].refusals} times)"))
                 return
@@ -415,11 +415,11 @@ class BatchQueue:
     def _running(self) -> list[UnderWay]:
         return [batch for batch in self._batches.values() if batch.running]
 
-    def _end(self, asked: Asked, error: BaseException) -> None:
-        if self._asked.get(asked.key) is asked:
-            del self._asked[asked.key]
-        if not asked.future.done():
-            asked.future.set_exception(error)
+    def _end(self, call: PendingCall, error: BaseException) -> None:
+        if self._calls.get(call.key) is call:
+            del self._calls[call.key]
+        if not call.future.done():
+            call.future.set_exception(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -18,7 +18,7 @@ import orjson
 
 from lion_ray.core.addresses import below
 from lion_ray.core.errors import ConfigError, InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
 FOLDER = "batches"
@@ -67,7 +67,7 @@ class BatchRecords:
             return any(name.endswith(SUFFIX) for name in self._folder.list())
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+                f"the batches in the journal {self._root} cannot be read: {explain(cause)}"
             ) from cause
 
     def load(self, address: str) -> list[BatchRecord]:
@@ -81,7 +81,7 @@ class BatchRecords:
             records = [record for name in names if (record := self._read(name)) is not None]
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batches in the journal {self._root} cannot be read: {told(cause)}"
+                f"the batches in the journal {self._root} cannot be read: {explain(cause)}"
             ) from cause
         return sorted((r for r in records if r.address == address), key=lambda record: record.made_at)
 
@@ -93,7 +93,9 @@ class BatchRecords:
         try:
             return self._read(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the batch record {self._path(nonce)} cannot be read: {told(cause)}") from cause
+            raise InfrastructureError(
+                f"the batch record {self._path(nonce)} cannot be read: {explain(cause)}"
+            ) from cause
 
     def write(self, record: BatchRecord) -> None:
         """Write a record durably. Raises InfrastructureError if the storage refuses."""
@@ -102,7 +104,7 @@ class BatchRecords:
             self._folder.write(record.nonce + SUFFIX, orjson.dumps(asdict(record)), durable=True)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batch record {self._path(record.nonce)} cannot be written: {told(cause)}"
+                f"the batch record {self._path(record.nonce)} cannot be written: {explain(cause)}"
             ) from cause
 
     def remove(self, nonce: str) -> None:
@@ -111,7 +113,7 @@ class BatchRecords:
             self._folder.delete(nonce + SUFFIX)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"the batch record {self._path(nonce)} cannot be removed: {told(cause)}"
+                f"the batch record {self._path(nonce)} cannot be removed: {explain(cause)}"
             ) from cause
 
     def _make(self) -> None:

@@ -21,7 +21,7 @@ from lion_ray.gateway.reply import Reply
 
 
 @dataclass(slots=True)
-class Asked:
+class PendingCall:
     """A call with a waiting caller, or whose answer is not settled yet."""
 
     key: str
@@ -49,7 +49,7 @@ class UnderWay:
     record: BatchRecord
     open: set[str]
     """Keys that may have an answer in it and are not settled."""
-    waiting: dict[str, Asked] = field(default_factory=dict)
+    waiting: dict[str, PendingCall] = field(default_factory=dict)
     """Calls of this process that wait for its end."""
     fresh: bool = False
     """Not bought yet."""
@@ -69,7 +69,7 @@ class UnderWay:
         """Whether a call with this key may still get an answer from it."""
         return not self.closing and (self.output is None or key in self.open)
 
-    def take(self) -> list[Asked]:
+    def take(self) -> list[PendingCall]:
         """Remove and return all waiting calls."""
         taken = list(self.waiting.values())
         self.waiting.clear()
@@ -88,7 +88,7 @@ class Gathering:
     def __init__(
         self,
         config: BatchConfig,
-        ship: Callable[[dict[str, Asked]], None],
+        ship: Callable[[dict[str, PendingCall]], None],
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
@@ -97,31 +97,31 @@ class Gathering:
         self._ship = ship
         self._clock = clock
         self._sleep = sleep
-        self._members: dict[str, Asked] = {}
+        self._members: dict[str, PendingCall] = {}
         self._bytes = 0
         self._fit = config.max_requests
         self._joined_at = clock()
         self._lingering: asyncio.Task[None] | None = None
         self._closed = False
 
-    def add(self, asked: Asked) -> None:
+    def add(self, call: PendingCall) -> None:
         """Add a call. A call larger than a batch's file may be is sent alone, so that the endpoint decides."""
-        if self._members and self._bytes + len(asked.line) > self._config.max_bytes:
+        if self._members and self._bytes + len(call.line) > self._config.max_bytes:
             self._leave()
-        self._members[asked.key] = asked
-        self._bytes += len(asked.line)
+        self._members[call.key] = call
+        self._bytes += len(call.line)
         self._joined_at = self._clock()
         if len(self._members) >= self._fit:
             self._leave()
         elif not self._closed and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger())
 
-    def drop(self, asked: Asked) -> bool:
+    def drop(self, call: PendingCall) -> bool:
         """Remove a call. Returns False if it is not here any more."""
-        if self._members.get(asked.key) is not asked:
+        if self._members.get(call.key) is not call:
             return False
-        del self._members[asked.key]
-        self._bytes -= len(asked.line)
+        del self._members[call.key]
+        self._bytes -= len(call.line)
         return True
 
     def narrow(self, calls: int) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pyarrow import fs as pafs
 
 from lion_ray.core.errors import InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.journal.folder import PART, STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.record import Head, Header, decode_record, encode_header
 from lion_ray.gateway.journal.segments import (
@@ -87,7 +87,7 @@ def compact(folder: Folder, *, merged_bytes: int = MERGED_BYTES) -> Compacted:
             if lock is not None:
                 os.close(lock)
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"the journal {folder.path} cannot be compacted: {told(cause)}") from cause
+        raise InfrastructureError(f"the journal {folder.path} cannot be compacted: {explain(cause)}") from cause
 
 
 def merge_own(folder: Folder, names: Sequence[str]) -> None:

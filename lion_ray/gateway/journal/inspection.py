@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lion_ray.core.errors import InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.reader import Reader
 from lion_ray.gateway.journal.record import Foreign, Head, Header
@@ -86,7 +86,7 @@ def verify(folder: Folder) -> Verified:
                     # Compacted meanwhile: the next listing has its replacement.
                     continue
     except STORAGE_ERRORS as cause:
-        raise InfrastructureError(f"the journal {folder.path} cannot be read: {told(cause)}") from cause
+        raise InfrastructureError(f"the journal {folder.path} cannot be read: {explain(cause)}") from cause
     return found
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from lion_ray.core.errors import ConfigError, InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.calls import Account, Completion
 from lion_ray.gateway.journal.compaction import compact
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
@@ -132,7 +132,7 @@ class Journal:
         try:
             folder.make()
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {told(cause)}") from cause
+            raise InfrastructureError(f"the journal {folder.path} cannot be opened: {explain(cause)}") from cause
         if gather_s is None:
             gather_s = 0.0 if folder.is_local else OBJECT_GATHER_S
         journal = cls(folder, segment_bytes=segment_bytes, most_loose=most_loose, gather_s=gather_s, clock=clock)
@@ -209,7 +209,7 @@ class Journal:
                     break
                 except STORAGE_ERRORS as cause:
                     raise InfrastructureError(
-                        f"the journal cannot read {self._shown(place.segment)}: {told(cause)}"
+                        f"the journal cannot read {self._shown(place.segment)}: {explain(cause)}"
                     ) from cause
                 completion = decode_record(line)
                 if completion is not None and completion.key == key:
@@ -278,7 +278,7 @@ class Journal:
             await asyncio.to_thread(self._lost.write, data)
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
-                f"what may have been billed cannot be recorded in {self._lost.path}: {told(cause)}"
+                f"what may have been billed cannot be recorded in {self._lost.path}: {explain(cause)}"
             ) from cause
 
     async def _commit_all(self) -> None:
@@ -293,7 +293,7 @@ class Journal:
                 try:
                     await loop.run_in_executor(self._thread, self._commit, [line for line, _ in batch])
                 except STORAGE_ERRORS as cause:
-                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {told(cause)}")
+                    self._refuse(batch, f"the journal cannot write to {self._writer.path}: {explain(cause)}")
                     continue
                 for _, durable in batch:
                     if not durable.done():

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from lion_ray.core.errors import InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 from lion_ray.gateway.journal.index import Index, Where
 from lion_ray.gateway.journal.record import Head, digest_of
@@ -126,7 +126,7 @@ class Reader:
                         if attempt == ATTEMPTS - 1:
                             raise
         except STORAGE_ERRORS as cause:
-            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {told(cause)}") from cause
+            raise InfrastructureError(f"the journal {self.folder.path} cannot be read: {explain(cause)}") from cause
 
     def _update(self) -> None:
         with self._lock:

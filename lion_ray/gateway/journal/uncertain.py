@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from lion_ray.core.errors import InfrastructureError
-from lion_ray.core.storage import told
+from lion_ray.core.storage import explain
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
@@ -91,7 +91,7 @@ def read_uncertain(folder: Folder, *, but: str = "") -> list[Uncertain]:
                     found += _decoded(below.read(name, 0, 2**62), below.file(name))
     except STORAGE_ERRORS as cause:
         raise InfrastructureError(
-            f"what may have been billed, in {below.path}, cannot be read: {told(cause)}"
+            f"what may have been billed, in {below.path}, cannot be read: {explain(cause)}"
         ) from cause
     return found
 

@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import ModelError, first_line
-from lion_ray.core.file_kinds import HEAD, told
+from lion_ray.core.file_kinds import HEAD, why_unreadable
 from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
 from lion_ray.imitation.training.loss import Head, Reduction, TokenLoss, token_loss
@@ -78,7 +78,7 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
 
     for file in sorted(Path(model_dir).glob("*.safetensors")):
         with file.open("rb") as opened:
-            if (what := told(opened.read(HEAD), binary=True)) is not None:
+            if (what := why_unreadable(opened.read(HEAD), binary=True)) is not None:
                 raise ModelError(f"{file}: {what}")
     # Load straight to the GPU, so that each worker of a machine does not need a copy in main memory.
     placement = {"device_map": {"": device}} if device.type == "cuda" else {}
