@@ -269,7 +269,8 @@ class Client:
             raise
         finally:
             flight.waiters -= 1
-            if not flight.waiters and not flight.attempt.committed and not flight.task.done():
+            attempt = flight.attempt
+            if not (flight.waiters or attempt.committed or attempt.shipped() or flight.task.done()):
                 flight.task.cancel()
                 # At once, so that a repetition of the call does not join the cancelled flight.
                 self._forget(key, flight)
@@ -338,7 +339,9 @@ class Client:
         queue = self._make_batches()
         return queue if await queue.holds(key) else None
 
-    def _landed(self, _: object) -> None:
+    def _landed(self, flight: asyncio.Task[Outcome]) -> None:
+        if not flight.cancelled():
+            flight.exception()  # retrieved, so that asyncio does not log it if all callers have left
         if not self._flights and not self._closed:
             # A separate task, so that the call's callers do not wait for it.
             self._resting = asyncio.create_task(self._rest())

@@ -22,6 +22,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from lion_ray.config import EndpointConfig
@@ -75,6 +76,9 @@ class Attempt:
 
     committed: bool = False
     """A request is in flight, or its answer is being stored: it must not be dropped."""
+    shipped: Callable[[], bool] = lambda: False
+    """Whether it is in a batch, which goes on without its callers: its reservation must stay, and its answer is kept.
+    Only the end of the process may drop it: the next start adopts the batch."""
     wanted: Callable[[], bool] = lambda: True
     """Whether any caller still waits for the call."""
     patient: bool = True
@@ -327,6 +331,8 @@ class Sender:
             live = not call.batch or self.config.batch.leftovers == "live"
             if live and not await batches.holds(key):
                 return None
+            if not attempt.wanted():
+                raise asyncio.CancelledError
             why = outcome.detail
         return Failure(key, NOT_DONE, f"{why} ({ROUNDS} batches)")
 
@@ -341,7 +347,8 @@ class Sender:
         try:
             await attempt.look()
             # Not committed while it waits: a batch outlives this process, and the next start resumes it.
-            reply = await batches.chat(key, body, live=not call.batch)
+            attempt.shipped = partial(batches.shipped, key)
+            reply = await batches.chat(key, body, live=not call.batch, wanted=attempt.wanted)
             attempt.committed = True
             self._answered = True
             self._suspects.answered(shape_of(body))

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from lion_ray.config import EndpointConfig
+from lion_ray.config import EndpointConfig, PricesConfig
 from lion_ray.core.errors import InfrastructureError
 from lion_ray.gateway.calls import Account, Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
+from lion_ray.gateway.ledger import Ledger
 from tests.gateway.support import QuickTime, call
 from tests.stub_api import StubAPI
 from tests.stub_batch import BatchPlan
@@ -99,6 +100,51 @@ async def test_a_closed_client_leaves_its_batch_to_the_next(stub: StubAPI, tmp_p
     assert stub.stats()["batch"]["creations"] == 1, "the batch of the first client was taken up"
     assert not stub.stats()["repeated"]
     await after.close()
+    await journal.close()
+
+
+async def test_a_batch_goes_on_without_its_callers_and_its_answers_are_kept(stub: StubAPI, tmp_path: Path) -> None:
+    """Its reservation was released once, so that other calls could pass the cap (found by the simulation)."""
+    assert stub.batches is not None
+    stub.batches.plan.polls, stub.batches.plan.expire = 10**9, range(30, 40)
+    journal = Journal.open(str(tmp_path / "journal"))
+    prices = PricesConfig(input=0, output=1000, batch=0.5)
+    ledger = Ledger(prices)
+    batch = {"max_requests": 40, "linger_s": 600, "poll_s": 0.01}
+    config = EndpointConfig(model="stub-model", api_key_env=None, batch=batch)
+    client = Client("default", config, journal, run="job", base_url=stub.base_url, ledger=ledger)
+    tasks = [asyncio.create_task(client.complete(one)) for one in CALLS]
+    while stub.stats()["batch"]["looks"] == 0:  # noqa: ASYNC110 - the stub's count
+        await asyncio.sleep(0.001)
+    reserved = ledger._reserved
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(task.cancelled() for task in tasks)
+    assert ledger._reserved == reserved > 0
+    stub.batches.plan.polls = 1
+    await asyncio.gather(*(flight.task for flight in client._flights.values() if flight.task), return_exceptions=True)
+    assert ledger._reserved == 0
+    spent = journal.spending("job")[Account("job", "teacher", "answers-0")]
+    assert (spent.calls, spent.usd) == (30, pytest.approx(ledger.spent))
+    assert stub.stats()["batch"]["sizes"] == [40], "nobody wants what it left undone"
+    again = await asyncio.gather(*map(client.complete, CALLS[:30]))
+    assert all(isinstance(one, Completion) and one.replayed for one in again)
+    await client.close()
+    await journal.close()
+
+
+async def test_a_call_that_no_batch_holds_yet_ends_with_its_callers(stub: StubAPI, tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path / "journal"))
+    client = unhurried(stub, journal, len(CALLS))
+    tasks = [asyncio.create_task(client.complete(one)) for one in CALLS[:-1]]
+    while client.stats.in_batches < len(tasks):  # noqa: ASYNC110 - its own work
+        await asyncio.sleep(0.001)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
+    assert stub.stats()["batch"]["creations"] == 0
     await journal.close()
 
 

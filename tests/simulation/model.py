@@ -9,7 +9,7 @@ outside, and raises a Violation as soon as the run contradicts one of its promis
 - What was bought in a batch is not bought again by the process that bought it, nor by one that began later; and what a
   batch has answered was handed out, or can be fetched: its record and its files are there.
 - The endpoint's bills never exceed the cap by more than the bills of requests that were out when a process ended, and
-  of batches that nobody waited for.
+  of batches whose answers it had not kept then.
 - The journal's sums are no less than what was handed out cost, and no more than what was billed; an answer that several
   processes fetched from one batch may count for each. With what may have been billed, they are no less than all bills
   that a process could know of.
@@ -78,6 +78,8 @@ class Model:
     asked_at: dict[tuple[str, str], float] = field(default_factory=dict)
     waiting: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Callers by process and prompt."""
+    closed: set[Process] = field(default_factory=set)
+    """Processes that fetch no batch any more."""
     committed: dict[str, dict[str, Any]] = field(default_factory=dict)
     now: float = 0.0
 
@@ -88,13 +90,16 @@ class Model:
         self.asked_at.setdefault((process.name, prompt), self.now)
         self.waiting[process.name, prompt] += 1
 
-    def left(self, process: Process, prompt: str, *, answered: bool) -> None:
-        """A caller has its answer, or does not wait for it any more: batches go on, and nobody fetches them."""
+    def left(self, process: Process, prompt: str) -> None:
+        """A caller has its answer, or does not wait for it any more."""
         self.waiting[process.name, prompt] -= 1
-        if not self.waiting[process.name, prompt]:
-            for one in self.purchases[prompt]:
-                known = one.handed_out or (one.spoilt and answered)
-                if one.batch and one.process is process and not known:
+
+    def closing(self, process: Process) -> None:
+        """A process closes: nobody may fetch what is in its batches."""
+        self.closed.add(process)
+        for purchases in self.purchases.values():
+            for one in purchases:
+                if one.batch and one.process is process and not one.handed_out:
                     self.forgive(one)
 
     def sent(self, process: Process, prompt: str, batch: str = "") -> Purchase:
@@ -120,8 +125,7 @@ class Model:
         purchase.usd = cost(self.prices, prompt_tokens, 0, completion_tokens, batch=bool(purchase.batch))
         purchase.text = f"{purchase.prompt} / answer {purchase.number}"
         self.billed += purchase.usd
-        alone = not self.waiting[purchase.process.name, purchase.prompt]
-        if not purchase.process.alive or (purchase.batch and alone):
+        if not purchase.process.alive or (purchase.batch and purchase.process in self.closed):
             self.forgive(purchase)
         self.check_cap()
         return purchase.text

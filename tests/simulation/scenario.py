@@ -157,6 +157,7 @@ class Proxy:
             world.working.discard(process.name)
             while world.working:  # noqa: ASYNC110 - the others are other processes, with other loops
                 await asyncio.sleep(5.0)
+        world.model.closing(process)
         await client.close(for_good=not failed)
         if not failed:
             world.service.check_left(process)
@@ -175,7 +176,7 @@ class Proxy:
             outcome = await client.complete(replace(self._call(prompt), batch=batch))
         finally:
             if process.alive:
-                world.model.left(process, prompt, answered=isinstance(outcome, Completion))
+                world.model.left(process, prompt)
         if isinstance(outcome, Completion):
             world.say(f"{process.name} has {outcome.text!r}{' (replayed)' if outcome.replayed else ''}")
             world.model.handed_out(prompt, outcome.text, replayed=outcome.replayed)

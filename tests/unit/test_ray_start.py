@@ -88,8 +88,8 @@ def test_whoever_stops_it_is_not_asked_again(kind: Callable[[], BaseException]) 
 
 def test_what_the_first_try_left_is_ended_and_nothing_else() -> None:
     waits = [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.read()"]
-    # A child with a child of its own.
-    deep = [sys.executable, "-c", f"import subprocess; subprocess.run({waits!r})"]
+    # A child with a child of its own, which it outlives.
+    deep = [sys.executable, "-c", f"import signal, subprocess; subprocess.run({waits!r}); signal.pause()"]
     mine = subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     before = set(descendants(os.getpid()))
     left = subprocess.Popen(deep, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

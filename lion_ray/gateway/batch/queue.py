@@ -101,10 +101,19 @@ class BatchQueue:
         await self._ready()
         return self._holder(key) is not None
 
-    async def chat(self, key: str, body: dict[str, Any], *, live: bool = False) -> Reply:
+    def shipped(self, key: str) -> bool:
+        """Whether a call of this process is in a batch, so that its answer may be billed."""
+        call = self._calls.get(key)
+        return call is not None and not self._gathering.has(call)
+
+    async def chat(
+        self, key: str, body: dict[str, Any], *, live: bool = False, wanted: Callable[[], bool] = lambda: True
+    ) -> Reply:
         """Send a call in a batch, or join an earlier process's batch that holds it; returns its answer.
 
-        `live`: only join the batch that `holds` the call, for an answer that it has or still computes for others.
+        Args:
+            live: only join the batch that `holds` the call, for an answer that it has or still computes for others.
+            wanted: whether to try another batch if one ends without answering the call.
 
         Raises a TransportError: Rejected (this request, or its whole batch, can never succeed), Refused (the endpoint
         refuses all), Transient (failed in `ROUNDS` batches, or the endpoint is down for `outage_timeout_s`), NotDone
@@ -119,6 +128,7 @@ class BatchQueue:
             call = self._calls[key] = PendingCall(key, request_line(key, body), future, live=live)
             self._gather([call])
         call.waiters += 1
+        call.wanted = wanted
         try:
             return await asyncio.shield(call.future)
         finally:
@@ -319,7 +329,8 @@ class BatchQueue:
     def _again(self, left: Iterable[PendingCall], error: NotDone) -> None:
         for call in left:
             call.rounds += 1
-            if call.live or error.billed or self._config.batch.leftovers == "live" or not call.waiters:
+            wanted = call.waiters and call.wanted()
+            if call.live or error.billed or self._config.batch.leftovers == "live" or not wanted:
                 self._end(call, error)
             elif call.rounds >= ROUNDS:
                 self._end(call, Transient(NOT_DONE, f"{error.detail} ({call.rounds} batches)"))

@@ -29,6 +29,8 @@ class PendingCall:
     future: asyncio.Future[Reply]
     live: bool = False
     """The caller prefers a live call, and sends it itself if the batch does not answer it."""
+    wanted: Callable[[], bool] = lambda: True
+    """Whether its caller's own callers still want the answer."""
     waiters: int = 0
     rounds: int = 0
     """Batches that ended without answering it."""
@@ -116,9 +118,12 @@ class Gathering:
         elif not self._closed and (self._lingering is None or self._lingering.done()):
             self._lingering = asyncio.create_task(self._linger())
 
+    def has(self, call: PendingCall) -> bool:
+        return self._members.get(call.key) is call
+
     def drop(self, call: PendingCall) -> bool:
         """Remove a call. Returns False if it is not here any more."""
-        if self._members.get(call.key) is not call:
+        if not self.has(call):
             return False
         del self._members[call.key]
         self._bytes -= len(call.line)
