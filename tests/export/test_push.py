@@ -12,7 +12,7 @@ import pytest
 from lion_ray.core.store import RunStore
 from tests.export.stub_hub import TOKEN, Hub, Repository, stub_hub
 from tests.export.test_folder import files
-from tests.unit.test_cli import Outcome, lion
+from tests.warm import Outcome, lion
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from tests.gateway.test_evaluation import judging, lettered
 from tests.stub_api import StubAPI
 from tests.unit.test_benchmarks import bbh_file
+from tests.warm import lion
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +28,8 @@ def more(before: int, stats: dict[str, Any]) -> bool:
 
 async def lion_ray(*arguments: object, cwd: Path) -> tuple[int, str, str]:
     """Exit code, stdout, stderr."""
-    process = await start(*arguments, cwd=cwd)
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    words = ("eval", *map(str, arguments))
+    return await asyncio.to_thread(lion, *words, cwd=cwd, env={"STUB_KEY": "sk-planted"})
 
 
 async def start(*arguments: object, cwd: Path) -> asyncio.subprocess.Process:

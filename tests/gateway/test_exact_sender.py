@@ -407,7 +407,11 @@ class Queue:
         self.asked: list[Any] = []
         self.settled_with: list[Any] = []
 
-    async def chat(self, key: str, body: dict[str, Any], *, live: bool) -> Reply:
+    def shipped(self, key: str) -> bool:
+        return key == "k" and bool(self.asked)
+
+    async def chat(self, key: str, body: dict[str, Any], *, live: bool, wanted: Callable[[], bool]) -> Reply:
+        assert wanted()
         self.asked.append((key, "max_tokens" in body, live))
         result = self.script.pop(0)
         if isinstance(result, BaseException):
@@ -421,6 +425,16 @@ class Queue:
         self.settled_with.append((key, lost))
 
 
+async def test_a_call_that_nobody_wants_any_more_goes_into_no_further_batch() -> None:
+    queue = Queue(NotDone("no"), GOOD)
+    bench = Bench(batches=lambda: queue)
+    bench.attempt.wanted = lambda: len(queue.asked) == 0
+    with pytest.raises(asyncio.CancelledError):
+        await bench.buy(BATCH)
+    assert len(queue.asked) == 1
+    assert bench.ledger.spent == 0
+
+
 async def test_a_call_through_a_batch() -> None:
     queue = Queue(GOOD)
     bench = Bench(batches=lambda: queue)
@@ -428,6 +442,7 @@ async def test_a_call_through_a_batch() -> None:
     assert found == bought(seconds=0.0, usd=pytest.approx(0.00105 / 2))  # type: ignore[arg-type]
     assert (bench.kept, queue.asked, bench.asked) == ([found], [("k", True, False)], [])
     assert bench.attempt.committed
+    assert bench.attempt.shipped()
     assert bench.ledger.spent == pytest.approx(0.00105 / 2)
     # A live call goes to the endpoint itself, and so does a batch call of an endpoint without batches.
     live = Bench(GOOD, batches=lambda: queue)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.gateway.support import filled, segments
+from tests.warm import lion
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def journal(*words: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lion_ray", "journal", *words],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
+    done = lion("journal", *words, env={"COLUMNS": "120"})
+    assert "Traceback" not in done.err
+    return done
 
 
 async def test_stats_verify_and_compact(tmp_path: Path) -> None:

@@ -114,9 +114,46 @@ def assert_every_step_was_told_once(job: Job, logs: Path) -> None:
     assert written_steps(folder, "spend/usd")
 
 
-@pytest.mark.parametrize(
-    "in_training", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "killed in training too"]
-)
+def test_killed_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job) -> None:
+    """A run of one imitation, in a bucket, which a script resumes; up to there it is what the undisturbed run is."""
+    with s3_server() as environment, stub_process(*LATENCY) as base_url:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        changes = {"iterations": 0, "storage_path": f"s3://{BUCKET}/team/runs"} | UNJUDGED
+        job = Job(tmp_path, base_url, changes, environment)
+        bought = kill_in(job, "training")
+        forget(job)
+        script = f"from lion_ray import distil; print(distil({str(job.path)!r}).checkpoint)"
+        resumed = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+        )
+        assert resumed.returncode == 0, resumed.stderr
+        assert resumed.stdout.splitlines()[-1] == f"{job.store.root}/iteration-1/checkpoint/model"
+        assert journaled(job.store) == bought
+        assert not fetch_stats(base_url)["repeated"], "what was paid for was not bought again"
+        for stage in ("pool-0", "answers-0"):
+            assert table_of(job.store, stage).equals(table_of(undisturbed.store, stage)), f"{stage} differs"
+        weights = "iteration-1/checkpoint/model/model.safetensors"
+        assert job.store.read_bytes(weights) == undisturbed.store.read_bytes(weights)
+        assert not (tmp_path / "runs").exists()
+
+
+def test_the_notebook_opens_a_finished_run(undisturbed: Job) -> None:
+    bought = requests(undisturbed.base_url)
+    undisturbed.finish_in_notebook(ROOT / "docs" / "notebook.py")
+    steps = [(undisturbed.store.stage(f"iteration-{k}/checkpoint").manifest() or {})["steps"] for k in (1, 2)]
+    assert f"{sum(steps)} steps; the loss went from" in undisturbed.words()
+    assert requests(undisturbed.base_url) == bought
+
+
+def forget(job: Job) -> None:
+    """A bucket has no locks: a driver that is gone is known by its silence, which need not be waited out here."""
+    gone = job.store.read_json("attempt.json")
+    job.store.write_json("attempt.json", gone | {"ended": True})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("in_training", [False, True], ids=["", "killed in training too"])
 def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Job, in_training: bool
 ) -> None:
@@ -134,18 +171,13 @@ def test_a_run_in_a_bucket_out_of_money_killed_and_not_alone(
             assert job.end(RICH) == 7, "two drivers went on in one folder"
             assert "another attempt at this run is running" in job.words()
 
-        def forget() -> None:
-            # A bucket has no locks: a driver that is gone is known by its silence, which need not be waited out here.
-            gone = job.store.read_json("attempt.json")
-            job.store.write_json("attempt.json", gone | {"ended": True})
-
         bought = [spend_the_budget(job)]
         if in_training:
             bought.append(kill_in(job, "training"))
             assert not fetch_stats(base_url)["repeated"], "what the first attempt paid for was not bought again"
-            forget()
+            forget(job)
         bought.append(kill_in(job, "generating", another_is_refused))
-        forget()
+        forget(job)
         # The last attempt is a notebook's, and its cells must all go through.
         job.changes = {"budget": {"usd": 1000}}
         job.write()

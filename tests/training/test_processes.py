@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from lion_ray.config import LoraConfig
 from lion_ray.core.errors import TrainingError
 from lion_ray.imitation.training.fit import train
+from tests import warm
 from tests.training.conftest import ROWS, weights
 
 NAMES = ("one", "two")
@@ -144,53 +144,56 @@ def run_module(spec, *launcher, **options):
     """``python -m lion_ray.imitation.training`` with `spec`, as a user would run it."""
     path = Path(f"{spec.output_dir}.json")
     spec.save(path)
+    if not launcher:
+        return warm.run("lion_ray.imitation.training", str(path), imported=warm.TRAINING, **options)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, *launcher, "-m", "lion_ray.imitation.training", str(path)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return warm.Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def test_a_full_disk_leaves_no_folder_and_the_same_command_makes_it(make_spec, tmp_path):
     spec = make_spec(checkpoint_every_steps=50)
     # Any one file may be as large as half of the model: all but the weights can be written.
     limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
-    failed = run_module(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2))
-    assert failed.returncode != 0
-    assert "step=12" in failed.stdout
+    failed = run_module(spec, largest_file=limit)
+    assert failed.code != 0
+    assert "step=12" in failed.out
     assert (tmp_path / "out.partial" / "config.json").exists()
     assert not (tmp_path / "out").exists()
     done = run_module(spec)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out.json"]
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_is_one_line(make_spec, tmp_path):
     spec = make_spec()
     limit = (Path(spec.model_dir) / "model.safetensors").stat().st_size // 2
-    failed = run_module(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit,) * 2))
-    assert failed.returncode == 6, failed.stderr
-    last = failed.stderr.splitlines()[-1]
+    failed = run_module(spec, largest_file=limit)
+    assert failed.code == 6, failed.err
+    last = failed.err.splitlines()[-1]
     assert last.startswith("lion-ray training: the checkpoint after step 5 could not be written beside ")
     assert "File too large" in last
-    assert "Traceback" not in failed.stderr
+    assert "Traceback" not in failed.err
 
 
 def test_the_module_goes_on_from_its_own_checkpoint(make_spec, tmp_path):
     # A file where the folder should be made: the fit ends, but cannot be written.
     (tmp_path / "out.partial").touch()
     failed = run_module(make_spec(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    assert failed.returncode != 0
-    assert "step=12" in failed.stdout
+    assert failed.code != 0
+    assert "step=12" in failed.out
     assert [path.name for path in (tmp_path / "out.progress").iterdir()] == ["step-00000010"]
     (tmp_path / "out.partial").unlink()
     done = run_module(make_spec())
-    assert done.returncode == 0, done.stderr
-    steps = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("step=")]
+    assert done.code == 0, done.err
+    steps = [line.split()[0] for line in done.out.splitlines() if line.startswith("step=")]
     assert steps == ["step=11", "step=12"]
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out", "out.json"]
 
 
 def test_a_mistake_is_one_line_and_an_exit_code(make_spec):
     failed = run_module(make_spec(prompt="missing.txt"))
-    assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("lion-ray training: the prompt template")
-    assert "Traceback" not in failed.stderr
+    assert failed.code == 2
+    assert failed.err.splitlines()[-1].startswith("lion-ray training: the prompt template")
+    assert "Traceback" not in failed.err

@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.warm import lion
+
 KEY = "sk-canary-0123456789"
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def message(self) -> str:
-        """The one line that the user is told."""
-        lines = [line for line in self.err.strip().split("\n") if line.startswith("lion-ray: ")]
-        assert len(lines) == 1, self.err
-        assert "Traceback" not in self.err
-        return lines[0]
-
-
-def lion(*words: str, cwd: Path, env: dict[str, str] | None = None) -> Outcome:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
-    done = subprocess.run(
-        [sys.executable, "-m", "lion_ray", *words],
-        cwd=cwd,
-        env=environment | {"PYTHONPATH": str(ROOT)} | (env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import yaml
 
 from tests.stub_api import fetch_stats, stub_process
 from tests.unit.test_calibration import make_run, written
-from tests.unit.test_cli import Outcome, lion
+from tests.warm import Outcome, lion
 
 PAIRS = [
     {"instruction": f"Say {n}.", "first": f"good {n}", "second": f"poor {n}", "label": (1, 2, "tie")[n % 3]}

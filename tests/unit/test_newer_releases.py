@@ -13,7 +13,8 @@ from lion_ray.core.attempts import read_attempt
 from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import FORMAT, RunStore
 from lion_ray.gateway.batch.state import VERSION, BatchRecord, BatchRecords
-from tests.unit.test_cli import KEY, lion
+from tests.unit.test_cli import KEY
+from tests.warm import lion
 
 
 def whole(folder: Path) -> dict[str, bytes | None]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +19,7 @@ from lion_ray.pipeline.results import results as read_results
 from lion_ray.report import render, write_report
 from lion_ray.report.words import duration, without_secrets
 from tests.run_folder import RunFolder, plain
+from tests.warm import lion
 
 ALLOWED = {
     "html", "head", "meta", "title", "style", "body", "header", "main", "footer", "nav", "section", "h1", "h2", "h3",
@@ -341,28 +340,24 @@ def test_an_older_run_that_did_not_write_down_when_stages_began(tmp_path: Path) 
 
 def test_the_command(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "small").begin()
-    command = [sys.executable, "-m", "lion_ray", "report", str(folder.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(folder.root / "report.html")
+    command = ("report", str(folder.root))
+    done = lion(*command)
+    assert (done.code, done.out.strip()) == (0, str(folder.root / "report.html")), done.err
     check_whole((folder.root / "report.html").read_text())
     other = tmp_path / "out.html"
-    subprocess.run([*command, "--out", str(other)], capture_output=True, check=True)
+    assert lion(*command, "--out", str(other)).code == 0
     check_whole(other.read_text())
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "no" / "x.html")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 6
-    assert "could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = lion(*command, "--out", str(tmp_path / "no" / "x.html"))
+    assert done.code == 6
+    assert "could not be written" in done.message
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run").begin()
     folder.store.write_bytes("answers-0/manifest.json", b"{")
-    command = [sys.executable, "-m", "lion_ray", "report", str(folder.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 6
-    assert re.fullmatch(r"lion-ray: .*answers-0/manifest\.json: damaged .*not JSON: .*\n", done.stderr)
+    done = lion("report", str(folder.root))
+    assert done.code == 6
+    assert re.fullmatch(r"lion-ray: .*answers-0/manifest\.json: damaged .*not JSON: .*\n", done.err)
 
 
 def test_texts_that_act_are_shown() -> None:

@@ -13,6 +13,7 @@ import pytest
 from lion_ray.report import render
 from tests.object_store import BUCKET, s3_server
 from tests.run_folder import RunFolder
+from tests.warm import lion
 
 COPY = "import sys; from pyarrow import fs; fs.copy_files(sys.argv[1], sys.argv[2])"
 
@@ -25,10 +26,9 @@ def test_a_run_behind_a_url(tmp_path: Path) -> None:
         # In processes of their own: S3 clients read the environment once.
         variables = os.environ | environment
         subprocess.run([sys.executable, "-c", COPY, str(folder.root), url], check=True, env=variables)
-        command = [sys.executable, "-m", "lion_ray", "report", url]
-        done = subprocess.run(command, check=True, env=variables, capture_output=True, text=True)
-        assert done.stdout.strip() == f"{url}/report.html"
-        subprocess.run([*command, "--out", str(out)], check=True, env=variables, capture_output=True)
+        done = lion("report", url, env=environment)
+        assert (done.code, done.out.strip()) == (0, f"{url}/report.html"), done.err
+        assert lion("report", url, "--out", str(out), env=environment).code == 0
 
     def settled(page: str) -> str:
         return re.sub(r"written [\d: -]+ UTC", "", page)
