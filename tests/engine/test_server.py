@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,22 @@ from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.inference.server import ModelServer
-from lion_ray.models.machine import multiplies_int8
+from lion_ray.models.machine import multiplies_int8, speeds
 from lion_ray.models.prompter import Prompter
 from lion_ray.models.quantize import served_folder
+from lion_ray.models.resolve import cache_folder
 from tests.tiny import make_tiny_model
+
+
+def fresh_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, apart from what is known of this machine's speed."""
+    speeds()
+    known = list(cache_folder().glob("machine-*.json"))
+    monkeypatch.setenv("LION_RAY_CACHE", str(folder))
+    folder.mkdir()
+    for file in known:
+        shutil.copy2(file, folder)
+
 
 SERVE = ServeConfig(
     model="tiny", dtype="float32", max_model_len=128, max_num_seqs=4, kv_cache_gib=1, enforce_eager=True
@@ -32,7 +45,7 @@ SERVE = ServeConfig(
 
 async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the demo's: weights in 8 bits, the type of numbers left to the machine, the model's own chat template."""
-    monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
     make_tiny_model(tmp_path / "tiny", initializer_range=0.5)
     serve = ServeConfig(model="tiny", quantization="int8", max_model_len=128, max_num_seqs=4, kv_cache_gib=0.1)
     said: list[str] = []
@@ -66,6 +79,7 @@ async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, mon
     assert await server.counts() is None
 
 
+@pytest.mark.long
 async def test_a_server_that_cannot_start_quotes_its_log(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     server = ModelServer(SERVE, str(tmp_path), "broken")

@@ -118,7 +118,10 @@ LASTING = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "advice"), LASTING, ids=[fault for fault, _ in LASTING])
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [pytest.param(*one, id=one[0], marks=[pytest.mark.long] if one[0] == "cut" else []) for one in LASTING],
+)
 async def test_what_lasts_ends_in_one_line_and_nothing_is_bought_again(
     service: Moods, bucket: str, stub: StubAPI, monkeypatch: pytest.MonkeyPatch, fault: str, advice: str
 ) -> None:
