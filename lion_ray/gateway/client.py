@@ -39,7 +39,7 @@ from lion_ray.gateway.request import as_sent
 from lion_ray.gateway.sender import Attempt, Sender
 from lion_ray.gateway.spread import Spread
 from lion_ray.gateway.stats import Event, Latencies, Stats
-from lion_ray.gateway.transport import OpenAITransport, Transport, openai_client
+from lion_ray.gateway.transport import Transport
 from lion_ray.gateway.wire import shorten
 
 JOURNAL_REFRESH_S = 5.0
@@ -106,10 +106,9 @@ class Client:
                     f"{config.api_key_env} holds a key, but only one can be sent; remove the user and password from "
                     f"base_url, or set endpoints.{name}.api_key_env to null"
                 )
-            kind = AiohttpTransport if config.transport == "aiohttp" else OpenAITransport
-            transport = kind(config, address, key)
+            transport = _transport(config, address, key)
             if more:
-                transport = Spread([transport, *(kind(config, one, key) for one in more)])
+                transport = Spread([transport, *(_transport(config, one, key) for one in more)])
 
             batch_api = partial(_batch_api, config, address, key)
 
@@ -397,7 +396,17 @@ class Client:
         return InfrastructureError(f"the client of endpoint {self.name} was closed before this call was answered")
 
 
+def _transport(config: EndpointConfig, address: Address, key: str | None) -> Transport:
+    if config.transport == "aiohttp":
+        return AiohttpTransport(config, address, key)
+    from lion_ray.gateway.openai_transport import OpenAITransport
+
+    return OpenAITransport(config, address, key)
+
+
 def _batch_api(config: EndpointConfig, address: Address, key: str | None) -> BatchAPI:
+    from lion_ray.gateway.openai_transport import openai_client
+
     return BatchAPI(openai_client(config, address, key), config.timeout_s, keyed=config.api_key_env is not None)
 
 

@@ -90,6 +90,7 @@ async def test_a_server_that_cannot_start_quotes_its_log(tmp_path: Path) -> None
         server.stop()
 
 
+@pytest.mark.long
 async def test_a_runs_student_is_served_to_those_with_the_key(tmp_path: Path) -> None:
     """`lion-ray serve`, from a run folder; the student was trained with the paper's frame."""
     store = RunStore(str(tmp_path / "run"))

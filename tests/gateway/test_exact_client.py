@@ -18,10 +18,10 @@ from lion_ray.gateway.http import AiohttpTransport
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.journal.spending import Spent
 from lion_ray.gateway.ledger import Excess, Ledger
+from lion_ray.gateway.openai_transport import OpenAITransport
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.spread import Spread
 from lion_ray.gateway.stats import Event, Stats
-from lion_ray.gateway.transport import OpenAITransport
 from lion_ray.gateway.usage import Bounds, Settled, Usage
 from lion_ray.gateway.wire import RateLimited, Rejected, Transient
 

@@ -19,7 +19,7 @@ from lion_ray.gateway.batch.api import BatchAPI
 from lion_ray.gateway.calls import Account, Completion, Failure
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal.record import decode_record, encode_record
-from lion_ray.gateway.transport import openai_client
+from lion_ray.gateway.openai_transport import openai_client
 from lion_ray.gateway.wire import TransportError
 from tests.gateway.support import QuickTime, call
 from tests.raw_api import chat, raw_api

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from lion_ray.core.process_guard import descendants
 from lion_ray.pipeline.ray_cluster import RAY_ENVIRONMENT
-from tests.ray.harness import CANARY, LATENCY, LOOK_S, ROOT, Job, job_with_key, kill, short_folder
+from tests.ray.harness import CANARY, LATENCY, ROOT, Job, job_with_key, kill, short_folder
 from tests.ray.machines import Machines, joined, started
 from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
@@ -41,6 +41,8 @@ def cluster(one_cluster: Cluster) -> Iterator[Machines]:
 for name, value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+WATCH_S = 1.0
+"""Between looks at all processes and panels of a run; more often takes as much of a core as the run itself."""
 MOST = 1000.0
 """Nats per token: no student gains so much in an iteration."""
 
@@ -121,5 +123,5 @@ def watch(process: subprocess.Popen[bytes], config: Path, folder: Path) -> tuple
                     started.add(name)
                     if CANARY.encode() in told + Path(f"/proc/{pid}/environ").read_bytes():
                         exposed.add(name)
-            time.sleep(LOOK_S)
+            time.sleep(WATCH_S)
     return set(missing), started, exposed

@@ -185,7 +185,7 @@ class Job:
         process = self.start(*overrides)
         try:
             # Often, for some states are short; a bucket is another process's work.
-            until(condition, process, self.words, look_s=0.05 if "://" in self.store.root else 0.005)
+            until(condition, process, self.words, look_s=0.25 if "://" in self.store.root else 0.005)
         except BaseException:
             kill(process)
             raise

@@ -9,6 +9,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from lion_ray.inference.ports import free_port
 from tests.ray.harness import LOOK_S, UNJUDGED, Job, kill, until
 from tests.ray.machines import Machines
@@ -37,6 +39,7 @@ def test_an_endpoint_that_nobody_answers_at(tmp_path: Path, cluster: Machines) -
     assert NOBODY in line
 
 
+@pytest.mark.long
 def test_a_malformed_row_stops_the_run_before_a_call(tmp_path: Path, cluster: Machines) -> None:
     job = Job(tmp_path, NOBODY, UNJUDGED, cluster.environment)
     with (tmp_path / "pool.jsonl").open("a") as pool:

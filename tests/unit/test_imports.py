@@ -43,6 +43,7 @@ def modules(room: str) -> list[str]:
     [
         ("prompts similarity data discrimination generation", {"ray", "torch", "vllm", "openai", *SENDING}),
         ("gateway", {"ray", "torch", "vllm"}),
+        ("gateway/client gateway/batch actors/teacher actors/referee actors/generator", {"openai"}),
         ("models", {"ray", "torch", "vllm", "openai", *SENDING}),
         ("imitation", {"ray", "vllm", "openai", "lion_ray.gateway"}),
         ("inference", {"ray"}),

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
-
-import openai
-from openai.types import Batch
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lion_ray.core.addresses import without_secrets
 from lion_ray.core.descriptors import no_descriptors, none_left
 from lion_ray.gateway.batch.lines import URL
-from lion_ray.gateway.transport import connection_error
 from lion_ray.gateway.wire import CONNECTION_LOST, GARBLED, TIMED_OUT, Transient, TransportError, shorten, status_error
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import Batch
 
 NONCE = "lion_ray_nonce"
 OVER = ("completed", "failed", "expired", "cancelled")
@@ -107,6 +107,10 @@ class BatchAPI:
         return text.replace(self._key, b"***") if self._key else text
 
     async def _ask(self, what: str, request: Awaitable[_T], *, limit_s: float | None = -1, by_id: bool = False) -> _T:
+        import openai
+
+        from lion_ray.gateway.openai_transport import connection_error
+
         error: TransportError
         out = False
         limit_s = self._timeout_s if limit_s == -1 else limit_s
@@ -151,6 +155,8 @@ def _known(file_id: object) -> str:
 
 def _batch(answer: object) -> Batch:
     """Check an answer, because the package builds its types from any JSON, and returns other bodies as text."""
+    from openai.types import Batch
+
     if not isinstance(answer, Batch) or not isinstance(answer.id, str) or not isinstance(answer.status, str):
         raise Transient(GARBLED, f"no batch in the answer: {shorten(str(answer))}")
     return answer

@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-from openai.types import Batch
+from typing import TYPE_CHECKING, TypeVar
 
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
@@ -25,6 +23,9 @@ from lion_ray.gateway.batch.lines import Output
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.batch.work import UnderWay
 from lion_ray.gateway.wire import RateLimited, Transient, TransportError
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 INTENT_GRACE_S = 120.0
 """A batch that is not listed this long after its upload or creation was requested was never created, in seconds."""

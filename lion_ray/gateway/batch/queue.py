@@ -26,9 +26,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
-
-from openai.types import Batch
+from typing import TYPE_CHECKING, Any
 
 from lion_ray.config import EndpointConfig
 from lion_ray.core.errors import InfrastructureError
@@ -40,6 +38,9 @@ from lion_ray.gateway.batch.verdict import Verdict, verdict_of
 from lion_ray.gateway.batch.work import Gathering, PendingCall, UnderWay
 from lion_ray.gateway.reply import Reply
 from lion_ray.gateway.wire import Rejected, Transient, TransportError
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 NOT_DONE = "not done by batches"
 ROUNDS = 5

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from openai.types import Batch
+from typing import TYPE_CHECKING
 
 from lion_ray.gateway.wire import REJECTED, Refused, Rejected, shorten
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 _QUOTA = {"billing_hard_limit_reached", "billing_not_active", "insufficient_quota"}
 _NO_ROOM = {"token_limit_exceeded", "too_many_tasks"}

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-
-from openai.types import Batch
+from typing import TYPE_CHECKING
 
 from lion_ray.config import BatchConfig
 from lion_ray.gateway.batch.lines import Output
 from lion_ray.gateway.batch.state import BatchRecord
 from lion_ray.gateway.reply import Reply
+
+if TYPE_CHECKING:
+    from openai.types import Batch
 
 
 @dataclass(slots=True)
