@@ -66,7 +66,8 @@ class Stage:
         if self.waits_for:
             return f"{self.name}: waiting for {self.waits_for} ({self.seconds():.0f} s)"
         left = self.left_s()
-        about = "" if left is None else f", about {left:.0f} s left"
+        # Where all units are done, what is left is not known by their pace.
+        about = f", about {left:.0f} s left" if left else ""
         note = f"; {self.note}" if self.note else ""
         if not self.total:  # the total is not known yet
             return f"{self.name}: {self.seconds():.0f} s{note}"

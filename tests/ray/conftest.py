@@ -23,9 +23,10 @@ from tests.ray.prometheus import PROMETHEUS, panels, scraping, written_by
 from tests.stub_api import fetch_stats, stub_process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_cluster() -> Iterator[Cluster]:
-    """For all who need a cluster and do nothing to its nodes."""
+    """For all who need a cluster and do nothing to its nodes. It ends with the last of them: an idle one takes a tenth of
+    a core."""
     with started() as cluster:
         yield cluster
 

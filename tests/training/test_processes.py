@@ -177,6 +177,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line(make_spec, tmp_path):
     assert "Traceback" not in failed.err
 
 
+@pytest.mark.long
 def test_the_module_goes_on_from_its_own_checkpoint(make_spec, tmp_path):
     # A file where the folder should be made: the fit ends, but cannot be written.
     (tmp_path / "out.partial").touch()

@@ -96,7 +96,8 @@ async def run_fit(run: Run, job: dict[str, Any], title: str) -> Manifest:
             if (seen := run.store.read_json(layout.progress(job["stage"]))) is None:
                 return 0
             shown.total = seen["steps"]
-            shown.note = f"loss {seen['loss']:.3f}"
+            over = seen["step"] == seen["steps"]
+            shown.note = "writing and measuring the student" if over else f"loss {seen['loss']:.3f}"
             run.trackers.wake()
             return int(seen["step"])
 
