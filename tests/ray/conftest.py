@@ -25,8 +25,10 @@ from tests.stub_api import fetch_stats, stub_process
 
 @pytest.fixture(scope="package")
 def one_cluster() -> Iterator[Cluster]:
-    """For all who need a cluster and do nothing to its nodes. It ends with the last of them, as an idle one takes a tenth of
-    a core."""
+    """For all who need a cluster and do nothing to its nodes; it ends with the last of them.
+
+    Idle, it takes a tenth of a core from the other tests.
+    """
     with started() as cluster:
         yield cluster
 
