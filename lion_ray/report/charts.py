@@ -101,9 +101,13 @@ def lines(
     if reference is not None:
         at = y_scale(reference[1])
         parts.append(line(50, at, WIDTH - 8, at, "tau"))
-        parts.append(
-            text(WIDTH - 8, at - 4, f"{reference[0]} {format_value(reference[1])}", at="end", class_="over legend")
-        )
+        name = f"{reference[0]} {format_value(reference[1])}"
+        values = [point.y for one in series for point in one.points if point.y is not None]
+        # Over the end of the line that the curve stays away from.
+        if abs(values[0] - reference[1]) > abs(values[-1] - reference[1]):
+            parts.append(text(56, at - 4, name, class_="over legend"))
+        else:
+            parts.append(text(WIDTH - 8, at - 4, name, at="end", class_="over legend"))
     has_intervals = any(point.low is not None for one in series for point in one.points)
     for place, one in enumerate(series):
         offset = (place - (len(series) - 1) / 2) * 9 * has_intervals
@@ -116,15 +120,18 @@ def lines(
                 parts.append(_whisker(x, y_scale(point.low), y_scale(point.high), one.class_))
             parts.append(marker(place, x, y, f"mark {one.class_}", hint))
             if single and len(known) <= 6:
-                parts.append(text(x + 3, y - 9, format_value(point.y), at="middle", class_="over value"))
-    values = "; ".join(
+                # Beside the point if the reference's line is where the value would be.
+                near = reference is not None and abs(y - 13 - y_scale(reference[1])) < 10
+                where = (x - 9, y + 4, "end") if near else (x + 3, y - 9, "middle")
+                parts.append(text(*where[:2], format_value(point.y), at=where[2], class_="over value"))
+    told = "; ".join(
         f"{one.name}: "
         + ", ".join(f"{point.x}: {format_value(point.y)}" for point in one.points if point.y is not None)
         for one in series
     )
     if reference is not None:
-        values += f"; dashed line, {reference[0]}: {format_value(reference[1])}"
-    return picture(key, title, f"{unit}, by {x_label}. {values}.", WIDTH, height, *parts)
+        told += f"; dashed line, {reference[0]}: {format_value(reference[1])}"
+    return picture(key, title, f"{unit}, by {x_label}. {told}.", WIDTH, height, *parts)
 
 
 def scatter(key: str, title: str, points: Sequence[tuple[float, float, int]], tau: float) -> Markup | None:

@@ -190,13 +190,20 @@ def _hard_row(row: HardRow) -> dict[str, Any]:
             ("student", clip(row.student["text"]), _provenance(row.student)),
         ],
         "reviews": [
-            (order, f"teacher {pair[0]:g}, student {pair[1]:g}" if pair else "no readable scores", clip(review))
+            (order, scores_in_order(pair, review), clip(review))
             for (order, pair), review in zip(
                 scores.items(), (verdict["review_teacher_first"], verdict["review_student_first"]), strict=True
             )
         ],
         "judge": verdict["model"] or "unknown",
     }
+
+
+def scores_in_order(pair: Sequence[float] | None, review: str | None) -> str:
+    """[teacher, student] scores in one order of the answers, or why there are none; `review`: the judge's text."""
+    if pair:
+        return f"teacher {pair[0]:g}, student {pair[1]:g}"
+    return "no readable scores" if review else "not asked in this order"
 
 
 def _provenance(answer: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from lion_ray.core.terminal import harmless
 from lion_ray.evaluation.benchmarks.protocol import PAPER
 from lion_ray.pipeline.results import results as read_results
 from lion_ray.report import render, write_report
+from lion_ray.report.page import scores_in_order
 from lion_ray.report.words import duration, without_secrets
 from tests.run_folder import RunFolder, plain
 from tests.warm import lion
@@ -358,6 +359,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     done = lion("report", str(folder.root))
     assert done.code == 6
     assert re.fullmatch(r"lion-ray: .*answers-0/manifest\.json: damaged .*not JSON: .*\n", done.err)
+
+
+def test_an_order_that_was_not_asked_is_not_called_unreadable() -> None:
+    assert scores_in_order([9.0, 2.5], "9 2.5") == "teacher 9, student 2.5"
+    assert scores_in_order(None, "Both are fine.") == "no readable scores"
+    assert scores_in_order(None, None) == scores_in_order(None, "") == "not asked in this order"
 
 
 def test_texts_that_act_are_shown() -> None:
