@@ -120,10 +120,12 @@ def lines(
                 parts.append(_whisker(x, y_scale(point.low), y_scale(point.high), one.class_))
             parts.append(marker(place, x, y, f"mark {one.class_}", hint))
             if single and len(known) <= 6:
-                # Beside the point if the reference's line is where the value would be.
+                # Below the point if the reference's line is where the value would be.
                 near = reference is not None and abs(y - 13 - y_scale(reference[1])) < 10
-                where = (x - 9, y + 4, "end") if near else (x + 3, y - 9, "middle")
-                parts.append(text(*where[:2], format_value(point.y), at=where[2], class_="over value"))
+                below = y_scale(point.y if point.low is None else point.low) + 16
+                parts.append(
+                    text(x + 3, below if near else y - 9, format_value(point.y), at="middle", class_="over value")
+                )
     told = "; ".join(
         f"{one.name}: "
         + ", ".join(f"{point.x}: {format_value(point.y)}" for point in one.points if point.y is not None)
