@@ -122,7 +122,7 @@ def lines(
             if single and len(known) <= 6:
                 # Below the point if the reference's line is where the value would be.
                 near = reference is not None and abs(y - 13 - y_scale(reference[1])) < 10
-                below = y_scale(point.y if point.low is None else point.low) + 16
+                below = (y if point.low is None else y_scale(point.low)) + 16
                 parts.append(
                     text(x + 3, below if near else y - 9, format_value(point.y), at="middle", class_="over value")
                 )
