@@ -374,6 +374,9 @@ class Sender:
                 await self._lost(worst, attempt)
                 await batches.settled(key, lost)
                 attempt.committed = False
+            elif batches.unsettled(key):
+                # Not recorded as lost: the open record of its batch is, and the next start counts what it cost.
+                await self._purse.lose(worst, _nothing_kept)
             else:
                 await self._purse.settle(worst, paid)
 

@@ -402,10 +402,13 @@ BATCH = Call(CALL.messages, 1000, role="teacher", batch=True)
 class Queue:
     """A batch queue that answers by a script."""
 
-    def __init__(self, *script: Any, holds: bool = False) -> None:
-        self.script, self.held = list(script), holds
+    def __init__(self, *script: Any, holds: bool = False, fails: bool = False) -> None:
+        self.script, self.held, self.fails = list(script), holds, fails
         self.asked: list[Any] = []
         self.settled_with: list[Any] = []
+
+    def unsettled(self, key: str) -> bool:
+        return self.fails
 
     def shipped(self, key: str) -> bool:
         return key == "k" and bool(self.asked)
@@ -423,6 +426,16 @@ class Queue:
 
     async def settled(self, key: str, lost: NotDone) -> None:
         self.settled_with.append((key, lost))
+
+
+async def test_a_batch_that_failed_here_and_may_exist_keeps_its_reservation() -> None:
+    queue = Queue(InfrastructureError("the disk"), fails=True)
+    bench = Bench(batches=lambda: queue)
+    with pytest.raises(InfrastructureError, match="the disk"):
+        await bench.buy(BATCH)
+    worst = bench.ledger.uncertain
+    assert worst > 0
+    assert (bench.lost, bench.ledger.spent, bench.ledger._reserved) == ([], 0, pytest.approx(0))
 
 
 async def test_a_call_that_nobody_wants_any_more_goes_into_no_further_batch() -> None:

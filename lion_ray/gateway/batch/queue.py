@@ -89,6 +89,7 @@ class BatchQueue:
         self._gathering = Gathering(config.batch, self._ship, clock, sleep)
         self._loading: asyncio.Task[None] | None = None
         self._calls: dict[str, PendingCall] = {}
+        self._unsettled: set[str] = set()
         self._batches: dict[str, UnderWay] = {}
         self._where: dict[str, str] = {}
         self._adopted: list[UnderWay] = []
@@ -138,6 +139,13 @@ class BatchQueue:
                 # Nothing was sent, so nothing is paid for.
                 self._calls.pop(key, None)
                 call.future.cancel()
+
+    def unsettled(self, key: str) -> bool:
+        """Whether `chat` failed for a call whose batch may exist, and be billed: its record is open, and the next start
+        looks for it. Asked once after each failure."""
+        found = key in self._unsettled
+        self._unsettled.discard(key)
+        return found
 
     async def settled(self, key: str, left: NotDone | None = None) -> None:
         """The caller has durably journaled this key, or what the batch that `left` it may have cost. A batch's last key
@@ -236,7 +244,10 @@ class BatchQueue:
         """End all waiting calls if a batch's task failed, so that no caller waits for ever."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
+            may_exist = batch.maybe_created or batch.record.batch_id is not None
             for call in batch.take():
+                if may_exist:
+                    self._unsettled.add(call.key)
                 self._end(call, error)
 
     async def _see_through(self, batch: UnderWay) -> None:
