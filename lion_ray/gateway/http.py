@@ -3,8 +3,8 @@
 Invariants: those of `transport.Transport`. Redirects are not followed: one could send the key and the prompts to
 another host. Of the environment only the settings in `address` are used: no ~/.netrc.
 
-`transport.OpenAITransport` spends its time on building requests and typed answers. This transport sends orjson's bytes
-and reads only the fields that a Reply needs (bench/gateway.py measures both).
+`openai_transport.OpenAITransport` spends its time on building requests and typed answers. This transport sends orjson's
+bytes and reads only the fields that a Reply needs (bench/gateway.py measures both).
 """
 
 from __future__ import annotations

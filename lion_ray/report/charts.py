@@ -102,9 +102,9 @@ def lines(
         at = y_scale(reference[1])
         parts.append(line(50, at, WIDTH - 8, at, "tau"))
         name = f"{reference[0]} {format_value(reference[1])}"
-        values = [point.y for one in series for point in one.points if point.y is not None]
+        heights = [point.y for one in series for point in one.points if point.y is not None]
         # Over the end of the line that the curve stays away from.
-        if abs(values[0] - reference[1]) > abs(values[-1] - reference[1]):
+        if abs(heights[0] - reference[1]) > abs(heights[-1] - reference[1]):
             parts.append(text(56, at - 4, name, class_="over legend"))
         else:
             parts.append(text(WIDTH - 8, at - 4, name, at="end", class_="over legend"))
@@ -126,14 +126,14 @@ def lines(
                 parts.append(
                     text(x + 3, below if near else y - 9, format_value(point.y), at="middle", class_="over value")
                 )
-    told = "; ".join(
+    values = "; ".join(
         f"{one.name}: "
         + ", ".join(f"{point.x}: {format_value(point.y)}" for point in one.points if point.y is not None)
         for one in series
     )
     if reference is not None:
-        told += f"; dashed line, {reference[0]}: {format_value(reference[1])}"
-    return picture(key, title, f"{unit}, by {x_label}. {told}.", WIDTH, height, *parts)
+        values += f"; dashed line, {reference[0]}: {format_value(reference[1])}"
+    return picture(key, title, f"{unit}, by {x_label}. {values}.", WIDTH, height, *parts)
 
 
 def scatter(key: str, title: str, points: Sequence[tuple[float, float, int]], tau: float) -> Markup | None:

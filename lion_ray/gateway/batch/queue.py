@@ -131,6 +131,7 @@ class BatchQueue:
             self._gather([call])
         call.waiters += 1
         call.wanted = wanted
+        self._unsettled.discard(key)  # of an earlier failure that nobody asked about
         try:
             return await asyncio.shield(call.future)
         finally:
