@@ -2,8 +2,8 @@
 
 A forked process gets its own environment, working directory, arguments and outputs, and runs the module as
 ``python -m`` does. `python -m tests.warm MODULE …` imports the modules, then reads jobs from stdin as JSON lines and
-answers each with an exit code. What is read from the environment at import must not be among the modules
-(huggingface_hub, transformers: HF_HOME, HF_ENDPOINT).
+answers each with an exit code. Some modules read the environment when they are imported (huggingface_hub, transformers:
+HF_HOME, HF_ENDPOINT): such variables go into `first`, and jobs with other values get another process to fork from.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any, NamedTuple, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND_LINE = ("lion_ray.cli", "openai", "torch", "pyarrow.compute", "pyarrow.dataset", "pyarrow.parquet")
 """What most commands import."""
+TOKENIZERS = (*COMMAND_LINE, "transformers", "transformers.models.auto.tokenization_auto", "huggingface_hub")
+"""What commands that write prompts or speak to the hub import besides."""
 TRAINING = ("torch", "transformers", "lion_ray.imitation.training.fit")
 LEFT_OUT = ("RAY_ADDRESS", "OPENAI_API_KEY")
 """Variables of this machine that no command is to see."""
@@ -50,9 +52,9 @@ class Outcome(NamedTuple):
         return lines[0]
 
 
-def lion(*words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Outcome:
-    """Run the command line to its end; `env` is added to this process's environment."""
-    return run("lion_ray", *words, cwd=cwd, env=env)
+def lion(*words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, **options: Any) -> Outcome:
+    """Run the command line to its end; `env` is added to this process's environment. `options`: as of `run`."""
+    return run("lion_ray", *words, cwd=cwd, env=env, **options)
 
 
 def run(
@@ -62,19 +64,25 @@ def run(
     env: Mapping[str, str] | None = None,
     largest_file: int | None = None,
     imported: tuple[str, ...] = COMMAND_LINE,
+    first: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run ``python -m MODULE WORDS`` to its end. `largest_file`: the most bytes that one file may have."""
+    """Run ``python -m MODULE WORDS`` to its end.
+
+    Args:
+        largest_file: the most bytes that one file may have.
+        first: variables that are set before the modules are imported, and for the job.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         job = {
             "module": module,
             "words": list(words),
             "cwd": str(cwd),
-            "env": environment | {"PYTHONPATH": str(ROOT)} | dict(env or {}),
+            "env": environment | {"PYTHONPATH": str(ROOT)} | dict(first or {}) | dict(env or {}),
             "outputs": [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err)],
             "largest_file": largest_file,
         }
-        server = _server(imported)
+        server = _server(imported, tuple((first or {}).items()))
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps(job) + "\n")
@@ -86,11 +94,11 @@ def run(
 
 
 @functools.cache
-def _server(imported: tuple[str, ...]) -> subprocess.Popen[str]:
+def _server(imported: tuple[str, ...], first: tuple[tuple[str, str], ...]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.warm", *imported]
     pipe = subprocess.PIPE
     # OpenMP reads it when it is loaded.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(first)
     started = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True
     )

@@ -31,32 +31,32 @@ def mapped(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     Raises:
         InfrastructureError: the folder for temporary files cannot hold the rows.
     """
-    with _told():
+    with _scratch_errors():
         folder = scratch_folder("lion-ray-rows-")
     path = str(folder / "rows.arrow")
     try:
         _write(path, batches, schema)
-        with _told():
+        with _scratch_errors():
             return pa.ipc.open_file(pa.memory_map(path)).read_all()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    with _told():
+    with _scratch_errors():
         file = pa.OSFile(path, "wb")
     with file:
-        with _told():
+        with _scratch_errors():
             writer = pa.ipc.new_file(file, schema)
         for batch in batches:
-            with _told():
+            with _scratch_errors():
                 writer.write_batch(batch)
-        with _told():
+        with _scratch_errors():
             writer.close()
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _scratch_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,19 +156,23 @@ class Engine:
         Raises:
             EngineError: the engine died. Nothing of the shard was committed, so it can be retried.
         """
-        rows = [Prompt.of(row) for row in shard.to_pylist()]
+        rows = shard.to_pylist()
+        return table(await self._each(partial(self._answer, Prompt.of(row), iteration) for row in rows), ANSWER)
+
+    async def _each(self, requests: Iterable[Callable[[], Awaitable[dict[str, Any]]]]) -> list[dict[str, Any]]:
+        """The rows of concurrent requests, in their order. A request waits while weights change."""
+
+        async def gated(request: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+            async with self._gate.request():
+                return await request()
+
         self._answering += 1
         try:
-            answers = await asyncio.gather(*(self._answer_row(row, iteration) for row in rows))
+            return list(await asyncio.gather(*map(gated, requests)))
         finally:
             self._answering -= 1
-        return table(answers, ANSWER)
 
-    async def _answer_row(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
-        async with self._gate.request():
-            return await self._answer_now(prompt, iteration)
-
-    async def _answer_now(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
+    async def _answer(self, prompt: Prompt, iteration: int) -> dict[str, Any]:
         config = self._config
         row: dict[str, Any] = {"id": prompt.id, "text": "", "model": config.model, "version": self.version}
         ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
@@ -202,18 +207,9 @@ class Engine:
             EngineError: the engine died. Nothing of the shard was committed, so it can be retried.
         """
         rows = [(Prompt.of(row), number) for row in shard.to_pylist() for number in range(sampling.answers)]
-        self._answering += 1
-        try:
-            found = await asyncio.gather(*(self._sample(prompt, number, sampling) for prompt, number in rows))
-        finally:
-            self._answering -= 1
-        return table(found, SAMPLE)
+        return table(await self._each(partial(self._sample, *row, sampling) for row in rows), SAMPLE)
 
     async def _sample(self, prompt: Prompt, number: int, sampling: Sampling) -> dict[str, Any]:
-        async with self._gate.request():
-            return await self._sample_now(prompt, number, sampling)
-
-    async def _sample_now(self, prompt: Prompt, number: int, sampling: Sampling) -> dict[str, Any]:
         ids = self._prompter.prompt_ids(prompt.text, prompt.messages)
         row: dict[str, Any] = {
             **{"id": prompt.id, "sample": number, "text": "", "prompt_tokens": len(ids)},

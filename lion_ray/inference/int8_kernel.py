@@ -64,6 +64,26 @@ def lay_out_head(layer: Any) -> None:
         return found if bias is None else found + bias
 
     layer.cpu_linear = product
+    shorten(layer.weight)
+
+
+def shorten(weight: Any) -> None:
+    """Keep the rows that a tied embedding looks up in bfloat16, if that loses nothing.
+
+    Most checkpoints are in bfloat16: half the memory holds the same numbers (0.5 GB less for a vocabulary of 150,000).
+    """
+    short = weight.data.bfloat16()
+    if short.to(weight.dtype).equal(weight.data):
+        weight.data = short
+        weight.shortened = True
+
+
+def look_up(ids: torch.Tensor, weight: Any) -> torch.Tensor:
+    """The rows of a float32 embedding, which may have been through `shorten`."""
+    import torch
+
+    rows = torch.nn.functional.embedding(ids, weight)
+    return rows.float() if getattr(weight, "shortened", False) else rows
 
 
 def register() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -37,8 +37,11 @@ HEADINGS = (
     "loss before → after",
     "quality, held-out",
     "quality, cache",
+    CHECKS_HEADING,
     "minutes",
 )
+DASH = "–"
+"""A value that was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
     """The checks' mean with its interval, and the share of the teacher's: 0.71 [0.62, 0.79], 88% of the teacher's."""
     mean, share = checks["mean"], checks["share_of_teacher"]
     if not mean:
-        return "–"
+        return DASH
     words = f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
     return words + (f", {share['value']:.0%}{of}" if share else "")
 
@@ -226,29 +229,40 @@ def results(store: RunStore) -> list[IterationResult]:
 def results_table(found: list[IterationResult]) -> Table:
     """The table printed at the end of a run."""
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
-    checked = any(one.checks for one in found)
-    captions = [CAPTION, *([CHECKS_CAPTION] if checked else [])]
-    table = Table(title="Results", caption="\n".join([*captions, *warnings]))
-    for heading in (*HEADINGS[:-1], *([CHECKS_HEADING] if checked else []), HEADINGS[-1]):
-        table.add_column(heading, justify="right")
+    rows = []
     for one in found:
         requests = sum(entry["requests"] for entry in one.generation.values())
         accepted = sum(entry["accepted"] for entry in one.generation.values())
-        table.add_row(
-            str(one.iteration) if one.iteration else "0 (base model)",
-            _number(one.train_rows) + (f" + {one.pairs} pairs" if one.pairs else ""),
-            _number(one.cache_rows),
-            "–" if one.hard is None else f"{one.hard} / {one.easy}",
-            str(accepted) if one.generation else "–",
-            f"{accepted / requests:.0%} of {requests}" if requests else "–",
-            str(sum(one.quarantined.values())),
-            "–" if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
-            _quality(one.quality_heldout),
-            _quality(one.quality_cache),
-            *([checks_words(one.checks, of="") if one.checks else "–"] if checked else []),
-            f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
+        rows.append(
+            (
+                str(one.iteration) if one.iteration else "0 (base model)",
+                _number(one.train_rows) + (f" + {one.pairs} pairs" if one.pairs else ""),
+                _number(one.cache_rows),
+                DASH if one.hard is None else f"{one.hard} / {one.easy}",
+                str(accepted) if one.generation else DASH,
+                f"{accepted / requests:.0%} of {requests}" if requests else DASH,
+                str(sum(one.quarantined.values())),
+                DASH if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
+                _quality(one.quality_heldout),
+                _quality(one.quality_cache),
+                checks_words(one.checks, of="") if one.checks else DASH,
+                f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
+            )
         )
+    headings, rows = measured(HEADINGS, rows)
+    captions = [CAPTION, *([CHECKS_CAPTION] if CHECKS_HEADING in headings else [])]
+    table = Table(title="Results", caption="\n".join([*captions, *warnings]))
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def measured(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns in which at least one row has a value. Without rows, all of them."""
+    kept = [k for k in range(len(headings)) if not rows or any(row[k] != DASH for row in rows)]
+    return [headings[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
 def write_result(store: RunStore, result: IterationResult) -> None:
@@ -258,9 +272,9 @@ def write_result(store: RunStore, result: IterationResult) -> None:
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "–"
+        return DASH
     return f"{value:.3f}" if isinstance(value, float) else f"{value}"
 
 
 def _quality(value: dict[str, float] | None) -> str:
-    return "–" if not value else f"{value['ratio']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+    return DASH if not value else f"{value['ratio']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"

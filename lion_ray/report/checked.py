@@ -9,11 +9,12 @@ from collections import Counter
 from typing import Any
 
 from lion_ray.analysis.examples import Example, ExampleAnswer
+from lion_ray.pipeline.results import DASH
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series
 from lion_ray.report.facts import Facts
-from lion_ray.report.words import DASH, count, decimal, signed
+from lion_ray.report.words import count, decimal, signed
 
 Interval = dict[str, Any] | None
 """``{value, low, high, n}``, as in the checks' manifests."""

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lion_ray.pipeline.results import IterationResult
+from lion_ray.pipeline.results import DASH, IterationResult
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import timeline
-from lion_ray.report.words import DASH, count, dollars, duration, share, signed
+from lion_ray.report.words import count, dollars, duration, share, signed
 
 
 def judge(facts: Facts) -> Section:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from lion_ray.pipeline.results import CHECKS_HEADING, IterationResult, checks_words
+from lion_ray.pipeline.results import CHECKS_HEADING, DASH, IterationResult, checks_words, measured
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series
@@ -30,7 +30,6 @@ ORIGINS = {"seed": "your instructions", "hard": "generated from hard ones", "eas
 def by_iteration(facts: Facts) -> Table:
     """One row per iteration."""
     rows = []
-    checked = any(one.checks for one in facts.results)
     for one in facts.results:
         requests = sum(kind["requests"] for kind in one.generation.values())
         accepted = sum(kind["accepted"] for kind in one.generation.values())
@@ -39,15 +38,13 @@ def by_iteration(facts: Facts) -> Table:
                 str(one.iteration) if one.iteration else "0\u00a0(base\u00a0model)",
                 count(one.train_rows) + (f" + {one.pairs:,} pairs" if one.pairs else ""),
                 count(one.cache_rows),
-                f"{count(one.hard)} / {count(one.easy)}",
-                count(accepted) if one.generation else count(None),
-                f"{accepted / requests:.0%} of {requests:,}" if requests else count(None),
-                f"{decimal(one.loss_before)} → {decimal(one.loss_after)}"
-                if one.loss_after is not None
-                else count(None),
+                DASH if one.hard is None else f"{count(one.hard)} / {count(one.easy)}",
+                count(accepted) if one.generation else DASH,
+                f"{accepted / requests:.0%} of {requests:,}" if requests else DASH,
+                DASH if one.loss_after is None else f"{decimal(one.loss_before)} → {decimal(one.loss_after)}",
                 interval(one.quality_heldout),
                 interval(one.quality_cache),
-                *([checks_words(one.checks) if one.checks else count(None)] if checked else []),
+                checks_words(one.checks) if one.checks else DASH,
             )
         )
     headings = (
@@ -60,9 +57,9 @@ def by_iteration(facts: Facts) -> Table:
         "loss",
         "quality, held-out",
         "quality, cache",
-        *([CHECKS_HEADING] if checked else []),
+        CHECKS_HEADING,
     )
-    return Table(headings, rows)
+    return Table(*measured(headings, rows))
 
 
 def better(facts: Facts) -> Section:

@@ -22,6 +22,7 @@ from lion_ray.analysis.examples import HOW
 from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import harmless
+from lion_ray.pipeline.results import DASH
 from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks
@@ -29,7 +30,7 @@ from lion_ray.report.blocks import Section
 from lion_ray.report.checked import checks, example_texts
 from lion_ray.report.facts import Facts, HardRow, read_facts
 from lion_ray.report.learning import learning
-from lion_ray.report.words import DASH, brief, clip, count, decimal, dollars, duration, percent, without_secrets
+from lion_ray.report.words import brief, clip, count, decimal, dollars, duration, percent, without_secrets
 
 NAME = layout.REPORT
 """File name in the run folder."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-DASH = "–"
-"""Shown for missing values."""
+from lion_ray.pipeline.results import DASH
+
 CLIP = 8000
 """Maximum characters shown of a model's text."""
 

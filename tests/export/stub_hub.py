@@ -35,6 +35,10 @@ class Hub:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.empty()
+
+    def empty(self) -> None:
+        """Forget everything."""
         self.repositories: dict[tuple[str, str], Repository] = {}
         """By kind (model, dataset) and name."""
         self.uploaded: dict[str, bytes] = {}

@@ -6,31 +6,40 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lion_ray.core.store import RunStore
 from tests.export.stub_hub import TOKEN, Hub, Repository, stub_hub
 from tests.export.test_folder import files
-from tests.warm import Outcome, lion
+from tests.warm import TOKENIZERS, Outcome, lion
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def running_hub() -> Iterator[Hub]:
     with stub_hub() as found:
         yield found
 
 
+@pytest.fixture
+def hub(running_hub: Hub) -> Hub:
+    """One for all tests, so that their commands have one environment; empty."""
+    running_hub.empty()
+    return running_hub
+
+
 def command(hub: Hub | None, run: RunStore, out: Path, *words: str, token: str | None = TOKEN) -> Outcome:
     """`lion-ray export`, with nothing of the user's own login about it."""
-    environment = {
+    settings = {
         "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
-        "HF_HOME": str(out.parent / "hf-home"),
+        "HF_HOME": str(out.parents[1] / "hf-home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_TOKEN": token or "",
     }
-    told = lion("export", run.root, "--out", str(out), *words, cwd=out.parent, env=environment)
+    arguments = ("export", run.root, "--out", str(out), *words)
+    warm: dict[str, Any] = {"imported": TOKENIZERS, "first": settings} if hub else {}
+    told = lion(*arguments, cwd=out.parent, env=settings | {"HF_TOKEN": token or ""}, **warm)
     assert TOKEN not in told.out + told.err
     return told
 

@@ -9,6 +9,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from lion_ray.pipeline.status import read_status
 from tests.ray.chaos.faults import answering
 from tests.ray.harness import LATENCY, UNJUDGED, Job, kill, until
@@ -52,6 +54,7 @@ def test_the_ledger_killed(tmp_path: Path, cluster: Machines) -> None:
         assert journaled(job.store) > first
 
 
+@pytest.mark.long
 def test_the_run_store_killed(tmp_path: Path, cluster: Machines) -> None:
     with stub_process(*LATENCY) as base_url:
         job = Job(tmp_path, base_url, UNJUDGED, cluster.environment)

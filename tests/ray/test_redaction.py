@@ -47,6 +47,7 @@ def test_a_whole_run_s_processes_do_not_inherit_the_key(whole_run: Whole) -> Non
     assert whole_run.exposed == set()
 
 
+@pytest.mark.long
 def test_a_run_that_ends_in_a_refusal_keeps_the_key_to_itself(scratch: Path) -> None:
     with stub_process("--lion", "--api-key", "sk-another") as base_url:
         job = job_with_key(scratch, base_url, CANARY)

@@ -101,32 +101,34 @@ async def proxy(
         ray.kill(ledger)
 
 
-@pytest.mark.parametrize(
-    ("fault", "status", "reason"),
-    [
-        ("500", "quarantined", "server error"),
-        ("close", "quarantined", "cut off"),
-        ("garbage", "quarantined", "garbled"),
-        ("empty", "quarantined", "empty answer"),
-        ("400", "quarantined", "rejected"),
-        ("content_filter", "quarantined", "content filter"),
-        ("length", "ok", None),
-    ],
-)
-async def test_one_bad_answer_is_one_row(
-    cluster: Machines, tmp_path: Path, fault: str, status: str, reason: str
-) -> None:
-    async with StubAPI([Rule(fault, contains=TEXTS[1])]) as stub, proxy(tmp_path, stub) as (teacher, _):
-        rows = (await teacher.answer.remote(instructions(*TEXTS), "answers-0")).to_pylist()
-    assert [row["id"] for row in rows] == [instruction_id(text) for text in TEXTS]
-    assert [row["status"] for row in rows] == ["ok", status, "ok"]
-    assert (rows[1]["reason"] is None) if reason is None else (reason in rows[1]["reason"])
-    assert rows[1]["finish_reason"] == {"length": "length", "content_filter": "content_filter", "empty": "stop"}.get(
-        fault
-    )
-    assert rows[0]["endpoint"] == "api"
-    assert rows[0]["model"] == "m-0001"
-    assert rows[0]["prompt_tokens"] > 0
+FAULTS = {
+    "500": ("quarantined", "server error", None),
+    "close": ("quarantined", "cut off", None),
+    "garbage": ("quarantined", "garbled", None),
+    "empty": ("quarantined", "empty answer", "stop"),
+    "400": ("quarantined", "rejected", None),
+    "content_filter": ("quarantined", "content filter", "content_filter"),
+    "length": ("ok", "", "length"),
+}
+"""What becomes of a row by its answer's fault: its status, a part of its reason, its finish reason."""
+
+
+async def test_each_bad_answer_is_one_row(cluster: Machines, tmp_path: Path) -> None:
+    bad = {fault: f"Describe number {number}." for number, fault in enumerate(FAULTS)}
+    texts = [TEXTS[0], *bad.values(), TEXTS[2]]
+    rules = [Rule(fault, contains=text) for fault, text in bad.items()]
+    async with StubAPI(rules) as stub, proxy(tmp_path, stub) as (teacher, _):
+        rows = (await teacher.answer.remote(instructions(*texts), "answers-0")).to_pylist()
+    assert [row["id"] for row in rows] == [instruction_id(text) for text in texts]
+    first, *middle, last = rows
+    assert first["status"] == last["status"] == "ok"
+    for (fault, (status, reason, finish)), row in zip(FAULTS.items(), middle, strict=True):
+        assert (row["status"], row["finish_reason"]) == (status, finish), fault
+        assert reason in (row["reason"] or ""), fault
+    assert middle[-1]["reason"] is None
+    assert first["endpoint"] == "api"
+    assert first["model"] == "m-0001"
+    assert first["prompt_tokens"] > 0
 
 
 async def test_a_rate_limit_costs_no_row(cluster: Machines, tmp_path: Path) -> None:
@@ -281,9 +283,11 @@ async def test_an_unreadable_verdict_is_asked_again_then_quarantined(cluster: Ma
     assert salt["review_teacher_first"] == "I would rather not say."
 
 
-@pytest.mark.parametrize("text", ["11 4", "0 4", "-1 -1"])
-async def test_a_score_out_of_range_is_never_averaged_in(cluster: Machines, tmp_path: Path, text: str) -> None:
-    async with StubAPI(answer=verdict_by(lambda prompt, _: text)) as stub:
+async def test_a_score_out_of_range_is_never_averaged_in(cluster: Machines, tmp_path: Path) -> None:
+    def scores(prompt: str, _: int) -> str:
+        return "11 4" if "river" in prompt else "0 4" if "salt" in prompt else "-1 -1"
+
+    async with StubAPI(answer=verdict_by(scores)) as stub:
         rows = await judge(tmp_path, stub, GOOD, POOR)
     assert [(row["status"], row["teacher_score"]) for row in rows] == [("quarantined", None)] * 3
 

@@ -155,6 +155,7 @@ async def test_a_killed_engine_is_replaced_with_the_current_checkpoint(
     wait_until_gone(processes)
 
 
+@pytest.mark.long
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_lying_checkpoint_is_booted_afresh_and_still_refused(students: StudentPool, said: io.StringIO) -> None:
     """Its weights are not the ones that its canary was made with."""

@@ -12,17 +12,27 @@ from safetensors.torch import load_file
 
 from lion_ray.config import ServeConfig
 from lion_ray.core.errors import ModelError
-from lion_ray.inference.int8_kernel import multiply, pack
+from lion_ray.inference.int8_kernel import look_up, multiply, pack, shorten
 from lion_ray.models import quantize
 from lion_ray.models.quantize import LINEAR, levels, round_weight, served_folder
 from tests.tiny import make_tiny_model
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "cache"))
-    make_tiny_model(tmp_path / "tiny", initializer_range=0.5)
-    return tmp_path / "tiny"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, so that each quantized model, which takes a process with torch, is made once."""
+    return tmp_path_factory.mktemp("quantize")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> Path:
+    """To be read only."""
+    return make_tiny_model(folder / "tiny", initializer_range=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LION_RAY_CACHE", str(folder / "cache"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -43,10 +53,12 @@ def test_rounding_is_to_the_nearest_of_255_steps() -> None:
     assert torch.isfinite(integers * scale).all()
 
 
-def test_linear_layers_are_rounded_and_nothing_else(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_layers_are_rounded_and_nothing_else(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quantize, "SHARD_BYTES", 4096)
-    quantize.quantize(tiny, tiny.parent / "made")
-    made = tiny.parent / "made"
+    made = tmp_path / "made"
+    quantize.quantize(tiny, made)
     assert len(list(made.glob("*.safetensors"))) > 1, "so large a model is never in memory at once"
     before, after = weights(tiny), weights(made)
     linear = [name for name in before if name.endswith(LINEAR)]
@@ -67,7 +79,8 @@ def test_linear_layers_are_rounded_and_nothing_else(tiny: Path, monkeypatch: pyt
     assert (made / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
 
 
-def test_it_is_made_once_and_anew_for_other_weights(tiny: Path) -> None:
+def test_it_is_made_once_and_anew_for_other_weights(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "other", initializer_range=0.5)
     said: list[str] = []
     config = ServeConfig(model=str(tiny), quantization="int8")
     first = served_folder(config, None, said.append)
@@ -79,16 +92,19 @@ def test_it_is_made_once_and_anew_for_other_weights(tiny: Path) -> None:
     assert served_folder(ServeConfig(model=str(tiny)), None, said.append) == tiny, "as it is, unless it is asked for"
 
 
-def test_what_cannot_be_rounded_is_said_and_leaves_nothing(tiny: Path) -> None:
-    config = ServeConfig(model=str(tiny), quantization="int8")
-    made = served_folder(config, None, lambda _: None)
+def test_what_cannot_be_rounded_is_said_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = served_folder(ServeConfig(model=str(tiny), quantization="int8"), None, lambda _: None)
     with pytest.raises(ModelError, match="quantized already"):
-        quantize.quantize(made, tiny.parent / "twice")
-    (tiny / "model.safetensors").write_bytes(b"nothing")
+        quantize.quantize(made, tmp_path / "twice")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    monkeypatch.setenv("LION_RAY_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="cannot be quantized to 8 bits"):
-        served_folder(config, None, lambda _: None)
-    assert [path for path in made.parent.iterdir() if path.is_dir()] == [made]
-    shutil.rmtree(tiny)
+        served_folder(ServeConfig(model=str(broken), quantization="int8"), None, lambda _: None)
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
 
 def test_a_cpu_that_adds_in_16_bits_gets_smaller_integers_of_its_own(
@@ -128,3 +144,20 @@ def test_the_largest_sum_of_two_products_still_fits() -> None:
     torch.backends.quantized.engine = "fbgemm"
     packed = pack(torch.full((8, 64), 63, dtype=torch.int8), torch.ones(8))
     assert torch.equal(multiply(torch.full((1, 64), 127.0), packed, None), torch.full((1, 8), 127.0 * 63 * 64))
+
+
+@pytest.mark.parametrize(("exact", "held"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_embedding_is_halved_where_that_loses_nothing(exact: bool, held: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(16, 8)
+    rows = rows.bfloat16().float() if exact else rows
+    weight, ids = torch.nn.Parameter(rows.clone(), requires_grad=False), torch.tensor([3, 0, 15])
+    tied = weight
+    shorten(weight)
+    assert tied.dtype == held
+    assert torch.equal(look_up(ids, tied), rows[ids])
+
+
+def test_an_embedding_in_bfloat16_stays_so() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 8).bfloat16(), requires_grad=False)
+    assert look_up(torch.tensor([1]), weight).dtype == torch.bfloat16

@@ -1,20 +1,21 @@
-"""The arrows between rooms point one way: what each room may not load, proven in a fresh interpreter."""
+"""The arrows between rooms point one way: what each room may not load, proven in a process that loaded nothing else."""
 
 from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import lion_ray
+from tests import warm
 
 ROOT = Path(lion_ray.__file__).parent
 HEAVY = {"ray", "torch", "vllm", "openai", "transformers"}
 SENDING = {"lion_ray.gateway.client"}
+LIGHT = ("numpy", "pydantic", "yaml", "jinja2")
+"""What any room may load: imported once, in the process from which each room's is forked."""
 FLOORS = (
     ("core",),
     ("config",),
@@ -63,11 +64,9 @@ def modules(room: str) -> list[str]:
 def test_a_room_does_not_load(room: str, forbidden: set[str]) -> None:
     """`room`: one or several, apart by spaces."""
     names = [name for one in room.split() for name in modules(one)]
-    code = f"import sys, importlib\nfor m in {names!r}: importlib.import_module(m)\nprint(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    )
-    assert not loaded & forbidden
+    ended = warm.run("tests.loaded", *names, imported=LIGHT if "pyarrow" in forbidden else (*LIGHT, "pyarrow.compute"))
+    assert ended.code == 0, ended.err
+    assert not set(ended.out.split()) & forbidden
 
 
 def imports_of(file: Path) -> set[str]:
