@@ -28,7 +28,7 @@ class DataConfig(Section):
     """The user's instructions."""
 
     pool: str
-    """The instructions: a .json, .jsonl or .parquet file, or hf:NAME[:CONFIGURATION][:SPLIT] of `datasets`."""
+    """The instructions: a file (.jsonl, .json, .csv, .txt, .parquet; docs/data.md), or hf:NAME[:CONFIG][:SPLIT]."""
     heldout: str | int = 0
     """Held-out instructions, never trained on: a file like the pool's, or how many rows of the pool to hold out."""
     limit: int | None = Field(None, ge=1)
