@@ -120,11 +120,12 @@ def lines(
                 parts.append(_whisker(x, y_scale(point.low), y_scale(point.high), one.class_))
             parts.append(marker(place, x, y, f"mark {one.class_}", hint))
             if single and len(known) <= 6:
-                # Below the point if the reference's line is where the value would be.
-                near = reference is not None and abs(y - 13 - y_scale(reference[1])) < 10
+                # Clear of the interval, and below it if the reference's line is where the value would be.
+                above = (y if point.high is None else y_scale(point.high)) - 9
                 below = (y if point.low is None else y_scale(point.low)) + 16
+                near = reference is not None and abs(above - 4 - y_scale(reference[1])) < 10
                 parts.append(
-                    text(x + 3, below if near else y - 9, format_value(point.y), at="middle", class_="over value")
+                    text(x + 3, below if near else above, format_value(point.y), at="middle", class_="over value")
                 )
     values = "; ".join(
         f"{one.name}: "

@@ -44,7 +44,7 @@ def by_iteration(facts: Facts) -> Table:
                 DASH if one.loss_after is None else f"{decimal(one.loss_before)} → {decimal(one.loss_after)}",
                 interval(one.quality_heldout),
                 interval(one.quality_cache),
-                checks_words(one.checks) if one.checks else DASH,
+                checks_words(one.checks, of="") if one.checks else DASH,
             )
         )
     headings = (
