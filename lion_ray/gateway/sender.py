@@ -19,6 +19,7 @@ Time is read and slept through `clock` and `sleep`, which tests replace. This mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ class Sender:
             if outcome is None:
                 async with self._slots:
                     live = await self._live(key, call, body, characters, size, attempt)
-                    outcome = await self._kept(live, keep)
+                    outcome = await self._kept(live, keep, attempt.lose)
             if isinstance(outcome, Suspicion):
                 # Without holding a slot, because the results of other calls are needed.
                 return await self._suspects.judge(shape, outcome)
@@ -162,13 +163,21 @@ class Sender:
             return self._batches()
         return await self._bought_before(key) if self._bought_before is not None else None
 
-    async def _kept(self, outcome: T, keep: Callable[[Completion], Awaitable[None]]) -> T:
-        """Store the outcome if it is an answer, and return it."""
+    async def _kept(
+        self,
+        outcome: T,
+        keep: Callable[[Completion], Awaitable[None]],
+        lose: Callable[[float], Awaitable[None]] = _nothing_kept,
+    ) -> T:
+        """Store the outcome if it is an answer, and return it. If it cannot be stored, at least record what it cost."""
         if isinstance(outcome, Completion):
             try:
                 await keep(outcome)
             except InfrastructureError as error:
                 self._unkept = error
+                if outcome.cost_usd:
+                    with contextlib.suppress(InfrastructureError):  # the storage refuses both, as the first error says
+                        await lose(outcome.cost_usd)
                 raise
         return outcome
 
@@ -183,6 +192,7 @@ class Sender:
     ) -> Outcome | Suspicion:
         limited = errors = 0
         while True:
+            self._check_kept()
             if self.breaker.open and not attempt.patient:
                 return Failure(key, DOWN, f"{self.breaker.last_error} (down for {self.breaker.down_s:.0f} s)")
             worst = await self._purse.take(call, size)

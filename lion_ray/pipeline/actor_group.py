@@ -31,6 +31,7 @@ from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.student_pool import StudentPool
 from lion_ray.actors.teacher import ProxySettings, TeacherActor
 from lion_ray.config import EndpointConfig, RunConfig, endpoints_in_use, paid_roles
+from lion_ray.core.errors import first_line
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.stats import Stats, meter_line
@@ -239,8 +240,10 @@ class ActorGroup:
         closing = get_within(proxy.close.remote(for_good), longest)
         try:
             await self._progress.waiting(closing, f"endpoint {name}: waiting for calls in flight")
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            self._progress.say(f"endpoint {name} did not close in time ({type(error).__name__}); killing it")
+        except TimeoutError:
+            self._progress.say(f"endpoint {name} did not close in time; killing it")
+        except ray.exceptions.RayError as error:
+            self._progress.say(f"endpoint {name} could not close ({first_line(error)}); killing it")
 
     def _each_proxy(self) -> list[tuple[str, Any]]:
         return [(name, proxy) for name, proxies in self.proxies.items() for proxy in proxies]

@@ -308,11 +308,12 @@ async def test_one_who_is_killed_before_that_was_kept_finds_the_batch_again(
     with monkeypatch.context() as patch:
         patch.setattr(journal._lost, "write", lambda data: (_ for _ in ()).throw(OSError("no power")))
         outcomes = await asyncio.gather(*map(client.complete, CALLS), return_exceptions=True)
-    assert sum(isinstance(outcome, InfrastructureError) for outcome in outcomes) == 1
-    assert stub.stats()["batch"]["creations"] == 1, "nothing more is bought"
-    await client.close()
-    assert records(journal)
-    await journal.close()
+        assert sum(isinstance(outcome, InfrastructureError) for outcome in outcomes) == 1
+        assert stub.stats()["batch"]["creations"] == 1, "nothing more is bought"
+        await client.close()
+        assert records(journal)
+        with pytest.raises(InfrastructureError, match="no power"):
+            await journal.close()
     again = Journal.open(str(tmp_path / "journal"))
     client = client_of(stub, again, prices=DEAR)
     outcomes = await asyncio.gather(*map(client.complete, CALLS))

@@ -323,6 +323,48 @@ async def test_what_cannot_be_remembered_is_not_spent(stub: StubAPI, tmp_path: P
     await client.close()
     with pytest.raises(InfrastructureError, match="uncertain, cannot be read"):
         journal.spending("run")
+    with pytest.raises(InfrastructureError, match="what may have been billed cannot be recorded"):
+        await journal.close()
+
+
+async def test_what_could_not_be_recorded_is_recorded_at_the_end(tmp_path: Path) -> None:
+    journal = Journal.open(str(tmp_path))
+    blocked = tmp_path / "uncertain"
+    blocked.write_text("a file in the folder's place")
+    with pytest.raises(InfrastructureError, match="what may have been billed cannot be recorded"):
+        await journal.lose(Account("run", "teacher", "answers-0"), "a", 0.25)
+    blocked.unlink()
+    await journal.close()
+    journal = Journal.open(str(tmp_path))
+    assert sum(one.usd for one in journal.spending("run").values()) == 0.25
+    await journal.close()
+
+
+class Unflushed(Journal):
+    """Its records cannot be flushed to the disk."""
+
+    def _sync(self, fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+
+async def test_an_answer_that_cannot_be_stored_counts_in_every_later_start(stub: StubAPI, tmp_path: Path) -> None:
+    """Even if nobody waits for it any more, and no later call tells that something is wrong (seed 11088)."""
+    run = Run(stub, tmp_path)
+    journal = Unflushed.open(str(tmp_path / "journal"))
+    run.budget = Budget(CAP)
+    client = run._client(journal, "endpoint", {})
+    with pytest.raises(InfrastructureError, match="No space left on device"):
+        await client.complete(*questions(1))
+    with pytest.raises(InfrastructureError, match="No space left on device"):
+        await client.complete(questions(2)[1])
+    assert len(stub.requests) == 1
+    await client.close()
+    await journal.close()
+    journal = Journal.open(str(tmp_path / "journal"))
+    (lost,) = journal.uncertain("run")
+    (record,) = journal.spending("run", never_billed=["endpoint"]).values()  # unflushed, but no power was lost
+    assert (lost.endpoint, lost.calls, lost.usd) == ("endpoint", 1, pytest.approx(record.usd))
+    assert lost.usd > 0
     await journal.close()
 
 

@@ -93,6 +93,7 @@ class Journal:
         self._writer = Writer(folder, sync=self._sync, claim=self._reader.claim, segment_bytes=segment_bytes)
         self._lost = UncertainFile(folder)
         self._losing = Shared(self._write_lost)
+        self._lost_unwritten = False  # whether its last write failed
         self._pending: list[_Waiting] = []
         self._committer: asyncio.Task[None] | None = None
         self._refreshing = Shared(self._refresh)
@@ -255,7 +256,10 @@ class Journal:
         return True
 
     async def close(self) -> None:
-        """Wait until all records put so far are durable or refused, then close the writer. May be called again."""
+        """Wait until all records put so far are durable or refused, then close the writer. May be called again.
+
+        Raises InfrastructureError if what may have been billed could not be recorded, and still cannot.
+        """
         self._closed = True
         while (losing := self._losing.running) is not None:
             await asyncio.wait({losing})
@@ -264,6 +268,8 @@ class Journal:
         if self._closing is None:
             self._closing = asyncio.create_task(asyncio.to_thread(self._end))
         await asyncio.shield(self._closing)
+        if self._lost_unwritten:
+            await self._write_lost()
 
     async def _refresh(self) -> None:
         began = self._clock()
@@ -275,7 +281,9 @@ class Journal:
     async def _write_lost(self) -> None:
         data = self._lost.encoded()
         try:
+            self._lost_unwritten = True
             await asyncio.to_thread(self._lost.write, data)
+            self._lost_unwritten = False
         except STORAGE_ERRORS as cause:
             raise InfrastructureError(
                 f"what may have been billed cannot be recorded in {self._lost.path}: {explain(cause)}"
