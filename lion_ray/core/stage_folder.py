@@ -63,6 +63,9 @@ class Stage:
     def commit(self, manifest: Manifest) -> Manifest:
         """Commit the stage and return the manifest. Raises RunConflictError if another attempt runs."""
         sums = self._sum_up()
+        # An earlier process may have been ended between writing a part and flushing its name: after a power cut there
+        # could be a manifest without it.
+        self.store.flush_names(self.name)
         self.store.check_fence()
         self.store.write_record(layout.manifest(self.name), manifest | {_FILES: sums})
         return manifest

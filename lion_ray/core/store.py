@@ -161,6 +161,15 @@ class RunStore:
             make_folder(folder)
             self._made.add(folder)
 
+    def flush_names(self, folder: str) -> None:
+        """Make the names in a local folder durable. Raises InfrastructureError if the disk refuses."""
+        path = Path(self.path(folder))
+        if self.is_local and path.is_dir():
+            try:
+                sync_path(path)
+            except OSError as error:
+                raise refused(path, error) from None
+
     def read_json(self, name: str) -> Any:
         """The JSON in `name`, its objects as Records. Returns None if there is no such file.
 

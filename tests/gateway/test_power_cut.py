@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -123,6 +124,38 @@ def test_what_a_run_committed_survives(disk: Disk, work: Path, tmp_path: Path) -
     after = RunStore(str(disk.left(tmp_path / "left"))).stage("iteration-1/student")
     assert after.manifest() == {"parts": 1, "again": True}
     assert after.read(1).equals(TABLE)
+
+
+def test_a_manifest_is_not_written_before_the_names_of_its_parts(
+    disk: Disk, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of parts that an earlier attempt named and did not flush (seed 32556 of the simulation)."""
+    store = RunStore(str(work))
+    store.claim()
+    stage = store.stage("iteration-1/student")
+    stage.write_part(0, TABLE)
+
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lion_ray.core.store.sync_path", fails)
+        with pytest.raises(InfrastructureError, match="Input/output error"):
+            stage.write_part(1, TABLE)
+    assert stage.part_indexes() == {0, 1}, "the next attempt finds it and does not write it again"
+    write, left = store.write_record, []
+
+    def write_record(name: str, value: dict[str, Any]) -> None:
+        left.append(disk.left(tmp_path / "left"))
+        write(name, value)
+
+    monkeypatch.setattr(store, "write_record", write_record)
+    stage.commit({"parts": 2})
+    assert RunStore(str(left[0])).stage("iteration-1/student").part_indexes() == {0, 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("lion_ray.core.store.sync_path", fails)
+        with pytest.raises(InfrastructureError, match=r"iteration-1/student.*Input/output error"):
+            stage.commit({"parts": 2})
 
 
 def test_a_folder_that_is_whole_stays_whole(disk: Disk, work: Path, tmp_path: Path) -> None:
