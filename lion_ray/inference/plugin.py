@@ -52,7 +52,7 @@ def leave_at_once() -> None:
         sys.stderr.flush()
         os._exit(0)
 
-    EngineCoreProc.run_busy_loop = run_busy_loop  # type: ignore[method-assign]
+    EngineCoreProc.run_busy_loop = run_busy_loop
 
 
 def lay_out_embeddings() -> None:
@@ -81,7 +81,8 @@ def lay_out_embeddings() -> None:
 
         return product
 
+    def look_up(method: Any, layer: Any, ids: Any) -> Any:
+        return int8_kernel.look_up(ids, layer.weight)
+
     UnquantizedEmbeddingMethod.process_weights_after_loading = lay_out  # type: ignore[method-assign, assignment]
-    UnquantizedEmbeddingMethod.embedding = (  # type: ignore[method-assign]
-        lambda _, layer, ids: int8_kernel.look_up(ids, layer.weight)
-    )
+    UnquantizedEmbeddingMethod.embedding = look_up  # type: ignore[method-assign, assignment]

@@ -249,12 +249,12 @@ def results_table(found: list[IterationResult]) -> Table:
                 f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
             )
         )
-    headings, rows = measured(HEADINGS, rows)
+    headings, cells = measured(HEADINGS, rows)
     captions = [CAPTION, *([CHECKS_CAPTION] if CHECKS_HEADING in headings else [])]
     table = Table(title="Results", caption="\n".join([*captions, *warnings]))
     for heading in headings:
         table.add_column(heading, justify="right")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     return table
 

@@ -363,7 +363,8 @@ async def test_an_answer_that_cannot_be_stored_counts_in_every_later_start(stub:
     journal = Journal.open(str(tmp_path / "journal"))
     (lost,) = journal.uncertain("run")
     (record,) = journal.spending("run", never_billed=["endpoint"]).values()  # unflushed, but no power was lost
-    assert (lost.endpoint, lost.calls, lost.usd) == ("endpoint", 1, pytest.approx(record.usd))
+    assert (lost.endpoint, lost.calls) == ("endpoint", 1)
+    assert lost.usd == pytest.approx(record.usd)
     assert lost.usd > 0
     await journal.close()
 
