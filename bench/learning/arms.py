@@ -75,6 +75,7 @@ _ROUNDS = (
     "verifier.endpoint=world",
 )
 _REPLAY = "imitation.replay=1"
+_ANEW = "imitation.start=base"
 
 ARMS = (
     Arm("seed_only", "only the seed rows, as many steps", ("iterations=0", "imitation.epochs={epochs_alone}")),
@@ -87,13 +88,15 @@ ARMS = (
     Arm("lion_tau_2", "as lion; tau 2", (*_BOTH, "discrimination.tau=2")),
     Arm("lion_replay", "as lion, with one earlier row per new row", (*_BOTH, _REPLAY)),
     Arm("random_replay", "as random_rows, with one earlier row per new row", (*_NO_JUDGE, _REPLAY), families="random"),
+    Arm("lion_anew", "as lion, from the base model on all rows", (*_BOTH, _ANEW)),
+    Arm("random_anew", "as random_rows, from the base model on all rows", (*_NO_JUDGE, _ANEW), families="random"),
     Arm("rubric", "the seed rows alone, then on-policy rounds on them", ("iterations=0", *_ROUNDS)),
     Arm("preference", "as lion, and pairs from its verdicts", (*_BOTH, "imitation.objective.type=preference")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
 AFTER_STEM = (
-    *("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay="),
+    *("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay=", "imitation.start="),
     *("on_policy.", "rubricator.", "verifier."),
 )
 """Changes that have an effect only after the first student has answered."""

@@ -32,6 +32,8 @@ class ImitationConfig(Section):
     """Passes over the Train Pool."""
     learning_rate: float = Field(2e-5, gt=0)
     """AdamW's peak learning rate."""
+    start: Literal["last", "base"] = "last"
+    """Where an imitation starts: last checkpoint and new rows (as the paper), or base model and all rows so far."""
     later_learning_rate: float | None = Field(None, gt=0)
     """The peak from the second imitation on, when a few new rows could undo earlier learning; null: the same."""
     replay: float = Field(0.0, ge=0)
@@ -95,6 +97,8 @@ class ImitationConfig(Section):
             raise ValueError(f"replicas: {self.replicas} does not divide workers ({self.workers}); set it to a divisor")
         if self.lora is not None and self.lora.base == "nf4" and self.workers > 1 and self.sharding == "full":
             raise ValueError("lora.base: nf4 weights cannot be sharded; set sharding to none, or lora.base to auto")
+        if self.start == "base" and (self.replay or self.later_learning_rate is not None):
+            raise ValueError("start: base trains on all rows anew; leave out replay and later_learning_rate")
         return self
 
     def of_iteration(self, iteration: int) -> ImitationConfig:

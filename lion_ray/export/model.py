@@ -88,7 +88,8 @@ def has_adapters(source: Source) -> bool:
 
 
 def write_adapter(source: Source, folder: Path) -> int:
-    """Merge the adapters of all iterations into one in `folder`; return its rank.
+    """Merge the adapters of all iterations into one in `folder`, or only copy the last one's if each iteration started
+    from the base model; return its rank.
 
     Raises:
         ConfigError: the run trained all weights, so it has no adapters.
@@ -101,7 +102,8 @@ def write_adapter(source: Source, folder: Path) -> int:
         raise ConfigError(f"{source.name}: trained without adapters (imitation.lora is null); leave them out of --what")
     configs: list[dict[str, Any]] = []
     weights: list[dict[str, torch.Tensor]] = []
-    for iteration in range(1, source.iteration + 1):
+    first = source.iteration if source.get("imitation.start") == "base" else 1
+    for iteration in range(first, source.iteration + 1):
         config, tensors = _read_adapter(source, iteration)
         if weights and (_adapter_shape(config) != _adapter_shape(configs[0]) or tensors.keys() != weights[0].keys()):
             raise DataError(f"{source.name}: the adapters of iterations 1 and {iteration} are not compatible")

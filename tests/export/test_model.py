@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lion_ray.config import LoraConfig
+from lion_ray.core import layout
 from lion_ray.core.errors import DataError
 from lion_ray.core.store import RunStore
 from lion_ray.export.folder import export
 from lion_ray.export.model import ADAPTER_CONFIG, WEIGHTS, write_adapter, write_model
+from lion_ray.export.model_card import model_card
 from lion_ray.export.source import Source
 from lion_ray.imitation.training.fit import train
 from lion_ray.imitation.training.spec import TrainSpec
@@ -110,6 +113,22 @@ def test_the_adapters_of_all_iterations_are_one(adapted: RunStore, base: Path, t
     assert "of rank 8" in card
     assert "| LoRA rank | 4 |" in card
     assert "--max-lora-rank 8" in card
+
+
+def test_the_last_adapters_alone_where_every_iteration_started_from_the_base_model(
+    adapted: RunStore, tmp_path: Path
+) -> None:
+    shutil.copytree(adapted.root, tmp_path / "run")
+    store = RunStore(str(tmp_path / "run"))
+    described = dict(store.described())
+    described["config"]["imitation"]["start"] = "base"
+    store.write_record(layout.RUN, described)
+    assert "starts from the base model and trains on all rows so far" in model_card(Source.open(store))
+    assert write_adapter(Source.open(store), tmp_path / "a") == 4
+    got = load_file(tmp_path / "a" / WEIGHTS)
+    last = load_file(store.path("iteration-2/checkpoint/model/adapter/" + WEIGHTS))
+    assert got.keys() == last.keys()
+    assert all(torch.equal(got[name], last[name]) for name in last)
 
 
 def test_adapters_up_to_an_iteration(adapted: RunStore, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lion_ray.actors.trainer import drawn, read_rows
-from lion_ray.config import RunConfig
+from lion_ray.config import ImitationConfig, RunConfig
 from lion_ray.core.errors import TrainingError
 from lion_ray.core.progress import Progress
 from lion_ray.core.records import ANSWER, INSTRUCTION, OK, QUARANTINED, table
@@ -75,6 +76,22 @@ def test_earlier_rows_are_those_of_the_pools_before(run: Run) -> None:
     jobs = [job_of(run, iteration) for iteration in (1, 2, 3)]
     assert [len(job["earlier"]) for job in jobs] == [0, 2, 5]
     assert jobs[2]["earlier"] == [*jobs[0]["rows"], *jobs[1]["rows"]]
+
+
+def test_an_imitation_from_the_base_model_trains_on_all_rows_so_far(run: Run) -> None:
+    as_published = [job_of(run, iteration) for iteration in (1, 2, 3)]
+    run.config = run.config.model_copy(update={"imitation": ImitationConfig(start="base")})
+    jobs = [job_of(run, iteration) for iteration in (1, 2, 3)]
+    assert [job["start"] for job in jobs] == [ModelRef("base", source="./student")] * 3
+    assert jobs[2]["rows"] == [part for job in as_published for part in job["rows"]]
+    assert [job["earlier"] for job in jobs] == [[], [], []]
+    assert [job["target"] for job in jobs] == [job["target"] for job in as_published]
+
+
+@pytest.mark.parametrize("other", [{"replay": 1.0}, {"later_learning_rate": 1e-6}])
+def test_an_imitation_anew_has_no_earlier_rows_to_add(other: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="leave out replay and later_learning_rate"):
+        ImitationConfig.model_validate({"start": "base"} | other)
 
 
 def test_replayed_rows_are_drawn_by_the_seed_alone() -> None:

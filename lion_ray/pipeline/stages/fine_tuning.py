@@ -1,4 +1,5 @@
-"""The student learns from the teacher's answers to the Train Pool, starting from the last checkpoint (paper, 3.1)."""
+"""The student learns from the teacher's answers to the Train Pool, starting from the last checkpoint (paper, 3.1), or
+from the base model on all rows so far (``imitation.start``)."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class FineTuning(Stage):
         await asyncio.to_thread(run.store.delete_folder, layout.fit(iteration))
 
     async def fit(self, run: Run, iteration: int) -> Manifest:
-        """Fine-tune the last checkpoint and write the model to `layout.model(iteration)`.
+        """Fine-tune the student and write the model to `layout.model(iteration)`.
 
         Returns:
             The metrics of `imitation.training.fit.train`: steps, tokens per second, held-out loss before and after, …
@@ -62,7 +63,8 @@ class FineTuning(Stage):
         paired = isinstance(config.objective, PreferenceConfig) and iteration > 1
         pairs = planner.cache_rows(iteration - 1) // 2 if paired else 0
         if iteration > 1:
-            rows += min(round(config.replay * rows), planner.cache_rows(iteration - 1))
+            known = planner.cache_rows(iteration - 1)
+            rows += known if config.start == "base" else min(round(config.replay * rows), known)
         steps = math.ceil((rows + pairs) / config.batch_size) * config.epochs
         seconds = planner.local.fit(rows + 2 * pairs, planner.pool.mean) if planner.local else None
         return replace(planner.stage(self, iteration, rows), steps=steps, local_s=seconds)
@@ -121,6 +123,9 @@ def student_after(run: Run, iteration: int) -> ModelRef:
 def job_of(run: Run, iteration: int) -> dict[str, Any]:
     """The job passed to each worker of an iteration's fit. Workers and driver share only the run folder."""
     config = run.config.imitation.of_iteration(iteration)
+    anew = config.start == "base"
+    earlier, new = range(1, iteration), [iteration]
+    pools, replayed = ((*earlier, *new), ()) if anew else (new, earlier)
     job: dict[str, Any] = {
         "run": run.config.run_name,
         "iteration": iteration,
@@ -128,12 +133,12 @@ def job_of(run: Run, iteration: int) -> dict[str, Any]:
         "stage": layout.checkpoint(iteration),
         "store": run.store,
         "base_dir": run.base_dir,
-        "start": student_after(run, iteration - 1),
+        "start": student_after(run, 0 if anew else iteration - 1),
         "target": layout.model(iteration),
-        "rows": _rows(run, train_pool(iteration)),
-        "kept": _kept(run, train_pool(iteration)),
-        "earlier": [part for k in range(1, iteration) for part in _rows(run, train_pool(k))],
-        "earlier_kept": [part for k in range(1, iteration) for part in _kept(run, train_pool(k))],
+        "rows": [part for k in pools for part in _rows(run, train_pool(k))],
+        "kept": [part for k in pools for part in _kept(run, train_pool(k))],
+        "earlier": [part for k in replayed for part in _rows(run, train_pool(k))],
+        "earlier_kept": [part for k in replayed for part in _kept(run, train_pool(k))],
         "judged": judged_parts(run, iteration - 1),
         "heldout": _rows(run, layout.HELDOUT),
         "config": config,
