@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lion_ray.core.iteration_result import IterationResult
     from lion_ray.core.store import RunStore
-    from lion_ray.pipeline.results import IterationResult
     from lion_ray.pipeline.status import Status
 
 

@@ -52,7 +52,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     from lion_ray import api
     from lion_ray.analysis.examples import read_examples
     from lion_ray.cli.examples import print_examples
-    from lion_ray.pipeline.results import results_table
+    from lion_ray.pipeline.results_table import results_table
 
     found = api.distil(config, overrides=overrides or [])
     console = results_console()
@@ -96,7 +96,7 @@ def submit(
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """Show a run's progress, from its folder alone."""
     from lion_ray import api
-    from lion_ray.pipeline.results import results_table
+    from lion_ray.pipeline.results_table import results_table
 
     found = api.open_run(run).status()
     if as_json:

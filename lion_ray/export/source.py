@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 
 from lion_ray.core import layout
 from lion_ray.core.errors import ConfigError
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools, train_pool
 from lion_ray.models.checkpoints import student_ref
 from lion_ray.models.resolve import BUNDLED
-from lion_ray.pipeline.results import IterationResult, summarise
+from lion_ray.pipeline.results import summarise
 from lion_ray.pipeline.scheduling import Shard
 
 

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 
 from lion_ray.core import layout
 from lion_ray.core.errors import as_raised
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.progress import Progress
 from lion_ray.core.sealed import Record
 from lion_ray.core.step_log import read_steps
 from lion_ray.core.store import RunStore
-from lion_ray.pipeline.results import IterationResult, results, summarise
+from lion_ray.pipeline.results import results, summarise
 from lion_ray.tracking import Held, Outcome, RunInfo, TrainingStep
 from lion_ray.tracking.fan_out import Trackers
 

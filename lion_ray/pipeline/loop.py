@@ -15,8 +15,9 @@ from itertools import count
 
 from lion_ray.config import answers_heldout
 from lion_ray.core import layout
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.pipeline.early_stop import stop_reason
-from lion_ray.pipeline.results import IterationResult, summarise, write_result
+from lion_ray.pipeline.results import summarise, write_result
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import in_turn, run_stages, together
 from lion_ray.pipeline.stage import Phase, When

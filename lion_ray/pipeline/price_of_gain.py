@@ -9,13 +9,11 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.pipeline.stage import Phase
 from lion_ray.pipeline.stages import PIPELINE
-
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
 
 PAID = {stage.name: stage.phase for stage in PIPELINE if stage.actor in ("teacher", "referee", "generator", "rewarder")}
 """The stages that make calls, with their phases."""

@@ -1,120 +1,26 @@
-"""An iteration's result, read from its manifests: for the terminal, for JSON, for `status`.
+"""Iterations' results, read from a run folder's manifests.
 
 Invariants:
 - Everything is derived from the run folder, so `status` shows the same from anywhere, during and after a run.
-- A value that was not measured is None and shown as a dash, never as 0.
+- A value that was not measured is None, never 0.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from rich.table import Table
-
 from lion_ray.core import layout
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.pipeline.early_stop import read_stop
 from lion_ray.pipeline.price_of_gain import price_of_gain
 from lion_ray.pipeline.reward_alarm import alarm
 from lion_ray.pipeline.stage import NUMBERS
 from lion_ray.pipeline.stages import of_iteration
-
-CAPTION = "loss: nats per token on held-out teacher answers; quality: student's scores / teacher's, 95 % interval"
-CHECKS_CAPTION = "checks: mean score from 0 to 1 with its 95 % interval, and the share of the teacher's mean score"
-CHECKS_HEADING = "checks, held-out"
-HEADINGS = (
-    "iteration",
-    "train",
-    "cache",
-    "hard / easy",
-    "new",
-    "accepted",
-    "quarantined",
-    "loss before → after",
-    "quality, held-out",
-    "quality, cache",
-    CHECKS_HEADING,
-    "minutes",
-)
-DASH = "–"
-"""A value that was not measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class IterationResult:
-    """One iteration; number 0 is the base model."""
-
-    iteration: int
-    train_rows: int | None = None
-    pairs: int | None = None
-    """Pairs of a better and a worse answer, trained on in addition to these rows (`preference`)."""
-    cache_rows: int | None = None
-    hard: int | None = None
-    easy: int | None = None
-    quarantined: dict[str, int] = field(default_factory=dict)
-    """By stage and reason: rows that failed, and were neither trained on nor scored."""
-    filtered: dict[str, int] = field(default_factory=dict)
-    """By stage and reason: rows that a filter dropped; none of them failed."""
-    generation: dict[str, Any] = field(default_factory=dict)
-    """By kind: requests, accepted, rejected by reason."""
-    loss_before: float | None = None
-    """Mean cross-entropy of held-out teacher answers, nats per token, float32."""
-    loss_after: float | None = None
-    loss_served: float | None = None
-    """The same with the weights as the engines hold them (student.dtype)."""
-    loss_after_rounds: float | None = None
-    """The same as loss_after, at the end of the on-policy rounds."""
-    rewards: list[dict[str, Any]] | None = None
-    """Of each on-policy round: `reward` (the mean of the student's answers), `criteria` and `criteria_untelling`,
-    `answers` and `answers_learned`, and `engine_gap_mean` (nats per token)."""
-    quality_cache: dict[str, float] | None = None
-    """Sum of student scores / sum of teacher scores on the Cache Pool, with a 95 % bootstrap interval."""
-    quality_heldout: dict[str, float] | None = None
-    win_rate: dict[str, Any] | None = None
-    """On the held-out set: `wins`, `ties`, `losses` of the student against the teacher, `rate` (ties count half) and
-    `length_controlled`, each with its interval; if the judge was calibrated, `wins_corrected`, `losses_corrected`."""
-    gain_heldout: dict[str, float] | None = None
-    """The mean rise of the student's score over the iteration before, in the judge's points, with its interval."""
-    checks: dict[str, Any] | None = None
-    """The checks' scores of the held-out answers, each value as {value, low, high, n} or null: `mean` (over checks,
-    then over rows), `by_check`, `gain` (over the previous checkpoint), `gain_over_base`, `teacher` (its own mean),
-    `share_of_teacher` (a ratio); `rows`, `scored`, `unanswered` and `quarantined` (by reason)."""
-    price_of_gain: dict[str, Any] | None = None
-    """The student's gain over the previous one, and its price (see `price_of_gain`)."""
-    judges: dict[str, int] = field(default_factory=dict)
-    """The models that the referee's endpoint reported, and the number of rows that each judged."""
-    canaries: dict[str, Any] | None = None
-    """On the canary pairs: `verdicts`, `right`, `mean_gap`, and the `drift` (see `discrimination.drift`)
-    since `against`."""
-    warnings: list[str] = field(default_factory=list)
-    """Why this iteration's verdicts may not be comparable with others."""
-    stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By stage: seconds, calls, prompt and completion tokens."""
-    model: str | None = None
-    """The checkpoint's folder."""
-
-    def sentence(self) -> str:
-        """One line for a log."""
-        parts = [f"iteration {self.iteration}" if self.iteration else "the base model"]
-        if self.loss_after is not None:
-            parts.append(f"held-out loss {_number(self.loss_before)} → {_number(self.loss_after)}")
-        if self.quality_heldout:
-            parts.append(f"relative quality {_quality(self.quality_heldout)} on held-out")
-        if self.checks is not None and self.checks["mean"]:
-            parts.append(f"checks {checks_words(self.checks)}")
-        if self.hard is not None:
-            parts.append(f"{self.hard} hard, {self.easy} easy")
-        accepted = {kind: entry["accepted"] for kind, entry in self.generation.items()}
-        if accepted:
-            parts.append(f"{sum(accepted.values())} new instructions")
-        return "; ".join(parts)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarise(store: RunStore, iteration: int, *, priced: bool = True) -> IterationResult:
@@ -160,15 +66,6 @@ def _reasons(summaries: dict[str, Manifest], key: str) -> dict[str, int]:
         for stage, summary in summaries.items()
         for reason, count in (summary.get(key) or {}).items()
     }
-
-
-def checks_words(checks: dict[str, Any], of: str = " of the teacher's") -> str:
-    """The checks' mean with its interval, and the share of the teacher's: 0.71 [0.62, 0.79], 88% of the teacher's."""
-    mean, share = checks["mean"], checks["share_of_teacher"]
-    if not mean:
-        return DASH
-    words = f"{mean['value']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}]"
-    return words + (f", {share['value']:.0%}{of}" if share else "")
 
 
 def judged_by(store: RunStore, iteration: int) -> dict[str, int]:
@@ -226,55 +123,6 @@ def results(store: RunStore) -> list[IterationResult]:
     return [result for result in found if result.stages]
 
 
-def results_table(found: list[IterationResult]) -> Table:
-    """The table printed at the end of a run."""
-    warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
-    rows = []
-    for one in found:
-        requests = sum(entry["requests"] for entry in one.generation.values())
-        accepted = sum(entry["accepted"] for entry in one.generation.values())
-        rows.append(
-            (
-                str(one.iteration) if one.iteration else "0 (base model)",
-                _number(one.train_rows) + (f" + {one.pairs} pairs" if one.pairs else ""),
-                _number(one.cache_rows),
-                DASH if one.hard is None else f"{one.hard} / {one.easy}",
-                str(accepted) if one.generation else DASH,
-                f"{accepted / requests:.0%} of {requests}" if requests else DASH,
-                str(sum(one.quarantined.values())),
-                DASH if one.loss_after is None else f"{_number(one.loss_before)} → {_number(one.loss_after)}",
-                _quality(one.quality_heldout),
-                _quality(one.quality_cache),
-                checks_words(one.checks, of="") if one.checks else DASH,
-                f"{sum(stage.get('seconds', 0) for stage in one.stages.values()) / 60:.1f}",
-            )
-        )
-    headings, cells = measured(HEADINGS, rows)
-    captions = [CAPTION, *([CHECKS_CAPTION] if CHECKS_HEADING in headings else [])]
-    table = Table(title="Results", caption="\n".join([*captions, *warnings]))
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in cells:
-        table.add_row(*row)
-    return table
-
-
-def measured(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns in which at least one row has a value. Without rows, all of them."""
-    kept = [k for k in range(len(headings)) if not rows or any(row[k] != DASH for row in rows)]
-    return [headings[k] for k in kept], [[row[k] for k in kept] for row in rows]
-
-
 def write_result(store: RunStore, result: IterationResult) -> None:
     """Write the iteration's result as JSON into its folder."""
     store.write_record(layout.result(result.iteration), json.loads(json.dumps(result.to_json())))
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return DASH
-    return f"{value:.3f}" if isinstance(value, float) else f"{value}"
-
-
-def _quality(value: dict[str, float] | None) -> str:
-    return DASH if not value else f"{value['ratio']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"

@@ -7,10 +7,8 @@ be the model that rewards (`RunConfig`). Both are compared with the iteration be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
+from lion_ray.core.iteration_result import IterationResult
 
 MIN_RISE = 0.01
 """The smallest rise of the mean reward (0 to 1) that counts."""

@@ -40,6 +40,7 @@ from lion_ray.core.errors import (
     RunConflictError,
     as_raised,
 )
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.process_guard import Guard, descendants
 from lion_ray.core.progress import Progress
 from lion_ray.core.store import FORMAT, RunStore
@@ -61,7 +62,7 @@ from lion_ray.pipeline.preflight import (
     keys_in_clear,
 )
 from lion_ray.pipeline.ray_cluster import join_ray
-from lion_ray.pipeline.results import IterationResult, finished, results
+from lion_ray.pipeline.results import finished, results
 from lion_ray.tracking.fan_out import Named, Trackers
 from lion_ray.tracking.loading import load_trackers
 

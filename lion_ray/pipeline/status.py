@@ -16,13 +16,14 @@ from rich.table import Table
 from lion_ray.core import layout
 from lion_ray.core.attempts import STALE_S
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.shapes import PROGRESS, check
 from lion_ray.core.store import RunStore
 from lion_ray.gateway.journal.folder import Folder
 from lion_ray.gateway.journal.inspection import survey
 from lion_ray.gateway.journal.uncertain import read_uncertain
 from lion_ray.pipeline.early_stop import read_stop
-from lion_ray.pipeline.results import IterationResult, finished, results
+from lion_ray.pipeline.results import finished, results
 from lion_ray.pipeline.stages import named
 
 AHEAD_S = 600.0

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from lion_ray.analysis.examples import Example, ExampleAnswer
-from lion_ray.pipeline.results import DASH
+from lion_ray.core.iteration_result import DASH
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lion_ray.pipeline.results import DASH, IterationResult
+from lion_ray.core.iteration_result import DASH, IterationResult
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import timeline

@@ -22,12 +22,13 @@ from lion_ray.analysis.gain import paired_gain
 from lion_ray.analysis.lineage import Gaps, Lineage, Step, read_gaps, read_lineage
 from lion_ray.core import layout
 from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.records import OK, ORDERS, derive_seed
 from lion_ray.core.statistics import Estimate
 from lion_ray.core.store import Manifest, RunStore
 from lion_ray.data.pools import cache_pools
 from lion_ray.discrimination.split import leads
-from lion_ray.pipeline.results import IterationResult, finished
+from lion_ray.pipeline.results import finished
 from lion_ray.pipeline.scheduling import Shard
 from lion_ray.pipeline.stages import of_iteration
 from lion_ray.pipeline.status import Status, read_status

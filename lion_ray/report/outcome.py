@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from lion_ray.pipeline.results import CHECKS_HEADING, DASH, IterationResult, checks_words, measured
+from lion_ray.core.iteration_result import DASH, IterationResult, checks_words
+from lion_ray.pipeline.results_table import CHECKS_HEADING, measured
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Point, Series

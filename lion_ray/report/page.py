@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from lion_ray.analysis.examples import HOW
 from lion_ray.core import layout
+from lion_ray.core.iteration_result import DASH
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import harmless
-from lion_ray.pipeline.results import DASH
 from lion_ray.pipeline.stages.fine_tuning import FineTuning
 from lion_ray.report import conduct, outcome
 from lion_ray.report.benchmarks import benchmarks

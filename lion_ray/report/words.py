@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lion_ray.pipeline.results import DASH
+from lion_ray.core.iteration_result import DASH
 
 CLIP = 8000
 """Maximum characters shown of a model's text."""

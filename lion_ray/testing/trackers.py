@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lion_ray.core.errors import BudgetError
-from lion_ray.pipeline.results import IterationResult
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep
 from lion_ray.tracking.fan_out import Named, Trackers
 

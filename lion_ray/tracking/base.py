@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
+from lion_ray.core.iteration_result import IterationResult
 
 
 class Held(NamedTuple):

@@ -18,14 +18,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.plugins import in_one_line
 from lion_ray.core.progress import Stage
 from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep
-
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
 
 WAITING = 1000
 """The most queued events of one tracker."""

@@ -6,12 +6,10 @@ Invariant: no name is a path prefix of another (a, and a/b), because file stores
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.tracking.base import Spend, TrainingStep
-
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
 
 STEP = "training/step"
 ITERATION = "iteration/number"

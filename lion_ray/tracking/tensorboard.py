@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lion_ray.core import layout
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.tracking.base import Held, Outcome, RunInfo, Spend, Tracker, TrainingStep
 from lion_ray.tracking.numbers import ITERATION, SPENT_AT, STEP, result_numbers, spend_numbers, step_numbers
-
-if TYPE_CHECKING:
-    from lion_ray.pipeline.results import IterationResult
 
 
 class TensorBoard(Tracker):

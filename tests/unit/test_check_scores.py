@@ -15,7 +15,8 @@ from lion_ray.core.records import ANSWER, CHECKED, INSTRUCTION, instruction_id, 
 from lion_ray.core.statistics import RESAMPLES, percentiles, resampled_sums
 from lion_ray.core.store import RunStore
 from lion_ray.evaluation.check_scores import describe, gain_of, mean_of, share_of
-from lion_ray.pipeline.results import results_table, summarise
+from lion_ray.pipeline.results import summarise
+from lion_ray.pipeline.results_table import results_table
 
 ROWS = 40
 

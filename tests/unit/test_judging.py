@@ -17,7 +17,8 @@ from lion_ray.core.store import RunStore
 from lion_ray.discrimination.orders import first_order
 from lion_ray.discrimination.pairwise import RESAMPLED, PairwiseJudge, Row
 from lion_ray.gateway.calls import Completion, Failure, Outcome, TokenChoice
-from lion_ray.pipeline.results import results_table, summarise
+from lion_ray.pipeline.results import summarise
+from lion_ray.pipeline.results_table import results_table
 
 TEXT = "Name a river in Asia."
 ROW_ID = instruction_id(TEXT)

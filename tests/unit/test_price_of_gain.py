@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.pipeline.price_of_gain import ANSWERS, price_of_gain
-from lion_ray.pipeline.results import IterationResult
 from lion_ray.report.facts import Facts
 from lion_ray.report.outcome import price_texts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lion_ray.pipeline.results import IterationResult
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.pipeline.reward_alarm import alarm
 
 

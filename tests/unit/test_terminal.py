@@ -19,6 +19,7 @@ from lion_ray.analysis.examples import Example, ExampleAnswer
 from lion_ray.cli.examples import print_examples
 from lion_ray.cli.main import guarded
 from lion_ray.core.errors import ConfigError
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.progress import Progress
 from lion_ray.core.terminal import Terminal, harmless, one_line, tell
 from lion_ray.evaluation.benchmarks.recorded import SuiteScore, TaskScore, score_table
@@ -27,7 +28,7 @@ from lion_ray.evaluation.calibration.table import report_tables
 from lion_ray.evaluation.checks import check_notes, check_tables
 from lion_ray.evaluation.pairwise.table import notes, relative_tables
 from lion_ray.pipeline.plan import Plan, StagePlan, plan_table
-from lion_ray.pipeline.results import IterationResult, results_table
+from lion_ray.pipeline.results_table import results_table
 from lion_ray.pipeline.status import Status
 
 HOSTILE = "m[/x][bold]:smile:[link=file:///x]\x1b]52;c;eA==\x07\x1b[2J\x9b31m\r\x08\u202egnp.\ud83d"

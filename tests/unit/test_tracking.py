@@ -16,11 +16,11 @@ from lion_ray.config.plugins import Own
 from lion_ray.config.tracking import MlflowTracking, TensorBoardTracking, TrackingConfig, WandbTracking
 from lion_ray.core import layout, step_log
 from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.iteration_result import IterationResult
 from lion_ray.core.progress import Progress
 from lion_ray.core.step_log import ROWS, StepLog, read_steps
 from lion_ray.core.store import RunStore
 from lion_ray.pipeline.history import History, identity, run_info
-from lion_ray.pipeline.results import IterationResult
 from lion_ray.testing.trackers import STEPS, TrackerContract, info, result, tell, the_run
 from lion_ray.tracking import Held, Outcome, RunInfo, Spend, StageEvent, Tracker, TrainingStep
 from lion_ray.tracking.fan_out import WAITING, Named, Trackers
