@@ -82,6 +82,8 @@ class Model:
     """Processes that fetch no batch any more."""
     committed: dict[str, dict[str, Any]] = field(default_factory=dict)
     now: float = 0.0
+    refused_writes: int = 0
+    """How often the disk has refused a write or a flush."""
 
     # --- calls
 
@@ -106,8 +108,10 @@ class Model:
         kept = self.kept_at.get(prompt)
         if kept is not None:
             own = any(p.process is process and p.handed_out for p in self.purchases[prompt])
-            # A batch gathers its calls, and creating it may take long.
-            looked = self.asked_at.get((process.name, prompt), self.now) if batch else self.now
+            # A batch gathers its calls, and creating it may take long; the request of a process that has ended since
+            # was sent while it lived.
+            latest = self.now if process.alive else process.began
+            looked = self.asked_at.get((process.name, prompt), latest) if batch else self.now
             if own or kept < looked - JOURNAL_REFRESH_S - 1e-9 or kept < process.began:
                 raise Violation(
                     f"{process.name} buys {prompt!r} again, whose answer was returned {self.now - kept:.3f} s ago"
@@ -179,7 +183,9 @@ class Model:
         """What a newly opened journal says was spent, without and with what may have been billed."""
         bought = [p for purchases in self.purchases.values() for p in purchases]
         least = sum(p.usd for p in bought if p.handed_out)
-        most = self.billed + sum((len(p.fetched_by) - 1) * p.usd for p in bought if p.fetched_by)
+        # A batch's answer counts once for each process that fetched it. If the disk refused its record, it is stored
+        # again, and both count if the refused one did reach the disk.
+        most = self.billed + sum((len(p.fetched_by) - 1 + self.refused_writes) * p.usd for p in bought if p.fetched_by)
         if usd < least - ROUNDING_USD or usd > most + ROUNDING_USD:
             raise Violation(
                 f"{when}: the journal counts ${usd:.6f}; returned answers cost ${least:.6f}, and ${self.billed:.6f} "

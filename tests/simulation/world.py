@@ -128,6 +128,7 @@ class World:
     def fails(self, name: str) -> bool:
         if self._disasters and self.rng.random() < self.failing_calls:
             self.say(f"{self._named()}: {name} fails")
+            self.model.refused_writes += 1
             return True
         return False
 
