@@ -76,6 +76,7 @@ class Model:
     forgiven: float = 0.0
     """Bills that the run could not know: their process ended before it had stored the answer."""
     asked_at: dict[tuple[str, str], float] = field(default_factory=dict)
+    asked_by_ended: dict[tuple[Process, str], float] = field(default_factory=dict)
     waiting: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Callers by process and prompt."""
     closed: set[Process] = field(default_factory=set)
@@ -108,10 +109,10 @@ class Model:
         kept = self.kept_at.get(prompt)
         if kept is not None:
             own = any(p.process is process and p.handed_out for p in self.purchases[prompt])
-            # A batch gathers its calls, and creating it may take long; the request of a process that has ended since
-            # was sent while it lived.
-            latest = self.now if process.alive else process.began
-            looked = self.asked_at.get((process.name, prompt), latest) if batch else self.now
+            # A batch gathers its calls, and creating it may take long; its request may arrive after its process has
+            # ended.
+            asked = self.asked_at.get((process.name, prompt), self.now)
+            looked = self.asked_by_ended.get((process, prompt), asked) if batch else self.now
             if own or kept < looked - JOURNAL_REFRESH_S - 1e-9 or kept < process.began:
                 raise Violation(
                     f"{process.name} buys {prompt!r} again, whose answer was returned {self.now - kept:.3f} s ago"
@@ -156,7 +157,7 @@ class Model:
     def ended(self, process: Process) -> None:
         """A process ended at once. What it bought and had not kept, nobody can know of."""
         for asked in [one for one in self.asked_at if one[0] == process.name]:
-            del self.asked_at[asked]
+            self.asked_by_ended[process, asked[1]] = self.asked_at.pop(asked)
             del self.waiting[asked]
         for purchases in self.purchases.values():
             for purchase in purchases:
