@@ -200,7 +200,7 @@ def test_a_spec_takes_every_setting_of_imitation():
     spec = TrainSpec.of(config, model_dir="m", output_dir="o")
     # Whoever starts the processes reads these; `of_iteration` has made one into the learning rate, and what filters
     # left out never comes here.
-    schedulers = {"workers", "use_gpu", "num_cpus", "max_restarts", "later_learning_rate", "filters", "replay"}
+    schedulers = {"workers", "use_gpu", "num_cpus", "max_restarts", "later_learning_rate", "filters", "replay", "start"}
     names = {field.name for field in dataclasses.fields(TrainSpec)}
     assert set(ImitationConfig.model_fields) - schedulers <= names
     assert all(getattr(spec, name) == getattr(config, name) for name in set(ImitationConfig.model_fields) & names)
