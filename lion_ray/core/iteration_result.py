@@ -68,6 +68,16 @@ class IterationResult:
     model: str | None = None
     """The checkpoint's folder."""
 
+    @property
+    def requested(self) -> int:
+        """Candidates for new instructions, of all kinds."""
+        return sum(kind["requests"] for kind in self.generation.values())
+
+    @property
+    def accepted(self) -> int:
+        """New instructions, of all kinds."""
+        return sum(kind["accepted"] for kind in self.generation.values())
+
     def sentence(self) -> str:
         """One line for a log."""
         parts = [f"iteration {self.iteration}" if self.iteration else "the base model"]
@@ -79,9 +89,8 @@ class IterationResult:
             parts.append(f"checks {checks_words(self.checks)}")
         if self.hard is not None:
             parts.append(f"{self.hard} hard, {self.easy} easy")
-        accepted = {kind: entry["accepted"] for kind, entry in self.generation.items()}
-        if accepted:
-            parts.append(f"{sum(accepted.values())} new instructions")
+        if self.generation:
+            parts.append(f"{self.accepted} new instructions")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def write_adapter(source: Source, folder: Path) -> int:
         raise ConfigError(f"{source.name}: trained without adapters (imitation.lora is null); leave them out of --what")
     configs: list[dict[str, Any]] = []
     weights: list[dict[str, torch.Tensor]] = []
-    first = source.iteration if source.get("imitation.start") == "base" else 1
+    first = source.iteration if source.starts_from_base else 1
     for iteration in range(first, source.iteration + 1):
         config, tensors = _read_adapter(source, iteration)
         if weights and (_adapter_shape(config) != _adapter_shape(configs[0]) or tensors.keys() != weights[0].keys()):

@@ -175,8 +175,9 @@ def _training(source: Source, data_repo: str | None) -> str:
     settings = [(name.replace("_", " "), source.get(f"imitation.{name}")) for name in SETTINGS]
     for name, value in (source.get("imitation.lora") or {}).items():
         settings.append((f"LoRA {name.replace('_', ' ')}", str(value)))
-    anew = source.get("imitation.start") == "base"
-    start = "the base model and trains on all rows so far" if anew else "the previous one's checkpoint"
+    start = (
+        "the base model and trains on all rows so far" if source.starts_from_base else "the previous one's checkpoint"
+    )
     data = f"[{data_repo}](https://huggingface.co/datasets/{data_repo})" if data_repo else "the data set of this export"
     return "\n\n".join(
         [

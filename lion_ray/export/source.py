@@ -85,6 +85,11 @@ class Source:
             value = value.get(name)
         return value
 
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether each iteration trained the base model anew, on all rows so far."""
+        return bool(self.get("imitation.start") == "base")
+
     def manifest(self, stage: str) -> Manifest:
         """A stage's manifest; empty if it is not committed."""
         return self.store.stage(stage).manifest() or {}

@@ -32,16 +32,14 @@ def results_table(found: list[IterationResult]) -> Table:
     warnings = [f"iteration {one.iteration}: {warning}" for one in found for warning in one.warnings]
     rows = []
     for one in found:
-        requests = sum(entry["requests"] for entry in one.generation.values())
-        accepted = sum(entry["accepted"] for entry in one.generation.values())
         rows.append(
             (
                 str(one.iteration) if one.iteration else "0 (base model)",
                 number_words(one.train_rows) + (f" + {one.pairs} pairs" if one.pairs else ""),
                 number_words(one.cache_rows),
                 DASH if one.hard is None else f"{one.hard} / {one.easy}",
-                str(accepted) if one.generation else DASH,
-                f"{accepted / requests:.0%} of {requests}" if requests else DASH,
+                str(one.accepted) if one.generation else DASH,
+                f"{one.accepted / one.requested:.0%} of {one.requested}" if one.requested else DASH,
                 str(sum(one.quarantined.values())),
                 DASH if one.loss_after is None else f"{number_words(one.loss_before)} → {number_words(one.loss_after)}",
                 quality_words(one.quality_heldout),

@@ -13,13 +13,14 @@ import json
 import math
 from typing import Any
 
+from lion_ray.core.iteration_result import quality_words
 from lion_ray.discrimination.quality import PAPER as PAPER_VICUNA
 from lion_ray.evaluation.benchmarks.protocol import PAPER
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
 from lion_ray.report.charts import Bar
 from lion_ray.report.facts import Facts
-from lion_ray.report.words import count, interval, percent, short, without_secrets
+from lion_ray.report.words import count, percent, short, without_secrets
 
 KNOWN = ("suite", "target", "made_at")
 
@@ -91,7 +92,7 @@ def _quality_figures(key: str, title: str, suite: str, target: str, found: dict[
             charts.bars(f"{key}-all", title, "relative quality", bars, percent, reference=1.0),
             Table(
                 ("measure", "value"),
-                [("relative quality", f"{interval(relative)}, n = {count(number(relative.get('n')))}"), *details],
+                [("relative quality", f"{quality_words(relative)}, n = {count(number(relative.get('n')))}"), *details],
                 text_columns=2,
             ),
             "The candidate's summed scores over the reference's, with a 95 % interval. Dashed: the reference.",
@@ -112,7 +113,7 @@ def _quality_figures(key: str, title: str, suite: str, target: str, found: dict[
                 ),
                 Table(
                     ("category", "relative quality", "rows"),
-                    [(name, interval(value), count(number(value.get("n")))) for name, value in known.items()],
+                    [(name, quality_words(value), count(number(value.get("n")))) for name, value in known.items()],
                 ),
             )
         )

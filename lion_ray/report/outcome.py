@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from lion_ray.core.iteration_result import DASH, IterationResult, checks_words
+from lion_ray.core.iteration_result import DASH, IterationResult, checks_words, quality_words
 from lion_ray.pipeline.results_table import CHECKS_HEADING, measured
 from lion_ray.report import charts
 from lion_ray.report.blocks import Figure, Section, Table
@@ -19,7 +19,7 @@ from lion_ray.report.charts import Point, Series
 from lion_ray.report.facts import Facts
 from lion_ray.report.pictures import Group, flow
 from lion_ray.report.rewards import rewards, win_rates
-from lion_ray.report.words import count, decimal, interval, signed, whole_percent
+from lion_ray.report.words import count, decimal, signed, whole_percent
 
 MANY_PAIRS = 400
 """With more distinct score pairs than this, the scatter rounds scores to half points."""
@@ -32,19 +32,17 @@ def by_iteration(facts: Facts) -> Table:
     """One row per iteration."""
     rows = []
     for one in facts.results:
-        requests = sum(kind["requests"] for kind in one.generation.values())
-        accepted = sum(kind["accepted"] for kind in one.generation.values())
         rows.append(
             (
                 str(one.iteration) if one.iteration else "0\u00a0(base\u00a0model)",
                 count(one.train_rows) + (f" + {one.pairs:,} pairs" if one.pairs else ""),
                 count(one.cache_rows),
                 DASH if one.hard is None else f"{count(one.hard)} / {count(one.easy)}",
-                count(accepted) if one.generation else DASH,
-                f"{accepted / requests:.0%} of {requests:,}" if requests else DASH,
+                count(one.accepted) if one.generation else DASH,
+                f"{one.accepted / one.requested:.0%} of {one.requested:,}" if one.requested else DASH,
                 DASH if one.loss_after is None else f"{decimal(one.loss_before)} → {decimal(one.loss_after)}",
-                interval(one.quality_heldout),
-                interval(one.quality_cache),
+                quality_words(one.quality_heldout),
+                quality_words(one.quality_cache),
                 checks_words(one.checks, of="") if one.checks else DASH,
             )
         )
@@ -96,7 +94,10 @@ def better(facts: Facts) -> Section:
         ),
         Table(
             ("iteration", "held-out", "Cache Pool"),
-            [(str(one.iteration), interval(one.quality_heldout), interval(one.quality_cache)) for one in facts.results],
+            [
+                (str(one.iteration), quality_words(one.quality_heldout), quality_words(one.quality_cache))
+                for one in facts.results
+            ],
             text_columns=0,
         ),
         "Sum of the student's scores over the sum of the teacher's, with 95 % bootstrap intervals. Higher is better."

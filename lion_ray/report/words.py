@@ -101,10 +101,3 @@ def duration(seconds: float | None) -> str:
             rest = left % size // step
             return f"{left // size} {unit}" + (f" {rest} {small}" if rest else "")
     raise AssertionError
-
-
-def interval(value: dict[str, Any] | None) -> str:
-    """A ratio with its 95 % interval: 93.8% [91.2%, 96.4%]."""
-    if not value:
-        return DASH
-    return f"{percent(value['ratio'])} [{percent(value['low'])}, {percent(value['high'])}]"
