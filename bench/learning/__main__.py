@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also as a script
 
 from bench.harness import BenchError
-from bench.learning.arms import ARMS, FULL, QUICK, Cell
+from bench.learning.arms import ARMS, FULL, HALF, QUICK, Cell
 from bench.learning.experiment import ensure, read_result, result_file
 from bench.learning.picture import curves
 from bench.learning.summary import arms_table, by_settings, curve, families_table, outcome
@@ -30,6 +30,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         epilog="arms: " + "; ".join(f"{arm.name}: {arm.about}" for arm in ARMS),
     )
     parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK_ARMS)}, one seed, very few rows")
+    parser.add_argument("--half", action="store_true", help="half the teacher's answers")
     parser.add_argument("--arm", action="append", choices=names, help="only this arm (repeatable)")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0; default 3, with --quick 1")
     parser.add_argument("--error", type=float, action="append", help="the teacher's error rate (repeatable); default 0")
@@ -46,7 +47,7 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     arms = given.arm or (QUICK_ARMS if given.quick else [arm.name for arm in ARMS])
     seeds = range(given.seeds or (1 if given.quick else 3))
     settings = itertools.product(given.error or [0.0], given.noise or [0.0])
-    size = QUICK if given.quick else FULL
+    size = QUICK if given.quick else HALF if given.half else FULL
     return [Cell(arm, seed, *world, size) for world in settings for seed in seeds for arm in arms]
 
 

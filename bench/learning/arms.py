@@ -47,6 +47,8 @@ class Size:
 
 
 FULL = Size()
+HALF = Size(seed_rows=40, new_rows=40)
+"""Half the teacher's answers, and so half the optimizer steps."""
 QUICK = Size(seed_rows=16, new_rows=8, epochs=1, heldout_per_family=1)
 
 
@@ -74,6 +76,9 @@ _ROUNDS = (
     "rubricator.endpoint=world",
     "verifier.endpoint=world",
 )
+_DISCRIMINATOR = ("on_policy.reward.type=discriminator", "on_policy.reward.learning_rate=2e-5")
+_ROUNDS_ALONE = ("imitation.later_learning_rate=1e-9",)
+"""The second imitation changes nothing, so that its rows are taught by the rounds after it alone."""
 _REPLAY = "imitation.replay=1"
 _ANEW = "imitation.start=base"
 
@@ -90,13 +95,26 @@ ARMS = (
     Arm("random_replay", "as random_rows, with one earlier row per new row", (*_NO_JUDGE, _REPLAY), families="random"),
     Arm("lion_anew", "as lion, from the base model on all rows", (*_BOTH, _ANEW)),
     Arm("random_anew", "as random_rows, from the base model on all rows", (*_NO_JUDGE, _ANEW), families="random"),
+    Arm(
+        "hard_anew",
+        "as hard_only, from the base model on all rows",
+        ("generation.hard={new}", "generation.easy=0", _ANEW),
+    ),
     Arm("rubric", "the seed rows alone, then on-policy rounds on them", ("iterations=0", *_ROUNDS)),
+    Arm(
+        "rubric_new",
+        "the seed rows, and rounds on them; then on-policy rounds on new rows of random families",
+        (*_NO_JUDGE, *_ROUNDS, *_ROUNDS_ALONE),
+        families="random",
+    ),
+    Arm("discriminator", "as rubric, rewarded by a discriminator", ("iterations=0", *_ROUNDS, *_DISCRIMINATOR)),
     Arm("preference", "as lion, and pairs from its verdicts", (*_BOTH, "imitation.objective.type=preference")),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
 
 AFTER_STEM = (
-    *("discrimination.", "generation.", "generator.", "iterations=", "imitation.replay=", "imitation.start="),
+    *("discrimination.", "generation.", "generator.", "iterations="),
+    *("imitation.later_learning_rate=", "imitation.replay=", "imitation.start="),
     *("on_policy.", "rubricator.", "verifier."),
 )
 """Changes that have an effect only after the first student has answered."""

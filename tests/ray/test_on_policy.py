@@ -1,4 +1,4 @@
-"""On-policy rounds: whole small runs with real parts; one is out of money in a round, one is killed in a round.
+"""On-policy rounds: whole small runs with real parts; one is out of money in a round, one is killed in each step.
 
 The rewards' arithmetic: `unit/test_rubric.py`; the objective: `training/test_policy_gradient.py`.
 """
@@ -6,6 +6,8 @@ The rewards' arithmetic: `unit/test_rubric.py`; the objective: `training/test_po
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from lion_ray.core.store import RunStore
 from lion_ray.models.checkpoints import last_round, student_ref
 from lion_ray.pipeline.results import results
 from lion_ray.pipeline.status import read_status
-from tests.ray.harness import LATENCY, Job, kill
-from tests.ray.outcome import table_of
+from tests.ray.harness import LATENCY, Job, kill, wait_until_gone
+from tests.ray.outcome import bought_twice, journaled, table_of
 from tests.stub_api import fetch_stats, stub_process
 
 ROUNDS, PROMPTS, SAMPLES = 2, 4, 3
@@ -94,6 +96,51 @@ def check_rounds(store: RunStore) -> None:
     assert result.rewards is not None
     assert json.loads(json.dumps(result.to_json()))["rewards"] == manifest["rewards"]
     assert store.exists(layout.model(1)), "the imitation's student stays"
+
+
+STEPS = (layout.round_samples, layout.round_rubrics, layout.round_rewards, layout.round_checkpoint)
+
+
+@pytest.mark.long
+def test_killed_in_each_step_of_its_rounds(tmp_path: Path, one_cluster: Cluster) -> None:
+    """It buys nothing twice, and ends with the tokens, rewards and weights of a run that was left alone."""
+    environment = {"RAY_ADDRESS": one_cluster.address}
+    with stub_process(*LATENCY) as base_url:
+        whole = Job(tmp_path / "whole", base_url, CHANGES, environment)
+        whole.finish()
+    with stub_process("--lion", "--latency-ms", "300") as base_url:  # the steps must last until the kill
+        job = Job(tmp_path / "killed", base_url, CHANGES, environment)
+        store = job.store
+        bought: set[str] = set()
+        for number in range(1, ROUNDS + 1):
+            for step in STEPS:
+                in_it = partial(begun, store, number, step)
+                wait_until_gone(kill(job.run_until(in_it)))
+                assert store.stage(step(1, number)).manifest() is None, "the step was over before the kill"
+                now = journaled(store)
+                assert max(now.values()) == 1
+                assert bought <= set(now), "what was paid for is kept"
+                bought = set(now)
+        job.finish()
+        assert set(journaled(store)) >= bought
+        assert max(journaled(store).values()) == 1
+        # Only what was in flight at a kill, two calls at most, may have been sent again.
+        assert bought_twice(base_url) <= 2 * ROUNDS * len(STEPS)
+    check_rounds(store)
+    for number in range(1, ROUNDS + 1):
+        for step in STEPS[:-1]:
+            same = table_of(store, step(1, number)).equals(table_of(whole.store, step(1, number)))
+            assert same, f"{step(1, number)} differs"
+    weights = [one.read_bytes(f"{student_ref(one, 1).folder}/model.safetensors") for one in (store, whole.store)]
+    assert weights[0] == weights[1], "the final weights differ"
+
+
+def begun(store: RunStore, number: int, step: Callable[[int, int], str]) -> bool:
+    """Whether everything before a step of a round is committed, so that the run is in it."""
+    before = [layout.checkpoint(1)] if number == 1 else [layout.round_checkpoint(1, number - 1)]
+    before += [one(1, number) for one in STEPS[: STEPS.index(step)]]
+    # The first step's work begins with the round's instructions.
+    return store.exists(layout.round_prompts(1, number)) and all(store.stage(one).manifest() for one in before)
 
 
 @pytest.mark.long
