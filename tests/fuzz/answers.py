@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import orjson
 
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError
 from lion_ray.gateway.batch.lines import Output, read_line
 from lion_ray.gateway.batch.state import BatchRecord, BatchRecords
 from lion_ray.gateway.body import Body
@@ -162,7 +162,7 @@ def _batch_records() -> Iterable[bytes]:
     yield b"\1" + bytes(range(60))
 
 
-@target("batch-records", InfrastructureError, seeds=_batch_records)
+@target("batch-records", InfrastructureError, ConfigError, seeds=_batch_records)
 def batch_records(data: bytes) -> None:
     draw = Draw(data)
     root = FOLDER.empty()

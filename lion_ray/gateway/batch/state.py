@@ -73,7 +73,8 @@ class BatchRecords:
     def load(self, address: str) -> list[BatchRecord]:
         """The open records of one API, oldest first. Creates a missing folder.
 
-        Raises InfrastructureError if the folder cannot be used or a record cannot be read.
+        Raises InfrastructureError if the folder cannot be used or a record cannot be read, ConfigError if a newer
+        version wrote one.
         """
         try:
             self._make()
@@ -88,7 +89,7 @@ class BatchRecords:
     def reread(self, nonce: str) -> BatchRecord | None:
         """The current record, which another process may have changed. Returns None if it was removed.
 
-        Raises InfrastructureError if it cannot be read.
+        Raises InfrastructureError if it cannot be read, ConfigError if a newer version wrote it.
         """
         try:
             return self._read(nonce + SUFFIX)
