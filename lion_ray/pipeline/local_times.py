@@ -96,17 +96,15 @@ class LocalTimes:
         together = min(rows, student.max_num_seqs or AT_ONCE)
         return tokens / speeds().tokens_per_second(parameters, together, student_type(student.dtype))
 
-    def fit(self, rows: int, instruction: float) -> float | None:
-        """Seconds to fine-tune on `rows` rows with `instruction` tokens per instruction; None on a GPU."""
+    def fit(self, tokens: float, fits: int = 1) -> float | None:
+        """Seconds to train on `tokens` tokens, in so many fits; None on a GPU."""
         imitation = self.config.imitation
         gpu = wants_gpu(imitation.use_gpu)
         parameters = None if gpu else parameters_of(self.config.student.model, self.base_dir)
         if parameters is None:
             return None
-        answer = min(EXPECTED["teacher"], self.config.teacher.max_tokens)
-        tokens = rows * imitation.epochs * min(imitation.max_length, instruction + answer)
         dtype = "bfloat16" if resolve_precision(imitation.precision, gpu=False) == "bf16" else "float32"
-        return FIT_START_S + BACKWARD * tokens / speeds().tokens_per_second(parameters, math.inf, dtype)
+        return fits * FIT_START_S + BACKWARD * tokens / speeds().tokens_per_second(parameters, math.inf, dtype)
 
     def _parameters(self, serve: ServeConfig) -> float | None:
         return parameters_of(serve.model, self.base_dir)

@@ -21,18 +21,15 @@ from lion_ray.data.importing import ImportedData, import_data
 from lion_ray.data.mapped import BATCH_ROWS
 from lion_ray.discrimination.drift import Canary, load_canaries
 from lion_ray.gateway.wave import FIRST_WAVE
-from lion_ray.inference import student_type, wants_gpu
-from lion_ray.models.machine import resolve_precision
 from lion_ray.models.resolve import parameters_of
 from lion_ray.pipeline import estimate
 from lion_ray.pipeline.disk import DiskPlan, disk_line, disk_plan
+from lion_ray.pipeline.hardware import GpuTimes, Memory, gpu_line, memory
 from lion_ray.pipeline.local_times import LocalTimes, in_words, planned_s
 from lion_ray.pipeline.preflight import heldout_problems, idle_workers
 from lion_ray.pipeline.stage import Stage, When
 from lion_ray.pipeline.stages import due
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-GIB = 1024**3
 SUMMED = ("calls", "prompt_tokens", "completion_tokens", "student_tokens", "steps")
 
 
@@ -56,6 +53,8 @@ class StagePlan:
     """At the endpoint's configured limits; None if none is configured, or in a batch."""
     local_s: float | None = None
     """Seconds on this machine; None if it does not compute the stage itself."""
+    gpu_s: float | None = None
+    """GPU-seconds; None if the stage uses no GPU, or the student's size is not known."""
     student_tokens: int = 0
     """Maximum tokens that the student generates."""
     steps: int = 0
@@ -71,10 +70,8 @@ class StagePlan:
 @dataclass(frozen=True, slots=True)
 class Plan:
     stages: list[StagePlan]
-    training_gib: float | None
-    """Per training worker: weights, gradients, optimizer and gathered layers, without activations."""
-    engine_gib: float | None
-    """Weights on each of an engine's GPUs; the key-value cache takes the rest of its share."""
+    memory: Memory | None
+    """None if the student's size is not known."""
     notes: list[str]
     local_s: float | None = None
     """Seconds for the whole run on this machine; None if it computes nothing itself."""
@@ -83,7 +80,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         totals: dict[str, Any] = {name: sum(getattr(stage, name) for stage in self.stages) for name in SUMMED}
-        totals |= {name: total(self.stages, name) for name in ("usd", "usd_worst", "seconds")}
+        totals |= {name: total(self.stages, name) for name in ("usd", "usd_worst", "seconds", "gpu_s")}
         totals["local_s"] = self.local_s
         return asdict(self) | {"totals": totals}
 
@@ -108,10 +105,12 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
         "completion tokens and 'at most' are upper bounds (every answer at its maximum length); calls in the journal "
         "cost nothing",
     ]
+    parameters = parameters_of(config.student.model, base_dir)
     planner = Planner(
         config,
         base_dir,
         LocalTimes.here(config, base_dir),
+        GpuTimes(config, parameters),
         pool,
         heldout,
         load_canaries(config.referee.canaries, config.referee.canary_pairs, base_dir),
@@ -167,16 +166,17 @@ def make_plan(config: RunConfig, base_dir: Path) -> Plan:
             f"{in_words(local_s)} of computation on this machine, start-up included, by its measured speed and usual "
             "lengths of answers; updated during the run"
         )
-    parameters = parameters_of(config.student.model, base_dir)
+    if (gpu_s := total(stages, "gpu_s")) is not None:
+        notes.append(gpu_line(gpu_s / 3600))
     if parameters is None:
         notes.append(
             f"{config.student.model} is not on this machine and its name does not contain a size: memory is not planned"
         )
-        return Plan(stages, None, None, notes, local_s)
+        return Plan(stages, None, notes, local_s)
     notes.append(f"the student has about {parameters / 1e9:.2g} billion parameters")
-    disk = disk_plan(config, parameters)
-    notes.append(disk_line(config, disk))
-    return Plan(stages, _training_gib(config, parameters), _engine_gib(config, parameters), notes, local_s, disk)
+    disk, wanted = disk_plan(config, parameters), memory(config, parameters)
+    notes += [disk_line(config, disk), *wanted.lines(config)]
+    return Plan(stages, wanted, notes, local_s, disk)
 
 
 def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
@@ -220,6 +220,7 @@ class Planner:
     base_dir: Path
     local: LocalTimes | None
     """None if the run does not use this machine."""
+    gpu: GpuTimes
     pool: estimate.Lengths
     heldout: estimate.Lengths
     canaries: Sequence[Canary]
@@ -241,10 +242,17 @@ class Planner:
         """A stage of `rows` rows without costs so far."""
         return StagePlan(iteration, stage.name, stage.folder(iteration), rows)
 
-    def written(self, plan: StagePlan) -> StagePlan:
-        """A stage in which the student answers every row."""
-        seconds = self.local.student(plan.rows) if self.local else None
-        return replace(plan, student_tokens=plan.rows * self.config.student.max_tokens, local_s=seconds)
+    def written(self, plan: StagePlan, rows: int, longest: int | None = None) -> StagePlan:
+        """The stage with `rows` answers of the student: tokens and time are added. `longest`: in tokens."""
+        tokens = rows * (longest or self.config.student.max_tokens)
+        local = self.local.student(rows) if self.local else None
+        return _taking(replace(plan, student_tokens=plan.student_tokens + tokens), local, self.gpu.student(rows))
+
+    def fitted(self, plan: StagePlan, samples: int, writer: str, fits: int = 1) -> StagePlan:
+        """The stage with `fits` fits on `samples` answers of `writer` (teacher or student) in all: time is added."""
+        answer = min(estimate.EXPECTED[writer], getattr(self.config, writer).max_tokens)
+        tokens = samples * min(self.config.imitation.max_length, self.pool.mean + answer)
+        return _taking(plan, self.local.fit(tokens, fits) if self.local else None, self.gpu.fit(tokens))
 
     def called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:
         """The stage with `count` calls of a role: tokens, cost and time are added.
@@ -252,69 +260,56 @@ class Planner:
         `mean`: tokens of an instruction; `answers`: tokens of the answers in the prompt, if known.
         """
         found = estimate.calls(self.config, self.base_dir, role, count, mean, answers)
-        seconds = [plan.local_s, self.local.calls(role, found) if self.local else None]
         return replace(
-            plan,
+            _taking(plan, self.local.calls(role, found) if self.local else None, None),
             calls=found.calls,
             prompt_tokens=found.prompt,
             completion_tokens=found.completion_worst,
             usd=found.usd,
             usd_worst=found.usd_worst,
             seconds=found.seconds,
-            local_s=None if seconds == [None, None] else sum(one or 0.0 for one in seconds),
         )
 
 
-def _training_gib(config: RunConfig, parameters: float) -> float:
-    imitation = config.imitation
-    share = imitation.workers // imitation.replicas if imitation.sharding == "full" else 1
-    half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
-    # float32 weights, gradients and AdamW's two moments.
-    each = 16.0
-    if imitation.lora is not None:
-        # Frozen weights alone. Shards are measured in float32 first; a whole model, layer by layer if it must be.
-        each = 0.6 if imitation.lora.base == "nf4" else 2.0 if half and share == 1 else 4.0
-    state = parameters * each / share
-    gathered = 0.05 * parameters * (2 if half else 4)
-    return round((state + gathered) / GIB, 1)
-
-
-def _engine_gib(config: RunConfig, parameters: float) -> float:
-    return round(parameters * BYTES[student_type(config.student.dtype)] / config.student.tensor_parallel_size / GIB, 1)
+def _taking(plan: StagePlan, local_s: float | None, gpu_s: float | None) -> StagePlan:
+    """The stage with more time; None adds none."""
+    more = replace(plan, local_s=local_s, gpu_s=gpu_s)
+    return replace(plan, **{name: total([plan, more], name) for name in ("local_s", "gpu_s")})
 
 
 def plan_table(plan: Plan) -> Table:
     """The plan as a table for the terminal."""
-    memory = (
+    caption = (
         "memory not planned"
-        if plan.training_gib is None
-        else f"memory: {plan.training_gib} GiB for each training worker without activations, "
-        f"{plan.engine_gib} GiB for the weights on each GPU of an engine"
+        if plan.memory is None
+        else f"memory: {plan.memory.training} GiB for each training worker without activations, "
+        f"{plan.memory.engine} GiB for the weights on each GPU of an engine"
     )
-    table = Table(title="The plan of this run", caption=memory)
+    table = Table(title="The plan of this run", caption=caption)
     table.add_column("iteration", justify="right")
     table.add_column("stage")
     headings = ("rows", "calls", "prompt tokens (about)", "completion tokens (at most)")
     priced = any(stage.usd is not None for stage in plan.stages)
     timed = any(stage.seconds is not None for stage in plan.stages)
     here = any(stage.local_s is not None for stage in plan.stages)
+    on_gpus = any(stage.gpu_s is not None for stage in plan.stages)
     more = (["about $", "at most $"] if priced else []) + (["minutes at its limits"] if timed else [])
-    more += ["minutes here (about)"] if here else []
+    more += (["minutes here (about)"] if here else []) + (["GPU-minutes (about)"] if on_gpus else [])
     for heading in (*headings, "student tokens (at most)", "steps", *more):
         table.add_column(heading, justify="right")
 
-    def money(usd: float | None, worst: float | None, seconds: float | None, local: float | None) -> list[str]:
+    def money(usd: float | None, worst: float | None, *seconds: float | None) -> list[str]:
         cells = [_amount(usd), _amount(worst)] if priced else []
-        times = ([seconds] if timed else []) + ([local] if here else [])
+        times = [one for one, shown in zip(seconds, (timed, here, on_gpus), strict=True) if shown]
         return cells + [_amount(None if one is None else one / 60, 1) for one in times]
 
     for s in plan.stages:
         numbers = (s.rows, s.calls, s.prompt_tokens, s.completion_tokens, s.student_tokens, s.steps)
         cells = [f"{n:,}" if n else "–" for n in numbers]
-        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds, s.local_s))
+        table.add_row(str(s.iteration), s.stage, *cells, *money(s.usd, s.usd_worst, s.seconds, s.local_s, s.gpu_s))
     totals = plan.to_json()["totals"]
     table.add_section()
-    sums = money(totals["usd"], totals["usd_worst"], totals["seconds"], totals["local_s"])
+    sums = money(*(totals[name] for name in ("usd", "usd_worst", "seconds", "local_s", "gpu_s")))
     table.add_row("", "total", "", *(f"{totals[name]:,}" for name in SUMMED), *sums)
     return table
 

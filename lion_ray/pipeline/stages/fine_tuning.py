@@ -66,8 +66,8 @@ class FineTuning(Stage):
             known = planner.cache_rows(iteration - 1)
             rows += known if config.start == "base" else min(round(config.replay * rows), known)
         steps = math.ceil((rows + pairs) / config.batch_size) * config.epochs
-        seconds = planner.local.fit(rows + 2 * pairs, planner.pool.mean) if planner.local else None
-        return replace(planner.stage(self, iteration, rows), steps=steps, local_s=seconds)
+        plan = replace(planner.stage(self, iteration, rows), steps=steps)
+        return planner.fitted(plan, config.epochs * (rows + 2 * pairs), "teacher")
 
     def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
         found = self.manifest(store, iteration)

@@ -64,21 +64,17 @@ class OnPolicyRounds(Stage):
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         config = planner.config.on_policy
         assert config is not None
-        if isinstance(config.reward, DiscriminatorRewardConfig):
-            planned = min(config.prompts, planner.train_rows(iteration)) * config.rounds
-            steps, longest = config.rounds * config.steps, config.max_tokens or planner.config.student.max_tokens
-            tokens = planned * config.samples * longest
-            return replace(planner.stage(self, iteration, planned), steps=steps, student_tokens=tokens)
         rows = min(config.prompts, planner.train_rows(iteration))
         checked, sampled = config.rounds * rows, config.rounds * rows * config.samples
-        longest = config.max_tokens or planner.config.student.max_tokens
         plan = replace(planner.stage(self, iteration, checked), steps=config.rounds * config.steps)
-        plan = replace(plan, student_tokens=sampled * longest)
-        # The same rubric serves every round: at most one for each row of the pool.
-        written = min(checked, planner.train_rows(iteration))
-        rubrics = planner.called(plan, "rubricator", written, planner.pool.mean)
-        checks = planner.called(plan, "verifier", checked, planner.pool.mean)
-        return rubrics.plus(checks)
+        if not isinstance(config.reward, DiscriminatorRewardConfig):
+            # The same rubric serves every round: at most one for each row of the pool.
+            written = min(checked, planner.train_rows(iteration))
+            rubrics = planner.called(plan, "rubricator", written, planner.pool.mean)
+            plan = rubrics.plus(planner.called(plan, "verifier", checked, planner.pool.mean))
+        plan = planner.written(plan, sampled, config.max_tokens)
+        # Besides its steps a round only computes the probabilities of the answers that it begins with.
+        return planner.fitted(plan, sampled, "student", config.rounds)
 
     def results(self, store: RunStore, iteration: int) -> dict[str, Any]:
         found = self.manifest(store, iteration)

@@ -49,7 +49,7 @@ class StudentAnswers(Stage):
 
     def plan(self, planner: Planner, iteration: int) -> StagePlan:
         rows = planner.heldout.rows if self.heldout else planner.cache_rows(iteration)
-        return planner.written(planner.stage(self, iteration, rows))
+        return planner.written(planner.stage(self, iteration, rows), rows)
 
     def summary(self, store: RunStore, iteration: int) -> Manifest:
         """Without tokens, which no call used. If the answers were judged, the judging stage counts the failed rows."""
