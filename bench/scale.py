@@ -31,7 +31,8 @@ from bench.goals import Goal
 from bench.harness import run_client
 from bench.measure import peak_mb
 from bench.scale_parts import PARTS
-from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here, stub_config
+from bench.scale_pool import config, write_pool
+from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here
 from lion_ray.actors.generator import GeneratorActor
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.run_store import RunStoreActor
@@ -44,9 +45,6 @@ from lion_ray.pipeline.loop import iterate, prepare
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.stage import Phase
 
-NEW_SHARE = 0.06
-"""New instructions in an iteration, as a share of the pool: somewhat less than the paper's 6,000 to 52,000."""
-HELDOUT = 64
 ROWS_PER_S = 2000
 DRIVER_MB = 1000.0
 
@@ -101,21 +99,6 @@ class StubActorGroup:
 
     def teacher(self, shard: int) -> Any:
         return self._proxy
-
-
-def config(folder: Path, rows: int) -> RunConfig:
-    new = max(2, round(NEW_SHARE * rows))
-    return stub_config(folder, f"scale-{rows}", "http://127.0.0.1:1/v1", heldout=HELDOUT, new=new)
-
-
-def write_pool(path: Path, rows: int) -> None:
-    """Write `rows` different instructions of 10 words, hardly any two of them similar."""
-    rng = random.Random(0)
-    words = [f"term{number}" for number in range(20_000)]
-    with path.open("w") as file:
-        for number in range(rows):
-            text = " ".join([f"Explain item {number}:", *rng.choices(words, k=8)])
-            file.write(json.dumps({"instruction": text}) + "\n")
 
 
 async def stages(folder: Path, rows: int) -> dict[str, Any]:
