@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from bench.scale_parts import PARTS
 from bench.scale_pool import config, write_pool
 from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.novelty_shard import start_shards
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.teacher import answer_row
@@ -85,6 +86,7 @@ class StubActorGroup:
     """Replaces `ActorGroup`, with stubs for the endpoint's proxy and the engine."""
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore) -> None:
+        self._config, self._store = config, store
         self.run_store: Any = RunStoreActor.remote(store)
         name = f"{config.run_name}/endpoint-default-0"
         self._proxy = ProxyActor.options(name=name).remote()
@@ -99,6 +101,12 @@ class StubActorGroup:
 
     def teacher(self, shard: int) -> Any:
         return self._proxy
+
+    @contextmanager
+    def novelty_shards(self, iteration: int, parts: Sequence[str], rows: int) -> Iterator[list[str]]:
+        limit = self._config.generation.max_similarity
+        shards = start_shards(f"{self._config.run_name}/iteration-{iteration}", self._store, parts, rows, limit)
+        yield list(shards)
 
 
 async def stages(folder: Path, rows: int) -> dict[str, Any]:
