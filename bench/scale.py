@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from bench.goals import Goal
 from bench.harness import run_client
 from bench.measure import peak_mb
 from bench.scale_parts import PARTS
-from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here, stub_config
+from bench.scale_pool import config, write_pool
+from bench.stub_run import Engine, Recorder, StubStudents, claimed, commit_checkpoints, ray_here
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.novelty_shard import start_shards
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.run_store import RunStoreActor
 from lion_ray.actors.teacher import answer_row
@@ -44,9 +46,6 @@ from lion_ray.pipeline.loop import iterate, prepare
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.stage import Phase
 
-NEW_SHARE = 0.06
-"""New instructions in an iteration, as a share of the pool: somewhat less than the paper's 6,000 to 52,000."""
-HELDOUT = 64
 ROWS_PER_S = 2000
 DRIVER_MB = 1000.0
 
@@ -87,6 +86,7 @@ class StubActorGroup:
     """Replaces `ActorGroup`, with stubs for the endpoint's proxy and the engine."""
 
     def __init__(self, config: RunConfig, base_dir: Path, store: RunStore) -> None:
+        self._config, self._store = config, store
         self.run_store: Any = RunStoreActor.remote(store)
         name = f"{config.run_name}/endpoint-default-0"
         self._proxy = ProxyActor.options(name=name).remote()
@@ -102,20 +102,11 @@ class StubActorGroup:
     def teacher(self, shard: int) -> Any:
         return self._proxy
 
-
-def config(folder: Path, rows: int) -> RunConfig:
-    new = max(2, round(NEW_SHARE * rows))
-    return stub_config(folder, f"scale-{rows}", "http://127.0.0.1:1/v1", heldout=HELDOUT, new=new)
-
-
-def write_pool(path: Path, rows: int) -> None:
-    """Write `rows` different instructions of 10 words, hardly any two of them similar."""
-    rng = random.Random(0)
-    words = [f"term{number}" for number in range(20_000)]
-    with path.open("w") as file:
-        for number in range(rows):
-            text = " ".join([f"Explain item {number}:", *rng.choices(words, k=8)])
-            file.write(json.dumps({"instruction": text}) + "\n")
+    @contextmanager
+    def novelty_shards(self, iteration: int, parts: Sequence[str], rows: int) -> Iterator[list[str]]:
+        limit = self._config.generation.max_similarity
+        shards = start_shards(f"{self._config.run_name}/iteration-{iteration}", self._store, parts, rows, limit)
+        yield list(shards)
 
 
 async def stages(folder: Path, rows: int) -> dict[str, Any]:

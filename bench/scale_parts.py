@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also as a script
 import numpy as np
 
 from bench.measure import cpu_s
+from bench.scale_pool import HELDOUT, config, write_pool
 from bench.texts import made
+from lion_ray.actors.run_store import write_pool as write_parts
 from lion_ray.config import DataConfig
 from lion_ray.core.store import RunStore
 from lion_ray.data.importing import import_data
@@ -79,9 +81,6 @@ def watched(every_s: float = 0.05) -> Iterator[Memory]:
 
 def importing(rows: int, folder: Path) -> dict[str, Any]:
     """A .jsonl file into the parts of pool 0, as the run store actor does it."""
-    from bench.scale import HELDOUT, config, write_pool
-    from lion_ray.actors.run_store import write_pool as write_parts
-
     write_pool(folder / "pool.jsonl", rows)
     store = RunStore(str(folder / "run"))
     store.claim()

@@ -24,6 +24,7 @@ import pyarrow as pa
 from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.actors.metrics import PoolMetrics
+from lion_ray.actors.novelty_shard import NoveltyShards
 from lion_ray.config import GenerationConfig, GeneratorConfig
 from lion_ray.core import layout
 from lion_ray.core.records import CANDIDATE, INSTRUCTION, OK, QUARANTINED, Piece, derive_seed, instruction_id, table
@@ -72,27 +73,35 @@ class Generator(BaseActor):
         questions: pa.Table,
         iteration: int,
         shard_rows: int,
+        shards: Sequence[str] = (),
     ) -> AsyncIterator[Piece]:
         """New instructions from `hard` and `easy` seeds (INSTRUCTION rows). None is similar to `known`, to `heldout` or
         to the `text` of `questions`, which come from evaluation sets.
+
+        Args:
+            shards: names of the actors that index further known texts (`novelty_shard`).
 
         Yields:
             The accepted rows in order of acceptance, `shard_rows` at a time; then every candidate in order of request.
         """
         seeds = {"hard": hard, "easy": easy}
         kinds = [kind for kind in KINDS if seeds[kind].num_rows]
-        stage = self._stage = _Stage(self._limits, known, heldout, questions, iteration, AHEAD[self._config.mode])
-        sent: deque[tuple[list[_Request], asyncio.Task[list[Outcome]]]] = deque()
+        spread = NoveltyShards.named(shards)
+        stage = _Stage(
+            self._limits, known, heldout, questions, iteration, AHEAD[self._config.mode], await spread.size()
+        )
+        self._stage = stage
+        sent: deque[tuple[list[_Request], asyncio.Task[list[tuple[Outcome, bool]]]]] = deque()
         try:
             while True:
                 for block in stage.next_blocks(kinds, partial(self._draw, seeds, iteration)):
                     calls = [self._call(request, layout.pool(iteration)) for request in block]
-                    sent.append((block, asyncio.create_task(self._door.complete(calls))))
+                    sent.append((block, asyncio.create_task(self._answers(calls, spread))))
                 if not sent:
                     break
                 block, answers = sent.popleft()
-                for request, outcome in zip(block, await answers, strict=True):
-                    rejected = stage.take(request, outcome)
+                for request, (outcome, novel) in zip(block, await answers, strict=True):
+                    rejected = stage.take(request, outcome, novel)
                     self._metrics.decided(request.kind, rejected or "accepted", stage.known)
                 for part in stage.next_parts(shard_rows):
                     yield part
@@ -102,6 +111,11 @@ class Generator(BaseActor):
         finally:
             for _, answers in sent:
                 answers.cancel()
+
+    async def _answers(self, calls: Sequence[Call], shards: NoveltyShards) -> list[tuple[Outcome, bool]]:
+        """Each call's outcome, and whether its text is novel to the shards, which does not depend on other answers."""
+        outcomes = await self._door.complete(calls)
+        return list(zip(outcomes, await shards.novel([_candidate(outcome) for outcome in outcomes]), strict=True))
 
     def _draw(self, seeds: dict[str, pa.Table], iteration: int, kind: str, number: int) -> dict[str, Any]:
         return draw_seed(seeds[kind], seed=self._seed, iteration=iteration, kind=kind, request=number)
@@ -147,10 +161,13 @@ class _Stage:
         questions: pa.Table,
         iteration: int,
         ahead: int,
+        in_shards: int = 0,
     ) -> None:
+        """`in_shards`: the number of known texts that are not in `known`."""
         self._limits = limits
         self._iteration = iteration
         self._ahead = ahead
+        self._in_shards = in_shards
         self._index = NoveltyIndex(known["text"].to_pylist(), threshold=limits.max_similarity)
         self._heldout = NoveltyIndex(heldout["text"].to_pylist(), threshold=limits.max_similarity)
         self._evaluation = EvaluationSet(questions["text"].to_pylist())
@@ -199,10 +216,13 @@ class _Stage:
     @property
     def known(self) -> int:
         """Instructions in the Cache Pool, with those accepted so far."""
-        return len(self._index)
+        return len(self._index) + self._in_shards
 
-    def take(self, request: _Request, outcome: Outcome) -> str | None:
-        """Decide on a candidate, in the order of requests. Returns None if accepted, else the reason."""
+    def take(self, request: _Request, outcome: Outcome, novel: bool = True) -> str | None:
+        """Decide on a candidate, in the order of requests. Returns None if accepted, else the reason.
+
+        `novel`: to the shards.
+        """
         kind = request.kind
         self._decided[kind] += 1
         row: dict[str, Any] = {
@@ -211,12 +231,11 @@ class _Stage:
             "request": request.number,
             "call": outcome.key,
         }
+        text = _candidate(outcome)
         if isinstance(outcome, Failure):
-            text = ""
             reason: str | None = f"no answer: {outcome.reason}"
         else:
-            text = clean_candidate(outcome.text)
-            reason = self._reject(kind, text, outcome.finish_reason)
+            reason = self._reject(kind, text, outcome.finish_reason, novel)
             row |= {
                 "prompt_tokens": outcome.prompt_tokens,
                 "completion_tokens": outcome.completion_tokens,
@@ -237,7 +256,7 @@ class _Stage:
             )
         return reason
 
-    def _reject(self, kind: str, text: str, finish_reason: str) -> str | None:
+    def _reject(self, kind: str, text: str, finish_reason: str, novel: bool) -> str | None:
         if reason := filter_candidate(text, finish_reason, min_words=self._limits.min_words):
             return reason
         if self._kept[kind] >= self._wanted[kind]:
@@ -246,6 +265,10 @@ class _Stage:
             return contaminated
         if not self._heldout.is_novel(text):
             return "too similar to a held-out instruction"
-        if not self._index.is_novel(text):
+        if not novel or not self._index.is_novel(text):
             return "too similar to a known instruction"
         return None
+
+
+def _candidate(outcome: Outcome) -> str:
+    return "" if isinstance(outcome, Failure) else clean_candidate(outcome.text)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from lion_ray.actors.base import get_within
 from lion_ray.actors.budget import LedgerActor
 from lion_ray.actors.endpoint_handle import proxy_names
 from lion_ray.actors.generator import GeneratorActor
+from lion_ray.actors.novelty_shard import start_shards
 from lion_ray.actors.placement import Shares
 from lion_ray.actors.referee import RefereeActor
 from lion_ray.actors.resources import beside_the_driver, for_roles, for_server, scarce
@@ -67,7 +68,8 @@ class ActorGroup:
         self._progress = progress
         self._config = config
         self._placed = placed
-        run_name = f"{config.run_name}-{attempt}"
+        run_name = self._run_name = f"{config.run_name}-{attempt}"
+        self._store = store
         journal = store.journal(config.journal)
 
         def named(endpoint: str) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ class ActorGroup:
         self.generator: Any = GeneratorActor.options(name=f"{run_name}/generator", **roles).remote(
             config.generator, config.generation, named(writer), base_dir, config.seed
         )
+        self._novelty_shards: dict[str, Any] = {}
         self.rewarder: Any = None
         if config.on_policy is not None:
             paid = [role for role in ("rubricator", "verifier") if role in paid_roles(config)]
@@ -194,6 +197,7 @@ class ActorGroup:
             "generator": self.generator,
         } | ({} if self.rewarder is None else {"rewarder": self.rewarder})
         named |= {f"referee {number}": actor for number, actor in enumerate(self._referees)}
+        named |= {f"novelty shard {number}": actor for number, actor in enumerate(self._novelty_shards.values())}
         for endpoint, proxies in self.proxies.items():
             named |= {f"endpoint {endpoint}, proxy {number}": proxy for number, proxy in enumerate(proxies)}
         return named | {f"student engine {number}": actor for number, actor in self.students.running.items()}
@@ -219,6 +223,19 @@ class ActorGroup:
     def referee(self, shard: int) -> Any:
         """The referee for a shard: always the same one."""
         return self._referees[shard % len(self._referees)]
+
+    @contextmanager
+    def novelty_shards(self, iteration: int, parts: Sequence[str], rows: int) -> Iterator[list[str]]:
+        """For the time of the block, actors that index the known instructions: all `rows` of these parts. Yields their
+        names: none if the generator can index so many itself."""
+        prefix, limit = f"{self._run_name}/iteration-{iteration}", self._config.generation.max_similarity
+        self._novelty_shards = start_shards(prefix, self._store, parts, rows, limit, **for_roles())
+        try:
+            yield list(self._novelty_shards)
+        finally:
+            for actor in self._novelty_shards.values():
+                ray.kill(actor)
+            self._novelty_shards = {}
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

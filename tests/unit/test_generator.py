@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
+from bench.texts import candidates, made
 from lion_ray.actors.generator import _Request, _Stage
+from lion_ray.actors.novelty_shard import SHARD_TEXTS, NoveltyShard, NoveltyShards, start_shards
 from lion_ray.config import GenerationConfig
 from lion_ray.core.records import OK
+from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Completion
+from tests.in_process import Here
 
 # Ten words each; with the first so many of them kept, ROUGE-L F is that many tenths.
 KNOWN = "Describe how old rivers carve deep valleys through soft rock."
@@ -31,9 +37,9 @@ def stage(
     return _Stage(limits, first, second, third, iteration=1, ahead=256)
 
 
-def reason(stage: _Stage, text: str, kind: str = "hard", number: int = 0) -> str | None:
+def reason(stage: _Stage, text: str, kind: str = "hard", number: int = 0, novel: bool = True) -> str | None:
     answer = Completion("k", text, "stop", "m", "default", 1, 1)
-    return stage.take(_Request(kind, number, "parent", "A seed.", number), answer)
+    return stage.take(_Request(kind, number, "parent", "A seed.", number), answer, novel)
 
 
 @pytest.mark.parametrize("at", [2, 5, 7, 9])
@@ -65,3 +71,31 @@ def test_each_kind_ends_at_its_target() -> None:
         assert found == [None, None, *["not needed: the target was met"] * 2]
     assert [row["source"] for row in one.accepted] == ["hard", "hard", "easy", "easy"]
     assert [row["status"] for row in one.candidates].count(OK) == 4
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_shards_decide_as_one_index(tmp_path: Path, count: int, similarity: float) -> None:
+    known = made(60, seed=count)
+    asked = candidates(known, [], 340)
+    store = RunStore(str(tmp_path))
+    parts = [f"part-{number}" for number in range(6)]
+    for number, part in enumerate(parts):
+        store.write_table(part, texts(*known[number * 10 : number * 10 + 10]))
+    shards = NoveltyShards([Here(NoveltyShard(store, parts[n::count], similarity)) for n in range(count)])
+    assert await shards.size() == 60
+    limits = GenerationConfig(hard=400, easy=0, max_similarity=similarity)
+    one = _Stage(limits, texts(*known), texts(), texts(), iteration=1, ahead=256)
+    spread = _Stage(limits, texts(), texts(), texts(), iteration=1, ahead=256, in_shards=await shards.size())
+    answers = await shards.novel(asked)
+    for number, (text, novel) in enumerate(zip(asked, answers, strict=True)):
+        assert reason(spread, text, number=number, novel=novel) == reason(one, text, number=number), text
+        assert spread.known == one.known
+    assert spread.accepted == one.accepted
+    assert spread.candidates == one.candidates
+    if similarity in (0.5, 0.7):
+        assert 5 < len(one.accepted) < answers.count(True) < 340, "a shard and what was accepted must decide"
+
+
+def test_a_pool_that_one_index_can_hold_has_no_shards(tmp_path: Path) -> None:
+    assert start_shards("run", RunStore(str(tmp_path)), ["part-0", "part-1"], SHARD_TEXTS, 0.7) == {}

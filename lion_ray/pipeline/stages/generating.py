@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lion_ray.config import splits
 from lion_ray.core import layout
 from lion_ray.core.store import Manifest, RunStore
+from lion_ray.data.pools import cache_pools
 from lion_ray.pipeline.run import Run
 from lion_ray.pipeline.scheduling import Shard
 from lion_ray.pipeline.stage import Phase, Stage, When, since
@@ -41,15 +42,21 @@ class Generating(Stage):
         load, commit = run.actors.run_store.load.remote, run.actors.run_store.commit_generated.remote
         began = time.time()
         manifest: Manifest = {"rows": 0, "parts": 0}
-        with run.progress.stage(self.title(iteration), wanted, "instructions") as shown:
+        known = [shard.instructions for shard in run.cache(iteration)]
+        rows = sum(self.manifest(run.store, number)["rows"] for number in cache_pools(iteration))
+        with (
+            run.actors.novelty_shards(iteration, known, rows) as shards,
+            run.progress.stage(self.title(iteration), wanted, "instructions") as shown,
+        ):
             pieces = run.actors.generator.create.remote(
                 load(layout.hard(verdicts)),
                 load(layout.easy(verdicts)),
-                load(*(shard.instructions for shard in run.cache(iteration))),
+                load(*([] if shards else known)),
                 load(*(shard.instructions for shard in run.pool(layout.HELDOUT))),
                 load(*([layout.QUESTIONS] if run.store.exists(layout.QUESTIONS) else [])),
                 iteration,
                 run.config.rows_per_shard(wanted),
+                shards,
             )
 
             async def take() -> None:
