@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from lion_ray.cli.common import AsJson, results_console
-from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.errors import ConfigError, DataError, one_line
 from lion_ray.core.terminal import tell
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _folder(path: str) -> Folder:
     try:
         exists = folder.exists()
     except STORAGE_ERRORS as cause:
-        raise ConfigError(f"{path}: the journal cannot be read: {cause}") from cause
+        raise ConfigError(f"{path}: the journal cannot be read: {one_line(cause)}") from cause
     if not exists:
         raise ConfigError(f"{path}: no journal found (a run's journal is in RUN/journal)")
     return folder

@@ -38,7 +38,7 @@ from lion_ray.config.keys import (
     variants_of,
     wanted,
 )
-from lion_ray.core.errors import ConfigError
+from lion_ray.core.errors import ConfigError, one_line
 
 __all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config", "load_values"]
 
@@ -266,7 +266,9 @@ class _Tree:
                 return loader.construct_object(node)
             except ValueError as error:
                 line = node.start_mark.line + 1
-                raise ConfigError(f"{self.source}:{line}: {'.'.join(path)}: cannot be read ({error})") from None
+                raise ConfigError(
+                    f"{self.source}:{line}: {'.'.join(path)}: cannot be read ({one_line(error)})"
+                ) from None
         seen: dict[str, int] = {}
         # An alias visits its anchored section again, with the merged keys: these are not duplicates.
         for key_node, _ in node.value if id(node) not in self.checked else ():

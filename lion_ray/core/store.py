@@ -33,7 +33,7 @@ from lion_ray.core.addresses import below
 from lion_ray.core.attempts import Fence, read_attempt
 from lion_ray.core.copies import copied
 from lion_ray.core.durable import make_folder, sync_path
-from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError
+from lion_ray.core.errors import ConfigError, DamagedError, InfrastructureError, one_line
 from lion_ray.core.sealed import Record, from_json, from_parquet, seal, sha256, to_parquet
 from lion_ray.core.shapes import CONFIG, RUN, check
 from lion_ray.core.stage_folder import SUMS, Manifest, Stage
@@ -310,7 +310,7 @@ class RunStore:
         try:
             self._patiently(lambda: fs.copy_files(self.path(name), str(target), source_filesystem=self._fs))
         except OSError as error:
-            raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {error}") from None
+            raise InfrastructureError(f"{self.path(name)}: cannot be copied to {target}: {one_line(error)}") from None
 
     def adopt_folder(self, source: Path, name: str) -> None:
         """Move a finished local folder into the run; it counts once a manifest with its files' hashes is committed."""

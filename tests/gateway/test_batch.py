@@ -599,6 +599,7 @@ async def test_a_record_that_cannot_be_read_stops_before_anything_is_bought(worl
         {"address": {}},
         {"nonce": "../x"},
         {"more": 1},
+        {"of two\nlines": 1},
     ],
     ids=str,
 )
@@ -612,6 +613,7 @@ async def test_a_record_with_a_field_of_another_kind_is_told_by_its_file(
     seen = await outcomes(world.queue(), 1)
     assert isinstance(seen[0], InfrastructureError)
     assert "n1.json is damaged" in seen[0].message
+    assert "\n" not in seen[0].message
     assert world.stub.stats()["total"] == 0
 
 

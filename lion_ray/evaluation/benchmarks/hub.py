@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from lion_ray.core.errors import DataError, InfrastructureError
+from lion_ray.core.errors import DataError, InfrastructureError, one_line
 from lion_ray.evaluation.benchmarks.protocol import SUITES, Question, bbh_question, check_count, strip_letter
 
 REPOSITORIES = {"bbh": "SaylorTwift/bbh", "agieval": "hails/agieval-{task}"}
@@ -51,7 +51,7 @@ def _questions(suite: str, task: str, repository: str, rows: Rows) -> Iterator[Q
             else:
                 yield _agieval(task, number, row)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DataError(f"{where}: unexpected format: {type(error).__name__}: {error}") from None
+            raise DataError(f"{where}: unexpected format: {type(error).__name__}: {one_line(error)}") from None
 
 
 def _agieval(task: str, number: int, row: Mapping[str, Any]) -> Question:

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.core.errors import DataError
+from lion_ray.core.errors import DataError, one_line
 from lion_ray.core.thoughts import without_thoughts
 
 YES_NO = ("Yes", "No")
@@ -238,7 +238,7 @@ def _locating_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: unexpected format: {type(error).__name__}: {error}") from None
+        raise DataError(f"{where}: unexpected format: {type(error).__name__}: {one_line(error)}") from None
 
 
 def _question(
@@ -269,4 +269,4 @@ def _json(path: Path, data: bytes, line: int | None = None) -> Any:
     try:
         return orjson.loads(data)
     except ValueError as error:
-        raise DataError(f"{path}{'' if line is None else f':{line}'}: not JSON: {error}") from None
+        raise DataError(f"{path}{'' if line is None else f':{line}'}: not JSON: {one_line(error)}") from None

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from rich.table import Table
 
-from lion_ray.core.errors import DataError
+from lion_ray.core.errors import DataError, one_line
 from lion_ray.core.statistics import RESAMPLES, percentiles
 from lion_ray.evaluation.benchmarks.protocol import (
     PAPER,
@@ -113,7 +113,7 @@ def read_outputs(path: Path) -> dict[str, str]:
             row = orjson.loads(line)
             one, output = row["id"], row["output"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{path}:{number}: not {{"id": …, "output": …}}: {error}') from None
+            raise DataError(f'{path}:{number}: not {{"id": …, "output": …}}: {one_line(error)}') from None
         if not isinstance(one, str) or not isinstance(output, str):
             raise DataError(f"{path}:{number}: id and output must be texts")
         if one in outputs:

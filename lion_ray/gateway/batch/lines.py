@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError, one_line
 from lion_ray.gateway.reply import Reply, read_reply
 from lion_ray.gateway.wire import RateLimited, Transient, TransportError, error_of, loads, message_of, shorten
 
@@ -88,7 +88,9 @@ class Output:
         try:
             self._file.write(chunk)
         except OSError as cause:
-            raise InfrastructureError(f"a batch's answers cannot be stored on this machine: {cause}") from cause
+            raise InfrastructureError(
+                f"a batch's answers cannot be stored on this machine: {one_line(cause)}"
+            ) from cause
 
     def index(self, keys: Sequence[str], done: int | None) -> None:
         """Find the lines of these keys, after everything was written (blocking); the first line of a key counts.

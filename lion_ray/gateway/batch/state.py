@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from lion_ray.core.addresses import below
-from lion_ray.core.errors import ConfigError, InfrastructureError
+from lion_ray.core.errors import ConfigError, InfrastructureError, one_line
 from lion_ray.core.storage import explain
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
 
@@ -140,8 +140,8 @@ class BatchRecords:
             return _checked(BatchRecord(**found), name)
         except (ValueError, TypeError, AttributeError) as cause:
             raise InfrastructureError(
-                f"the batch record {self._folder.file(name)} is damaged ({cause}): its purchases are unknown. Move it"
-                " away to continue; the calls in it are then bought again"
+                f"the batch record {self._folder.file(name)} is damaged ({one_line(cause)}): its purchases are "
+                "unknown. Move it away to continue; the calls in it are then bought again"
             ) from cause
 
 

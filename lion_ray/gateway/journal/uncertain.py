@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from lion_ray.core.errors import InfrastructureError
+from lion_ray.core.errors import InfrastructureError, one_line
 from lion_ray.core.storage import explain
 from lion_ray.gateway.calls import Account
 from lion_ray.gateway.journal.folder import STORAGE_ERRORS, Folder
@@ -112,8 +112,8 @@ def _decoded(data: bytes, path: str) -> list[Uncertain]:
         ]
     except (ValueError, TypeError, KeyError) as cause:
         raise InfrastructureError(
-            f"{path} cannot be read ({cause}): it holds costs that may have been billed without an answer and count"
-            " against budgets. Move it away to continue; then they do not count"
+            f"{path} cannot be read ({one_line(cause)}): it holds costs that may have been billed without an answer "
+            "and count against budgets. Move it away to continue; then they do not count"
         ) from cause
 
 

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from lion_ray.core import layout
-from lion_ray.core.errors import TrainingError, first_line
+from lion_ray.core.errors import TrainingError, first_line, one_line
 from lion_ray.imitation.training.dcp_files import Planner, Reader
 from lion_ray.imitation.training.model import World
 
@@ -111,7 +111,7 @@ def read_progress(folder: Path, fingerprint: str) -> Progress:
     try:
         progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise TrainingError(f"the checkpoint {folder} is damaged: {error}") from error
+        raise TrainingError(f"the checkpoint {folder} is damaged: {one_line(error)}") from error
     if progress.fingerprint != fingerprint:
         raise TrainingError(f"the checkpoint {folder} belongs to a fit with other data or settings: remove it")
     return progress
