@@ -12,7 +12,7 @@ Why the object store and not CUDA IPC or NCCL: see `inference.weight_transfer`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,15 @@ async def arriving(references: list[ray.ObjectRef[Any]]) -> AsyncIterator[Any]:
 @ray.remote(num_cpus=0, max_retries=0)
 def _read(store: RunStore, folder: str) -> Iterator[Any]:
     local = store.local_folder(folder, cache=copies_folder())
-    size = weight_bytes(local)
-    room = SHARE * min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
-    if size > room:
-        raise ModelError(
-            f"the weights take {size / 2**20:.0f} MiB, more than {SHARE:.0%} of the smallest object store "
-            f"({room / SHARE / 2**20:.0f} MiB)"
-        )
+    check_room(weight_bytes(local), (node["Resources"] for node in ray.nodes() if node["Alive"]))
     yield from chunks(local)
+
+
+def check_room(size: int, nodes: Iterable[Mapping[str, float]]) -> None:
+    """Raises ModelError if weights of `size` bytes take too much of the object store of one of the nodes."""
+    smallest = min(resources.get("object_store_memory", 0.0) for resources in nodes)
+    if size > SHARE * smallest:
+        raise ModelError(
+            f"its weights take {size / 2**20:.0f} MiB, more than {SHARE:.0%} of the cluster's smallest object store "
+            f"({smallest / 2**20:.0f} MiB)"
+        )

@@ -42,6 +42,7 @@ class MemoryWeights(WeightTransferEngine[WeightTransferInitInfo, Chunk]):
 
     init_info_cls = WeightTransferInitInfo
     update_info_cls = Chunk
+    _begun = False
 
     def init_transfer_engine(self, init_info: WeightTransferInitInfo) -> None:
         """Nothing: there is no connection to make."""
@@ -53,6 +54,7 @@ class MemoryWeights(WeightTransferEngine[WeightTransferInitInfo, Chunk]):
         tied = {id(head.weight) for head, _ in tied_heads(self.model, self.model_config)}
         self._missing = {name for name, weight in self.model.named_parameters() if id(weight) not in tied}
         initialize_layerwise_reload(self.model)
+        self._begun = True
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -67,10 +69,16 @@ class MemoryWeights(WeightTransferEngine[WeightTransferInitInfo, Chunk]):
 
     def finish_weight_update(self) -> None:
         """Raises ValueError if parameters are missing."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        self.abandon()
         update_tied_heads(self.model, self.model_config)
         if self._missing:
             raise ValueError(f"{len(self._missing)} parameters did not come, such as {min(self._missing)}")
+
+    def abandon(self) -> None:
+        """End an update that began, as far as it came: layers that are half loaded hold garbage until loaded again."""
+        if self._begun:
+            self._begun = False
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Nothing: each chunk is released once it is loaded."""

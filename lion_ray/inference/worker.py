@@ -13,21 +13,15 @@ class WeightsInPlace:
 
     def take_weights(self, folder: str) -> None:
         """Replace the served weights by those in `folder`."""
-        self._end_transfer()
+        self._abandon_transfer()
         self.model_runner.reload_weights(weights_path=folder)
         update_tied_heads(self.model_runner.get_model(), self.model_runner.model_config)
 
-    def _end_transfer(self) -> None:
-        """End a transfer of weights (`weight_transfer`) that failed midway; vLLM has no call for that.
-
-        Layers that it left half loaded hold garbage until they are loaded again.
-        """
-        if not getattr(self, "_weight_update_active", False):
-            return
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model_runner.get_model(), self.model_runner.model_config)
-        self._weight_update_active = False
+    def _abandon_transfer(self) -> None:
+        """End a transfer of weights that failed midway; vLLM has no call for that, and refuses to begin another."""
+        if (transfer := getattr(self, "weight_transfer_engine", None)) is not None:
+            transfer.abandon()
+            self._weight_update_active = False
 
 
 def tied_heads(model: Any, model_config: Any) -> list[tuple[Any, Any]]:
