@@ -312,7 +312,7 @@ class StudentPool:
             self._say(f"student engine {slot.number} could not be refreshed ({_why(error)}); booting afresh")
         else:
             if why:
-                self._say(f"student engine {slot.number} could not use the weights in memory ({why}); read the checkpoint")
+                self._say(f"student engine {slot.number} read the checkpoint, not its weights in memory: {why}")
             if agreement.ok:
                 self._serves(slot, agreement.detail + ("; from memory" if weights and not why else ""))
                 return

@@ -34,7 +34,7 @@ SHARE = 0.5
 def from_memory(config: StudentConfig, store: RunStore) -> bool:
     """Whether engines are refreshed from memory.
 
-    Not with several GPUs for an engine: its workers may then run where the engine's actor cannot share memory with them.
+    Not with several GPUs for an engine: its workers may run where the engine's actor cannot share memory with them.
     """
     wanted = config.refresh == "memory" or (config.refresh == "auto" and not store.is_local)
     return wanted and config.tensor_parallel_size == 1

@@ -5,10 +5,10 @@ Invariants:
   so the served bits are the same.
 - An update is complete or an error: a parameter of the model that no chunk named fails it.
 
-Why not vLLM's own backends: CUDA IPC needs a trainer that lives while engines load, on the engines' own GPUs; NCCL needs
-one that joins a process group with all of them. Here the trainer's processes end with the fit, its GPUs are either others
-than the engines' (`dedicated`) or the engines are off meanwhile (`handoff`), and the checkpoint is written and committed
-first anyway, so that a killed run resumes. This backend needs none of that, and the same code runs on CPUs and GPUs.
+Why not vLLM's own backends: CUDA IPC needs a trainer that lives while engines load, on the engines' own GPUs; NCCL
+needs one in a process group with all of them. Here the trainer's processes end with the fit, its GPUs are others than
+the engines' (`dedicated`), or the engines are off meanwhile (`handoff`), and the checkpoint is written and committed
+first anyway, so that a killed run resumes. This backend runs the same code on CPUs, where it is tested, and on GPUs.
 
 Imports vLLM: only for its workers (`plugin` registers it by name).
 """
@@ -62,10 +62,11 @@ class MemoryWeights(WeightTransferEngine[WeightTransferInitInfo, Chunk]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: Chunk) -> None:
+        model: Any = self.model
         with disable_mtp_completeness_check(), safe_open(update_info.path, framework="pt") as file:
             # The tensors are views of the mapped chunk, which stays mapped until a layer is complete.
             weights = [(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118 - not a mapping
-        self._missing -= self.model.load_weights(weights) or set()
+        self._missing -= model.load_weights(weights) or set()
 
     def finish_weight_update(self) -> None:
         """Raises ValueError if parameters are missing."""

@@ -3,7 +3,7 @@
 Invariants:
 - Each chunk is itself in the safetensors format, so names, types and shapes travel with the bytes, and safetensors
   refuses a truncated one.
-- The bytes are those of the files: nothing is rounded, so an engine loads the same bits from chunks and from the folder.
+- The bytes are those of the files and nothing is rounded, so an engine loads the same bits as from the folder.
 
 This module does not know who passes the chunks on.
 """
@@ -47,7 +47,7 @@ def chunks(folder: Path, most: int = CHUNK_BYTES) -> Iterator[np.ndarray[Any, np
                 chunk = np.empty(len(head) + end - begin, np.uint8)
                 chunk[: len(head)] = np.frombuffer(head, np.uint8)
                 file.seek(8 + length + begin)
-                if file.readinto(memoryview(chunk)[len(head) :]) != end - begin:
+                if file.readinto(chunk[len(head) :].data) != end - begin:
                     raise ModelError(f"{path}: is truncated; it should hold {end - begin} more bytes of weights")
                 yield chunk
 
@@ -69,7 +69,7 @@ def _groups(header: dict[str, Any], most: int) -> Iterator[dict[str, Any]]:
 
 
 def _first(tensors: dict[str, Any]) -> list[int]:
-    return next(iter(tensors.values()))["data_offsets"]  # type: ignore[no-any-return]
+    return next(iter(tensors.values()))["data_offsets"]
 
 
 def _header(tensors: dict[str, Any], begin: int) -> bytes:

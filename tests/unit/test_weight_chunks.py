@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
     """Two files: a tensor larger than the others, and one without elements."""
     numbers = np.random.default_rng(0)
     one = {f"layer.{n}": numbers.random((4, n), np.float32) for n in range(6)}
-    two = {"large": numbers.random((64, 8)), "small": np.arange(3, dtype=np.int8)}
+    two: dict[str, Any] = {"large": numbers.random((64, 8)), "small": np.arange(3, dtype=np.int8)}
     save_file(one, tmp_path / "model-00001-of-00002.safetensors", {"format": "pt"})
     save_file(two, tmp_path / "model-00002-of-00002.safetensors", {"format": "pt"})
     return tmp_path
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("most", [1, 100, 10_000])
 def test_every_tensor_comes_once_with_its_bits(folder: Path, most: int) -> None:
     expected = {name: tensor for path in sorted(folder.iterdir()) for name, tensor in load_file(path).items()}
-    found = {}
+    found: dict[str, Any] = {}
     for chunk in chunks(folder, most):
         tensors = load(chunk.tobytes())
         assert tensors
@@ -49,7 +50,7 @@ def test_a_truncated_file_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no .safetensors files"):
+    with pytest.raises(ModelError, match=r"holds no \.safetensors files"):
         list(chunks(tmp_path))
 
 
