@@ -50,9 +50,8 @@ async def in_memory(model: ModelRef, store: RunStore) -> list[ray.ObjectRef[Any]
     near = {}
     if node := found.get("node"):
         near = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
-    reading = _read.options(**near).remote(store, model.folder)
-    references = [one async for one in reading]
-    await reading.completed()
+    *references, end = [one async for one in _read.options(**near).remote(store, model.folder)]
+    await end  # an error of the reading is its last object
     return references
 
 
@@ -67,6 +66,7 @@ def _read(store: RunStore, folder: str) -> Iterator[Any]:
     local = store.local_folder(folder, cache=copies_folder())
     check_room(weight_bytes(local), (node["Resources"] for node in ray.nodes() if node["Alive"]))
     yield from chunks(local)
+    yield None
 
 
 def check_room(size: int, nodes: Iterable[Mapping[str, float]]) -> None:
