@@ -55,12 +55,15 @@ class StudentEngine(BaseActor):
 
         Returns the agreement with the canary, and why weights in memory were not used although there are some.
         """
-        why = ""
+        canary, why = b"", ""
         if weights:
-            canary = await asyncio.to_thread(self._store.read_bytes, f"{model.folder}/{CANARY}")
-            fetch = partial(self._fetched, model)
-            found = await self._engine.refresh_from_memory(arriving(weights), canary, fetch, model.version)
-            agreement, why = found
+            try:
+                canary = await asyncio.to_thread(self._store.read_bytes, f"{model.folder}/{CANARY}")
+            except FileNotFoundError:
+                why = "the checkpoint has no canary"
+        if canary:
+            fetch, chunks = partial(self._fetched, model), arriving(weights)
+            agreement, why = await self._engine.refresh_from_memory(chunks, canary, fetch, model.version)
         else:
             agreement = await self._engine.refresh(await self._fetched(model), model.version)
         self._metrics.serves(model.version)

@@ -8,7 +8,8 @@ Invariants:
 Why not vLLM's own backends: CUDA IPC needs a trainer that lives while engines load, on the engines' own GPUs; NCCL
 needs one in a process group with all of them. Here the trainer's processes end with the fit, its GPUs are others than
 the engines' (`dedicated`), or the engines are off meanwhile (`handoff`), and the checkpoint is written and committed
-first anyway, so that a killed run resumes. This backend runs the same code on CPUs, where it is tested, and on GPUs.
+first anyway, so that a killed run resumes. This backend runs the same code on CPUs, where it is tested, and on GPUs,
+where it has not been run yet.
 
 Imports vLLM: only for its workers (`plugin` registers it by name).
 """
