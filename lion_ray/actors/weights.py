@@ -12,6 +12,7 @@ Why the object store and not CUDA IPC or NCCL: see `inference.weight_transfer`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ async def in_memory(model: ModelRef, store: RunStore) -> list[ray.ObjectRef[Any]
     Raises:
         Exception: whatever the reading raised, or Ray, if its process or node was lost.
     """
-    found = store.read_json(layout.progress(str(Path(model.folder).parent))) or {}
+    seen = await asyncio.to_thread(store.read_json, layout.progress(str(Path(model.folder).parent)))
     near = {}
-    if node := found.get("node"):
+    if node := (seen or {}).get("node"):
         near = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
     *references, end = [one async for one in _read.options(**near).remote(store, model.folder)]
     await end  # an error of the reading is its last object
