@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import ray
 
 from lion_ray.actors.base import BaseActor
 from lion_ray.actors.metrics import EngineMetrics, own_name, vllm_loggers
+from lion_ray.actors.weights import arriving, from_memory
 from lion_ray.config import StudentConfig
 from lion_ray.core.store import RunStore
 from lion_ray.inference.engine import Engine, Sampling
-from lion_ray.inference.weight_check import Agreement
+from lion_ray.inference.weight_check import CANARY, Agreement
 from lion_ray.models.model_ref import ModelRef
 
 
@@ -32,21 +34,43 @@ class StudentEngine(BaseActor):
         self._store = store
         self._base_dir = base_dir
         self._engine = Engine(
-            config, base_dir=base_dir, seed=seed, gpus=gpus, stat_loggers=vllm_loggers, name=own_name()
+            config,
+            base_dir=base_dir,
+            seed=seed,
+            gpus=gpus,
+            stat_loggers=vllm_loggers,
+            name=own_name(),
+            transfers=from_memory(config, store),
         )
         self._metrics = EngineMetrics()
 
     async def start(self, model: ModelRef) -> Agreement:
-        folder = await asyncio.to_thread(model.fetch, self._store, self._base_dir)
+        folder = await self._fetched(model)
         await self._engine.start(folder, model.version)
         self._metrics.serves(model.version)
         return await self._engine.canary(folder)
 
-    async def refresh(self, model: ModelRef) -> Agreement:
-        folder = await asyncio.to_thread(model.fetch, self._store, self._base_dir)
-        agreement = await self._engine.refresh(folder, model.version)
+    async def refresh(self, model: ModelRef, weights: list[ray.ObjectRef[Any]]) -> tuple[Agreement, str]:
+        """Load a model's weights in place: those in memory (`actors.weights`), if there are any, else its folder's.
+
+        Returns the agreement with the canary, and why weights in memory were not used although there are some.
+        """
+        canary, why = b"", ""
+        if weights:
+            try:
+                canary = await asyncio.to_thread(self._store.read_bytes, f"{model.folder}/{CANARY}")
+            except FileNotFoundError:
+                why = "the checkpoint has no canary"
+        if canary:
+            fetch, chunks = partial(self._fetched, model), arriving(weights)
+            agreement, why = await self._engine.refresh_from_memory(chunks, canary, fetch, model.version)
+        else:
+            agreement = await self._engine.refresh(await self._fetched(model), model.version)
         self._metrics.serves(model.version)
-        return agreement
+        return agreement, why
+
+    async def _fetched(self, model: ModelRef) -> Path:
+        return await asyncio.to_thread(model.fetch, self._store, self._base_dir)
 
     @ray.method(num_returns=2)
     async def answer(self, shard: pa.Table, iteration: int) -> tuple[pa.Table, int]:

@@ -25,6 +25,7 @@ from lion_ray.actors.engine_slot import Slot, shards_per_engine
 from lion_ray.actors.metrics import EnginePoolMetrics
 from lion_ray.actors.resources import scarce
 from lion_ray.actors.student import StudentActor
+from lion_ray.actors.weights import from_memory, in_memory
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError, EngineStartError, as_raised
 from lion_ray.core.progress import Progress
@@ -111,7 +112,11 @@ class StudentPool:
                 self._failed = None
                 # Engines that are booting load another model.
                 await asyncio.gather(*(self._off(slot) for slot in self._slots if slot.booting is not None))
-                await asyncio.gather(*(self._refresh(slot) for slot in self._slots if slot.ready))
+                if ready := [slot for slot in self._slots if slot.ready]:
+                    # Held until all of these engines have loaded them, and no longer.
+                    weights = await self._in_memory(model)
+                    await asyncio.gather(*(self._refresh(slot, weights) for slot in ready))
+                    del weights
             self._grow(at_least=1)
             async with self._changed:
                 await self._changed.wait_for(lambda: self._failed or self._answers)
@@ -288,16 +293,28 @@ class StudentPool:
         self._serves(slot, agreement.detail)
         self._look_later(slot)  # the work may be over by now
 
-    async def _refresh(self, slot: Slot) -> None:
+    async def _in_memory(self, model: ModelRef) -> list[Any]:
+        """References to a model's weights in memory; none if engines are to read its folder."""
+        if not model.folder or not from_memory(self._config, self._store):
+            return []
+        try:
+            return await in_memory(model, self._store)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the checkpoint can still be read
+            self._say(f"{model.version} was not put into memory ({_why(error)}); engines read the checkpoint")
+            return []
+
+    async def _refresh(self, slot: Slot, weights: list[Any]) -> None:
         assert self._model is not None
         slot.ready = False
         try:
-            agreement = await slot.actor.refresh.remote(self._model)
+            agreement, why = await slot.actor.refresh.remote(self._model, weights)
         except (EngineError, *LOST) as error:
             self._say(f"student engine {slot.number} could not be refreshed ({_why(error)}); booting afresh")
         else:
+            if why:
+                self._say(f"student engine {slot.number} read the checkpoint, not its weights in memory: {why}")
             if agreement.ok:
-                self._serves(slot, agreement.detail)
+                self._serves(slot, agreement.detail + ("; from memory" if weights and not why else ""))
                 return
             self._say(f"student engine {slot.number}: the canary disagrees ({agreement.detail}); booting afresh")
         await self._off(slot)

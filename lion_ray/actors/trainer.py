@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from lion_ray.actors.base import short_of_memory
 from lion_ray.actors.metrics import TrainingMetrics
 from lion_ray.config import ImitationConfig
 from lion_ray.core import layout
-from lion_ray.core.errors import ConfigError, LionError, TrainingError, as_raised
+from lion_ray.core.copies import copies_folder
+from lion_ray.core.errors import ConfigError, InfrastructureError, LionError, TrainingError, as_raised
 from lion_ray.core.leftovers import scratch_folder
 from lion_ray.core.records import OK, derive_seed
 from lion_ray.core.step_log import StepLog
@@ -121,6 +122,7 @@ def _worker(job: dict[str, Any]) -> None:
     store: RunStore = job["store"]
     context = ray.train.get_context()
     leads = context.get_world_rank() == 0
+    node = ray.get_runtime_context().get_node_id()
     on_gpu = torch.cuda.is_available() and wants_gpu(job["config"].use_gpu)
     if not on_gpu:
         torch.set_num_threads(max(1, cores() // job["workers"]))
@@ -146,7 +148,7 @@ def _worker(job: dict[str, Any]) -> None:
         metrics = {name: value for name, value in metrics.items() if name != "checkpoint"}
         if leads and "step" in metrics:
             shown.show(metrics)
-            store.write_json(layout.progress(job["stage"]), metrics)
+            store.write_json(layout.progress(job["stage"]), metrics | {"node": node})
             # Flush before a checkpoint: a fit restored from it does not repeat the earlier steps.
             steps.add(metrics, at_once=checkpoint is not None or metrics["step"] == metrics["steps"])
         if checkpoint is None:
@@ -176,6 +178,10 @@ def _worker(job: dict[str, Any]) -> None:
     if leads:
         store.adopt_folder(output, job["target"])
     if scratch is not None:
+        if leads:
+            # For the engines and the next fit on this machine. It only saves a download: the folder is stored.
+            with suppress(InfrastructureError, OSError):
+                store.local_folder(job["target"], copies_folder(), made=output)
         shutil.rmtree(scratch, ignore_errors=True)
 
 

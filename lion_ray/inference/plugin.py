@@ -1,7 +1,7 @@
-"""This project's changes to vLLM on a CPU, as a plugin that vLLM loads in each of its processes.
+"""This project's changes to vLLM, as a plugin that vLLM loads in each of its processes.
 
 Invariants:
-- Nothing is changed on a GPU.
+- On a GPU nothing is changed; a backend of vLLM's weight transfer is added (`weight_transfer`).
 - Results stay the same to the bit, except with `int8_kernel`, which is used only if it is requested.
 
 Named in ``pyproject.toml`` as ``vllm.general_plugins``.
@@ -17,11 +17,15 @@ from functools import cache
 from typing import Any
 
 from lion_ray.inference import gpu_build, int8_kernel
+from lion_ray.inference.engine_settings import TRANSFER
 
 
 @cache  # vLLM may call it several times
 def register() -> None:
     """Called by vLLM before it loads a model."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    WeightTransferEngineFactory.register_engine(TRANSFER, "lion_ray.inference.weight_transfer", "MemoryWeights")
     if gpu_build():
         return
     if int8_kernel.wanted():

@@ -15,7 +15,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+CANARY = "canary.json"
+"""The canary's file in a model's folder."""
 # The largest differences observed between two correct implementations of one model, with a margin.
 TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
 """By dtype: the largest gap of a near-tie (logits), and the largest accepted mean log-probability difference (nats)."""
@@ -89,17 +92,25 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def read_canary(model_dir: Path) -> list[Greedy]:
-    """The continuations that the trainer wrote with a checkpoint. Empty for a model that was not trained here."""
-    path = model_dir / "canary.json"
-    if not path.is_file():
-        return []
-    return [
+class Canary(NamedTuple):
+    """What the trainer wrote with a checkpoint: its continuations."""
+
+    entries: list[Greedy]
+    dtype: str = "float32"
+    """The type to which the weights were rounded for them."""
+
+
+def read_canary(model_dir: Path) -> Canary:
+    """A checkpoint's canary. Without entries for a model that was not trained here."""
+    path = model_dir / CANARY
+    return canary_of(path.read_bytes()) if path.is_file() else Canary([])
+
+
+def canary_of(content: bytes) -> Canary:
+    """The canary in the content of its file."""
+    found = json.loads(content)
+    entries = [
         Greedy(**{name: tuple(entry[name]) for name in ("prompt_ids", "tokens", "logprobs", "margins")})
-        for entry in json.loads(path.read_text())["prompts"]
+        for entry in found["prompts"]
     ]
-
-
-def canary_type(model_dir: Path) -> str:
-    """The type to which the trainer rounded the weights for a checkpoint's canary; float32 if it is not recorded."""
-    return str(json.loads((model_dir / "canary.json").read_text()).get("dtype", "float32"))
+    return Canary(entries, str(found.get("dtype", "float32")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError, ModelError
 from lion_ray.core.records import INSTRUCTION, instruction_id, table
 from lion_ray.inference.engine import Engine
+from lion_ray.inference.weight_check import CANARY, Greedy
+from lion_ray.models.weight_chunks import chunks
 from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
 from tests.trained import make_trained
@@ -32,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folder: Path) -> AsyncIterator[Engine]:
-    engine = Engine(CONFIG, base_dir=folder.parent, seed=0)
+    engine = Engine(CONFIG, base_dir=folder.parent, seed=0, transfers=True)
     await engine.start(folder, "base")
     yield engine
     processes = engine.processes()
@@ -99,6 +101,87 @@ async def test_answers_and_new_weights_take_turns(engine: Engine, folder: Path, 
     assert (await meanwhile)["version"].to_pylist() == ["one"]
     after = await engine.answer(rows, 1)
     assert after.equals(await meanwhile), "what waited was answered with the new weights"
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> list[Path]:
+    """Two checkpoints."""
+    for seed in (1, 2):
+        make_trained(folder, folder.parent / f"seed-{seed}", seed=seed)
+    return [folder.parent / f"seed-{seed}" for seed in (1, 2)]
+
+
+Damage = Callable[[list[bytes], list[bytes]], Iterator[bytes]]
+
+
+def lost(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield right[0]
+    raise OSError("lost on the way")
+
+
+def missing(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield from right[:-1]
+
+
+def truncated(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield from right[:-1]
+    yield right[-1][:-4]
+
+
+def another_model(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield from wrong
+
+
+def mixed(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield from right[:-2]
+    yield from wrong[-2:]
+
+
+def whole(right: list[bytes], wrong: list[bytes]) -> Iterator[bytes]:
+    yield from reversed(right)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (lost, "could not load one: lost on the way"),
+        (missing, "parameters did not come, such as "),
+        (truncated, "could not load one: "),
+        (another_model, "the canary disagrees"),
+        (mixed, "the canary disagrees"),
+        (whole, ""),  # after all that
+    ],
+)
+async def test_weights_from_memory_are_those_on_disk(
+    engine: Engine, trained: list[Path], sent: Damage, told: str
+) -> None:
+    """To the last bit; what is wrong with those in memory is told, and the others are used."""
+    one, two = trained
+    right, wrong = ([chunk.tobytes() for chunk in chunks(folder, 30_000)] for folder in trained)
+    assert len(right) > 4
+
+    async def arriving() -> AsyncIterator[bytes]:
+        for chunk in sent(right, wrong):
+            yield chunk
+
+    async def fetch() -> Path:
+        assert told, "nothing is read from the disk"
+        return one
+
+    async def answers() -> list[Greedy]:
+        return await engine.greedy([(5, 6, 7), (9, 8)], 12)
+
+    await engine.refresh(one, "one")
+    expected = await answers()
+    await engine.refresh(two, "two")
+    assert await answers() != expected
+    agreement, why = await engine.refresh_from_memory(arriving(), (one / CANARY).read_bytes(), fetch, "one")
+    assert agreement.ok, agreement.detail
+    assert told in why
+    assert bool(told) == bool(why)
+    assert engine.version == "one"
+    assert await answers() == expected
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -64,7 +64,7 @@ def test_a_checkpoint_goes_there_and_comes_back(bucket: str, tmp_path: Path) -> 
 
 
 def adopted(store: RunStore, folder: Path, weights: bytes) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.safetensors").write_bytes(weights)
     store.adopt_folder(folder, "iteration-1/checkpoint/model")
 
@@ -86,6 +86,21 @@ def test_engines_and_workers_of_a_machine_fetch_a_checkpoint_once(
         found = list(pool.map(lambda _: store.local_folder("iteration-1/checkpoint/model", tmp_path / "c"), range(6)))
     assert len(set(found)) == len(fetched) == 1
     assert (found[0] / "weights.safetensors").stat().st_size == 1_000_000
+
+
+def test_the_machine_that_made_a_checkpoint_does_not_download_it(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, made, name = RunStore(f"{bucket}/made-here"), tmp_path / "made", "iteration-1/checkpoint/model"
+    (made / "deeper").mkdir(parents=True)
+    (made / "deeper" / "config.json").write_text("{}")
+    adopted(store, made, b"weights")
+    with monkeypatch.context() as patch:
+        patch.delattr(fs, "copy_files")
+        found = store.local_folder(name, tmp_path / "cache", made=made)
+        assert store.local_folder(name, tmp_path / "cache") == found
+    assert (found / "weights.safetensors").read_bytes() == b"weights"
+    assert (found / "deeper" / "config.json").read_text() == "{}"
 
 
 def test_a_run_made_again_under_its_name_has_its_own_weights(bucket: str, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_run_with_rounds_out_of_money_in_one_of_them(tmp_path: Path, one_clust
     with stub_process(*LATENCY) as base_url:
         job = Job(tmp_path, base_url, CHANGES, {"RAY_ADDRESS": one_cluster.address})
         store = job.store
-        job.changes["budget"] = TOO_LITTLE
+        job.changes |= {"budget": TOO_LITTLE, "student": {"refresh": "memory"}}
         job.write()
         assert job.end() == BudgetError.exit_code, job.words()
         assert store.stage(layout.checkpoint(1)).manifest() is not None
@@ -63,6 +63,7 @@ def test_a_run_with_rounds_out_of_money_in_one_of_them(tmp_path: Path, one_clust
         job.write()
         job.finish()
         assert not fetch_stats(base_url)["repeated"]
+        assert "; from memory" in job.words(), "running engines got a round's weights that way"
     check_rounds(store)
 
 

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,9 +18,11 @@ import pytest_asyncio
 import ray
 from safetensors.torch import load_file, save_file
 
+from lion_ray.actors import student_pool
 from lion_ray.actors.engine_slot import shards_per_engine
 from lion_ray.actors.student import ModelRef
 from lion_ray.actors.student_pool import StudentPool
+from lion_ray.actors.weights import in_memory
 from lion_ray.config import StudentConfig
 from lion_ray.core.errors import EngineError
 from lion_ray.core.progress import Progress
@@ -66,7 +70,7 @@ def said() -> io.StringIO:
 async def students(cluster: Machines, store: RunStore) -> AsyncIterator[StudentPool]:
     """One pool for all: whatever a test did to its engine, the next one loads what it wants."""
     # Answers so long that an engine can be killed at them.
-    config = CONFIG.model_copy(update={"max_tokens": 100})
+    config = CONFIG.model_copy(update={"max_tokens": 100, "refresh": "memory"})
     pool = StudentPool(config, run_name=os.urandom(4).hex(), store=store, base_dir=Path(store.root), seed=0)
     processes: list[int] = []
     try:
@@ -126,6 +130,67 @@ async def test_answers_follow_the_seed_and_the_checkpoint(students: StudentPool,
     texts = [column["text"].to_pylist() for column in (base, one, two)]
     assert texts[0] != texts[1] != texts[2]
     assert students.boots == boots, "refreshing boots nothing"
+
+
+class Keeper:
+    """Objects are lost with the process that has put them into memory."""
+
+    def keep(self, content: Any) -> list[Any]:
+        return [ray.put(content)]
+
+
+def is_lost(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.ObjectLostError:
+        return True
+    return False
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_new_weights_come_through_memory_or_from_the_checkpoint(
+    students: StudentPool, said: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(said)
+    held: list[str] = []
+
+    async def noted(*arguments: Any) -> list[Any]:
+        references = await in_memory(*arguments)
+        held.extend(reference.hex() for reference in references)
+        return references
+
+    async def lost(*arguments: Any) -> list[Any]:
+        keeper = ray.remote(Keeper).remote()
+        kept = [await keeper.keep.remote(reference) for reference in await in_memory(*arguments)]
+        ray.kill(keeper)
+        for (reference,) in kept:
+            await asyncio.to_thread(until, partial(is_lost, reference))
+        return [reference for (reference,) in kept]
+
+    async def refused(*arguments: Any) -> list[Any]:
+        return await in_memory(ModelRef("none", folder="one"), *arguments[1:])
+
+    async def loaded(model: ModelRef, way: Any) -> list[str]:
+        monkeypatch.setattr(student_pool, "in_memory", way)
+        await students.load(model, progress)
+        return ray.get(await students.answer(ray.put(rows), 1))["text"].to_pylist()
+
+    rows = shard(4)
+    await students.load(TWO, progress)
+    boots = students.boots
+    through_memory = await loaded(ONE, noted)
+    assert "student engine 0 serves one; canary: " in said.getvalue()
+    assert said.getvalue().strip().endswith("; from memory")
+    assert held
+    worker = ray._private.worker.global_worker.core_worker
+    await asyncio.to_thread(until, lambda: not set(held) & set(worker.get_all_reference_counts()))
+    assert await loaded(TWO, lost) != through_memory
+    assert "student engine 0 read the checkpoint, not its weights in memory: the student engine" in said.getvalue()
+    assert await loaded(ONE, refused) == through_memory
+    assert "one was not put into memory (" in said.getvalue()
+    assert "/one: holds no .safetensors files); engines read the checkpoint" in said.getvalue()
+    assert said.getvalue().count("from memory") == 1
+    assert students.boots == boots
 
 
 @pytest.mark.asyncio(loop_scope="module")
