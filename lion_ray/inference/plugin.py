@@ -13,6 +13,7 @@ import atexit
 import multiprocessing
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -23,9 +24,7 @@ from lion_ray.inference.engine_settings import TRANSFER
 @cache  # vLLM may call it several times
 def register() -> None:
     """Called by vLLM before it loads a model."""
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
-
-    WeightTransferEngineFactory.register_engine(TRANSFER, "lion_ray.inference.weight_transfer", "MemoryWeights")
+    register_transfer()
     if gpu_build():
         return
     if int8_kernel.wanted():
@@ -33,6 +32,14 @@ def register() -> None:
     lay_out_embeddings()
     if multiprocessing.parent_process() is not None:
         leave_at_once()
+
+
+def register_transfer() -> None:
+    """Add the backend for weights from memory. An engine that does not use it must start with any vLLM."""
+    with suppress(ImportError):
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+        WeightTransferEngineFactory.register_engine(TRANSFER, "lion_ray.inference.weight_transfer", "MemoryWeights")
 
 
 def leave_at_once() -> None:
