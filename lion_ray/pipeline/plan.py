@@ -274,7 +274,7 @@ class Planner:
 def _taking(plan: StagePlan, local_s: float | None, gpu_s: float | None) -> StagePlan:
     """The stage with more time; None adds none."""
     more = replace(plan, local_s=local_s, gpu_s=gpu_s)
-    return replace(plan, **{name: total([plan, more], name) for name in ("local_s", "gpu_s")})
+    return replace(plan, local_s=total([plan, more], "local_s"), gpu_s=total([plan, more], "gpu_s"))
 
 
 def plan_table(plan: Plan) -> Table:
