@@ -7,7 +7,7 @@ draws another sample. ``make mutants`` tests all mutants;
 function has not changed is not tested again; a sample is always tested.
 
 A mutant is detected if a test fails or times out; a mutant that no test reaches is a survivor. Faults in the texts of
-errors and log lines count too (455 of 14,105). Coverage is recorded only in the tests' own process, and EXCLUDED tests
+errors and log lines count too (3 %). Coverage is recorded only in the tests' own process, and EXCLUDED tests
 do not run: both lower the share.
 
 The mutants are mutmut's (the `mutants` extra), each in a process forked from one that has imported the tests. mutmut

@@ -281,7 +281,7 @@ def _dataset_rows(source: str, base_dir: Path) -> Iterator[SourceRow]:
 def _named(name: str, base_dir: Path) -> tuple[str, list[str]]:
     """A dataset's name, and the parts after its colons. A folder's own name may hold colons."""
     parts = name.split(":")
-    for end in range(len(parts), 0, -1):
+    for end in range(len(parts), 1, -1):
         if (base_dir / ":".join(parts[:end])).is_dir():
             return ":".join(parts[:end]), parts[end:]
     return parts[0], parts[1:]

@@ -663,12 +663,20 @@ async def test_the_end_of_a_queue(tmp_path: Path) -> None:
 async def test_a_call_that_nobody_waits_for_is_not_sent(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.api.files["out"] = answer("k2")
+    sleep, gate = bench.sleep, asyncio.Event()
+
+    async def held(seconds: float) -> None:
+        await gate.wait()
+        await sleep(seconds)
+
+    bench.sleep = held  # type: ignore[method-assign]
     queue = bench.queue()
-    await queue.holds("k1")
-    first, second = asyncio.create_task(queue.chat("k1", BODY)), asyncio.create_task(queue.chat("k2", BODY))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    first, second, other = (asyncio.create_task(queue.chat(key, BODY)) for key in ("k1", "k2", "k2"))
+    await settle(lambda: queue.stats()["waiting"] == 2)
     first.cancel()
+    other.cancel()  # another waits for the same call
+    await settle(lambda: first.done() and other.done())
+    gate.set()
     assert (await asyncio.wait_for(second, 20)).text == "so"
     upload = next(one for one in bench.api.asked if one[0] == "upload")
     assert upload[2] == request_line("k2", BODY)

@@ -120,6 +120,9 @@ def test_the_first_contact_and_pauses() -> None:
     assert limiter.take(Need()) == 0.02
     limiter.ended()
     assert isinstance(limiter.take(Need()), Ticket)
+    limiter.ended()
+    limiter.ended()
+    assert [isinstance(limiter.take(Need()), Ticket) for _ in range(3)] == [True, True, False]
     assert isinstance(tickets[0], Ticket)
     limiter.answered(tickets[0], 0, 0, None)
     assert all(isinstance(limiter.take(Need()), Ticket) for _ in range(9))

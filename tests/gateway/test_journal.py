@@ -325,12 +325,12 @@ async def test_a_refresh_is_made_once_for_all_who_ask_and_not_too_often(
     await filled(tmp_path, range(1))
     updates.clear()
     time.now = 4.9
-    await journal.refresh_if_older(5)
+    assert not await journal.refresh_if_older(5)
     assert (updates, key(0) in journal) == ([], False)
     time.now = 5.0
-    await asyncio.gather(*(journal.refresh_if_older(5) for _ in range(10)))
+    assert all(await asyncio.gather(*(journal.refresh_if_older(5) for _ in range(10))))
     assert (len(updates), key(0) in journal) == (1, True)
-    await journal.refresh_if_older(5)
+    assert not await journal.refresh_if_older(5)
     assert len(updates) == 1
 
 

@@ -67,6 +67,8 @@ def test_everything_that_is_read_of_a_pool(tmp_path: Path) -> None:
         '{"where": "a.jsonl:7", "reason": "not JSON (Expecting \',\' delimiter at column 10)", '
         '"row": "{\\"x\\": \\"ä\\""}\n'
     )
+    kept = bad_rows_jsonl(found.bad_rows).splitlines()
+    assert [json.loads(line)["where"] for line in kept] == ["a.jsonl:4", "a.jsonl:7"]
     some = read_pool(source, base_dir=tmp_path, limit=2, on_bad_row="stop")
     assert (some.pool.num_rows, some.duplicates, some.bad_rows) == (2, 1, [])
     with pytest.raises(DataError) as caught:
