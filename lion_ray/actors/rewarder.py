@@ -136,6 +136,8 @@ class Rewarder(BaseActor):
         """The criteria that told answers apart in every round before `number`, by instruction."""
         left: dict[str, set[str]] = {}
         for before in range(1, number):
+            if self._store.stage(layout.round_rubrics(iteration, before)).manifest() is None:
+                continue  # a discriminator rewarded that round
             rubrics, rewards = (
                 self._read(folder(iteration, before)) for folder in (layout.round_rubrics, layout.round_rewards)
             )
@@ -151,7 +153,9 @@ class Rewarder(BaseActor):
 
     def _read(self, stage: str) -> pa.Table:
         folder = self._store.stage(stage)
-        return folder.read((folder.manifest() or {"parts": 0})["parts"])
+        manifest = folder.manifest()
+        assert manifest is not None
+        return folder.read(manifest["parts"])
 
     def _rest(self, role: str, one: _Work, stage: str) -> dict[str, Any]:
         config = getattr(self._config, role)
