@@ -56,9 +56,14 @@ def may_grow() -> bool | None:
     return has_types(json.loads(status))
 
 
-def has_types(status: Mapping[str, Any]) -> bool:
-    """Whether the monitor of a cluster knows types of nodes; else it makes one up of each node's id."""
-    types = (status["autoscaler_report"]["node_type_mapping"] or {}).values()
+def has_types(status: Mapping[str, Any]) -> bool | None:
+    """Whether the monitor of a cluster knows types of nodes; else it makes one up of each node's id.
+
+    None for its first status, which has no report yet.
+    """
+    if (report := status.get("autoscaler_report")) is None:
+        return None
+    types = (report["node_type_mapping"] or {}).values()
     return not all(re.fullmatch(f"{format_readonly_node_type('')}[0-9a-f]+", kind) for kind in types)
 
 

@@ -7,6 +7,7 @@ to connections, and a start that still fails is repeated with other ports.
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterable
 
@@ -14,13 +15,29 @@ IN_USE = ("Address already in use", "EADDRINUSE", "Errno 98")
 """How a log says that a port was taken."""
 _FIRST, _BLOCK, _BLOCKS = 20_000, 100, 100
 """Above the ports of Ray's workers (to 19,999), below those of connections (from 32,768)."""
+_LISTEN = range(_FIRST + _BLOCK * _BLOCKS, 32_768)
+_given: set[int] = set()
+"""What this process has looked up, and may not listen on yet."""
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is free now."""
+    """A TCP port on loopback that is free now; another one at each call."""
+    # Not the seeded generator: processes with the same seed would look in the same order.
+    for port in random.SystemRandom().sample(_LISTEN, len(_LISTEN)):
+        if port not in _given and (found := _bound(port)):
+            _given.add(found)
+            return found
+    return _bound(0)  # all are taken: any that the system has
+
+
+def _bound(port: int) -> int:
+    """The port, if a server could listen on it now, else 0."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+        return int(probe.getsockname()[1])
 
 
 def first_port(number: int) -> str:

@@ -219,11 +219,13 @@ class ModelServer:
             ) from None
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        """Whether the model is served: another process may have taken the port, and answer there."""
         try:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             async with session.get(f"{self.base_url}/models", headers=headers) as response:
-                return response.status == 200
-        except aiohttp.ClientError:
+                models = (await response.json())["data"] if response.status == 200 else []
+                return self._model_name in [one["id"] for one in models]
+        except (aiohttp.ClientError, ValueError, LookupError, TypeError):
             return False
 
     async def counts(self) -> ServerCounts | None:

@@ -221,3 +221,7 @@ def test_the_demo_fits_one_gpu(name: str) -> None:
 )
 def test_an_autoscaler_is_known_by_its_types_of_nodes(types: dict[str, str] | None, expected: bool) -> None:
     assert has_types({"autoscaler_report": {"node_type_mapping": types}}) is expected
+
+
+def test_an_autoscaler_that_has_just_started_has_no_report_yet() -> None:
+    assert has_types({"load_metrics_report": {}, "time": 1.0}) is None

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from lion_ray.config import ServeConfig
 from lion_ray.core.errors import EndpointError
-from lion_ray.inference.ports import first_port, port_was_taken
+from lion_ray.inference.ports import first_port, free_port, port_was_taken
 from lion_ray.inference.server import MAX_STARTS, ModelServer
 
 SERVES = """
 import http.server, sys
 class Yes(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers()
+        self.send_response(200); self.send_header("content-type", "application/json"); self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "m"}]}')
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Yes).serve_forever()
 """
 TAKEN = "import sys; sys.exit('OSError: [Errno 98] Address already in use')"
@@ -59,6 +63,30 @@ async def test_other_failures_and_ports_that_the_user_chose_are_final(
     finally:
         server.stop()
     assert len(server.ports) == attempts
+
+
+@pytest.mark.parametrize("said", ['{"data": [{"id": "other"}]}', "{}", "[1]", "no JSON"])
+async def test_whoever_else_answers_at_the_port_is_not_the_server(tmp_path: Path, said: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=said, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/v1/models", answer)
+    async with TestServer(app) as stranger:
+        server = Starts(tmp_path, TAKEN, port=stranger.port)
+        try:
+            with pytest.raises(EndpointError, match="the server for m ended"):
+                await server.start(lambda _: None)
+        finally:
+            server.stop()
+
+
+def test_ports_are_free_and_each_another() -> None:
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+    assert all(30_000 <= one < 32_768 for one in ports)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", ports[0]))
 
 
 def test_processes_that_follow_each_other_look_for_ports_in_different_places() -> None:
