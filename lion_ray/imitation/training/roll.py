@@ -62,8 +62,8 @@ class Roll:
             absent = [self.names[rank] for rank in self._absent()]
             who = " and ".join(absent) if absent else "another process, which answers again by now,"
             raise TrainingError(
-                f"{who} did not reach a collective of {len(self.names)} processes: it has died (too little memory?), or "
-                f"hangs for {self._timeout_s:g} s (imitation.collective_timeout_s). The last checkpoint is kept"
+                f"{who} did not reach a collective of {len(self.names)} processes: it has died (too little memory?) "
+                f"or hangs for {self._timeout_s:g} s (imitation.collective_timeout_s). The last checkpoint is kept"
             ) from None
 
     def meet(self) -> None:
