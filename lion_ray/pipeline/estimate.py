@@ -53,6 +53,12 @@ class Calls:
     """At the endpoint's configured limits; None if none is configured."""
 
 
+def usual_answer(config: RunConfig, role: str) -> int:
+    """Tokens of a usual answer of the teacher or the student."""
+    limit: int = getattr(config, role).max_tokens
+    return min(EXPECTED[role], limit)
+
+
 def frame_tokens(config: RunConfig, role: str, base_dir: Path) -> int:
     """Approximate tokens that a role's template adds to a call; measured for a user's template.
 
@@ -107,10 +113,10 @@ def calls(
         prompt, prompt_worst = prompt + answers, prompt_worst + answers
     elif role == "referee":
         teacher, student = config.teacher.max_tokens, config.student.max_tokens
-        prompt += min(EXPECTED["teacher"], teacher) + min(EXPECTED["student"], student)
+        prompt += usual_answer(config, "teacher") + usual_answer(config, "student")
         prompt_worst += teacher + student
     elif role == "rubricator":
-        prompt += min(EXPECTED["teacher"], config.teacher.max_tokens)
+        prompt += usual_answer(config, "teacher")
         prompt_worst += config.teacher.max_tokens
     elif role == "verifier" and (rounds := config.on_policy) is not None:
         longest = rounds.max_tokens or config.student.max_tokens

@@ -9,16 +9,16 @@ What a CPU computes is forecast by `local_times`, from its measured speed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from lion_ray.config import RunConfig
+from lion_ray.core.room import GIB
 from lion_ray.inference import student_type, wants_gpu
 from lion_ray.models.machine import resolve_precision
 from lion_ray.pipeline.disk import FLOAT32, MOMENTS
-from lion_ray.pipeline.estimate import EXPECTED
+from lion_ray.pipeline.estimate import usual_answer
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-GIB = 1024**3
 GPU, PEAK = "H100", 989e12
 """The GPU that time is planned for, and its FLOP/s in bfloat16 (`imitation.training.flops.PEAKS`)."""
 TRAINING, SAMPLING = 0.3, 0.05
@@ -58,16 +58,12 @@ class Memory:
             "free, steps wait for the disk instead. Weights are read and written shard by shard",
         ]
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def memory(config: RunConfig, parameters: float) -> Memory:
     """What a student of so many parameters takes."""
     imitation = config.imitation
-    half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
     state = parameters * _bytes_each(config) / _shares(config)
-    gathered = (GATHERED if _shares(config) > 1 else 0.0) * parameters * (2 if half else FLOAT32)
+    gathered = (GATHERED if _shares(config) > 1 else 0.0) * parameters * (2 if _half(config) else FLOAT32)
     engine = parameters * BYTES[student_type(config.student.dtype)] / config.student.tensor_parallel_size
     copies = 0.0
     if imitation.lora is None:
@@ -81,14 +77,19 @@ def _shares(config: RunConfig) -> int:
     return imitation.workers // imitation.replicas if imitation.sharding == "full" else 1
 
 
+def _half(config: RunConfig) -> bool:
+    """Whether training calculates in bfloat16."""
+    imitation = config.imitation
+    return resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
+
+
 def _bytes_each(config: RunConfig) -> float:
     """Bytes of a parameter and what training keeps for it."""
     imitation = config.imitation
     if imitation.lora is None:
         return 16.0
-    half = resolve_precision(imitation.precision, gpu=wants_gpu(imitation.use_gpu)) == "bf16"
     # Frozen weights alone. Shards are measured in float32 first; a whole model, layer by layer if it must be.
-    return 0.6 if imitation.lora.base == "nf4" else 2.0 if half and _shares(config) == 1 else 4.0
+    return 0.6 if imitation.lora.base == "nf4" else 2.0 if _half(config) and _shares(config) == 1 else 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,9 @@ class GpuTimes:
 
     def student(self, rows: int) -> float | None:
         """For engines to answer `rows` rows at the usual length: 2 FLOPs a parameter and token."""
-        student = self.config.student
-        if self.parameters is None or not wants_gpu(student.use_gpu):
+        if self.parameters is None or not wants_gpu(self.config.student.use_gpu):
             return None
-        return rows * min(EXPECTED["student"], student.max_tokens) * self.parameters * 2 / (SAMPLING * PEAK)
+        return rows * usual_answer(self.config, "student") * self.parameters * 2 / (SAMPLING * PEAK)
 
 
 def gpu_line(hours: float) -> str:

@@ -23,7 +23,7 @@ from lion_ray.inference.memory import AT_ONCE
 from lion_ray.inference.server import arithmetic, requests_at_once
 from lion_ray.models.machine import resolve_precision, speeds
 from lion_ray.models.resolve import parameters_of
-from lion_ray.pipeline.estimate import EXPECTED, Calls, frame_tokens
+from lion_ray.pipeline.estimate import Calls, frame_tokens, usual_answer
 
 BACKWARD = 3.0
 """Cost of a training step in forward passes: one forward, two backward (arXiv 2001.08361, section 2.1)."""
@@ -92,7 +92,7 @@ class LocalTimes:
         parameters = None if wants_gpu(student.use_gpu) else parameters_of(student.model, self.base_dir)
         if parameters is None or not rows:
             return None
-        tokens = rows * min(EXPECTED["student"], student.max_tokens)
+        tokens = rows * usual_answer(self.config, "student")
         together = min(rows, student.max_num_seqs or AT_ONCE)
         return tokens / speeds().tokens_per_second(parameters, together, student_type(student.dtype))
 

@@ -250,8 +250,8 @@ class Planner:
 
     def fitted(self, plan: StagePlan, samples: int, writer: str, fits: int = 1) -> StagePlan:
         """The stage with `fits` fits on `samples` answers of `writer` (teacher or student) in all: time is added."""
-        answer = min(estimate.EXPECTED[writer], getattr(self.config, writer).max_tokens)
-        tokens = samples * min(self.config.imitation.max_length, self.pool.mean + answer)
+        length = self.pool.mean + estimate.usual_answer(self.config, writer)
+        tokens = samples * min(self.config.imitation.max_length, length)
         return _taking(plan, self.local.fit(tokens, fits) if self.local else None, self.gpu.fit(tokens))
 
     def called(self, plan: StagePlan, role: str, count: int, mean: float, answers: float | None = None) -> StagePlan:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lion_ray.config import RunConfig
+from lion_ray.core.room import GIB
 from lion_ray.pipeline import hardware
-from lion_ray.pipeline.hardware import GIB, memory
+from lion_ray.pipeline.hardware import memory
 from lion_ray.pipeline.plan import make_plan, plan_table
 from tests.unit.test_plan import configured
 
