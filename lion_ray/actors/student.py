@@ -21,9 +21,10 @@ from lion_ray.actors.base import BaseActor
 from lion_ray.actors.metrics import EngineMetrics, own_name, vllm_loggers
 from lion_ray.actors.weights import arriving, from_memory
 from lion_ray.config import StudentConfig
+from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.inference.engine import Engine, Sampling
-from lion_ray.inference.weight_check import CANARY, Agreement
+from lion_ray.inference.weight_check import Agreement
 from lion_ray.models.model_ref import ModelRef
 
 
@@ -58,7 +59,7 @@ class StudentEngine(BaseActor):
         canary, why = b"", ""
         if weights:
             try:
-                canary = await asyncio.to_thread(self._store.read_bytes, f"{model.folder}/{CANARY}")
+                canary = await asyncio.to_thread(self._store.read_bytes, f"{model.folder}/{layout.CANARY}")
             except FileNotFoundError:
                 why = "the checkpoint has no canary"
         if canary:

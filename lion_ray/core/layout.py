@@ -42,6 +42,8 @@ REPORT = "report.html"
 MANIFEST = "manifest.json"
 TRAINING = "training.json"
 """Metrics of the fine-tuning, in a checkpoint's model folder."""
+CANARY = "canary.json"
+"""The trainer's greedy continuations (`inference.weight_check`), beside it."""
 
 DISCRIMINATOR = "discriminator.safetensors"
 """The weights of a round's discriminator, in its folder."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-CANARY = "canary.json"
-"""The canary's file in a model's folder."""
+from lion_ray.core import layout
+
 # The largest differences observed between two correct implementations of one model, with a margin.
 TOLERANCE = {"float32": (0.05, 0.02), "float16": (0.1, 0.05), "bfloat16": (0.5, 0.2)}
 """By dtype: the largest gap of a near-tie (logits), and the largest accepted mean log-probability difference (nats)."""
@@ -102,7 +102,7 @@ class Canary(NamedTuple):
 
 def read_canary(model_dir: Path) -> Canary:
     """A checkpoint's canary. Without entries for a model that was not trained here."""
-    path = model_dir / CANARY
+    path = model_dir / layout.CANARY
     return canary_of(path.read_bytes()) if path.is_file() else Canary([])
 
 

@@ -16,7 +16,7 @@ def fingerprint(folder: Path, *settings: str) -> str:
     digest = hashlib.sha256("\x1f".join(settings).encode())
     wanted = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
     # Files that training writes beside the weights do not affect answers.
-    ignored = (layout.TRAINING, "canary.json", "lion-ray.json")
+    ignored = (layout.TRAINING, layout.CANARY, "lion-ray.json")
     for path in sorted({path for pattern in wanted for path in folder.glob(pattern)}):
         if path.is_file() and path.name not in ignored:
             with path.open("rb") as file:

@@ -11,10 +11,11 @@ import pytest
 import pytest_asyncio
 
 from lion_ray.config import StudentConfig
+from lion_ray.core import layout
 from lion_ray.core.errors import EngineError, ModelError
 from lion_ray.core.records import INSTRUCTION, instruction_id, table
 from lion_ray.inference.engine import Engine
-from lion_ray.inference.weight_check import CANARY, Greedy
+from lion_ray.inference.weight_check import Greedy
 from lion_ray.models.weight_chunks import chunks
 from tests.ray.harness import wait_until_gone
 from tests.tiny import make_tiny_model
@@ -176,7 +177,7 @@ async def test_weights_from_memory_are_those_on_disk(
     expected = await answers()
     await engine.refresh(two, "two")
     assert await answers() != expected
-    agreement, why = await engine.refresh_from_memory(arriving(), (one / CANARY).read_bytes(), fetch, "one")
+    agreement, why = await engine.refresh_from_memory(arriving(), (one / layout.CANARY).read_bytes(), fetch, "one")
     assert agreement.ok, agreement.detail
     assert told in why
     assert bool(told) == bool(why)

@@ -77,7 +77,7 @@ def write(
     if not first:
         return metrics
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    _write_json(partial / "canary.json", canary)
+    _write_json(partial / layout.CANARY, canary)
     _write_json(partial / layout.TRAINING, {"metrics": metrics, "spec": spec.to_json(), "versions": versions})
     _flush(partial)
     partial.rename(target)
