@@ -37,8 +37,8 @@ from lion_ray.gateway.sender import DOWN
 from lion_ray.gateway.stats import Event, ServedStats, Stats
 from lion_ray.gateway.tuning import collect_seldom
 from lion_ray.gateway.wire import UNREACHABLE
+from lion_ray.inference.kept_server import KeptServer
 from lion_ray.inference.served_model import ServedModel, patient
-from lion_ray.inference.server import ModelServer
 from lion_ray.inference.server_metrics import ServerRates
 from lion_ray.prompts.source import load_source
 
@@ -80,7 +80,7 @@ class TeacherProxy(BaseActor):
         self._teacher = settings.teacher
         self._source = load_source(settings.teacher, settings.base_dir)
         self._metrics = EndpointMetrics(settings.endpoint, settings.name)
-        self._server: ModelServer | None = None
+        self._server: KeptServer | None = None
         self._served: ServedStats | None = None
         self._journal: Journal | None = None
         self._opening: asyncio.Task[Client] | None = None
@@ -94,7 +94,9 @@ class TeacherProxy(BaseActor):
             EndpointError: no key, or the server did not start.
         """
         await self._client()
-        return self._server.base_url if self._server else self._settings.config.base_url or "the package's default"
+        return (
+            self._server.server.base_url if self._server else self._settings.config.base_url or "the package's default"
+        )
 
     async def _client(self) -> Client:
         # A task, so that concurrent calls open it once; lazy, so that a restarted actor opens it again.
@@ -112,9 +114,9 @@ class TeacherProxy(BaseActor):
         config, base_url, weights = settings.config, settings.config.base_url, ""
         if config.serve is not None:
             served = ServedModel(config.model, config.serve, settings.base_dir, tell)
-            self._server = await served.server()
+            self._server = KeptServer(await served.server(), tell)
             hashing = asyncio.create_task(served.weights())
-            base_url = await self._server.start(say=tell)
+            base_url = await self._server.start()
             config, weights = patient(config), await hashing
         collect_seldom()
         raise_limit()
@@ -124,6 +126,7 @@ class TeacherProxy(BaseActor):
             self._journal,
             run=settings.run,
             base_url=base_url,
+            served=self._server is not None,
             weights=weights,
             keys=settings.keys,
             ledger=Ledger(
@@ -161,7 +164,7 @@ class TeacherProxy(BaseActor):
     async def _keep_showing(self, client: Client) -> None:
         rates = ServerRates()
         while True:
-            if self._server is not None and (counts := await self._server.counts()) is not None:
+            if self._server is not None and (counts := await self._server.server.counts()) is not None:
                 self._served = rates.add(time.monotonic(), counts)
             self._metrics.show(client.stats)
             await asyncio.sleep(METRICS_S)
@@ -174,7 +177,8 @@ class TeacherProxy(BaseActor):
             BudgetError: the run's budget is spent.
         """
         client = await self._client()
-        return list(await asyncio.gather(*(client.complete(call, patient=patient) for call in calls)))
+        outcomes = asyncio.gather(*(client.complete(call, patient=patient) for call in calls))
+        return list(await (outcomes if self._server is None else self._server.during(outcomes)))
 
     async def answer(self, shard: pa.Table, stage: str) -> pa.Table:
         """The teacher's answers to a shard of INSTRUCTION rows: an ANSWER table in the same order."""
@@ -243,10 +247,10 @@ class TeacherProxy(BaseActor):
             await asyncio.sleep(0)  # the client now knows that it is closing
             if self._server is not None:
                 # Unfinished answers of our own server cost nothing, so do not wait for them.
-                await asyncio.to_thread(self._server.stop)
+                await self._server.stop()
             await closing
         elif self._server is not None:
-            await asyncio.to_thread(self._server.stop)
+            await self._server.stop()
         if self._journal is not None:
             await self._journal.close()
 

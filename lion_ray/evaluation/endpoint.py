@@ -24,6 +24,7 @@ from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
 from lion_ray.gateway.ledger import Budget, Ledger
 from lion_ray.gateway.request import as_sent
+from lion_ray.inference.kept_server import KeptServer
 from lion_ray.inference.served_model import ServedModel, patient
 from lion_ray.inference.server import ModelServer
 
@@ -62,6 +63,7 @@ class LazyEndpoint:
         self._served = None if serve is None else ServedModel(config.model, serve, base_dir, progress.say)
         self._stack = AsyncExitStack()
         self._client: Client | None = None
+        self._kept: KeptServer | None = None
         self.spent: dict[str, Spending] = {}
         """By role."""
 
@@ -87,7 +89,8 @@ class LazyEndpoint:
         if None in known:
             if self._client is None:
                 self._client = await self._open()
-            outcomes = await _ask_all(self._client, calls, self._progress, title)
+            asking = _ask_all(self._client, calls, self._progress, title)
+            outcomes = await (asking if self._kept is None else self._kept.during(asking))
         else:
             outcomes = [one for one in known if one is not None]
             self._progress.say(f"{title}: all {len(calls)} calls are in the journal")
@@ -97,9 +100,11 @@ class LazyEndpoint:
 
     async def _open(self) -> Client:
         say, config, base_url = self._progress.say, self.config, self.config.base_url
+        self._kept = None
         if (server := await self._own_server()) is not None:
-            self._stack.push_async_callback(asyncio.to_thread, server.stop)
-            base_url = await server.start(say)
+            self._kept = KeptServer(server, say)
+            self._stack.push_async_callback(self._kept.stop)
+            base_url = await self._kept.start()
             config = patient(config)
         self._budget.opened(self.name, 0.0)
         ledger = Ledger(
@@ -113,6 +118,7 @@ class LazyEndpoint:
             self._journal,
             run=self._account,
             base_url=base_url,
+            served=self._kept is not None,
             weights=await self._weights(),
             ledger=ledger,
             say=say,

@@ -22,11 +22,12 @@ LONGEST_PAUSE_S = 60.0
 class Breaker:
     """The circuit breaker of one endpoint."""
 
-    def __init__(self, failures: int, *, clock: Callable[[], float]) -> None:
+    def __init__(self, failures: int, *, clock: Callable[[], float], answered: bool = False) -> None:
+        """`answered`: the endpoint is known to have answered before."""
         self._failures = failures
         self._clock = clock
         self._row = 0
-        self._answered = False
+        self._answered = answered
         self._opened_at: float | None = None
         self._pause_s = FIRST_PAUSE_S
         self._probe_at = 0.0

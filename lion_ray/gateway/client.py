@@ -68,6 +68,7 @@ class Client:
         transport: Transport | None = None,
         batch_api: Callable[[], BatchAPI] | None = None,
         base_url: str | None = None,
+        served: bool = False,
         weights: str = "",
         keys: str | None = None,
         ledger: Ledger | None = None,
@@ -79,8 +80,9 @@ class Client:
     ) -> None:
         """A client of endpoint `name` in the configuration; `run` is the run's name in the accounts.
 
-        `base_url` overrides the configured one, for a server that the run started; `weights` is the hash of the weights
-        that it serves, and part of every call's key. Without a `transport`, reads the API key from the file `keys` or
+        `base_url` overrides the configured one, for a server that the run started; with `served` that server has
+        answered and is kept running, so that its silence is an outage; `weights` is the hash of the weights that it
+        serves, and part of every call's key. Without a `transport`, reads the API key from the file `keys` or
         the environment (`keys.read_key`); with one, only `batch_api` gives a Batch API. Raises EndpointError if the key
         is missing or the address is invalid.
         """
@@ -158,6 +160,7 @@ class Client:
             clock=clock,
             sleep=partial(self._pause, sleep),
             rng=rng,
+            answered=served,
         )
 
     @property

@@ -109,8 +109,12 @@ class Sender:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         rng: random.Random | None = None,
+        answered: bool = False,
     ) -> None:
-        """`bought_before`: returns the queue of a running batch that holds a key, or None."""
+        """`bought_before`: returns the queue of a running batch that holds a key, or None.
+
+        `answered`: the endpoint is known to have answered before, so that its silence is an outage.
+        """
         self.name, self.config = name, config
         self._transport, self._batches = transport, batches
         self._bought_before = bought_before
@@ -120,12 +124,12 @@ class Sender:
         self._clock, self._sleep = clock, sleep
         self._rng = rng or random.Random()
         self.limiter = Limiter(config.limits, clock=clock, proxies=config.proxies, cautious=config.serve is None)
-        self.breaker = Breaker(config.breaker_failures, clock=clock)
+        self.breaker = Breaker(config.breaker_failures, clock=clock, answered=answered)
         self._slots = asyncio.Semaphore(-(-config.max_concurrency // config.proxies))
         self._turn = asyncio.Lock()
         self._suspects = Suspects()
         self._length_field = LengthField(name, config, self._say)
-        self._answered = False
+        self._answered = answered
         self._patience = Patience(name, address, config, self._say)
         self._unkept: InfrastructureError | None = None
 

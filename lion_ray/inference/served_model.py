@@ -48,5 +48,11 @@ class ServedModel:
 
 
 def patient(config: EndpointConfig) -> EndpointConfig:
-    """The endpoint's settings with timeouts long enough for a server that the run itself started."""
-    return config.model_copy(update={"timeout_s": max(config.timeout_s, TIMEOUT_S), "first_byte_timeout_s": None})
+    """The endpoint's settings for a server that the run itself started and keeps running."""
+    changes = {
+        "timeout_s": max(config.timeout_s, TIMEOUT_S),
+        "first_byte_timeout_s": None,
+        # No more than a single call's attempts, so that also a lone call waits until the server runs again.
+        "breaker_failures": min(config.breaker_failures, config.max_attempts),
+    }
+    return config.model_copy(update=changes)

@@ -13,6 +13,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,6 +182,22 @@ class ModelServer:
                 say(f"another process took a port of the server for {self._model_name}; starting it with others")
         return self.base_url
 
+    async def restart(self, say: Callable[[str], None]) -> None:
+        """Start the server again at the same address, after it has exited. Its earlier log is kept beside the new one.
+
+        Its child processes, which may still hold memory, are killed first.
+
+        Raises:
+            EndpointError: like `start`.
+        """
+        await asyncio.to_thread(self._guard.close)
+        self._guard = Guard()
+        old = len(list(self.log_path.parent.glob("server-*.log")))
+        self.log_path.rename(self.log_path.with_name(f"server-{old + 1}.log"))
+        port = int(self.base_url.removesuffix("/v1").rsplit(":", 1)[1])
+        environment = await asyncio.to_thread(self._environment)
+        await self._start_once(port, environment | {"VLLM_PORT": first_port(port)}, say)
+
     def _environment(self) -> dict[str, str]:
         environment = dict(os.environ)
         environment.pop("VLLM_API_KEY", None)  # the user's shell may have one for another server
@@ -208,8 +225,8 @@ class ModelServer:
             async with asyncio.timeout(self._config.start_timeout_s), aiohttp.ClientSession() as session:
                 while not await self._answers(session):
                     self._guard.watch(*descendants(self._process.pid))
-                    if self._process.poll() is not None:
-                        raise EndpointError(f"the server for {self._model_name} ended: {self._last_words()}")
+                    if not self.alive():
+                        raise EndpointError(self.why_it_ended())
                     await asyncio.sleep(0.5)
             self._guard.watch(*descendants(self._process.pid))
         except TimeoutError:
@@ -237,6 +254,12 @@ class ModelServer:
                 return parse_counts(await response.text()) if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
+
+    def why_it_ended(self) -> str:
+        """One line about a server that has exited: its exit code or signal, and what its log says."""
+        code = None if self._process is None else self._process.poll()
+        how = "" if code is None else f" (exit code {code})" if code >= 0 else f" ({signal.Signals(-code).name})"
+        return f"the server for {self._model_name} ended{how}: {self._last_words()}"
 
     def _last_words(self) -> str:
         lines = self._log_lines()

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from lion_ray.config import ServeConfig
 from lion_ray.core.addresses import is_loopback
-from lion_ray.core.errors import ConfigError, EndpointError
+from lion_ray.core.errors import ConfigError
 from lion_ray.core.store import RunStore
 from lion_ray.core.terminal import tell
 from lion_ray.inference import student_type, wants_gpu
+from lion_ray.inference.kept_server import KeptServer
 from lion_ray.inference.server import ModelServer
 from lion_ray.models.checkpoints import Student, find_student
 
@@ -31,7 +32,7 @@ def serve(store: RunStore, *, iteration: int | None, host: str, port: int | None
 
     Raises:
         ConfigError: no such checkpoint; or a required key is missing or empty.
-        EndpointError: the server did not start, or exited by itself.
+        EndpointError: the server did not start, or cannot be kept running.
     """
     key = api_key(host, key_env)
     student = find_student(store, iteration)
@@ -120,8 +121,9 @@ async def _serve(student: Student, host: str, port: int | None, key: str | None,
         ended = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        kept = KeptServer(server, tell)
         try:
-            starting = asyncio.create_task(server.start(tell))
+            starting = asyncio.create_task(kept.start())
             stopping = asyncio.create_task(ended.wait())
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
@@ -133,10 +135,7 @@ async def _serve(student: Student, host: str, port: int | None, key: str | None,
                 f"  curl {server.base_url}/chat/completions{authorization} -H 'Content-Type: application/json' \\\n"
                 f'    -d \'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
             )
-            while not ended.is_set():
-                if not server.alive():
-                    raise EndpointError(f"the server exited by itself; its log is {server.log_path}")
-                await asyncio.wait((stopping,), timeout=1.0)
+            await kept.during(stopping)
         finally:
-            await asyncio.to_thread(server.stop)
+            await kept.stop()
     tell("stopped")

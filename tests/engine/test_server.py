@@ -20,6 +20,8 @@ from lion_ray.core.store import RunStore
 from lion_ray.gateway.calls import Call, Completion
 from lion_ray.gateway.client import Client
 from lion_ray.gateway.journal import Journal
+from lion_ray.inference.kept_server import KeptServer
+from lion_ray.inference.served_model import patient
 from lion_ray.inference.server import ModelServer
 from lion_ray.models.machine import multiplies_int8, speeds
 from lion_ray.models.prompter import Prompter
@@ -50,14 +52,15 @@ async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, mon
     serve = ServeConfig(model="tiny", quantization="int8", max_model_len=128, max_num_seqs=4, kv_cache_gib=0.1)
     said: list[str] = []
     server = ModelServer(serve, str(served_folder(serve, tmp_path, said.append)), "tiny")
+    kept = KeptServer(server, said.append)
     try:
-        base_url = await server.start(said.append)
+        base_url = await kept.start()
         assert base_url.startswith("http://127.0.0.1:")
         endpoint = EndpointConfig(model="tiny", api_key_env=None, serve=serve)
         journal = Journal.open(str(tmp_path / "journal"))
-        client = Client("local", endpoint, journal, base_url=base_url)
+        client = Client("local", patient(endpoint), journal, base_url=base_url, served=True)
         call = Call(messages=({"role": "user", "content": "Describe item 1."},), max_tokens=8, role="teacher")
-        outcome = await client.complete(call)
+        outcome = await kept.during(client.complete(call))
         assert isinstance(outcome, Completion)
         assert outcome.completion_tokens <= 8
         assert isinstance(again := await client.complete(call), Completion)
@@ -73,7 +76,7 @@ async def test_a_server_answers_tells_what_it_does_and_stops(tmp_path: Path, mon
         chosen = "CPUInt8ScaledMMLinearKernel" if multiplies_int8() else "FbgemmInt8LinearKernel"
         assert f"Selected {chosen}" in server.log_path.read_text()
     finally:
-        server.stop()
+        await kept.stop()
     assert not server.alive()
     assert start_time(pid) is None
     assert await server.counts() is None
