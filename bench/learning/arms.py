@@ -114,7 +114,7 @@ BY_NAME = {arm.name: arm for arm in ARMS}
 
 AFTER_STEM = (
     *("discrimination.", "generation.", "generator.", "iterations="),
-    *("imitation.later_learning_rate=", "imitation.replay=", "imitation.start="),
+    *("imitation.later_learning_rate=", "imitation.replay=", "imitation.start=", "imitation.objective.type=preference"),
     *("on_policy.", "rubricator.", "verifier."),
 )
 """Changes that have an effect only after the first student has answered."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lion_ray.config.plugins import PreferenceConfig
+from lion_ray.imitation.objectives.cross_entropy import CrossEntropy
 from lion_ray.imitation.objectives.preference import Preference
 from lion_ray.imitation.training.data import REFERENCE, Batch, Sample, collate, digest, encode, pack, read_rows
 from lion_ray.imitation.training.fit import train
@@ -59,7 +60,7 @@ def logits(batch: Batch) -> torch.Tensor:
 
 
 def by_hand(sample: Sample, config: PreferenceConfig) -> float:
-    """The loss of one sample, token by token in Python's floats."""
+    """The loss of one sample times its answer's tokens, token by token in Python's floats."""
 
     def log_p(one: Sample) -> tuple[float, int]:
         found = 0.0
@@ -70,14 +71,14 @@ def by_hand(sample: Sample, config: PreferenceConfig) -> float:
 
     chosen, length = log_p(sample)
     if sample.rejected is None:
-        return -chosen / length
+        return -chosen
     rejected, other = log_p(sample.rejected)
     before = sample.columns[REFERENCE]
     gains = chosen - before[0], rejected - before[1]
     if config.length_normalised:
         gains = gains[0] / length, gains[1] / other
     margin = config.beta * (gains[0] - gains[1])
-    return math.log(1 + math.exp(-margin)) - config.sft_weight * chosen / length
+    return length * math.log(1 + math.exp(-margin)) - config.sft_weight * chosen
 
 
 @pytest.mark.parametrize("changes", [{}, {"beta": 2.5, "length_normalised": True}, {"sft_weight": 0.0, "beta": 0.5}])
@@ -85,6 +86,13 @@ def test_the_loss_is_the_formula_s(changes: dict[str, Any]) -> None:
     config = preference(**changes)
     found = Preference(config).loss(logits, collate([SAMPLES[:2], SAMPLES[2:]]))
     assert float(found) == pytest.approx(sum(by_hand(one, config) for one in SAMPLES), rel=1e-12)
+
+
+def test_without_pairs_it_is_plain_imitation() -> None:
+    alone = [one._replace(rejected=None, columns={}) for one in SAMPLES]
+    batch, plain = collate([alone]), CrossEntropy()
+    assert torch.equal(Preference(preference()).loss(logits, batch), plain.loss(logits, batch))
+    assert Preference(preference()).count(alone) == plain.count(alone)
 
 
 class TestPreference(ObjectiveContract):

@@ -22,7 +22,8 @@ class Preference:
 
         -log sigmoid(beta * [(log p(c) - log p_ref(c)) - (log p(r) - log p_ref(r))]) + sft_weight * -log p(c) / |c|
 
-    where p_ref is the student before the fit. A step's loss is the mean over its rows and pairs.
+    where p_ref is the student before the fit. A step's loss is the mean over its rows and pairs, each weighted by the
+    tokens of its (chosen) answer, so that without pairs it is the cross-entropy of plain imitation.
     """
 
     columns: tuple[str, ...] = ()
@@ -33,23 +34,24 @@ class Preference:
         self.min_gap: float | None = config.min_gap
 
     def loss(self, logits: Logits, batch: Batch) -> torch.Tensor:
+        paired = [number for number, columns in enumerate(batch.columns) if REFERENCE in columns]
+        if not paired:
+            return cross_entropy(logits, batch, "sum")
+        alone = [number for number, columns in enumerate(batch.columns) if REFERENCE not in columns]
         per_token = -cross_entropy(logits, batch, "none")
         count = len(batch.columns)
         place = 2 * batch.sample + batch.rejected
         sums = per_token.new_zeros(2 * count).index_add(0, place, per_token).view(count, 2)
         lengths = torch.bincount(place, minlength=2 * count).view(count, 2)
-        supervised = -sums[:, 0] / lengths[:, 0]
-        paired = [number for number, columns in enumerate(batch.columns) if REFERENCE in columns]
-        alone = [number for number in range(count) if REFERENCE not in batch.columns[number]]
-        if not paired:
-            return supervised.sum()
+        supervised = -sums[:, 0]
         before = sums.new_tensor([batch.columns[number][REFERENCE] for number in paired])
         gained = sums[paired] - before
         if self._config.length_normalised:
             gained = gained / lengths[paired]
         margin = gained[:, 0] - gained[:, 1]
-        pairs = -F.logsigmoid(self._config.beta * margin) + self._config.sft_weight * supervised[paired]
+        preferred = -F.logsigmoid(self._config.beta * margin) * lengths[paired, 0]
+        pairs = preferred + self._config.sft_weight * supervised[paired]
         return supervised[alone].sum() + pairs.sum()
 
     def count(self, samples: Iterable[Sample]) -> float:
-        return sum(1 for _ in samples)
+        return sum(sample.labelled for sample in samples)
