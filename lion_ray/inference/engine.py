@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +29,7 @@ from lion_ray.core.thoughts import without_thoughts
 from lion_ray.inference.engine_settings import TRANSFER, engine_arguments, set_environment
 from lion_ray.inference.gate import Gate
 from lion_ray.inference.weight_check import Agreement, Canary, Greedy, canary_of, compare, read_canary
+from lion_ray.inference.weight_loading import from_folder, from_memory, replace
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -303,7 +303,7 @@ class Engine:
             EngineError: the engine died or could not load the weights.
         """
         async with self._gate.change():
-            await self._replace(version, partial(self._take, model_dir))
+            await replace(self.llm, version, partial(from_folder, model_dir))
             self.version = version
         return await self.canary(model_dir)
 
@@ -329,42 +329,17 @@ class Engine:
         """
         async with self._gate.change():
             try:
-                await self._replace(version, partial(self._transfer, chunks))
+                await replace(self.llm, version, partial(from_memory, chunks))
                 agreement = await self._compared(canary_of(canary))
                 why = "" if agreement.ok else f"the canary disagrees: {agreement.detail}"
             except EngineError as error:
                 why = first_line(error)
             if why:
                 folder = await fetch()
-                await self._replace(version, partial(self._take, folder))
+                await replace(self.llm, version, partial(from_folder, folder))
                 agreement = await self.canary(folder)
             self.version = version
         return agreement, why
-
-    async def _replace(self, version: str, load: Callable[[], Awaitable[None]]) -> None:
-        """Replace the weights while nothing is generated. Raises EngineError."""
-        llm = self.llm
-        try:
-            await llm.pause_generation(mode="wait")
-            await load()
-            if not await llm.reset_prefix_cache():
-                raise EngineError("the prefix cache of the old weights could not be reset")
-            await llm.resume_generation()
-        except Exception as error:  # noqa: BLE001
-            # vLLM passes on any exception of its worker; after any of them, the weights cannot be trusted.
-            raise EngineError(f"the student engine could not load {version}: {first_line(error)}") from None
-
-    async def _take(self, folder: Path) -> None:
-        await self.llm.collective_rpc("take_weights", args=(str(folder),))
-
-    async def _transfer(self, chunks: AsyncIterator[Buffer]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        await self.llm.start_weight_update()
-        async for chunk in chunks:
-            with shared(chunk) as path:
-                await self.llm.update_weights(WeightTransferUpdateRequest({"path": path}))
-        await self.llm.finish_weight_update()
 
     async def canary(self, model_dir: Path) -> Agreement:
         """Compare this engine's greedy tokens with those that the trainer wrote into the checkpoint."""
@@ -384,21 +359,6 @@ class Engine:
                 self._llm.shutdown()
             self._llm = None
         self._guard.close()
-
-
-@contextlib.contextmanager
-def shared(content: Buffer) -> Iterator[str]:
-    """A path under which this user's other processes on this machine can read `content`.
-
-    Memory without a name in any file system: nothing is left behind, however these processes end, and no size of
-    /dev/shm limits it. Whoever has mapped it keeps it until then.
-    """
-    with os.fdopen(os.memfd_create("lion-ray-weights", os.MFD_CLOEXEC), "r+b") as file:
-        size = memoryview(content).nbytes
-        file.truncate(size)
-        with mmap.mmap(file.fileno(), size) as memory:
-            memory[:] = memoryview(content).cast("B")
-        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def _chosen(answer: Any) -> list[float]:
