@@ -20,6 +20,7 @@ import pyarrow as pa
 from lion_ray.actors.base import BaseActor, restartable
 from lion_ray.actors.endpoint_handle import EndpointHandle
 from lion_ray.config import RunConfig
+from lion_ray.config.on_policy import RubricRewardConfig
 from lion_ray.core import layout
 from lion_ray.core.errors import DataError
 from lion_ray.core.records import OK, QUARANTINED, REWARD, RUBRIC, Prompt, as_instructions, derive_seed, table
@@ -49,7 +50,7 @@ class Rewarder(BaseActor):
         """Choose a round's instructions, write them into `layout.round_prompts`, and return their number.
 
         They are the next `count` of the Train Pool's answered rows in a random order that is the iteration's, without
-        those whose rubric no longer tells answers apart.
+        those of which no criterion is left to ask about.
 
         Args:
             parts: of each part of the Train Pool the instructions, the teacher's answers, and which of them are left
@@ -62,9 +63,8 @@ class Rewarder(BaseActor):
         order = list(range(rows.num_rows))
         random.Random(derive_seed(self._config.seed, "on-policy", iteration)).shuffle(order)
         begin = (number - 1) * count % max(1, len(order))
-        spent = {row for row, left in self._left(iteration, number).items() if not left}
-        ids = rows["id"].to_pylist()
-        chosen = [place for place in order[begin:] + order[:begin] if ids[place] not in spent][:count]
+        earlier, ids = self._earlier(iteration, number), rows["id"].to_pylist()
+        chosen = [place for place in order[begin:] + order[:begin] if ids[place] not in earlier.spent][:count]
         self._store.write_table(name, rows.take(pa.array(chosen, pa.int64())))
         return len(chosen)
 
@@ -73,11 +73,11 @@ class Rewarder(BaseActor):
         return self._store.read_table(layout.round_prompts(iteration, number)).slice(start, count).combine_chunks()
 
     async def rubrics(self, prompts: pa.Table, iteration: int, number: int) -> pa.Table:
-        """The RUBRIC rows of some instructions, without criteria that told answers apart by nothing in a round before.
+        """The RUBRIC rows of some instructions, without criteria that a round before has settled.
 
         The calls are the same in every round; after the first one the journal answers them.
         """
-        stage, left = layout.round_rubrics(iteration, number), self._left(iteration, number)
+        stage, settled = layout.round_rubrics(iteration, number), self._earlier(iteration, number).settled
         work = [_Work(row["id"]) for row in prompts.to_pylist()]
         asked = {row["id"]: (Prompt.of(row).as_text(), row[REFERENCE]) for row in prompts.to_pylist()}
 
@@ -87,8 +87,8 @@ class Rewarder(BaseActor):
         await self._settle("rubricator", work, call, lambda _, reply: rubric.read_rubric(reply))
         rows = []
         for one in work:
-            criteria: list[Criterion] = one.found or []
-            kept = [each for each in criteria if one.id not in left or each.text in left[one.id]]
+            known = {each.text for each, _ in settled.get(one.id, ())}
+            kept = [each for each in one.found or [] if each.text not in known]
             rows.append(one.row() | {"criteria": [{"text": each.text, "points": each.points} for each in kept]})
         return table(rows, RUBRIC)
 
@@ -119,9 +119,10 @@ class Rewarder(BaseActor):
             return rubric.read_checks(reply, answers[one.id], len(criteria[one.id]))
 
         await self._settle("verifier", open_, call, read)
+        settled = self._earlier(iteration, number).settled
         rows: list[dict[str, Any]] = []
         for name, group in groups.items():
-            rows += _rewards(work[name], group, answers[name], criteria[name])
+            rows += _rewards(work[name], group, answers[name], criteria[name], settled.get(name, []))
         return table(rows, REWARD)
 
     def _answered(self, instructions: str, answers: str, kept: str) -> pa.Table:
@@ -132,12 +133,13 @@ class Rewarder(BaseActor):
         whole = rows.append_column(REFERENCE, given["text"])
         return whole.filter(pa.array([status == OK for status in statuses]))
 
-    def _left(self, iteration: int, number: int) -> dict[str, set[str]]:
-        """The criteria that told answers apart in every round before `number`, by instruction."""
-        left: dict[str, set[str]] = {}
+    def _earlier(self, iteration: int, number: int) -> _Earlier:
+        """What the rounds before `number` have settled."""
+        reward = self._config.on_policy.reward if self._config.on_policy is not None else RubricRewardConfig()
+        found = _Earlier()
+        if not isinstance(reward, RubricRewardConfig):
+            return found
         for before in range(1, number):
-            if self._store.stage(layout.round_rubrics(iteration, before)).manifest() is None:
-                continue  # a discriminator rewarded that round
             rubrics, rewards = (
                 self._read(folder(iteration, before)) for folder in (layout.round_rubrics, layout.round_rewards)
             )
@@ -147,9 +149,12 @@ class Rewarder(BaseActor):
                     met.setdefault(row["id"], []).append(row["met"])
             for row in rubrics.to_pylist():
                 if row["id"] in met:
-                    pairs = zip(row["criteria"], rubric.telling(met[row["id"]]), strict=True)
-                    left[row["id"]] = {one["text"] for one, tells in pairs if tells}
-        return left
+                    criteria = [Criterion(**one) for one in row["criteria"]]
+                    now = rubric.settled(criteria, met[row["id"]], unmet=reward.leave_out == "untelling")
+                    found.settled.setdefault(row["id"], []).extend(now)
+                    if len(now) == len(criteria):
+                        found.spent.add(row["id"])
+        return found
 
     def _read(self, stage: str) -> pa.Table:
         folder = self._store.stage(stage)
@@ -214,15 +219,29 @@ class _Work:
         return {"id": self.id, **status, "calls": calls, **account(self.answered)}
 
 
+@dataclass
+class _Earlier:
+    """What the earlier rounds of an iteration tell of its instructions."""
+
+    settled: dict[str, list[tuple[Criterion, bool]]] = field(default_factory=dict)
+    """By instruction: the criteria that are not asked about again (`rubric.settled`)."""
+    spent: set[str] = field(default_factory=set)
+    """The instructions of which all criteria are settled."""
+
+
 def _rewards(
-    one: _Work, samples: Sequence[dict[str, Any]], answers: Sequence[str], criteria: Sequence[Criterion]
+    one: _Work,
+    samples: Sequence[dict[str, Any]],
+    answers: Sequence[str],
+    criteria: Sequence[Criterion],
+    settled: rubric.Decided,
 ) -> list[dict[str, Any]]:
     rows = [(one.row() if place == 0 else _Work(one.id, failure=one.failure).row()) for place in range(len(samples))]
     rows = [row | {"sample": sample["sample"]} for row, sample in zip(rows, samples, strict=True)]
     if one.failure:
         return rows
     met = [one.found[answers.index(sample["text"])] for sample in samples]
-    scores = [rubric.score(each, criteria) for each in met]
+    scores = [rubric.score(each, criteria, settled) for each in met]
     found = zip(rows, met, scores, rubric.advantages(scores), strict=True)
     return [row | {"met": yes, "score": score, "advantage": gained} for row, yes, score, gained in found]
 

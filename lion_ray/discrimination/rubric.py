@@ -5,8 +5,8 @@ Invariants:
   round, run and student: it is bought once.
 - Only the structure of a reply counts, never the text of its strings: an answer that is quoted cannot decide anything.
 - No decision is invented: a reply that does not decide every criterion of every answer is retried, then given up.
-- A criterion that all or none of a group's answers meet tells them apart by nothing; it is counted, and later rounds do
-  without it.
+- A criterion that all or none of a group's answers meet tells them apart by nothing; it is counted, and later rounds
+  may take it as decided without asking (`settled`). It stays in the score, so that all rounds' rewards can be compared.
 
 Source: ROPD (arXiv 2605.07396): points from 1 to 5, score = points met / points, advantage = score - the group's mean.
 This module knows neither Ray nor how calls are sent (`actors.rewarder`).
@@ -90,10 +90,14 @@ def read_checks(reply: str, answers: Sequence[str], criteria: int) -> list[list[
     return _only(_checks(value, len(answers), criteria) for value in _objects(plain)) or NO_DECISION
 
 
-def score(met: Sequence[bool], criteria: Sequence[Criterion]) -> float:
+Decided = Sequence[tuple[Criterion, bool]]
+"""Criteria that are not asked about any more, and whether all answers met them when they were."""
+
+
+def score(met: Sequence[bool], criteria: Sequence[Criterion], settled: Decided = ()) -> float:
     """The share of the points that an answer gets, 0 to 1."""
-    whole = sum(one.points for one in criteria)
-    return sum(one.points for one, yes in zip(criteria, met, strict=True) if yes) / whole
+    decided = [*zip(criteria, met, strict=True), *settled]
+    return sum(one.points for one, yes in decided if yes) / sum(one.points for one, _ in decided)
 
 
 def advantages(scores: Sequence[float]) -> list[float]:
@@ -105,6 +109,12 @@ def advantages(scores: Sequence[float]) -> list[float]:
 def telling(met: Sequence[Sequence[bool]]) -> list[bool]:
     """For each criterion, whether some of the answers meet it and some do not."""
     return [len(set(column)) > 1 for column in zip(*met, strict=True)]
+
+
+def settled(criteria: Sequence[Criterion], met: Sequence[Sequence[bool]], *, unmet: bool) -> Decided:
+    """The criteria that all of a group's answers meet; with `unmet` also those that none of them meets."""
+    columns = zip(criteria, map(set, zip(*met, strict=True)), strict=True)
+    return [(one, True in said) for one, said in columns if len(said) == 1 and (unmet or True in said)]
 
 
 def signal(rewards: pa.Table) -> dict[str, Any]:

@@ -99,6 +99,24 @@ def check_rounds(store: RunStore) -> None:
     assert store.exists(layout.model(1)), "the imitation's student stays"
 
 
+@pytest.mark.long
+def test_rounds_end_when_nothing_is_left_to_learn(tmp_path: Path, one_cluster: Cluster) -> None:
+    """Almost equal answers to each instruction: soon no criterion tells any apart."""
+    rounds = CHANGES["on_policy"] | {"rounds": 9, "prompts": 12, "temperature": 0.01}
+    with stub_process(*LATENCY) as base_url:
+        job = Job(tmp_path, base_url, CHANGES | {"on_policy": rounds}, {"RAY_ADDRESS": one_cluster.address})
+        job.write()
+        job.finish()
+    manifest = job.store.stage(layout.rounds(1)).manifest()
+    assert manifest is not None
+    done = len(manifest["rewards"])
+    assert done < 9
+    assert manifest["rewards"][-1]["answers_learned"] == 0
+    assert f"on-policy rounds end after {done}: all criteria are settled" in job.words()
+    last = last_round(job.store, 1)
+    assert student_ref(job.store, 1).version == (f"iteration-1-round-{last}" if last else "iteration-1")
+
+
 STEPS = (layout.round_samples, layout.round_rubrics, layout.round_rewards, layout.round_checkpoint)
 
 

@@ -28,11 +28,18 @@ def store(tmp_path: Path) -> RunStore:
     return found
 
 
-def drawn(store: RunStore, tmp_path: Path, number: int) -> list[str]:
-    config = RunConfig.model_validate(
-        {"run_name": "r", "data": {"pool": "p"}, "endpoints": {"default": {"model": "m"}}, "student": {"model": "s"}}
-    )
-    count = Rewarder(config, store, {}, tmp_path).draw(1, number, [("instructions", "answers", "answers")], 3)
+def rewarder(store: RunStore, folder: Path, **reward: str) -> Rewarder:
+    values: Any = {"run_name": "r", "data": {"pool": "p"}, "endpoints": {"default": {"model": "m"}}}
+    values |= {
+        "student": {"model": "s"},
+        "on_policy": {"reward": {"type": "rubric"} | reward, "allow_same_judge": True},
+    }
+    return Rewarder(RunConfig.model_validate(values), store, {}, folder)
+
+
+def drawn(store: RunStore, tmp_path: Path, number: int, **reward: str) -> list[str]:
+    parts = [("instructions", "answers", "answers")]
+    count = rewarder(store, tmp_path, **reward).draw(1, number, parts, 3)
     ids: list[str] = store.read_table(layout.round_prompts(1, number))["id"].to_pylist()
     assert count == len(ids)
     return ids
@@ -69,14 +76,34 @@ def test_rounds_draw_answered_rows_one_after_another(store: RunStore, tmp_path: 
     assert second[2] == first[0], "and then from the beginning"
 
 
-def test_a_row_whose_criteria_told_nothing_is_not_drawn_again(store: RunStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("met", "leave_out", "again"),
+    [
+        ([True, True], "untelling", False),
+        ([False, False], "untelling", False),
+        ([True, True], "fulfilled", False),
+        ([False, False], "fulfilled", True),
+        ([True, False], "fulfilled", True),
+    ],
+)
+def test_a_row_whose_criteria_are_settled_is_not_drawn_again(
+    store: RunStore, tmp_path: Path, met: list[bool], leave_out: str, again: bool
+) -> None:
     first = drawn(store, tmp_path, 1)
     rubrics(store, first)
-    rewarded(store, first, met=[True, True])
-    assert set(drawn(store, tmp_path, 2)) == set(IDS[:-1]) - set(first)
+    rewarded(store, first, met=met)
+    second = drawn(store, tmp_path, 2, leave_out=leave_out)
+    assert set(second) >= set(IDS[:-1]) - set(first)
+    assert bool(set(second) & set(first)) is again
+
+
+def test_no_row_is_drawn_if_all_are_settled(store: RunStore, tmp_path: Path) -> None:
+    rubrics(store, IDS[:-1])
+    rewarded(store, IDS[:-1], met=[True, True])
+    assert drawn(store, tmp_path, 2) == []
 
 
 def test_a_discriminator_has_no_rubrics(store: RunStore, tmp_path: Path) -> None:
-    first = drawn(store, tmp_path, 1)
+    first = drawn(store, tmp_path, 1, type="discriminator")
     rewarded(store, first, met=[True, True])
-    assert len(drawn(store, tmp_path, 2)) == 3
+    assert len(drawn(store, tmp_path, 2, type="discriminator")) == 3

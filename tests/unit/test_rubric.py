@@ -19,6 +19,7 @@ from lion_ray.discrimination.rubric import (
     read_rubric,
     rubric_call,
     score,
+    settled,
     signal,
     telling,
 )
@@ -118,6 +119,16 @@ def test_scores_and_advantages() -> None:
     ]
     assert advantages([1.0, 0.5, 0.0, 0.0]) == [0.625, 0.125, -0.375, -0.375]
     assert telling([[True, False, True], [True, True, True], [True, False, True]]) == [False, True, False]
+
+
+def test_what_is_settled_counts_as_it_was_decided() -> None:
+    criteria = [Criterion("short", 1), Criterion("right", 3), Criterion("kind", 4)]
+    met = [[True, False, True], [True, False, False]]
+    assert settled(criteria, met, unmet=True) == [(criteria[0], True), (criteria[1], False)]
+    assert settled(criteria, met, unmet=False) == [(criteria[0], True)]
+    later = settled(criteria, met, unmet=True)
+    assert [score([yes], criteria[2:], later) for yes in (True, False)] == [5 / 8, 1 / 8]
+    assert score([True, False, True], criteria) == 5 / 8, "as before it was settled"
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=16))

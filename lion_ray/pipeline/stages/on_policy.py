@@ -5,6 +5,7 @@ Invariants:
 - The student after an iteration is that of its last committed round (`models.checkpoints.student_ref`), so a run that
   ends between rounds leaves a usable one.
 - A round in which no answer was better than another leaves the student as it is: its manifest has 0 steps and no model.
+- If no instruction is left to learn from, no further round of the iteration begins.
 
 Sources: `discrimination.rubric`, `imitation.objectives.policy_gradient`.
 """
@@ -57,7 +58,13 @@ class OnPolicyRounds(Stage):
         stage = run.store.stage(self.folder(iteration))
         if stage.manifest() is not None:
             return
-        rounds = [await one_round(run, iteration, number, config) for number in range(1, config.rounds + 1)]
+        rounds: list[Manifest] = []
+        for number in range(1, config.rounds + 1):
+            if (one := await one_round(run, iteration, number, config)) is None:
+                why = "all criteria are settled" if rounds else "the teacher has answered no row of the Train Pool"
+                run.progress.say(f"iteration {iteration}: on-policy rounds end after {len(rounds)}: {why}")
+                break
+            rounds.append(one)
         stage.commit(summary(rounds))
         run.trackers.wake()
 
@@ -81,11 +88,13 @@ class OnPolicyRounds(Stage):
         return {"rewards": found.get("rewards"), "loss_after_rounds": found.get("heldout_loss_after")}
 
 
-async def one_round(run: Run, iteration: int, number: int, config: OnPolicyConfig) -> Manifest:
-    """One round, as far as it is not committed. Returns the manifest of its fine-tuning."""
+async def one_round(run: Run, iteration: int, number: int, config: OnPolicyConfig) -> Manifest | None:
+    """One round, as far as it is not committed. Returns the manifest of its fine-tuning; None if nothing is drawn."""
     stage = run.store.stage(layout.round_checkpoint(iteration, number))
     if (manifest := stage.manifest()) is None:
         drawn = await run.actors.rewarder.draw.remote(iteration, number, _parts(run, iteration), config.prompts)
+        if not drawn:
+            return None
         spent = await rewards(run, iteration, number, drawn, config)
         signal = await run.actors.run_store.signal.remote(layout.round_rewards(iteration, number))
         manifest = stage.commit(await learn(run, iteration, number, config, signal) | signal | spent)
@@ -239,7 +248,7 @@ def summary(rounds: list[Manifest]) -> Manifest:
     return total | {
         "rows": sum(one["instructions"] for one in rounds),
         "rewards": [{name: one.get(name) for name in names} for one in rounds],
-        "heldout_loss_after": rounds[-1].get("heldout_loss_after"),
+        "heldout_loss_after": rounds[-1].get("heldout_loss_after") if rounds else None,
     }
 
 
