@@ -67,15 +67,20 @@ class Arm:
 _BOTH = ("generation.hard={half}", "generation.easy={half}")
 _NO_JUDGE = ("discrimination.tau=100", "generation.hard=0", "generation.easy={new}")
 """No row is hard, so the parents of new rows are drawn from all rows, and the judge has no effect."""
-_ROUNDS = (
-    "on_policy.rounds=6",
-    "on_policy.prompts=20",
-    "on_policy.samples=6",
-    "on_policy.steps=2",
-    "on_policy.learning_rate=2e-5",
-    "rubricator.endpoint=world",
-    "verifier.endpoint=world",
-)
+
+
+def _rounds(rounds: int, prompts: int, samples: int, steps: int) -> tuple[str, ...]:
+    sizes = {"rounds": rounds, "prompts": prompts, "samples": samples, "steps": steps}
+    return (
+        *(f"on_policy.{name}={number}" for name, number in sizes.items()),
+        "on_policy.learning_rate=2e-5",
+        "rubricator.endpoint=world",
+        "verifier.endpoint=world",
+    )
+
+
+_ROUNDS = _rounds(6, 20, 6, 2)
+_LONG_ROUNDS = (*_rounds(8, 40, 8, 4), "on_policy.reward.type=rubric", "on_policy.reward.leave_out=fulfilled")
 _DISCRIMINATOR = ("on_policy.reward.type=discriminator", "on_policy.reward.learning_rate=2e-5")
 _ROUNDS_ALONE = ("imitation.later_learning_rate=1e-9",)
 """The second imitation changes nothing, so that its rows are taught by the rounds after it alone."""
@@ -101,6 +106,7 @@ ARMS = (
         ("generation.hard={new}", "generation.easy=0", _ANEW),
     ),
     Arm("rubric", "the seed rows alone, then on-policy rounds on them", ("iterations=0", *_ROUNDS)),
+    Arm("rubric_long", "as rubric, in rounds of 320 answers and 4 steps", ("iterations=0", *_LONG_ROUNDS)),
     Arm(
         "rubric_new",
         "the seed rows, and rounds on them; then on-policy rounds on new rows of random families",

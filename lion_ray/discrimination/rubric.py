@@ -6,7 +6,7 @@ Invariants:
 - Only the structure of a reply counts, never the text of its strings: an answer that is quoted cannot decide anything.
 - No decision is invented: a reply that does not decide every criterion of every answer is retried, then given up.
 - A criterion that all or none of a group's answers meet tells them apart by nothing; it is counted, and later rounds
-  may take it as decided without asking (`settled`). It stays in the score, so that all rounds' rewards can be compared.
+  may take it as decided without asking (`settled`). It stays in the score, so that an answer gets the same in each.
 
 Source: ROPD (arXiv 2605.07396): points from 1 to 5, score = points met / points, advantage = score - the group's mean.
 This module knows neither Ray nor how calls are sent (`actors.rewarder`).
