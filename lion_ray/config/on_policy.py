@@ -53,8 +53,7 @@ class RubricRewardConfig(Section):
     type: Literal["rubric"] = "rubric"
     """Criteria by `rubricator`, checked by `verifier`."""
     leave_out: Literal["untelling", "fulfilled"] = "untelling"
-    """Criteria that later rounds of an iteration do not ask about again: those that all or none of an instruction's
-    answers fulfilled, or only those that all fulfilled. They still count in the reward, as they were decided."""
+    """Criteria that later rounds do not ask again: those that all or none of the answers met, or only those all met."""
 
 
 class DiscriminatorRewardConfig(Section):
