@@ -43,6 +43,7 @@ class Rewarder(BaseActor):
         self._config = config
         self._store = store
         self._endpoints = {role: EndpointHandle(names) for role, names in proxies.items()}
+        self._known: dict[tuple[int, int], _Earlier] = {}
         self._rubricator = load_template(config.rubricator.prompt, "rubricator", base_dir)
         self._verifier = load_template(config.verifier.prompt, "verifier", base_dir)
 
@@ -134,7 +135,12 @@ class Rewarder(BaseActor):
         return whole.filter(pa.array([status == OK for status in statuses]))
 
     def _earlier(self, iteration: int, number: int) -> _Earlier:
-        """What the rounds before `number` have settled."""
+        """What the rounds before `number` have settled. They are committed, so it is read once in a round."""
+        if (iteration, number) not in self._known:
+            self._known = {(iteration, number): self._settled_before(iteration, number)}
+        return self._known[iteration, number]
+
+    def _settled_before(self, iteration: int, number: int) -> _Earlier:
         reward = self._config.on_policy.reward if self._config.on_policy is not None else RubricRewardConfig()
         found = _Earlier()
         if not isinstance(reward, RubricRewardConfig):
