@@ -89,7 +89,7 @@ class Engine:
         """Boot with the weights in `model_dir`.
 
         Raises:
-            ModelError: the folder holds no model that vLLM can load.
+            ModelError: the folder holds no model that vLLM can load, or weights are missing.
             EngineError: the engine did not start; EngineStartError if it might at another attempt.
         """
         config = self._config
@@ -101,8 +101,10 @@ class Engine:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from lion_ray.models.completeness import check_weights
         from lion_ray.models.prompter import Prompter
 
+        await asyncio.to_thread(check_weights, model_dir)
         self._prompter = Prompter.load(model_dir, config.prompt, self._base_dir)
         # In a thread: the number type may have to be measured first, in a separate process.
         arguments = self._arguments = await asyncio.to_thread(

@@ -31,6 +31,7 @@ from lion_ray.inference.memory import AT_ONCE, sequences_at_once
 from lion_ray.inference.ports import first_port, free_port, port_was_taken
 from lion_ray.inference.server_metrics import ServerCounts, parse_counts
 from lion_ray.models.chat_template import escaping_template, own_template, takes_texts
+from lion_ray.models.completeness import check_apart
 from lion_ray.models.machine import cores, multiplies_int8, resolve_type, speeds
 from lion_ray.models.resolve import count_parameters
 
@@ -165,10 +166,12 @@ class ModelServer:
         """Start the server and wait for its first answer; returns its base URL.
 
         Raises:
+            ModelError: weights are missing from the model's folder.
             EndpointError: the server exited, or did not answer in time; or it was to run on a CPU with the GPU build.
         """
         if gpu_build() and not server_gpus(self._config):
             raise EndpointError(f"the server for {self._model_name} {NO_CPU}; give it a GPU, {CPU_BUILD}")
+        await check_apart(Path(self._model_dir))
         environment = await asyncio.to_thread(self._environment)
         for attempt in range(1, MAX_STARTS + 1):
             port = self._port or free_port()

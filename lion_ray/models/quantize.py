@@ -30,6 +30,7 @@ from filelock import FileLock
 from lion_ray.config import ServeConfig
 from lion_ray.core.durable import whole_folder
 from lion_ray.core.errors import ModelError
+from lion_ray.models.completeness import check_weights
 from lion_ray.models.machine import multiplies_int8
 from lion_ray.models.resolve import cache_folder, resolve_model
 
@@ -95,6 +96,7 @@ def quantize(source: Path, target: Path, most: int = 127) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError(f"{source} is quantized already; serve it with quantization: null")
+    check_weights(source)
     with whole_folder(target) as aside:
         index: dict[str, str] = {}
         rounded = size = 0

@@ -13,9 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from lion_ray.config import ServeConfig
 from lion_ray.core.errors import ModelError
 from lion_ray.imitation.training.data import Row, collate, encode
 from lion_ray.imitation.training.model import LabelledLogits, check_length, check_packing, load_model
+from lion_ray.inference.server import ModelServer
+from lion_ray.models.completeness import check_weights
 from lion_ray.models.prompter import Prompter
 from tests.tiny import make_tiny_tokenizer
 
@@ -184,3 +187,42 @@ def test_more_tokens_than_positions_are_told_before_the_first_step(tmp_path: Pat
     model.config.n_positions = 32
     with pytest.raises(ModelError, match=r"imitation\.max_length is 1024, and the model has 32 positions"):
         check_length(model, samples, 1024)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("model.embed_tokens.weight", "its files lack model.embed_tokens.weight, which would be random"),
+        ("model.layers.1.self_attn.q_proj.weight", "its files lack model.layers.1.self_attn.q_proj.weight"),
+        ("lm_head.weight", "its files lack lm_head.weight"),
+    ],
+)
+async def test_what_vllm_would_serve_from_random_memory_is_refused(
+    lost: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """vLLM starts without a word if one of these is missing."""
+    folder = made("llama", tmp_path)
+    check_weights(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: of for name, of in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=said) as caught:
+        check_weights(folder)
+    assert str(caught.value).startswith(f"{folder}: ")
+    capfd.readouterr()
+    serve = ServeConfig(model=str(folder), dtype="float32", max_model_len=128, enforce_eager=True)
+    with pytest.raises(ModelError, match=said):
+        await ModelServer(serve, str(folder), "lacking").start(print)
+    assert capfd.readouterr().out == ""
+
+
+def test_what_only_vllm_may_know_is_left_to_it(tmp_path: Path) -> None:
+    folder = made("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for changes in ({"model_type": "new"}, {"quantization_config": {"quant_method": "awq"}}):
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        check_weights(folder)
+    (folder / "config.json").write_text("[")
+    check_weights(folder)

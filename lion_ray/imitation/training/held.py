@@ -29,11 +29,12 @@ from lion_ray.imitation.training.adapters import (
     merged,
     round_frozen,
 )
-from lion_ray.imitation.training.model import World, add_adapters, check_names, load_model, shard
+from lion_ray.imitation.training.model import World, add_adapters, load_model, shard
 from lion_ray.imitation.training.output import copy_generation_config, write_model
 from lion_ray.imitation.training.spec import TrainSpec
 from lion_ray.imitation.training.speed import compile_layers
 from lion_ray.imitation.training.weights import Folder, Writer
+from lion_ray.models.completeness import check_names
 from lion_ray.models.resolve import count_parameters
 
 MEASURED = 0.8

@@ -12,7 +12,6 @@ This module does not know steps, optimizers or files other than the model's own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from lion_ray.core.file_kinds import HEAD, why_unreadable
 from lion_ray.imitation.training.attention import borders
 from lion_ray.imitation.training.data import Batch, Sample, collate
 from lion_ray.imitation.training.loss import Head, Reduction, TokenLoss, token_loss
+from lion_ray.models.completeness import check_names
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -105,27 +105,6 @@ def load_model(model_dir: str | Path, device: torch.device) -> Any:
             raise ModelError(f"{model_dir}: {name} contains NaN or infinite values; download the model again")
     model.requires_grad_(True)
     return model
-
-
-def check_names(model_dir: str | Path, model: Any, loaded: dict[str, Any]) -> None:
-    """Raise ModelError if the weights do not belong to this model. Weights missing from the files would be random."""
-    for found, what in (
-        ("missing_keys", "its files lack {}, which would be random; download the model again"),
-        ("mismatched_keys", "its weights belong to another model: {} has another shape than config.json says"),
-    ):
-        names = sorted(name if isinstance(name, str) else str(name[0]) for name in loaded.get(found) or ())
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ModelError(f"{model_dir}: {what.format(names[0] + more)}")
-    layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 0)
-    for name in sorted(loaded.get("unexpected_keys") or ()):
-        # Other extra weights (a vision tower, rotary tables of old versions) do not matter; an extra layer does.
-        if (layer := re.search(r"(?:^|\.)(?:layers?|h|blocks?)\.([0-9]+)\.", name)) and layers <= int(
-            layer[1]
-        ) < 10 * layers:
-            raise ModelError(
-                f"{model_dir}: its weights belong to another model: {name}, but config.json says {layers} layers"
-            )
 
 
 def check_length(model: Any, samples: Iterable[Sample], max_length: int) -> None:
