@@ -5,14 +5,13 @@ Invariants:
   are several lines of one `ConfigError`, in the file's order.
 - A duplicate key, an unknown key and a value of the wrong type are errors, never guessed at. The only conversion is of
   a whole number to a number.
-- A value that could be a secret is not repeated in a message.
+- A value that could be a secret is not repeated in a message (`mistakes`).
 
 `config` defines the keys; this module only walks its models. It does not know what a run does.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -24,25 +23,14 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from lion_ray.config import EndpointConfig, RunConfig, Section
-from lion_ray.config.keys import (
-    KeyDoc,
-    KeyPath,
-    choices,
-    describe,
-    differences,
-    is_list,
-    section_of,
-    variants_of,
-    wanted,
-)
+from lion_ray.config.keys import KeyDoc, KeyPath, describe, differences
+from lion_ray.config.mistakes import given, mistakes
 from lion_ray.core.errors import ConfigError, one_line
 
 __all__ = ["KeyDoc", "LoadedConfig", "describe", "differences", "load_config", "load_values"]
 
-_LISTED_KEYS = 12
 S = TypeVar("S", bound=Section)
 
 
@@ -109,7 +97,9 @@ def _validated(tree: _Tree, model: type[S]) -> S:
         # Through JSON, where strict validation still accepts a list as a tuple.
         return model.model_validate_json(json.dumps(tree.data, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(tree, error, model))) from None
+        for path, what in mistakes(error, model, tree.data):
+            tree.problem(path, what)
+        raise tree.problems_as_error() from None
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -206,7 +196,7 @@ class _Tree:
             here = here[name]
             if not isinstance(here, dict):
                 outer = ".".join(path[:depth])
-                raise ConfigError(f"override {key}: {outer} is {_given(here)}, not a section")
+                raise ConfigError(f"override {key}: {outer} is {given(here)}, not a section")
         here[path[-1]] = value
         self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
         self.overridden[path] = key
@@ -243,7 +233,10 @@ class _Tree:
 
     def stop_at_problems(self) -> None:
         if self.problems:
-            raise ConfigError("\n".join(dict.fromkeys(text for _, text in sorted(self.problems, key=lambda p: p[0]))))
+            raise self.problems_as_error()
+
+    def problems_as_error(self) -> ConfigError:
+        return ConfigError("\n".join(dict.fromkeys(text for _, text in sorted(self.problems, key=lambda p: p[0]))))
 
     def _plain(
         self, loader: _Loader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], inside: tuple[int, ...]
@@ -298,134 +291,3 @@ def _yaml_problem(error: yaml.YAMLError, *, line: bool = True) -> str:
     if "mapping values are not allowed" in problem:
         hint = "; a text that holds ': ' needs quotes"
     return (f":{mark.line + 1}" if mark is not None and line else "") + f": {problem}{hint}".replace("\n", " ")
-
-
-# ---- mistakes -------------------------------------------------------------------------------------------------------
-
-
-def _explain(tree: _Tree, error: ValidationError, model: type[Section]) -> list[str]:
-    """The validation errors, one line each, in the file's order."""
-    for mistake in error.errors(include_url=False):
-        path, section, info = _locate(mistake["loc"], model)
-        if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tree.problem(path, _unknown_variant(_value_at(tree.data, path), info))
-        elif mistake["type"] == "extra_forbidden":
-            tree.problem(path, _unknown(path[-1], section))
-        elif mistake["type"] == "missing":
-            tree.problem(path, f"missing; {_missing(info)}")
-        elif mistake["type"] == "value_error":
-            text = str(mistake["ctx"]["error"])
-            # A validator of several sections begins its message with the key at fault.
-            named = re.match(r"([\w.]+): ", text)
-            if named and (not path or named[1] in section.model_fields):
-                tree.problem((*path, *named[1].split(".")), text[named.end() :])
-            else:
-                tree.problem(path, text)
-        elif mistake["type"] == "too_short":
-            tree.problem(path, "empty; add at least one")
-        elif info is None:
-            tree.problem(path, f"given {_given(mistake['input'])}; wanted a section of keys")
-        elif path[-1] == "api_key_env":
-            tree.problem(path, f"wanted {wanted(info)}")
-        else:
-            # A union reports an error for each of its members; they all become the same line.
-            value = _value_at(tree.data, path)
-            tree.problem(path, f"given {_given(value)}; wanted {wanted(info)}{_nearest_choice(value, info)}")
-    return list(dict.fromkeys(text for _, text in sorted(tree.problems, key=lambda p: p[0])))
-
-
-def _locate(location: tuple[int | str, ...], section: type[Section]) -> tuple[KeyPath, type[Section], FieldInfo | None]:
-    """The key that a validator's location in a `section` refers to, the section that holds it, and its field (None if
-    unknown)."""
-    path: KeyPath = ()
-    info: FieldInfo | None = None
-    parts = iter(str(part) for part in location)
-    for part in parts:
-        path = (*path, part)
-        info = section.model_fields.get(part) or next(
-            (field for field in section.model_fields.values() if field.alias == part), None
-        )
-        if info is None:
-            return path, section, None
-        if variants := variants_of(info.annotation):
-            number = next(parts, None) if is_list(info.annotation) else None
-            path = path if number is None else (*path, number)
-            tag = next(parts, None)
-            if tag not in variants:
-                break
-            section, info = variants[tag], None
-            continue
-        below, named = section_of(info.annotation)
-        if below is None:
-            break  # what follows names a union's member or an item of a list
-        if named:
-            name = next(parts, None)
-            if name is None:
-                break
-            path = (*path, name)
-            info = None
-        section = below
-    return path, section, info
-
-
-def _value_at(data: Any, path: KeyPath) -> Any:
-    for name in path:
-        data = data[int(name)] if isinstance(data, list) else data[name]
-    return data
-
-
-def _unknown(name: str, section: type[Section]) -> str:
-    names = list(section.model_fields)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean {near[0]}?"
-    elsewhere = [doc.key for doc in describe() if doc.key.split(".")[-1] == name]
-    if elsewhere:
-        return f"unknown key here; there is {' and '.join(elsewhere)}"
-    if len(names) <= _LISTED_KEYS:
-        return f"unknown key; the keys here are {', '.join(names)}"
-    return "unknown key; remove it"
-
-
-def _unknown_variant(given: Any, info: FieldInfo | None) -> str:
-    """The mistake in a section that should be chosen by its `type`."""
-    variants = variants_of(info.annotation) if info is not None else {}
-    kinds = [tag for tag, section in variants.items() if "type" in section.model_fields]
-    if not isinstance(given, dict):
-        return f"given {_given(given)}; wanted a section with a type, one of {', '.join(kinds)}"
-    if "type" not in given:
-        return f"type: missing; add it, one of {', '.join(kinds)}, or {' or '.join(set(variants) - set(kinds))}"
-    kind = given["type"]
-    near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.5) if isinstance(kind, str) else []
-    nearest = f"; did you mean {near[0]}?" if near else ""
-    return f"type: given {_given(kind)}; wanted one of {', '.join(kinds)}{nearest}"
-
-
-def _missing(info: FieldInfo | None) -> str:
-    if info is None:
-        return "add it"
-    section, named = section_of(info.annotation)
-    if section is None:
-        return f"add it, {wanted(info)}: {info.description}"
-    needed = [name for name, below in section.model_fields.items() if below.is_required()]
-    inside = f"NAME: {{{', '.join(needed)}}}" if named else ", ".join(needed)
-    return f"add this section with at least {inside}"
-
-
-def _given(value: Any) -> str:
-    """A value as the user wrote it, shortened."""
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"the number {value}"
-    if isinstance(value, str):
-        shown = value if len(value) <= 40 else value[:37] + "..."
-        return f"the text {json.dumps(shown, ensure_ascii=False)}"
-    return "a list" if isinstance(value, list) else "a section"
-
-
-def _nearest_choice(value: Any, info: FieldInfo) -> str:
-    near = difflib.get_close_matches(value, choices(info.annotation), n=1, cutoff=0.5) if isinstance(value, str) else []
-    return f"; did you mean {near[0]}?" if near else ""
