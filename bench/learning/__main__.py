@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def cells(given: argparse.Namespace) -> list[Cell]:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run is stopped too
     given = parse()
     folder = given.folder.absolute()
     wanted = cells(given)

@@ -65,9 +65,14 @@ def ensure(folder: Path, cell: Cell, *, alone: bool = False) -> Path:
         with endpoint(cell.nature) as served:
             arguments = (str(folder), json.dumps(asdict(cell)), served.url)
             command = [sys.executable, "-m", "bench.learning.experiment", *arguments]
-            done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
-        if done.returncode or not file.exists():
-            raise BenchError(f"{cell.name} ended with {done.returncode}; the same command resumes it")
+            with subprocess.Popen(command, cwd=ROOT, env=_environment()) as process:
+                try:
+                    code = process.wait()
+                except SystemExit:
+                    process.terminate()  # a run stops its own processes; Ctrl-C it gets from the terminal
+                    raise
+        if code or not file.exists():
+            raise BenchError(f"{cell.name} ended with {code}; the same command resumes it")
     return file
 
 

@@ -59,6 +59,8 @@ class StagePlan:
     """Maximum tokens that the student generates."""
     steps: int = 0
     """Optimizer steps."""
+    consists_of: tuple[str, ...] = ()
+    """The folders of the stages that it consists of, if it writes no parts of its own."""
 
     def plus(self, other: StagePlan) -> StagePlan:
         """The same stage with the calls of another role as well."""
@@ -184,6 +186,8 @@ def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
     folder = store.stage(stage.folder)
     if folder.manifest() is not None:
         return 1.0
+    if stage.consists_of:
+        return sum(store.stage(one).manifest() is not None for one in stage.consists_of) / len(stage.consists_of)
     parts = max(1, -(-stage.rows // config.rows_per_shard(stage.rows)))
     return min(1.0, len(folder.part_indexes()) / parts)
 

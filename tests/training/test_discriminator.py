@@ -11,7 +11,7 @@ import torch
 
 from lion_ray.core.errors import ModelError, TrainingError
 from lion_ray.imitation.training.data import Sample
-from lion_ray.imitation.training.discriminator import WEIGHTS, Settings, load, loss, save, score, train
+from lion_ray.imitation.training.discriminator import WEIGHTS, Settings, load, loss, save, score, scored, train
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(learning_rate=1e-3, epochs=3, batch=4, seed=3)
@@ -32,7 +32,7 @@ def test_every_answer_starts_with_the_same_score(tiny: Path) -> None:
     assert score(found, groups(2), CPU) == [[0.0] * 3] * 2
     value, right = loss(found, *groups(1)[0], CPU)
     assert float(value.detach()) == pytest.approx(math.log(2))
-    assert right == 0.0
+    assert right == 0
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(tiny: Path) -> None:
@@ -50,7 +50,7 @@ def test_scores_do_not_depend_on_what_else_is_scored(tiny: Path) -> None:
         leads = [both[1] - both[0]]
         value, right = loss(found, long, [short], CPU)
     assert float(value) == pytest.approx(math.log(1 + math.exp(-leads[0])), rel=1e-4)
-    assert right == float(leads[0] > 0)
+    assert right == (leads[0] > 0)
 
 
 def test_it_learns_to_tell_teacher_from_student(tiny: Path) -> None:
@@ -62,6 +62,28 @@ def test_it_learns_to_tell_teacher_from_student(tiny: Path) -> None:
     teacher = [float(found([one], CPU)) for one, _ in groups()]
     students = score(found, groups(), CPU)
     assert min(teacher) > max(max(row) for row in students)
+
+
+def test_equal_answers_are_computed_once_and_make_no_pairs(tiny: Path) -> None:
+    (teacher, students), *_ = groups(1)
+    found, plain = load(tiny, None, CPU), load(tiny, None, CPU)
+    for one in (found, plain):
+        torch.nn.init.normal_(one.head.weight, generator=torch.Generator().manual_seed(1))
+    sizes: list[int] = []
+    found.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    many = [students[0], teacher, students[0], students[1], teacher]
+    with torch.no_grad():
+        assert scored(found, many, CPU).tolist() == pytest.approx(plain(many, CPU).tolist(), rel=1e-5)
+    assert sizes == [3]
+    mixed = train(found, [(teacher, many)], replace(SETTINGS, epochs=1), CPU)
+    alone = train(plain, [(teacher, [many[0], many[2], many[3]])], replace(SETTINGS, epochs=1), CPU)
+    assert mixed == alone
+    assert mixed["pairs"] == 3
+    assert score(found, groups(1), CPU) == score(plain, groups(1), CPU)
+    before = score(found, groups(1), CPU)
+    nothing = train(found, [(teacher, [teacher, teacher])], SETTINGS, CPU)
+    assert nothing == {"steps": 0, "pairs": 0, "loss": None, "pairs_right": None}
+    assert score(found, groups(1), CPU) == before
 
 
 def test_the_same_training_ends_with_the_same_bits_and_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:

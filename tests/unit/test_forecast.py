@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from lion_ray.config import RunConfig
+from lion_ray.core import layout
 from lion_ray.core.store import RunStore
 from lion_ray.models import machine
 from lion_ray.models.machine import Speeds
 from lion_ray.pipeline import local_times
 from lion_ray.pipeline.forecast import Forecast, opening_lines
 from lion_ray.pipeline.local_times import LocalTimes, in_words, left_s, planned_s
-from lion_ray.pipeline.plan import StagePlan, make_plan, plan_table
+from lion_ray.pipeline.plan import StagePlan, make_plan, plan_table, share_done
 from tests.unit.test_plan import configured
 
 ZEN3 = Speeds(
@@ -158,3 +159,18 @@ def test_planned_seconds_add_up() -> None:
 
 def test_times_in_words() -> None:
     assert [in_words(one) for one in (40, 720, 9000)] == ["about 40 s", "about 12 min", "about 2.5 h"]
+
+
+def test_each_step_of_on_policy_rounds_counts_as_done(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(
+        served(tmp_path).model_dump() | {"on_policy": {"reward": {"type": "discriminator"}, "rounds": 2}}
+    )
+    rounds = next(stage for stage in make_plan(config, tmp_path).stages if stage.folder == layout.rounds(1))
+    store = RunStore(str(tmp_path / "run"))
+    store.claim()
+    shares = [share_done(rounds, store, config)]
+    for number in (1, 2):
+        for folder in (layout.round_samples, layout.round_rewards, layout.round_checkpoint):
+            store.stage(folder(1, number)).commit({})
+            shares.append(share_done(rounds, store, config))
+    assert shares == pytest.approx([n / 6 for n in range(7)])

@@ -4,6 +4,7 @@ Source: GAD (arXiv 2511.10643). The loss is Bradley and Terry's, -log sigmoid(D(
 answer y_T and each of the student's own answers y_S to the same instruction x.
 
 Invariants:
+- Pairs of two equal answers are left out: a student that was trained on the teacher's answers gives many.
 - It is trained on each round's answers before it scores them: a discriminator that stays as it is gets deceived.
 - All randomness derives from the seed, so a repeated training ends with the same bits in one process.
 - It is written completely or not at all, as safetensors.
@@ -97,44 +98,65 @@ Groups = Sequence[tuple[Sample, Sequence[Sample]]]
 """For each instruction: the teacher's answer, and the student's."""
 
 
+def scored(discriminator: Discriminator, samples: Sequence[Sample], device: torch.device) -> torch.Tensor:
+    """[samples]: their scores; equal samples, of which a trained student gives many, are computed once."""
+    found: dict[tuple[int, ...], Sample] = {}
+    for one in samples:
+        found.setdefault(tuple(one.ids), one)
+    order = {ids: place for place, ids in enumerate(found)}
+    places = torch.tensor([order[tuple(one.ids)] for one in samples], device=device)
+    scores: torch.Tensor = discriminator(list(found.values()), device)[places]
+    return scores
+
+
+def unlike(teacher: Sample, students: Sequence[Sample]) -> list[Sample]:
+    """The student's answers that differ from the teacher's: nothing tells the others apart."""
+    return [one for one in students if one.ids != teacher.ids]
+
+
 def loss(discriminator: Discriminator, teacher: Sample, students: Sequence[Sample], device: torch.device) -> Any:
     """The mean of one instruction's pairs, a scalar with gradient, and how many are in the right order."""
-    scores = discriminator([teacher, *students], device)
+    scores = scored(discriminator, [teacher, *students], device)
     lead = scores[0] - scores[1:]
-    return -F.logsigmoid(lead).mean(), float((lead.detach() > 0).float().mean())
+    return -F.logsigmoid(lead).mean(), int((lead.detach() > 0).sum())
 
 
 def train(discriminator: Discriminator, groups: Groups, settings: Settings, device: torch.device) -> dict[str, Any]:
-    """Train in place. Returns steps, the last epoch's mean loss, and its share of pairs in the right order.
+    """Train in place, on the student's answers that differ from the teacher's.
 
-    Raises TrainingError if the loss is not finite.
+    Returns the steps, the number of `pairs`, the last epoch's mean loss and its share of pairs in the right order (None
+    without pairs). Raises TrainingError if the loss is not finite.
     """
+    telling = [(teacher, own) for teacher, students in groups if (own := unlike(teacher, students))]
+    pairs = sum(len(own) for _, own in telling)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     discriminator.train()
-    steps, found = 0, {"loss": 0.0, "pairs_right": 0.0}
-    for epoch in range(settings.epochs):
-        order = list(range(len(groups)))
+    steps = 0
+    found: dict[str, float | None] = {"loss": None, "pairs_right": None}
+    for epoch in range(settings.epochs if telling else 0):
+        order = list(range(len(telling)))
         random.Random(derive_seed(settings.seed, "discriminator", epoch)).shuffle(order)
-        found = {"loss": 0.0, "pairs_right": 0.0}
+        total, in_order = 0.0, 0
         for start in range(0, len(order), settings.batch):
             torch.manual_seed(derive_seed(settings.seed, "discriminator step", steps))
             batch = order[start : start + settings.batch]
             for place in batch:  # one instruction at a time: a group is as large as a micro-batch
-                value, right = loss(discriminator, *groups[place], device)
+                value, right = loss(discriminator, *telling[place], device)
                 if not torch.isfinite(value):
                     raise TrainingError(f"discriminator, step {steps + 1}: the loss is {float(value)}")
                 (value / len(batch)).backward()
-                found["loss"] += float(value.detach()) / len(order)
-                found["pairs_right"] += right / len(order)
+                total += float(value.detach())
+                in_order += right
             torch.nn.utils.clip_grad_norm_(discriminator.parameters(), MAX_NORM)
             optimizer.step()
             optimizer.zero_grad()
             steps += 1
-    return {"steps": steps, **found}
+        found = {"loss": total / len(order), "pairs_right": in_order / pairs}
+    return {"steps": steps, "pairs": pairs, **found}
 
 
 @torch.no_grad()
 def score(discriminator: Discriminator, groups: Groups, device: torch.device) -> list[list[float]]:
     """The scores of the student's answers, group by group."""
     discriminator.eval()
-    return [discriminator(students, device).tolist() for _, students in groups]
+    return [scored(discriminator, students, device).tolist() for _, students in groups]

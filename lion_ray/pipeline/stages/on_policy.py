@@ -73,7 +73,12 @@ class OnPolicyRounds(Stage):
         assert config is not None
         rows = min(config.prompts, planner.train_rows(iteration))
         checked, sampled = config.rounds * rows, config.rounds * rows * config.samples
-        plan = replace(planner.stage(self, iteration, checked), steps=config.rounds * config.steps)
+        parts = tuple(
+            stage(iteration, number)
+            for number in range(1, config.rounds + 1)
+            for stage in (layout.round_samples, layout.round_rewards, layout.round_checkpoint)
+        )
+        plan = replace(planner.stage(self, iteration, checked), steps=config.rounds * config.steps, consists_of=parts)
         if not isinstance(config.reward, DiscriminatorRewardConfig):
             # The same rubric serves every round: at most one for each row of the pool.
             written = min(checked, planner.train_rows(iteration))
@@ -184,7 +189,10 @@ async def discriminate(run: Run, iteration: int, number: int, reward: Discrimina
     )
     found = await run.progress.waiting(rewarded_by_discriminator(job), title)
     rewards.commit({"parts": 1} | found | since(began))
-    run.progress.say(f"{title}: puts {found.get('pairs_right', 0):.0%} of pairs in the right order")
+    if found.get("pairs"):
+        run.progress.say(f"{title}: puts {found['pairs_right']:.0%} of {found['pairs']} pairs in the right order")
+    else:
+        run.progress.say(f"{title}: no answer differs from the teacher's")
 
 
 def _last_discriminator(run: Run, iteration: int, number: int) -> str:
