@@ -102,7 +102,12 @@ class TeacherProxy(BaseActor):
         # A task, so that concurrent calls open it once; lazy, so that a restarted actor opens it again.
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)
+        try:
+            return await asyncio.shield(self._opening)
+        except asyncio.CancelledError:
+            if self._opening.cancelled():
+                raise InfrastructureError("the run ended before this endpoint was open") from None
+            raise
 
     async def _open(self) -> Client:
         settings = self._settings
@@ -142,9 +147,9 @@ class TeacherProxy(BaseActor):
 
     def _heard(self, event: Event) -> None:
         self._metrics.heard(event)
-        if event.kind == "surprised" and self._opening is not None and self._opening.done():
+        if event.kind == "surprised" and (client := self._opened()) is not None:
             for name in self._settings.siblings:
-                ray.get_actor(name).expect.remote(self._opening.result().excess)
+                ray.get_actor(name).expect.remote(client.excess)
             return
         until = time.monotonic() + event.seconds
         # A burst of 429s causes one pause and one message.
@@ -235,6 +240,12 @@ class TeacherProxy(BaseActor):
         """Counts since this proxy started, and its current state."""
         return replace((await self._client()).stats, served=self._served)
 
+    def _opened(self) -> Client | None:
+        opening = self._opening
+        if opening is None or not opening.done() or opening.cancelled() or opening.exception():
+            return None
+        return opening.result()
+
     async def close(self, for_good: bool = False) -> None:
         """Wait until the calls in flight are journaled, close the journal, and stop the server.
 
@@ -242,8 +253,12 @@ class TeacherProxy(BaseActor):
         """
         if self._meter is not None:
             self._meter.cancel()
-        if self._opening is not None and self._opening.done() and not self._opening.exception():
-            closing = asyncio.create_task(self._opening.result().close(for_good=for_good))
+        if self._opening is not None and not self._opening.done():
+            # Whoever waits for it gets an error: Ray repeats, and reports, calls that a killed actor did not end.
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        if (client := self._opened()) is not None:
+            closing = asyncio.create_task(client.close(for_good=for_good))
             await asyncio.sleep(0)  # the client now knows that it is closing
             if self._server is not None:
                 # Unfinished answers of our own server cost nothing, so do not wait for them.

@@ -29,9 +29,10 @@ from lion_ray.config import (
     PricesConfig,
     RefereeConfig,
     RunConfig,
+    ServeConfig,
     TeacherConfig,
 )
-from lion_ray.core.errors import BudgetError, EndpointError
+from lion_ray.core.errors import BudgetError, EndpointError, InfrastructureError
 from lion_ray.core.progress import Progress
 from lion_ray.core.records import ANSWER, INSTRUCTION, ORDERS, instruction_id, table
 from lion_ray.core.store import RunStore
@@ -43,6 +44,7 @@ from lion_ray.pipeline.stages.canary_pairs import CanaryPairs
 from tests.ray.harness import metrics_with
 from tests.ray.machines import Machines
 from tests.stub_api import Answer, Rule, StubAPI, lion_answer
+from tests.tiny import make_tiny_model
 
 TEACHER = TeacherConfig(max_tokens=50)
 TEXTS = ("Name a river in Asia.", "Describe the taste of salt.", "Write a haiku about rust.")
@@ -99,6 +101,19 @@ async def proxy(
         await actor.close.remote()
         ray.kill(actor)
         ray.kill(ledger)
+
+
+async def test_what_waits_for_an_endpoint_that_never_opened_gets_an_error(cluster: Machines, tmp_path: Path) -> None:
+    """Ray would repeat a killed actor's calls, and write about each."""
+    make_tiny_model(tmp_path / "tiny")
+    serve = ServeConfig(model="tiny", dtype="float32", max_model_len=128, kv_cache_gib=0.1, enforce_eager=True)
+    async with StubAPI() as stub, proxy(tmp_path, stub, serve=serve, base_url=None) as (teacher, _):
+        waiting = [teacher.ready.remote(), teacher.stats.remote()]
+        await teacher.alive.remote()
+        await teacher.close.remote()
+        for one in [*waiting, teacher.stats.remote()]:
+            with pytest.raises(InfrastructureError, match="the run ended before this endpoint was open"):
+                await one
 
 
 FAULTS = {
