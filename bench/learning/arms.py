@@ -101,6 +101,12 @@ ARMS = (
     Arm("lion_anew", "as lion, from the base model on all rows", (*_BOTH, _ANEW)),
     Arm("random_anew", "as random_rows, from the base model on all rows", (*_NO_JUDGE, _ANEW), families="random"),
     Arm(
+        "random_all_tokens",
+        "as random_rows, learning the instructions' words too",
+        (*_NO_JUDGE, "imitation.loss_on=all_tokens"),
+        families="random",
+    ),
+    Arm(
         "hard_anew",
         "as hard_only, from the base model on all rows",
         ("generation.hard={new}", "generation.easy=0", _ANEW),

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig
+from lion_ray.config.plugins import CrossEntropyConfig, FilterConfig, ObjectiveConfig, PreferenceConfig
 from lion_ray.config.section import DURATION, AttentionKernel, Precision, Section, by_machine, operational
+
+LossOn = Literal["answer", "assistant_turns", "all_tokens"]
 
 
 class LoraConfig(Section):
@@ -54,8 +56,8 @@ class ImitationConfig(Section):
     """Arithmetic of forward and backward (auto: bf16 on a GPU, on a CPU the faster one; fp32: TF32 on a GPU)."""
     truncated: Literal["drop", "keep"] = "drop"
     """A truncated answer is dropped, or trained on without an end-of-sequence token."""
-    loss_on: Literal["answer", "assistant_turns"] = "answer"
-    """The turns with labels: the teacher's answer, or also the assistant's earlier turns in a longer conversation."""
+    loss_on: LossOn = "answer"
+    """The tokens to learn: the teacher's answer, also the assistant's earlier turns, or all (instructions too)."""
     objective: ObjectiveConfig = CrossEntropyConfig()
     """The loss: cross_entropy, or your own class (docs/extending.md)."""
     filters: tuple[FilterConfig, ...] = ()
@@ -99,6 +101,8 @@ class ImitationConfig(Section):
             raise ValueError("lora.base: nf4 weights cannot be sharded; set sharding to none, or lora.base to auto")
         if self.start == "base" and (self.replay or self.later_learning_rate is not None):
             raise ValueError("start: base trains on all rows anew; leave out replay and later_learning_rate")
+        if isinstance(self.objective, PreferenceConfig) and self.loss_on != "answer":
+            raise ValueError("loss_on: preference compares answers and nothing before them; set loss_on to answer")
         return self
 
     def of_iteration(self, iteration: int) -> ImitationConfig:

@@ -260,8 +260,8 @@ def _values(cell: Cell) -> Any:
 
 def test_arms_share_a_first_imitation_unless_it_is_another() -> None:
     stem = Cell("lion").stem
-    own = {"seed_only"}
-    """Another number of passes. The loss of `preference` is another one only after a judge's verdicts."""
+    own = {"seed_only", "random_all_tokens"}
+    """Another number of passes, other labels. The loss of `preference` is another one only after a judge's verdicts."""
     assert {Cell(arm.name).stem for arm in ARMS if arm.name not in own} == {stem}
     assert Cell("lion", noise=3.0).stem == stem, "a judge's noise comes later"
     others = [*map(Cell, own), Cell("lion", seed=1), Cell("lion", error=0.1), Cell("lion", size=QUICK)]

@@ -127,6 +127,18 @@ def labelled(tokenizer: Any, ids: list[int], roles: set[str], end: int) -> list[
     return found
 
 
+def test_all_tokens_but_the_first_may_carry_labels(prompter: Prompter) -> None:
+    rows = [Row(LONG.text, "The Oder.", "stop", LONG.messages), Row("Name a town.", "Pirna.", rejected="Bonn.")]
+    both, dropped = encode(rows, prompter, 400, "drop", "all_tokens")
+    assert dropped == {}
+    for sample in both:
+        assert sample.labels == list(range(1, len(sample.ids)))
+        assert sample.labelled == len(sample.ids) - 1
+    worse = both[1].rejected
+    assert worse is not None
+    assert worse.labels == list(range(worse.prompt, len(worse.ids))), "the prompt's tokens carry labels once"
+
+
 @pytest.mark.parametrize("loss_on", ["answer", "assistant_turns"])
 def test_what_carries_labels(tokenizer: Any, prompter: Prompter, loss_on: Any) -> None:
     row = Row(LONG.text, "The Oder.", "stop", LONG.messages)

@@ -94,6 +94,12 @@ def test_an_imitation_anew_has_no_earlier_rows_to_add(other: dict[str, float]) -
         ImitationConfig.model_validate({"start": "base"} | other)
 
 
+def test_preference_compares_answers_alone() -> None:
+    for loss_on in ("assistant_turns", "all_tokens"):
+        with pytest.raises(ValidationError, match="set loss_on to answer"):
+            ImitationConfig(objective={"type": "preference"}, loss_on=loss_on)
+
+
 def test_replayed_rows_are_drawn_by_the_seed_alone() -> None:
     rows = [{"instruction": str(number)} for number in range(20)]
     once = drawn(rows, 5, seed=3)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from lion_ray.config.imitation import LossOn
 from lion_ray.core.errors import DataError
 from lion_ray.core.records import Message, derive_seed
 from lion_ray.imitation.filters import CUT_OFF, EMPTY_ANSWER, AnsweredRow, CutOff, Empty
@@ -64,7 +65,7 @@ class Sample(NamedTuple):
     columns: Mapping[str, Any] = {}
     """Columns that an objective needs besides the tokens, by name."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Earlier answers that carry labels too: (begin, end) before `prompt`, in order."""
+    """Parts of the prompt that carry labels too: (begin, end) before `prompt`, in order."""
     rejected: Sample | None = None
     """For a pair: the same prompt with the worse answer. Both lie in one packed row."""
 
@@ -143,19 +144,20 @@ def encode(
     prompter: Prompter,
     max_length: int,
     truncated: Literal["drop", "keep"],
-    loss_on: Literal["answer", "assistant_turns"] = "answer",
+    loss_on: LossOn = "answer",
 ) -> tuple[list[Sample], dict[str, int]]:
     """Samples of at most `max_length` tokens, in the order of `rows`, and the number of dropped rows by reason.
 
-    `loss_on`: whether only the answer carries labels, or the assistant's earlier turns too.
+    `loss_on`: whether only the answer carries labels, or the assistant's earlier turns too, or the whole prompt.
     """
     samples, dropped = [], Counter[str]()
     for row in map(as_row, rows):
         sample = _encode_row(row, prompter, max_length, truncated)
         if isinstance(sample, Sample) and row.rejected is not None:
             sample = _with_rejected(sample, row, prompter, max_length)
-        if isinstance(sample, Sample) and loss_on == "answer":
-            sample = sample._replace(spans=())
+        if isinstance(sample, Sample) and loss_on != "assistant_turns":
+            # The first token has none before it from which it could be predicted.
+            sample = sample._replace(spans=((1, sample.prompt),) if loss_on == "all_tokens" else ())
         if isinstance(sample, str):
             dropped[sample] += 1
         else:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from lion_ray.config import AttentionKernel, ImitationConfig, LoraConfig, NumberType, Precision
+from lion_ray.config.imitation import LossOn
 from lion_ray.config.plugins import CrossEntropyConfig, FitObjective
 from lion_ray.core.errors import ConfigError, first_line
 
@@ -74,7 +75,7 @@ class TrainSpec:
     max_grad_norm: float = 1.0
     precision: Precision = "auto"
     truncated: Literal["drop", "keep"] = "drop"
-    loss_on: Literal["answer", "assistant_turns"] = "answer"
+    loss_on: LossOn = "answer"
     objective: FitObjective = _CROSS_ENTROPY
     lora: LoraConfig | None = None
     sharding: Literal["full", "none"] = "full"
