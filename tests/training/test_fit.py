@@ -48,6 +48,14 @@ def test_a_fit_learns_and_says_so(make_spec):
     assert metrics["tokens"] == 3 * sum(len(sample.ids) for sample in samples)
 
 
+def test_a_fit_may_learn_the_instructions_too(make_spec):
+    """Besides the answers; the held-out loss is over answers as ever."""
+    answers, everything = (fit(make_spec(loss_on, loss_on=loss_on)) for loss_on in ("answer", "all_tokens"))
+    assert everything["heldout_loss_before"] == answers["heldout_loss_before"]
+    assert everything["heldout_loss_before"] > everything["heldout_loss_after"] != answers["heldout_loss_after"]
+    assert everything["tokens"] == answers["tokens"], "all that is computed"
+
+
 def test_the_folder_is_a_model_in_float32(make_spec, tmp_path):
     spec = make_spec(precision="bf16")
     metrics = fit(spec)

@@ -59,6 +59,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list:
 def test_a_model_that_keeps_samples_apart_is_let_through(kind: str, tmp_path: Path, samples: list) -> None:
     model = load_model(made(kind, tmp_path), CPU)
     check_packing(model, samples, CPU)
+    check_packing(model, [one._replace(spans=((1, one.prompt),)) for one in samples], CPU)
     logits = LabelledLogits(model.eval())
     with torch.no_grad():
         alone = float(logits.losses(collate([[samples[1]]])).sum())

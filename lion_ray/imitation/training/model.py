@@ -230,7 +230,7 @@ def check_packing(model: nn.Module, samples: Sequence[Sample], device: torch.dev
 
 
 def _other_words(sample: Sample, vocabulary: int) -> Sample:
-    return Sample([(7 * token + 3) % vocabulary for token in sample.ids], sample.prompt)
+    return sample._replace(ids=[(7 * token + 3) % vocabulary for token in sample.ids])
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
