@@ -275,8 +275,8 @@ def _parts(run: Run, iteration: int) -> list[tuple[str, str, str]]:
 def _sentence(signal: Manifest) -> str:
     reward = signal["reward"]
     mean = "none" if reward is None else f"{reward:.3f}"
+    criteria = f"; {signal['criteria_untelling']} of {signal['criteria']} criteria told no answers apart"
     return (
         f"mean reward {mean}; learned from {signal['answers_learned']} of {signal['answers']} answers to "
-        f"{signal['instructions']} instructions; {signal['criteria_untelling']} of {signal['criteria']} criteria told "
-        "no answers apart"
+        f"{signal['instructions']} instructions{criteria if signal['criteria'] else ''}"
     )
