@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_ray.core.errors import ModelError
+from lion_ray.core.terminal import tell
 
 
 def check_weights(folder: Path) -> None:
@@ -105,5 +106,5 @@ if __name__ == "__main__":
     try:
         check_weights(Path(sys.argv[1]))
     except ModelError as error:
-        print(error)
+        tell(str(error))
         sys.exit(error.exit_code)
