@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class StagePlan:
     steps: int = 0
     """Optimizer steps."""
     consists_of: tuple[str, ...] = ()
-    """The folders of the stages that it consists of, if it writes no parts of its own."""
+    """The folders of the stages that it consists of, in the order of their commits, if it writes no parts itself."""
 
     def plus(self, other: StagePlan) -> StagePlan:
         """The same stage with the calls of another role as well."""
@@ -187,7 +188,9 @@ def share_done(stage: StagePlan, store: RunStore, config: RunConfig) -> float:
     if folder.manifest() is not None:
         return 1.0
     if stage.consists_of:
-        return sum(store.stage(one).manifest() is not None for one in stage.consists_of) / len(stage.consists_of)
+        # They are committed one after the other: of hundreds, a few are read.
+        done = bisect_left(stage.consists_of, True, key=lambda one: store.stage(one).manifest() is None)
+        return done / len(stage.consists_of)
     parts = max(1, -(-stage.rows // config.rows_per_shard(stage.rows)))
     return min(1.0, len(folder.part_indexes()) / parts)
 
